@@ -1,0 +1,32 @@
+"""Data-driven models of stars, with error bars that hold."""
+
+from . import priors
+from .errors import BadInput, CannotDo, NotConverged
+from .fit import fit, infer
+from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
+from .models.cannon import Cannon
+from .posterior import Posterior, load
+from .star_posterior import StarPosterior, flag_names
+from .stars import Block, Stars
+
+__all__ = [
+    "MAP",
+    "NUTS",
+    "SVI",
+    "BadInput",
+    "Block",
+    "Cannon",
+    "CannotDo",
+    "Gibbs",
+    "Importance",
+    "Laplace",
+    "NotConverged",
+    "Posterior",
+    "StarPosterior",
+    "Stars",
+    "fit",
+    "flag_names",
+    "infer",
+    "load",
+    "priors",
+]  # fmt: skip

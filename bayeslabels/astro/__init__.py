@@ -1,0 +1,1 @@
+"""Astronomy that the models rely on: units, parallaxes, photometry and spectra."""

@@ -1,0 +1,25 @@
+"""What goes wrong, said so that the reader can act on it."""
+
+from __future__ import annotations
+
+
+class BadInput(ValueError):
+    """Data or settings that cannot mean what was intended."""
+
+
+class CannotDo(TypeError):
+    """A model and an inference that do not go together."""
+
+
+class NotConverged(RuntimeWarning):
+    """A result that came back, but should not be trusted yet."""
+
+
+def bad_input(got: str, expected: str, cause: str | None = None, fix: str | None = None) -> BadInput:
+    """The exception for ``got`` where ``expected`` was needed, with likely cause and the line to write."""
+    message = f"got {got}, expected {expected}"
+    if cause:
+        message += f"; likely cause: {cause}"
+    if fix:
+        message += f"; write: {fix}"
+    return BadInput(message)

@@ -1,0 +1,342 @@
+"""The two verbs: `fit`, the training step, and `infer`, the test step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from scipy.optimize import minimize_scalar
+from scipy.spatial import cKDTree
+from scipy.stats import t as student_t
+
+from .errors import CannotDo, bad_input
+from .inference.base import Inference, Moments, StarDraws
+from .inference.importance import KHAT_LIMIT
+from .inference.laplace import Laplace
+from .inference.map import MAP, label_system_covariance
+from .inference.starwise import StarProblem, prepare
+from .model import LinearModel, Model
+from .numerics.linalg import in_float64
+from .posterior import Posterior, provenance
+from .progress import bar
+from .star_posterior import Flags, StarPosterior
+from .stars import Stars
+
+FOLDS = 5
+M = TypeVar("M", bound=Model)
+
+
+@in_float64
+def fit(
+    model: Model,
+    stars: Stars,
+    inference: Inference | None = None,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Posterior:
+    """Training step: the posterior of the model's parameters given training stars.
+
+    Args:
+        model: such as `Cannon(order=2)`. What its settings leave open (`Cannon(label_noise=True)`) is decided by
+            held-out density; the scores stand in the result's `info["selection"]`.
+        stars: with the blocks that the model observes, for the Cannon `labels` and `flux`.
+        inference: `MAP()` (the default), `Gibbs()`, `NUTS()` or `SVI()`.
+        seed: same seed, same result. progress: show a bar; None: on a terminal.
+
+    Raises:
+        BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.
+    """
+    _check_arguments(model, stars, seed)
+    inference = inference or MAP()
+    inference.require(model, "fit")
+    info: dict[str, Any] = provenance(seed, inference)
+    model.bind(stars)
+    limit = getattr(model, "outlier_sigma", None)
+    if limit is not None:
+        kept = _within(model, stars, limit, seed, progress)
+        info["n_outlier"] = int((~kept).sum())
+        stars = stars[kept]
+    chosen, held_out, info["selection"] = _select(model, stars, seed, progress)
+    bound = chosen.bind(stars)
+    trained = inference.fit(bound, stars, seed, progress)
+    info["n_star"] = len(stars)
+    posterior = Posterior.from_training(bound, trained, info)
+    if held_out is not None and getattr(bound, "label_noise", None) == "cut":
+        posterior = _with_label_scatter(posterior, stars, held_out)
+    return posterior
+
+
+@in_float64
+def infer(
+    posterior: Posterior,
+    stars: Stars,
+    inference: Inference | None = None,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+    batch_size: int = 4096,
+) -> StarPosterior:
+    """Test step: the posterior of every star's labels, integrated over the training posterior.
+
+    A block present in `stars` is data, labels included: `stars.drop("labels")` asks for labels from spectra alone.
+
+    Args:
+        posterior: from `fit` or `load`.
+        inference: `Laplace()` (the default), `Importance()`, `NUTS()` or `MAP()`.
+        batch_size: stars at a time.
+
+    Returns:
+        A row for every star, in order; a star without an answer has NaN labels and a flag.
+    """
+    model = posterior.model
+    _check_arguments(model, stars, seed)
+    inference = inference or Laplace()
+    inference.require(model, "infer")
+    model.check(stars)
+    if "flux" not in stars and "labels" not in stars:
+        raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "flux, labels or both")
+    starts = getattr(inference, "starts", 8)
+    parts = []
+    with bar(len(stars), "test step", progress) as shown:
+        for start in range(0, len(stars), batch_size):
+            batch = stars[start : start + batch_size]
+            problem = prepare(model, posterior.moments, batch, seed, starts)
+            draws = inference.infer(problem, seed + start, progress)
+            parts.append(_finish(model, posterior.moments, batch, problem, draws, seed))
+            shown.update(len(batch))
+    data = xr.DataTree.from_dict({name: xr.concat([p[name] for p in parts], "star") for name in ("posterior", "stars")})
+    info = {
+        **provenance(seed, inference),
+        "integrated_over": "coefficients and label system of the training posterior",
+        "trained_by": posterior.info.get("inference", ""),
+        "label_scatter": posterior.moments.label_scatter.tolist(),
+        "n_star": len(stars),
+    }
+    return StarPosterior(data, model.require_frame(), info)
+
+
+class HeldOut(NamedTuple):
+    """Labels of stars that were not in the training set: scaled mean (N, M) and covariance (N, M, M)."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+@in_float64
+def held_out(
+    model: Model, stars: Stars, folds: int, seed: int, progress: bool | None = None
+) -> tuple[HeldOut, np.ndarray]:
+    """Every star's labels from its spectrum by the MAP of the other folds; scaled as the whole set is. And the folds."""
+    frame = model.bind(stars).require_frame()
+    fold = fold_of(len(stars), folds, seed)
+    mean = np.full((len(stars), len(frame.names)), np.nan)
+    covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
+    with bar(folds, "held-out folds", progress) as shown:
+        for f in range(folds):
+            out = fold == f
+            bound = model.bind(stars[~out])
+            trained = MAP(max_iterations=40, tolerance=0.03).fit(bound, stars[~out], seed, False)
+            assert trained.moments is not None
+            test = stars[out].drop("labels")
+            problem = prepare(bound, trained.moments, test, seed, 4)
+            finished = _finish(bound, trained.moments, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+            mean[out] = frame.scaled(finished["mean"].values)
+            covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
+            shown.update()
+    return HeldOut(mean, covariance), fold
+
+
+def fold_of(n_star: int, folds: int, seed: int) -> np.ndarray:
+    """The fold of each star, balanced and shuffled by seed."""
+    if not 2 <= folds <= n_star:
+        raise bad_input(f"folds={folds} for {n_star} stars", "at least 2 folds, and a star for each")
+    return np.random.default_rng([seed, 2718]).permutation(n_star) % folds
+
+
+# ---- the steps of fit ----
+
+
+def _check_arguments(model: Any, stars: Any, seed: Any) -> None:
+    if not isinstance(model, Model):
+        raise bad_input(f"a {type(model).__name__}", "a model", fix="fit(Cannon(order=2), stars)")
+    if not isinstance(stars, Stars):
+        raise bad_input(
+            f"stars as a {type(stars).__name__}", "Stars", fix='Stars.from_table(table, labels=(...), flux="FLUX")'
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise bad_input(f"seed={seed!r}", "an integer >= 0")
+
+
+def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, HeldOut | None, list[Any]]:
+    """The variant of highest held-out density of the catalogue labels, its held-out labels, and all scores."""
+    variants = model.variants()
+    single = len(variants) == 1
+    folds = min(FOLDS, len(stars))
+    if single and getattr(model, "label_noise", None) != "cut":
+        return variants[0], None, []
+    scores, outs = [], []
+    for variant in variants:
+        try:
+            out, _ = held_out(variant, stars, folds, seed, progress)
+            score = density_of_labels(variant.bind(stars), stars, out)
+        except ValueError as problem:
+            if single:
+                raise
+            scores.append({"label_noise": variant.label_noise, "log_density": float("-inf"), "refused": str(problem)})
+            outs.append(None)
+            continue
+        outs.append(out)
+        scores.append({"label_noise": variant.label_noise, "log_density": float(score.mean()), "per_star": score})
+    best = int(np.argmax([s["log_density"] for s in scores]))
+    top = scores[best].get("per_star")
+    if top is None:
+        return model.bind(stars).variants()[0], None, scores
+    for s in scores:
+        mine = s.pop("per_star", None)
+        s["difference_error"] = float((mine - top).std() / np.sqrt(len(top))) if mine is not None else float("nan")
+    return variants[best], outs[best], scores
+
+
+def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
+    """Log density (N,) of the catalogue labels under held-out predictions, tau fitted to it: Student-t, per label.
+
+    The heavy tails keep a few wrong catalogue entries from deciding between models.
+    """
+    measured = model.measured(stars)
+    total = np.zeros(len(stars))
+    for m in range(out.mean.shape[1]):
+        known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
+        offset = (measured.value - out.mean)[known, m]
+        variance = (measured.covariance + out.covariance)[known, m, m]
+
+        def loss(log_tau: float, r: np.ndarray = offset, v: np.ndarray = variance) -> float:
+            return -float(student_t.logpdf(r, freedom, scale=np.sqrt(v + np.exp(2 * log_tau))).sum())
+
+        best = minimize_scalar(loss, bounds=(-9.0, 2.0), method="bounded").x
+        total[known] += student_t.logpdf(offset, freedom, scale=np.sqrt(variance + np.exp(2 * best)))
+        total[measured.observed[:, m] & ~np.isfinite(out.mean[:, m])] -= 50.0
+    return total
+
+
+def _with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Posterior:
+    """tau such that 68.27 per cent of held-out catalogue labels lie within their predictive sd."""
+    model = posterior.model
+    measured = model.measured(stars)
+    tau2 = np.zeros(out.mean.shape[1])
+    for m in range(len(tau2)):
+        known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
+        offset2 = (measured.value - out.mean)[known, m] ** 2
+        variance = (measured.covariance + out.covariance)[known, m, m]
+        tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
+    observed, variance = measured.observed, np.einsum("nmm->nm", measured.covariance)
+    weight = observed / np.maximum(variance + tau2, 1e-8)
+    phi = np.asarray(model.features(jnp.asarray(posterior.moments.training_u)))
+    moments = posterior.moments._replace(
+        label_scatter=np.sqrt(tau2) * model.require_frame().scale,
+        label_system_covariance=label_system_covariance(phi, weight),
+    )
+    return posterior.with_moments(moments)
+
+
+def _within(model: Any, stars: Stars, limit: float, seed: int, progress: bool | None) -> np.ndarray:
+    """Stars of which every catalogue label is within `limit` robust scatters of a first pass (Ho+17, section 3)."""
+    first = fit(model.replace(outlier_sigma=None), stars, seed=seed, progress=progress)
+    offset = infer(first, stars.drop("labels"), MAP(), seed=seed, progress=False).mean - np.where(
+        stars["labels"].observed, stars["labels"].value, np.nan
+    )
+    low, middle, high = np.nanpercentile(offset, [15.87, 50, 84.13], axis=0)
+    return ~(np.abs(offset - middle) > limit * (high - low) / 2).any(1)
+
+
+# ---- the last step of infer ----
+
+
+def _finish(
+    model: LinearModel, moments: Moments, stars: Stars, problem: StarProblem, out: StarDraws, seed: int
+) -> dict[str, xr.Dataset]:
+    """Add the label system's uncertainty, turn into label units, and flag."""
+    frame, features = model.require_frame(), problem.features
+    u = np.array(out.u)
+    n_chain, n_draw = u.shape[:2]
+    mean = u.mean((0, 1)) if out.mean is None else np.array(out.mean)
+    if out.covariance is None:
+        offset = (u - mean).reshape(-1, *mean.shape)
+        covariance = np.einsum("snm,snk->nmk", offset, offset, optimize=True) / max(len(offset) - 1, 1)
+    else:
+        covariance = np.array(out.covariance)
+    system = moments.label_system_covariance
+    if system.any():
+        phi = np.asarray(features(jnp.asarray(mean)))
+        shared = np.einsum("nk,mkl,nl->nm", phi, system, phi, optimize=True)
+        covariance = covariance + shared[:, :, None] * np.eye(len(frame.names))
+        if n_draw > 1:
+            rng = np.random.default_rng([seed, 49979687])
+            factor = np.linalg.cholesky(system + 1e-14 * np.eye(features.size))
+            g = np.einsum("mkl,dml->dmk", factor, rng.standard_normal((n_chain * n_draw, *system.shape[:2])))
+            flat = u.reshape(-1, *mean.shape)
+            for d in range(len(flat)):
+                flat[d] += np.asarray(phi) @ g[d].T
+            u = flat.reshape(u.shape)
+    n_data = np.asarray(problem.statistics.n_pixel) + model.measured(stars).observed.sum(1)
+    failed = out.failed | (n_data == 0)
+    mean[failed], covariance[failed], u[:, :, failed] = np.nan, np.nan, np.nan
+    labels = frame.physical(u)
+    if n_draw > 1:
+        p16, p50, p84 = np.percentile(labels.reshape(-1, *mean.shape), [15.865, 50, 84.135], axis=0)
+    else:
+        sd = frame.scale * np.sqrt(np.einsum("nmm->nm", covariance))
+        p50 = frame.physical(mean)
+        p16, p84 = p50 - sd, p50 + sd
+    with np.errstate(invalid="ignore"):
+        chi2 = np.asarray(problem.statistics.chi2(features(jnp.asarray(mean))))
+    distance, threshold = label_distance(moments.training_u, mean)
+    n_pixel = np.asarray(problem.statistics.n_pixel).astype(int)
+    star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
+    flags = np.zeros(len(stars), int)
+    weight = np.asarray(problem.modes.weight)
+    flags |= Flags.NOT_CONVERGED * (out.failed & (n_data > 0))
+    flags |= Flags.NO_DATA * (n_data == 0)
+    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
+    flags |= Flags.OUTSIDE_TRAINING * (distance > threshold)
+    flags |= Flags.POOR_FIT * (chi2 > 3 * np.maximum(n_pixel, 1))
+    if "flux" in stars:
+        flags |= Flags.MISSING_DATA * ((n_pixel < 0.5 * np.isfinite(moments.scatter).sum()) & (n_data > 0))
+    if "khat" in star_stats:
+        rescued = out.star_stats.get("rescued", np.zeros(len(stars), bool))
+        flags |= Flags.KHAT_HIGH * ((star_stats["khat"] > KHAT_LIMIT) & ~rescued)
+    if "rhat" in star_stats:
+        flags |= Flags.RHAT_HIGH * (star_stats["rhat"] > 1.02)
+    ids = stars.id if stars.id is not None else np.arange(len(stars))
+    coords: dict[str, Any] = {"star": ids, "labels": list(frame.names), "labels_bis": list(frame.names)}
+    per_label = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
+    table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
+    table["covariance"] = (("star", "labels", "labels_bis"), covariance * frame.scale[:, None] * frame.scale)
+    per_star = {"chi2": chi2, "n_pixel": n_pixel, "label_distance": distance, "flags": flags, **star_stats}
+    table |= {name: (("star",), x) for name, x in per_star.items()}
+    draws = xr.Dataset(
+        {"true_labels": (("chain", "draw", "star", "labels"), labels)},
+        coords={**coords, "chain": np.arange(n_chain), "draw": np.arange(n_draw)},
+    )
+    return {"posterior": draws.drop_vars("labels_bis"), "stars": xr.Dataset(table, coords=coords)}
+
+
+def label_distance(training_u: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean squared distance (N,) to the ten nearest training stars in scaled labels (Ho+17 eq. 7), and its limit.
+
+    The limit is twice the largest distance, save for one star in a hundred, among the training stars themselves.
+    """
+    train = training_u[:: max(1, len(training_u) // 4000)]
+    k = min(10, len(train) - 1)
+    tree = cKDTree(train)
+    ok = np.isfinite(u).all(1)
+    distance = np.full(len(u), np.nan)
+    if ok.any():
+        distance[ok] = (tree.query(u[ok], k=k)[0].reshape(ok.sum(), -1) ** 2).mean(1)
+    own = (tree.query(train, k=k + 1)[0][:, 1:] ** 2).mean(1)
+    return distance, 4 * float(np.quantile(own, 0.99))
+
+
+__all__ = ["CannotDo", "fit", "infer"]

@@ -1,0 +1,91 @@
+"""What every inference is: a frozen value with a training step, a test step, or both."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ..errors import CannotDo
+from ..model import LinearModel, Model
+from ..stars import Stars
+
+
+class Moments(NamedTuple):
+    """Means and covariances of the trained parameters of a linear model: what the test step integrates over.
+
+    coefficients (L, K), coefficient_covariance (L, K, K), scatter (L,) in flux units, NaN for pixels that could not
+    be trained; label_scatter (M,) in label units; population_mean (M,), population_covariance (M, M), scaled;
+    label_system_covariance (M, K, K): the covariance of g_m where the true scaled label is u_m + g_m . phi(u), the
+    uncertainty of the label system that all stars share; training_u (N, M): the training stars' scaled labels.
+    """
+
+    coefficients: np.ndarray
+    coefficient_covariance: np.ndarray
+    scatter: np.ndarray
+    label_scatter: np.ndarray
+    population_mean: np.ndarray
+    population_covariance: np.ndarray
+    label_system_covariance: np.ndarray
+    training_u: np.ndarray
+
+
+@dataclass
+class Trained:
+    """What a training step returns: draws {site: (chain, draw, ...)}, moments if linear, and diagnostics.
+
+    `stats`: scalars and short strings; `traces`: arrays per iteration or draw, such as the loss.
+    """
+
+    draws: dict[str, np.ndarray]
+    moments: Moments | None
+    stats: dict[str, Any] = field(default_factory=dict)
+    traces: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class StarDraws:
+    """What a test step returns: u (chain, draw, star, M), scaled labels, and per-star diagnostics (star,).
+
+    `mean` and `covariance` where they are known better than from the draws. `failed`: stars without an answer.
+    """
+
+    u: np.ndarray
+    failed: np.ndarray
+    mean: np.ndarray | None = None
+    covariance: np.ndarray | None = None
+    star_stats: dict[str, np.ndarray] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inference(ABC):
+    """Base of all inferences."""
+
+    trains: ClassVar[type[Model] | None] = None
+    """The kind of model that the training step accepts; None: this inference has no training step."""
+    infers: ClassVar[type[Model] | None] = None
+    """The kind of model that the test step accepts."""
+
+    def fit(self, model: Any, stars: Stars, seed: int, progress: bool | None) -> Trained:
+        raise NotImplementedError  # pragma: no cover - guarded by `require`
+
+    def infer(self, problem: Any, seed: int, progress: bool | None) -> StarDraws:
+        raise NotImplementedError  # pragma: no cover - guarded by `require`
+
+    def require(self, model: Model, verb: str) -> None:
+        """Refuse a model or verb that this inference cannot serve, saying what is missing and what can."""
+        kind = self.trains if verb == "fit" else self.infers
+        name, other = type(self).__name__, {"fit": "MAP(), Gibbs() or NUTS()", "infer": "Laplace() or NUTS()"}[verb]
+        if kind is None:
+            raise CannotDo(f"{name} has no {verb} step: use {other}")
+        if not isinstance(model, kind):
+            missing = "a likelihood linear in features of the labels" if kind is LinearModel else kind.__name__
+            raise CannotDo(
+                f"{name} needs {missing}, which {type(model).__name__} does not declare: use NUTS() or SVI()"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,10 @@
+"""placeholder"""
+
+from dataclasses import dataclass
+
+from .base import Inference
+
+
+@dataclass(frozen=True)
+class Gibbs(Inference):
+    pass

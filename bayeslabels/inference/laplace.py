@@ -1,0 +1,40 @@
+"""Laplace: a Gaussian at every mode that carries weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..model import LinearModel
+from .base import Inference, StarDraws
+from .starwise import StarProblem, draw_mixture
+
+
+@dataclass(frozen=True)
+class Laplace(Inference):
+    """Test step: draws from the mixture of Gaussians at the modes of each star's posterior.
+
+    Exact where the posterior is Gaussian, which spectra of good signal-to-noise make it; `Importance` checks and
+    corrects it.
+
+    Args:
+        draws: per star. starts: starting points per star.
+    """
+
+    draws: int = 500
+    starts: int = 8
+
+    infers: ClassVar = LinearModel
+
+    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
+        u, _ = draw_mixture(problem, seed, self.draws)
+        modes = problem.modes
+        weight = np.asarray(modes.weight)[..., None]
+        location = np.asarray(modes.location)
+        mean = (weight * location).sum(0)
+        offset = location - mean
+        spread = np.asarray(modes.covariance) + offset[..., :, None] * offset[..., None, :]
+        covariance = (weight[..., None] * spread).sum(0)
+        return StarDraws(np.asarray(u)[None], ~np.asarray(modes.converged[0]), mean, covariance)

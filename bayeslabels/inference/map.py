@@ -1,0 +1,305 @@
+"""MAP: the mode of what has a mode worth having, integrating over what does not.
+
+Exact training labels: the joint mode of coefficients and scatter, pixel by pixel, by exact solves.
+Noisy training labels: expectation-maximisation. The E step gives every star's true labels a Gaussian (Laplace)
+posterior from its compressed spectrum, its catalogue labels and the population; the M step solves all pixels against
+the labels' first and second moments, with the coefficients themselves integrated out of the scatter and of the learned
+prior. The joint mode over thousands of noisy labels overfits; this does not. An affine move of the label system
+that leaves every predicted flux unchanged (parameter-expanded EM, Liu+98) replaces hundreds of slow iterations.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import NotConverged
+from ..model import LinearModel, Measured
+from ..numerics.compress import PIXELS, Statistics, known, padded, pixel_blocks
+from ..numerics.linalg import in_float64, inverse_observed, inverse_psd, outer_pairs, pack, unpack
+from ..numerics.optimize import descend, newton_curvature
+from ..numerics.regression import CoefficientPrior, train_block
+from ..priors import HalfNormal, Laplace, Learned
+from ..progress import bar
+from ..stars import Stars
+from .base import Inference, Moments, Trained
+from .starwise import StarProblem, modes_of
+
+PINNED = 1e10
+"""Precision, in scaled labels, of a label that is exact."""
+
+
+@dataclass(frozen=True)
+class MAP(Inference):
+    """Training step: mode of scatter, tau and population; posterior mean and covariance of the coefficients.
+
+    Test step: the best of several modes per star, with the inverse curvature as covariance (one draw, the mode).
+
+    Args:
+        max_iterations: of expectation-maximisation.
+        tolerance: largest root mean square change of the true labels in an iteration, in posterior sds.
+        starts: starting points per star in the test step.
+    """
+
+    max_iterations: int = 100
+    tolerance: float = 3e-3
+    starts: int = 8
+
+    trains: ClassVar = LinearModel
+    infers: ClassVar = LinearModel
+
+    @in_float64
+    def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
+        state = EM(model, stars)
+        iterate = state.has_latents or isinstance(model.prior, Learned)
+        changes: list[float] = []
+        with bar(self.max_iterations if iterate else None, "training step", progress) as shown:
+            state.train(start=True)
+            while iterate and len(changes) < self.max_iterations:
+                change = state.update_labels() if state.has_latents else 0.0
+                change = max(change, state.train())
+                changes.append(change)
+                shown.update()
+                shown.set_postfix(change=f"{change:.1e}")
+                if change < self.tolerance:
+                    break
+        converged = not iterate or changes[-1] < self.tolerance
+        if not converged:
+            warnings.warn(
+                f"the training labels still moved by {changes[-1]:.1e} posterior sd after {len(changes)} iterations: "
+                f"MAP(max_iterations={4 * self.max_iterations}) runs longer",
+                NotConverged,
+                stacklevel=2,
+            )
+        stats = {
+            "converged": bool(converged and state.pixel_converged.all()),
+            "iterations": len(changes),
+            "n_star": len(stars),
+            "n_pixel_trained": int(state.trained.sum()),
+            "n_pixel_dropped": int((~state.trained).sum()),
+            "n_pixel_not_converged": int((~state.pixel_converged).sum()),
+        }
+        return Trained(state.point(), state.moments(), stats, {"change": np.array(changes)})
+
+    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> Any:
+        return modes_of(problem)
+
+
+class EM:
+    """Current values of everything that the training step learns; arrays as in `Moments`."""
+
+    def __init__(self, model: LinearModel, stars: Stars):
+        self.model = model
+        frame = model.require_frame()
+        self.features = model.features
+        self.value, self.error = model.output(stars)
+        n_star, n_pixel = self.value.shape
+        m, k = len(frame.names), self.features.size
+        self.catalogue: Measured = model.measured(stars)
+        self.noisy = model.integrates_labels
+        self.has_latents = self.noisy or not self.catalogue.observed.all()
+        self.u = np.array(self.catalogue.value)
+        self.u_covariance = np.zeros((n_star, m, m))
+        self.allowed = model.allowed().astype(float)
+        self.flux_scale = frame.flux_scale
+        scatter = model.scatter_prior
+        self.learn_scatter = isinstance(scatter, HalfNormal)
+        self.scatter_scale = scatter.width(self.flux_scale) if isinstance(scatter, HalfNormal) else 1.0
+        start = (0.03 * self.flux_scale) ** 2
+        self.scatter2 = np.full(n_pixel, start) if isinstance(scatter, HalfNormal) else scatter**2
+        low, high = model.coefficient_bounds()
+        prior = model.prior.numeric(k, self.flux_scale)
+        self.prior: CoefficientPrior = prior._replace(low=jnp.asarray(low), high=jnp.asarray(high))
+        self.penalised = isinstance(model.prior, Laplace) or bool(np.isfinite([low, high]).any())
+        self.learned: dict[str, np.ndarray] = {}
+        ok = np.isfinite(self.value) & (np.isfinite(self.error) if self.error is not None else True)
+        needed = 1 if isinstance(model.prior, Learned) else self.allowed.sum(1)
+        self.trained = ok.sum(0) > needed
+        self.pixel_converged = np.ones(n_pixel, bool)
+        self.theta = np.zeros((n_pixel, k))
+        self.covariance = np.zeros((n_pixel, k, k))
+        seen = np.where(self.catalogue.observed, self.u, np.nan)
+        self.mean = np.nanmean(seen, 0)
+        self.population = np.cov(self.u.T).reshape(m, m) + 1e-3 * np.eye(m)
+        self.tau2 = np.full(m, 0.09 if self.noisy else 0.0)
+        self.affine = isinstance(model.prior, Learned) and not self.penalised and bool(self.allowed.all())
+        order = self.features.order
+        self.affine &= set(self.features.exponents) == set(self.features.up_to(order, m).exponents)
+
+    def train(self, start: bool = False) -> float:
+        """All pixels given the labels' moments; compresses the spectra on the way. Returns the change of ln s."""
+        k = self.features.size
+        phi, second = _moments(self.features, jnp.asarray(self.u), jnp.asarray(self.u_covariance))
+        integrate = self.noisy or isinstance(self.model.prior, Learned)
+        options = {
+            "learn_scatter": self.learn_scatter,
+            "integrate": integrate,
+            "exact": not self.has_latents,
+            "penalised": self.penalised,
+            "alternations": 100 if not integrate else (10 if start else 1),
+        }
+        size = min(PIXELS, len(self.theta))
+        gram = linear = jnp.zeros(())
+        before = self.scatter2.copy()
+        for rows, y, e in pixel_blocks(self.value, self.error, size):
+            width = rows.stop - rows.start
+            allowed = padded(self.allowed, rows, size, 1.0)
+            s2 = padded(self.scatter2, rows, size, 1.0)
+            out = train_block(y, e, phi, second, allowed, self.prior, s2, self.scatter_scale, **options)
+            self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
+            self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
+            if self.has_latents:
+                keep = padded(self.trained.astype(float), rows, size)
+                g, b = _expected_statistics(y, e, out.theta * allowed, out.covariance, allowed, out.scatter2, keep)
+                gram, linear = gram + g, linear + b
+        if integrate and not start:
+            self.pixel_converged[:] = True
+        if isinstance(self.model.prior, Learned):
+            theta, covariance = self.theta[self.trained], self.covariance[self.trained].mean(0)
+            prior, mean, sigma = self.model.prior.update(theta, covariance, self.flux_scale)
+            self.prior = self.prior._replace(precision=prior.precision, information=prior.information)
+            self.learned = {"coefficients_mean": mean, "coefficients_covariance": sigma}
+        if self.has_latents:
+            zero = jnp.zeros(len(self.u))
+            self.statistics = Statistics(unpack(gram, k), linear, zero, zero, zero)
+        used = self.trained & (self.scatter2 > 1e-12 * self.flux_scale**2)
+        ratio = np.log(self.scatter2[used] / before[used])
+        return float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
+
+    def label_precision(self) -> jax.Array:
+        """(N, M, M): of the catalogue labels about the true ones."""
+        observed = jnp.asarray(self.catalogue.observed)
+        eye = jnp.eye(observed.shape[1])
+        if not self.noisy:
+            return PINNED * eye * observed[:, :, None]
+        return inverse_observed(jnp.asarray(self.catalogue.covariance) + eye * self.tau2, observed)
+
+    def update_labels(self) -> float:
+        """E step for the true labels, then the population, tau and the affine move; returns the change in sds."""
+        old = self.u
+        prior = np.linalg.inv(self.population)
+        seen = self.label_precision()
+        precision = seen + prior
+        information = jnp.einsum("nmk,nk->nm", seen, jnp.asarray(self.catalogue.value)) + prior @ self.mean
+        u, *_ = descend(jnp.asarray(old), self.statistics, precision, information, self.features, 20)
+        curvature = newton_curvature(u, self.statistics, precision, information, self.features)
+        covariance = inverse_psd(curvature)
+        if self.noisy and self.affine:
+            u, covariance = _affine_move(u, covariance, self.catalogue, seen)
+        self.u, self.u_covariance = np.array(u), np.array(covariance)
+        n, m = self.u.shape
+        self.mean = self.u.mean(0)
+        offset = self.u - self.mean
+        self.population = (offset.T @ offset + self.u_covariance.sum(0) + np.eye(m)) / (n + 2 * m + 3)
+        if self.noisy:
+            self.tau2 = _scatter_of_labels(self.tau2, self.u, self.u_covariance, self.catalogue)
+        sd = np.sqrt(np.maximum(np.einsum("nmm->nm", self.u_covariance), 1e-8))
+        return float(np.sqrt(np.mean(((self.u - old) / sd) ** 2, axis=0)).max())
+
+    def moments(self) -> Moments:
+        frame = self.model.require_frame()
+        m, k = len(frame.names), self.features.size
+        blank = ~self.trained
+        effective = self.theta * self.allowed
+        both = self.allowed[:, :, None] * self.allowed[:, None, :]
+        theta = np.where(blank[:, None], np.nan, effective)
+        covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
+        system = np.zeros((m, k, k))
+        if self.noisy:
+            phi = np.asarray(self.features(jnp.asarray(self.u)))
+            weight = np.einsum("nmm->nm", np.asarray(self.label_precision()))
+            system = label_system_covariance(phi, weight)
+        return Moments(
+            theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.tau2) * frame.scale,
+            self.mean, self.population, system, self.u,
+        )  # fmt: skip
+
+    def point(self) -> dict[str, np.ndarray]:
+        """The point estimate of every site, as one chain of one draw."""
+        frame, moments = self.model.require_frame(), self.moments()
+        sites = {
+            "coefficients": moments.coefficients,
+            "population_mean": self.mean,
+            "population_covariance": self.population,
+            **self.learned,
+        }
+        if self.learn_scatter:
+            sites["scatter"] = moments.scatter
+        if self.noisy:
+            sites |= {"label_scatter": moments.label_scatter, "u": self.u}
+            sites["true_labels"] = frame.physical(self.u)
+        return {name: np.asarray(x)[None, None] for name, x in sites.items()}
+
+
+def label_system_covariance(phi: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Covariance (M, K, K) of the calibration curve g_m . phi(u) of each label, from N noisy training labels.
+
+    phi (N, K); weight (N, M): inverse variances of the catalogue labels about the true ones. However many pixels a
+    spectrum has, the system of labels is only as well known as the catalogue labels fix it: this covariance is common
+    to all stars and is what per-pixel coefficient errors leave out.
+    """
+    k = phi.shape[1]
+    gram = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
+    ridge = 1e-10 * np.einsum("mkk->m", gram)[:, None, None] / k + 1e-10
+    return np.linalg.inv(gram + ridge * np.eye(k))
+
+
+def _affine_move(u, covariance, catalogue: Measured, precision):
+    """u -> u + g (1, u), each label's g the weighted least-squares fit to the catalogue; the fluxes stay as they are."""
+    m = u.shape[1]
+    design = jnp.concatenate([jnp.ones((len(u), 1)), u], 1)
+    weight = jnp.diagonal(precision, axis1=1, axis2=2) * jnp.asarray(catalogue.observed)
+    residual = jnp.where(jnp.asarray(catalogue.observed), jnp.asarray(catalogue.value) - u, 0.0)
+    gram = jnp.einsum("ni,nm,nj->mij", design, weight, design)
+    right = jnp.einsum("ni,nm->mi", design, weight * residual)
+    g = jnp.linalg.solve(gram + 1e-9 * jnp.eye(m + 1), right[..., None])[..., 0]
+    slope = jnp.eye(m) + g[:, 1:]
+    return u + design @ g.T, slope @ covariance @ slope.T
+
+
+def _scatter_of_labels(tau2: np.ndarray, u: np.ndarray, covariance: np.ndarray, catalogue: Measured) -> np.ndarray:
+    """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels, prior HalfNormal(1), scaled."""
+    m = len(tau2)
+    offset = np.where(catalogue.observed, catalogue.value - u, 0.0)
+    second = offset[:, :, None] * offset[:, None, :] + covariance
+    x = np.log(np.maximum(tau2, 1e-12))
+    for _ in range(8):
+        precision = np.asarray(
+            inverse_observed(
+                jnp.asarray(catalogue.covariance) + jnp.eye(m) * np.exp(x), jnp.asarray(catalogue.observed)
+            )
+        )
+        explained = precision @ second @ precision
+        t = np.exp(x)
+        gradient = 0.5 * t * np.einsum("nmm->m", precision - explained) + 0.5 * t
+        fisher = 0.5 * t**2 * (np.einsum("nmm->nm", precision) ** 2).sum(0) + 0.5 * t
+        x = np.clip(x - np.clip(gradient / fisher, -1.5, 1.5), np.log(1e-10), 4.0)
+    return np.exp(x)
+
+
+@jax.jit
+def _expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
+    value, variance, ok = known(y, e)
+    w = ok * keep / (variance + scatter2)
+    second = outer_pairs(theta) + pack(covariance * allowed[:, :, None] * allowed[:, None, :])
+    return w @ second, (w * value) @ theta
+
+
+def _moments(features, u, covariance):
+    """E[phi] and packed E[phi phi']; plain products where the labels are exact."""
+    if not np.any(covariance):
+        phi = features(u)
+        return phi, outer_pairs(phi)
+    phi, second = _gaussian_moments(features, u, covariance)
+    return phi, pack(second)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gaussian_moments(features, u, covariance):
+    return features.moments(u, covariance)

@@ -1,0 +1,159 @@
+"""NUTS: the No-U-Turn sampler of NumPyro, on the whole program or on every star's compressed posterior at once."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro.infer import MCMC
+from numpyro.infer import NUTS as NumPyroNUTS
+from numpyro.infer.hmc import hmc
+from numpyro.infer.initialization import init_to_value
+from numpyro.infer.util import initialize_model
+
+from ..model import LinearModel, Model
+from ..numerics.compress import Statistics
+from ..numerics.linalg import in_float64
+from ..progress import bar
+from ..stars import Stars
+from .base import Inference, StarDraws, Trained
+from .diagnostics import ess, rhat
+from .draws import jittered, moments_from_draws
+from .map import MAP
+from .starwise import StarProblem, draw_mixture
+
+BATCH = 512
+"""Stars sampled side by side."""
+
+
+@dataclass(frozen=True)
+class NUTS(Inference):
+    """Training step: NUTS on the model's NumPyro program, chains started around its MAP where it has one.
+
+    Test step: NUTS on each star's compressed posterior, whitened by its Laplace approximation, chains started from
+    draws of the mixture over its modes. The cost does not depend on the number of pixels.
+
+    Args:
+        chains, draws, warmup: per parameter or star.
+        target_accept: acceptance probability aimed at.
+        max_tree_depth: of the training step.
+        starts: starting points per star for the modes.
+    """
+
+    chains: int = 4
+    draws: int = 500
+    warmup: int | None = None
+    target_accept: float = 0.85
+    max_tree_depth: int = 10
+    starts: int = 8
+
+    trains: ClassVar = Model
+    infers: ClassVar = LinearModel
+
+    @in_float64
+    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None) -> Trained:
+        key = jax.random.key(seed)
+        program = functools.partial(model, stars)
+        start: dict[str, Any] = {}
+        if isinstance(model, LinearModel):
+            point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
+            start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}
+        with numpyro.handlers.seed(rng_seed=key):
+            info = initialize_model(key, program, init_strategy=init_to_value(values=start))
+        kernel = NumPyroNUTS(program, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth)
+        sampler = MCMC(
+            kernel,
+            num_warmup=self.warmup or 1000,
+            num_samples=self.draws,
+            num_chains=self.chains,
+            chain_method="vectorized",
+            progress_bar=bool(progress),
+        )
+        initial = jittered(dict(info.param_info.z), self.chains, 0.05, seed)
+        if self.chains == 1:
+            initial = {name: x[0] for name, x in initial.items()}
+        sampler.run(key, init_params=initial, extra_fields=("diverging", "energy"))
+        draws = {name: np.asarray(x) for name, x in sampler.get_samples(group_by_chain=True).items()}
+        extra = sampler.get_extra_fields(group_by_chain=True)
+        stats = {
+            "n_divergent": int(extra["diverging"].sum()),
+            "rhat_max": max(float(np.nanmax(rhat(x))) for x in draws.values()),
+            "ess_min": min(float(np.nanmin(ess(x))) for x in draws.values()),
+        }
+        stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
+        moments = moments_from_draws(model, stars, draws) if isinstance(model, LinearModel) else None
+        return Trained(draws, moments, stats, {"energy": np.asarray(extra["energy"])})
+
+    @in_float64
+    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
+        n, m = problem.n_star, problem.information.shape[1]
+        size = min(BATCH, n)
+        u = np.empty((self.chains, self.draws, n, m))
+        divergent = np.zeros(n, int)
+        with bar(n, "NUTS", progress) as shown:
+            for start in range(0, n, size):
+                rows = np.minimum(np.arange(start, start + size), n - 1)
+                kept = min(size, n - start)
+                draws, diverging = self._sample(problem[rows], seed + 1_000_003 * start)
+                u[:, :, start : start + kept] = draws[:, :, :kept]
+                divergent[start : start + kept] = diverging[:kept]
+                shown.update(kept)
+        per_star = {"rhat": rhat(u).max(-1), "ess": ess(u).min(-1), "n_divergent": divergent}
+        stats = {"rhat_max": float(np.nanmax(per_star["rhat"])), "n_divergent": int(divergent.sum())}
+        return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star, stats=stats)
+
+    def _sample(self, problem: StarProblem, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        start, _ = draw_mixture(problem, seed, self.chains)
+        centre = problem.modes.location[0]
+        factor = jnp.linalg.cholesky(problem.modes.covariance[0])
+        z = jnp.linalg.solve(factor, jnp.moveaxis(start - centre, 0, -1))
+        z = jnp.moveaxis(z, -1, 1)
+        keys = jax.random.split(jax.random.key(seed), (len(centre), self.chains))
+        statistics = problem.statistics
+        args = (statistics.gram, statistics.linear, problem.precision, problem.information, centre, factor)
+        draws, diverging = _run(problem.features, self.warmup or 150, self.draws, self.target_accept, keys, z, args)
+        return np.moveaxis(np.asarray(draws), 0, 2), np.asarray(diverging).sum((1, 2))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(features, warmup, draws, target_accept, keys, z, args):
+    """Chains (N, chain, draw, M) of u = centre + factor z for every star."""
+
+    def potential(gram, linear, precision, information, centre, factor):
+        def energy(z):
+            u = centre + factor @ z
+            statistics = Statistics(gram[None], linear[None], *[jnp.zeros(1)] * 3)
+            prior = information @ u - 0.5 * u @ precision @ u
+            return -prior - statistics.linear_log_likelihood(features(u)[None])[0]
+
+        return energy
+
+    def chain(key, z, *args):
+        initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
+        state = initialise(
+            z,
+            warmup,
+            step_size=0.8,
+            adapt_mass_matrix=False,
+            target_accept_prob=target_accept,
+            max_tree_depth=6,
+            model_args=args,
+            rng_key=key,
+        )
+        state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
+
+        def record(s, _):
+            s = step(s, args)
+            return s, (s.z, s.diverging)
+
+        return jax.lax.scan(record, state, None, length=draws)[1]
+
+    over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
+    z, diverging = jax.vmap(over_chains)(keys, z, *args)
+    centre, factor = args[4], args[5]
+    return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging

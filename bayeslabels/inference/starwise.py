@@ -1,0 +1,156 @@
+"""The test step of linear models: every star's label posterior from its compressed spectrum.
+
+The coefficients are integrated out: their covariance enters each pixel's variance, sigma_nl^2 + s_l^2 +
+phi_n' Cov(theta_l) phi_n, at a first estimate of the labels. The uncertainty of the label system, common to all
+stars, is added to the draws afterwards (`fit.infer`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..model import LinearModel
+from ..numerics.compress import Statistics, compress
+from ..numerics.features import Monomials
+from ..numerics.linalg import in_float64, inverse_observed, outer_pairs
+from ..numerics.optimize import Modes, find_modes
+from ..stars import Stars
+from .base import Moments, StarDraws
+
+PINNED = 1e10
+"""Precision, in scaled labels, of a label that is exact."""
+
+
+class StarProblem(NamedTuple):
+    """Everything that the label posteriors of N stars depend on.
+
+    p(u_n | data) ~ exp[b' phi(u) - 1/2 phi(u)' G phi(u) - 1/2 u' P u + h' u], precision P (N, M, M), information
+    h (N, M); `modes` are its optima.
+    """
+
+    features: Monomials
+    statistics: Statistics
+    precision: jax.Array
+    information: jax.Array
+    modes: Modes
+
+    @property
+    def n_star(self) -> int:
+        return self.information.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> StarProblem:
+        pick = lambda x: jnp.asarray(x)[rows]  # noqa: E731
+        return StarProblem(
+            self.features,
+            Statistics(*map(pick, self.statistics)),
+            pick(self.precision),
+            pick(self.information),
+            Modes(*(jnp.asarray(x)[:, rows] for x in self.modes)),
+        )
+
+
+@in_float64
+def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, starts: int = 8) -> StarProblem:
+    """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there."""
+    features = model.features
+    precision, information = label_terms(model, moments, stars)
+    if "flux" in stars:
+        value, error = model.output(stars)
+        statistics = compress(value, error, moments.coefficients, moments.scatter)
+    else:
+        k = features.size
+        zero = jnp.zeros(len(stars))
+        statistics = Statistics(jnp.zeros((len(stars), k, k)), jnp.zeros((len(stars), k)), zero, zero, zero)
+    modes = find_modes(statistics, precision, information, features, _starts(moments, model, stars, seed, starts))
+    if "flux" in stars and np.nanmax(moments.coefficient_covariance, initial=0.0) > 0:
+        at = outer_pairs(features(modes.location[0]))
+        statistics = compress(
+            value, error, moments.coefficients, moments.scatter,
+            theta_covariance=moments.coefficient_covariance, feature_pairs=at,
+        )  # fmt: skip
+        modes = find_modes(statistics, precision, information, features, np.asarray(modes.location))
+    return StarProblem(features, statistics, jnp.asarray(precision), jnp.asarray(information), modes)
+
+
+def label_terms(model: LinearModel, moments: Moments, stars: Stars) -> tuple[jax.Array, jax.Array]:
+    """Precision (N, M, M) and information (N, M) of population and catalogue labels together."""
+    measured = model.measured(stars)
+    observed = jnp.asarray(measured.observed)
+    eye = jnp.eye(observed.shape[1])
+    if model.label_noise is False:  # type: ignore[attr-defined]
+        seen = PINNED * eye * observed[:, :, None]
+    else:
+        tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
+        seen = inverse_observed(jnp.asarray(measured.covariance) + eye * tau2 + 1e-12 * eye, observed)
+    population = jnp.linalg.inv(jnp.asarray(moments.population_covariance))
+    information = jnp.einsum("nmk,nk->nm", seen, jnp.asarray(measured.value))
+    return seen + population, information + population @ jnp.asarray(moments.population_mean)
+
+
+def _starts(moments: Moments, model: LinearModel, stars: Stars, seed: int, n: int) -> np.ndarray:
+    """(n, N, M): the population mean, the catalogue label where there is one, and draws from the population."""
+    m = len(moments.population_mean)
+    rng = np.random.default_rng([seed, 7919])
+    factor = np.linalg.cholesky(moments.population_covariance)
+    draws = moments.population_mean + rng.standard_normal((n, m)) @ factor.T
+    draws[0] = moments.population_mean
+    starts = np.repeat(draws[:, None], len(stars), axis=1)
+    measured = model.measured(stars)
+    return np.where(measured.observed, measured.value, starts)
+
+
+def modes_of(problem: StarProblem) -> StarDraws:
+    """The best mode of each star as one draw, with its inverse curvature."""
+    best, covariance = np.asarray(problem.modes.location[0]), np.asarray(problem.modes.covariance[0])
+    return StarDraws(best[None, None], ~np.asarray(problem.modes.converged[0]), best, covariance)
+
+
+@in_float64
+def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: float | None = None) -> tuple[jax.Array, jax.Array]:
+    """Draws (n, N, M) from the Laplace mixture over the modes, and their log density (n, N).
+
+    freedom: of multivariate t components instead of normal ones, with the same centre and curvature.
+    """
+    modes = problem.modes
+    j, n_star, m = modes.location.shape
+    weight = modes.weight
+    rng = np.random.default_rng([seed, 104729])
+    uniform = jnp.asarray(rng.random((n, n_star)))
+    component = (uniform[:, None, :] > jnp.cumsum(weight, 0)[None]).sum(1).clip(0, j - 1)
+    factor = jnp.linalg.cholesky(modes.covariance)
+    z = jnp.asarray(rng.standard_normal((n, n_star, m)))
+    if freedom is not None:
+        z = z / jnp.sqrt(jnp.asarray(rng.chisquare(freedom, (n, n_star, 1))) / freedom)
+    stars = jnp.arange(n_star)
+    u = modes.location[component, stars] + jnp.einsum("snij,snj->sni", factor[component, stars], z)
+    return u, _mixture_density(u, modes.location, factor, weight, freedom)
+
+
+def _mixture_density(u, location, factor, weight, freedom):
+    m = u.shape[-1]
+    terms = []
+    for centre, chol, w in zip(location, factor, weight, strict=True):
+        offset = jnp.moveaxis(u - centre, 0, -1)
+        z2 = (jax.scipy.linalg.solve_triangular(chol, offset, lower=True) ** 2).sum(1).T
+        logdet = jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)).sum(1)
+        if freedom is None:
+            shape = -0.5 * z2 - 0.5 * m * jnp.log(2 * jnp.pi)
+        else:
+            lgamma = jax.scipy.special.gammaln
+            norm = lgamma((freedom + m) / 2) - lgamma(freedom / 2) - 0.5 * m * jnp.log(freedom * jnp.pi)
+            shape = norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom)
+        terms.append(jnp.where(w > 0, shape - logdet + jnp.log(jnp.maximum(w, 1e-300)), -jnp.inf))
+    return jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
+
+
+def log_posterior(problem: StarProblem, u: jax.Array) -> jax.Array:
+    """Log posterior density of u (S, N, M), up to a constant per star: (S, N)."""
+    prior = jnp.einsum("nm,snm->sn", problem.information, u)
+    prior = prior - 0.5 * jnp.einsum("snm,nmk,snk->sn", u, problem.precision, u)
+    phi = problem.features(u)
+    quadratic = jnp.einsum("snk,nkl,snl->sn", phi, problem.statistics.gram, phi, optimize=True)
+    return prior + jnp.einsum("snk,nk->sn", phi, problem.statistics.linear) - 0.5 * quadratic

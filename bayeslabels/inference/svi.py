@@ -1,0 +1,108 @@
+"""SVI: stochastic variational inference on the NumPyro program, with minibatches of stars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpyro.infer import SVI as NumPyroSVI
+from numpyro.infer import Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.initialization import init_to_uniform, init_to_value
+from numpyro.optim import optax_to_numpyro
+
+from ..model import LinearModel, Model
+from ..numerics.linalg import in_float64
+from ..progress import bar
+from ..stars import Stars
+from .base import Inference, Trained
+from .draws import moments_from_draws
+from .map import MAP
+
+
+@dataclass(frozen=True)
+class SVI(Inference):
+    """Training step: a Gaussian with independent parameters (mean field), by Adam on the evidence lower bound.
+
+    Approximate: correlations are left out, so standard deviations of correlated parameters come out too small; the
+    test step does not use them, see `Laplace`, `Importance` and `NUTS`.
+
+    Args:
+        steps: of Adam, with a cosine learning rate from `learning_rate` to a hundredth of it.
+        batch_size: stars per step; None: all, up to 512.
+        draws: from the fitted guide.
+        start: "map" starts at the model's MAP where it has one; "cold" at random.
+    """
+
+    steps: int = 3000
+    batch_size: int | None = None
+    learning_rate: float = 5e-3
+    draws: int = 200
+    start: str = "map"
+
+    trains: ClassVar = Model
+
+    @in_float64
+    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None) -> Trained:
+        batch = min(self.batch_size or 512, len(stars))
+        start: dict[str, Any] = {}
+        if self.start == "map" and isinstance(model, LinearModel):
+            point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
+            start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}
+        strategy = init_to_value(values=start) if start else init_to_uniform()
+
+        def program(stars: Stars) -> Any:
+            return model(stars, batch_size=batch if batch < len(stars) else None)
+
+        guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.01)
+        schedule = optax.cosine_decay_schedule(self.learning_rate, self.steps, alpha=0.01)
+        engine = NumPyroSVI(program, guide, optax_to_numpyro(optax.adam(schedule)), Trace_ELBO())
+        key, key_draws = jax.random.split(jax.random.key(seed))
+        state = engine.init(key, stars)
+        losses = []
+        chunk = max(1, self.steps // 50)
+        run = jax.jit(lambda s: jax.lax.scan(lambda s, _: engine.update(s, stars), s, None, length=chunk))
+        with bar(self.steps, "variational training", progress) as shown:
+            while len(losses) < self.steps // chunk:
+                state, loss = run(state)
+                losses.append(np.asarray(loss))
+                shown.update(chunk)
+                shown.set_postfix(loss=f"{np.mean(losses[-1]):.4g}")
+        params = engine.get_params(state)
+        whole = AutoNormalDraws(guide, params)
+        draws = whole(key_draws, self.draws)
+        loss = np.concatenate(losses)
+        tail = loss[-len(loss) // 10 :]
+        drop = float(np.median(loss[-len(loss) // 5 : -len(loss) // 10]) - np.median(tail))
+        stats = {
+            "converged": bool(np.isfinite(loss).all() and drop < 2 * tail.std()),
+            "final_loss": float(np.median(tail)),
+            "batch_size": batch,
+        }
+        moments = moments_from_draws(model, stars, draws) if isinstance(model, LinearModel) else None
+        return Trained(draws, moments, stats, {"loss": loss})
+
+
+class AutoNormalDraws:
+    """Draws of every site, those of all stars included, from a fitted AutoNormal guide."""
+
+    def __init__(self, guide: AutoNormal, params: dict[str, Any]):
+        self.guide, self.params = guide, params
+
+    def __call__(self, key: jax.Array, n: int) -> dict[str, np.ndarray]:
+        from numpyro.distributions.transforms import biject_to
+
+        out = {}
+        sites = self.guide.prototype_trace
+        for index, (name, site) in enumerate(sites.items()):
+            if site["type"] != "sample" or site["is_observed"] or f"{name}_auto_loc" not in self.params:
+                continue
+            loc, scale = self.params[f"{name}_auto_loc"], self.params[f"{name}_auto_scale"]
+            noise = jax.random.normal(jax.random.fold_in(key, index), (n, *loc.shape))
+            transform = biject_to(site["fn"].support)
+            out[name] = np.asarray(jax.vmap(transform)(loc + scale * noise))[None]
+        return out

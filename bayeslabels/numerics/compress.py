@@ -1,0 +1,128 @@
+"""A star's whole spectrum as a quartic in its labels: K numbers instead of L pixels.
+
+For fixed coefficients theta_l, scatter s_l and weights w_nl = 1 / (sigma_nl^2 + s_l^2),
+
+    ln p(y_n | u) = -1/2 phi(u)' G_n phi(u) + b_n' phi(u) - c_n,
+    G_n = sum_l w_nl theta_l theta_l',  b_n = sum_l w_nl y_nl theta_l,
+    c_n = 1/2 sum_l [w_nl y_nl^2 - ln w_nl + ln 2 pi],
+
+which is exact, and one matrix product for all stars and pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .linalg import in_float64, outer_pairs, pack, pairs, unpack
+
+PIXELS = 256
+"""Pixels a block: the block of 5000 stars and its weights stay near the cache."""
+
+
+class Statistics(NamedTuple):
+    """G (N, K, K), b (N, K), c (N,), sum_l w_nl y_nl^2 (N,) and the number of pixels used (N,)."""
+
+    gram: jax.Array
+    linear: jax.Array
+    constant: jax.Array
+    square: jax.Array
+    n_pixel: jax.Array
+
+    def log_likelihood(self, phi: jax.Array) -> jax.Array:
+        """ln p(y_n | u_n) for features phi (..., N, K)."""
+        return self.linear_log_likelihood(phi) - self.constant
+
+    def linear_log_likelihood(self, phi: jax.Array) -> jax.Array:
+        quadratic = jnp.einsum("...nk,nkl,...nl->...n", phi, self.gram, phi)
+        return jnp.einsum("...nk,nk->...n", phi, self.linear) - 0.5 * quadratic
+
+    def chi2(self, phi: jax.Array) -> jax.Array:
+        """sum_l w_nl (y_nl - theta_l . phi_n)^2 for features phi (..., N, K)."""
+        return self.square - 2 * self.linear_log_likelihood(phi)
+
+
+def pixel_blocks(
+    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
+) -> Iterator[tuple[slice, jax.Array, jax.Array]]:
+    """Blocks of pixels (N, size) of value and error in float64, padded with missing pixels to one shape.
+
+    Missing numbers are NaN in both. Without errors the error is 0 where the value is known.
+    """
+    n_star, n_pixel = value.shape
+    for start in range(0, n_pixel, size):
+        rows = slice(start, min(start + size, n_pixel))
+        width = rows.stop - rows.start
+        y = np.full((n_star, size), np.nan)
+        e = np.full((n_star, size), np.nan)
+        y[:, :width] = value[:, rows]
+        e[:, :width] = np.where(np.isfinite(y[:, :width]), 0.0, np.nan) if error is None else error[:, rows]
+        yield rows, jnp.asarray(y), jnp.asarray(e)
+
+
+def padded(x: np.ndarray, rows: slice, size: int, fill: float = 0.0) -> jax.Array:
+    """Rows of a per-pixel array, padded to `size` rows with `fill`."""
+    out = np.full((size, *x.shape[1:]), fill)
+    out[: rows.stop - rows.start] = x[rows]
+    return jnp.asarray(out)
+
+
+def known(value: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Value with 0, variance with 1 where missing, and the mask of what is known."""
+    ok = jnp.isfinite(value) & jnp.isfinite(error)
+    return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
+
+
+@jax.jit
+def _compress_block(value, error, theta, theta_pairs, scatter2, extra):
+    y, variance, ok = known(value, error)
+    ok &= jnp.isfinite(scatter2)
+    total = jnp.where(ok, variance + scatter2 + extra, 1.0)
+    w = ok / total
+    wy = w * y
+    square = (wy * y).sum(1)
+    constant = 0.5 * (square + jnp.where(ok, jnp.log(2 * jnp.pi * total), 0.0).sum(1))
+    return w @ theta_pairs, wy @ theta, constant, square, ok.sum(1)
+
+
+@in_float64
+def compress(
+    value: np.ndarray,
+    error: np.ndarray | None,
+    theta: np.ndarray,
+    scatter: np.ndarray,
+    *,
+    theta_covariance: np.ndarray | None = None,
+    feature_pairs: np.ndarray | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Compress spectra (N, L) with coefficients theta (L, K) and scatter (L,); a pixel of NaN scatter is left out.
+
+    With theta_covariance (L, K, K) and the packed second moments of the features at a first estimate,
+    feature_pairs (N, K (K + 1) / 2), the coefficients are integrated out: every pixel's variance is
+    sigma_nl^2 + s_l^2 + tr(Cov(theta_l) phi_n phi_n').
+    """
+    k = theta.shape[1]
+    _, _, multiplicity = pairs(k)
+    theta = np.where(np.isfinite(scatter)[:, None], theta, 0.0)
+    if theta_covariance is not None:
+        theta_covariance = np.where(np.isfinite(scatter)[:, None, None], theta_covariance, 0.0)
+    sums: list[Any] = [0.0] * 5
+    f = None if feature_pairs is None else jnp.asarray(feature_pairs)
+    size = min(PIXELS, theta.shape[0])
+    for rows, y, e in pixel_blocks(value, error, size):
+        t = padded(theta, rows, size)
+        extra = jnp.zeros(())
+        if theta_covariance is not None and f is not None:
+            extra = f @ (pack(padded(theta_covariance, rows, size)) * multiplicity).T
+        s2 = padded(scatter**2, rows, size, 1.0)
+        block = _compress_block(y, e, t, outer_pairs(t), s2, extra)
+        sums = [total + part for total, part in zip(sums, block, strict=True)]
+        if progress:
+            progress(rows.stop)
+    gram, *rest = sums
+    return Statistics(unpack(gram, k), *rest)

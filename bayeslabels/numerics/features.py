@@ -1,0 +1,100 @@
+"""The vectorizer phi(u): monomials of the scaled labels, their Jacobian and their Gaussian moments."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Monomials:
+    """phi_k(u) = prod_m u_m ** exponents[k][m]; hashable, so that compiled code is reused.
+
+    `exponents`: K rows of M non-negative integers.
+    """
+
+    exponents: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def up_to(cls, order: int, n_label: int) -> Monomials:
+        """All monomials of n_label variables up to `order`, the constant first: K = C(n_label + order, order)."""
+        rows = [
+            tuple(chosen.count(m) for m in range(n_label))
+            for degree in range(order + 1)
+            for chosen in itertools.combinations_with_replacement(range(n_label), degree)
+        ]
+        return cls(tuple(rows))
+
+    @property
+    def size(self) -> int:
+        return len(self.exponents)
+
+    @property
+    def n_label(self) -> int:
+        return len(self.exponents[0])
+
+    @property
+    def order(self) -> int:
+        return max(sum(row) for row in self.exponents)
+
+    def names(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Readable names, such as '1', 'TEFF', 'TEFF*LOGG', 'LOGG^2'."""
+        rows = []
+        for row in self.exponents:
+            factors = [n if e == 1 else f"{n}^{e}" for n, e in zip(labels, row, strict=True) if e]
+            rows.append("*".join(factors) or "1")
+        return tuple(rows)
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        """(..., M) -> (..., K)."""
+        exponents = np.array(self.exponents)
+        powers = [jnp.ones_like(u)]
+        for _ in range(exponents.max(initial=0)):
+            powers.append(powers[-1] * u)
+        table = jnp.stack(powers, -1)
+        out = table[..., 0, exponents[:, 0]]
+        for m in range(1, self.n_label):
+            out = out * table[..., m, exponents[:, m]]
+        return out
+
+    def jacobian(self, u: jax.Array) -> jax.Array:
+        """d phi_k / d u_m, (..., M) -> (..., K, M)."""
+        exponents = np.array(self.exponents)
+        columns = []
+        for m in range(self.n_label):
+            lowered = exponents.copy()
+            lowered[:, m] = np.maximum(lowered[:, m] - 1, 0)
+            columns.append(Monomials(tuple(map(tuple, lowered.tolist())))(u) * exponents[:, m])
+        return jnp.stack(columns, -1)
+
+    def moments(self, mean: jax.Array, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5.
+
+        Degree-5 cubature (Stroud 1971, E_n^{r^2} 5-3): exact for quadratic features.
+        """
+        nodes, weights = cubature(self.n_label)
+        factor = jnp.linalg.cholesky(covariance + 1e-14 * jnp.eye(self.n_label))
+        points = mean[..., None, :] + jnp.einsum("...ij,sj->...si", factor, nodes)
+        values = self(points)
+        first = jnp.einsum("s,...sk->...k", weights, values)
+        second = jnp.einsum("...sk,...sl->...kl", values * weights[:, None], values)
+        return first, second
+
+
+def cubature(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (S, n) and weights (S,) of the degree-5 rule for a standard normal in n dimensions, S = 2 n^2 + 1."""
+    nodes = [np.zeros(n)]
+    weights = [2 / (n + 2)]
+    for i in range(n):
+        for sign in (1, -1):
+            nodes.append(sign * np.sqrt(n + 2) * np.eye(n)[i])
+            weights.append((4 - n) / (2 * (n + 2) ** 2))
+    for i, j in itertools.combinations(range(n), 2):
+        for a, b in itertools.product((1, -1), repeat=2):
+            nodes.append(np.sqrt((n + 2) / 2) * (a * np.eye(n)[i] + b * np.eye(n)[j]))
+            weights.append(1 / (n + 2) ** 2)
+    return np.array(nodes), np.array(weights)

@@ -1,0 +1,66 @@
+"""Float64 on demand, packed symmetric products and batched solves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_float64(function: F) -> F:
+    """Run `function` with JAX in float64, whatever the caller's setting, which is left as it was."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(True):
+            return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def pairs(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and multiplicity of the k (k + 1) / 2 distinct entries of a symmetric k x k matrix."""
+    i, j = np.triu_indices(k)
+    return i, j, np.where(i == j, 1.0, 2.0)
+
+
+def pack(a: jax.Array) -> jax.Array:
+    """(..., k, k) symmetric -> (..., k (k + 1) / 2)."""
+    i, j, _ = pairs(a.shape[-1])
+    return a[..., i, j]
+
+
+def unpack(packed: jax.Array, k: int) -> jax.Array:
+    """(..., k (k + 1) / 2) -> (..., k, k) symmetric."""
+    i, j, _ = pairs(k)
+    index = np.empty((k, k), int)
+    index[i, j] = index[j, i] = np.arange(len(i))
+    return packed[..., index]
+
+
+def outer_pairs(x: jax.Array) -> jax.Array:
+    """(..., k) -> the packed products x_i x_j, (..., k (k + 1) / 2)."""
+    i, j, _ = pairs(x.shape[-1])
+    return x[..., i] * x[..., j]
+
+
+def inverse_psd(a: jax.Array) -> jax.Array:
+    """Inverse of symmetric positive definite matrices (..., k, k), symmetric to the last bit."""
+    k = a.shape[-1]
+    scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
+    factor = jnp.linalg.cholesky(a * scale[..., :, None] * scale[..., None, :])
+    half = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(jnp.eye(k, dtype=a.dtype), a.shape), lower=True)
+    return jnp.swapaxes(half, -1, -2) @ half * scale[..., :, None] * scale[..., None, :]
+
+
+def inverse_observed(covariance: jax.Array, observed: jax.Array) -> jax.Array:
+    """Precision (..., m, m) of the observed entries of each row, zero in the rows and columns not observed."""
+    both = observed[..., :, None] & observed[..., None, :]
+    eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
+    return jnp.where(both, inverse_psd(jnp.where(both, covariance, eye)), 0.0)

@@ -1,0 +1,44 @@
+"""Pareto-smoothed importance weights (Vehtari+24, JMLR 25, 72), for all stars at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.jit
+def smooth_weights(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Normalised, smoothed log weights (S, N) and k-hat (N,) from log importance ratios (S, N).
+
+    The largest min(S / 5, 3 sqrt(S)) ratios of each column are replaced by the expected order statistics of a
+    generalised Pareto distribution fitted to them (Zhang & Stephens 2009), with the prior of PSIS on k.
+    """
+    s = log_ratio.shape[0]
+    tail = int(np.ceil(min(0.2 * s, 3 * np.sqrt(s))))
+    log_ratio = log_ratio - log_ratio.max(0)
+    order = jnp.argsort(log_ratio, axis=0)
+    ranked = jnp.take_along_axis(log_ratio, order, 0)
+    cutoff = ranked[s - tail - 1]
+    excess = jnp.exp(ranked[s - tail :]) - jnp.exp(cutoff)
+    k, sigma = jax.vmap(_fit_pareto, 1)(jnp.maximum(excess, 1e-300))
+    p = (np.arange(tail) + 0.5) / tail
+    quantile = sigma * jnp.expm1(-k * np.log1p(-p)[:, None]) / k
+    smooth = jnp.minimum(jnp.log(quantile + jnp.exp(cutoff)), 0.0)
+    ranked = ranked.at[s - tail :].set(jnp.where(jnp.isfinite(k), smooth, ranked[s - tail :]))
+    weights = jnp.take_along_axis(ranked, jnp.argsort(order, axis=0), 0)
+    return weights - jax.scipy.special.logsumexp(weights, axis=0), k
+
+
+def _fit_pareto(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Shape k and scale sigma of a generalised Pareto distribution from sorted excesses x (T,)."""
+    n = x.shape[0]
+    m = 30 + int(np.sqrt(n))
+    quartile = x[int(n / 4 + 0.5) - 1]
+    b = (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * quartile) + 1 / x[-1]
+    k = jnp.log1p(-b[:, None] * x).mean(1)
+    profile = n * (jnp.log(-b / k) - k - 1)
+    weight = jax.nn.softmax(profile)
+    b_mean = (b * weight).sum()
+    k_mean = jnp.log1p(-b_mean * x).mean()
+    return (n * k_mean + 5) / (n + 10), -k_mean / b_mean

@@ -1,0 +1,158 @@
+"""All pixels at once: coefficients and scatter of flux_nl = theta_l . phi_n + N(0, sigma_nl^2 + s_l^2).
+
+The normal matrices of a block of pixels are one matrix product, (weights: B x N) @ (phi_j phi_k: N x K (K + 1) / 2).
+The features may be uncertain: they enter through E[phi_n] and E[phi_n phi_n'].
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .compress import known
+from .linalg import inverse_psd, outer_pairs, pack, pairs, unpack
+
+SMALLEST_LOG_VARIANCE = -46.0
+"""ln s_l^2 of a scatter that is zero for every purpose (s = 1e-10)."""
+
+
+class CoefficientPrior(NamedTuple):
+    """Gaussian prior theta ~ N(precision^-1 information, precision^-1), plus l1 |theta|, within [low, high].
+
+    precision (K, K), information (K,), l1 (K,), low and high (K,); zeros and infinities mean flat.
+    """
+
+    precision: jax.Array
+    information: jax.Array
+    l1: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+
+class Pixels(NamedTuple):
+    """A trained block: coefficients (B, K), their covariance (B, K, K), scatter^2 (B,) and whether it converged (B,)."""
+
+    theta: jax.Array
+    covariance: jax.Array
+    scatter2: jax.Array
+    converged: jax.Array
+
+
+def coordinate_descent(gram, linear, start, l1, low, high, sweeps: int = 2000, tolerance: float = 1e-13):
+    """argmin 1/2 t' gram t - linear' t + l1 |t| within [low, high] for a batch of (K, K) matrices."""
+    k = linear.shape[-1]
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+
+    def sweep(state):
+        t, _, count = state
+        before = t
+        for j in range(k):
+            rest = linear[:, j] - jnp.einsum("bk,bk->b", gram[:, j], t) + diagonal[:, j] * t[:, j]
+            shrunk = jnp.sign(rest) * jnp.maximum(jnp.abs(rest) - l1[j], 0) / diagonal[:, j]
+            t = t.at[:, j].set(jnp.clip(shrunk, low[j], high[j]))
+        change = jnp.max(jnp.abs(t - before) * jnp.sqrt(diagonal))
+        return t, change, count + 1
+
+    def unfinished(state):
+        return (state[1] > tolerance * jnp.max(jnp.abs(linear))) & (state[2] < sweeps)
+
+    start = jnp.clip(start, low, high)
+    return jax.lax.while_loop(unfinished, sweep, (start, jnp.inf, 0))[0]
+
+
+def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
+    """Newton steps in x = ln s^2 on 1/2 sum [ln(sigma^2 + s^2) + r^2 / (sigma^2 + s^2)] + s^2 / (2 scale^2).
+
+    residual2, variance, ok (N, B); x (B,). Returns x and the gradient in x at the last point visited.
+    """
+    for _ in range(steps):
+        s2 = jnp.exp(x)
+        w = ok / (variance + s2)
+        w2r = w * w * residual2
+        gradient = 0.5 * s2 * (w - w2r).sum(0) + 0.5 * s2 / scale**2
+        fisher = 0.5 * s2**2 * (w * w).sum(0) + 0.5 * s2 / scale**2
+        exact = gradient + 0.5 * s2**2 * (2 * w * w2r - w * w).sum(0)
+        curvature = jnp.where(exact > 0.2 * fisher, exact, fisher)
+        move = jnp.clip(gradient / jnp.maximum(curvature, 1e-300), -2.0, 2.0)
+        x = jnp.clip(x - move, SMALLEST_LOG_VARIANCE, 40.0)
+    return x, gradient
+
+
+@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "alternations"))
+def train_block(
+    value,
+    error,
+    phi,
+    phi_pairs,
+    allowed,
+    prior: CoefficientPrior,
+    scatter2,
+    scatter_scale,
+    *,
+    learn_scatter: bool,
+    integrate: bool,
+    exact: bool,
+    penalised: bool,
+    alternations: int,
+) -> Pixels:
+    """Alternate exact solves of theta with Newton steps in s until neither moves.
+
+    value, error (N, B); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
+    coefficient is censored. `integrate`: s maximises the density with theta integrated out, else the joint
+    density of (theta, s). `exact`: phi is known, so that phi_pairs is its outer product.
+    """
+    y, variance, ok = known(value, error)
+    k = phi.shape[1]
+    _, _, multiplicity = pairs(k)
+    n_used = ok.sum(0)
+    pinned = jnp.diagonal(prior.precision) == 0
+
+    def solve(x, theta):
+        w = ok / (variance + jnp.exp(x))
+        gram = unpack(w.T @ phi_pairs, k) * allowed[:, :, None] * allowed[:, None, :] + prior.precision
+        idle = (1 - allowed) * pinned + 1e-300 * pinned
+        gram = gram + idle[:, :, None] * jnp.eye(k)
+        linear = ((w * y).T @ phi) * allowed + prior.information
+        covariance = inverse_psd(gram)
+        if penalised:
+            theta = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
+        else:
+            theta = jnp.einsum("bjk,bk->bj", covariance, linear)
+            theta = theta + jnp.einsum("bjk,bk->bj", covariance, linear - jnp.einsum("bjk,bk->bj", gram, theta))
+        return theta, covariance
+
+    def residual2(theta, covariance):
+        effective = theta * allowed
+        r2 = (y - phi @ effective.T) ** 2
+        spread = 0.0
+        if integrate:
+            spread = covariance * allowed[:, :, None] * allowed[:, None, :]
+        if not exact:
+            outer = effective[:, :, None] * effective[:, None, :]
+            r2 = r2 + (phi_pairs - outer_pairs(phi)) @ (pack(outer) * multiplicity).T
+        if integrate:
+            r2 = r2 + phi_pairs @ (pack(spread) * multiplicity).T
+        return jnp.maximum(r2, 0.0)
+
+    def alternate(state):
+        x, theta, _, _, count = state
+        theta, covariance = solve(x, theta)
+        if not learn_scatter:
+            return x, theta, covariance, jnp.zeros_like(x), count + 1
+        new, gradient = scatter_step(x, residual2(theta, covariance), variance, ok, scatter_scale)
+        settled = new <= SMALLEST_LOG_VARIANCE + 1
+        remaining = jnp.where(settled, 0.0, jnp.abs(new - x) + jnp.abs(gradient) / jnp.maximum(n_used, 1))
+        return new, theta, covariance, remaining, count + 1
+
+    def unfinished(state):
+        return (jnp.max(state[3]) > 1e-10) & (state[4] < alternations)
+
+    x = jnp.log(jnp.maximum(scatter2, 1e-20))
+    theta, covariance = solve(x, jnp.zeros((y.shape[1], k)))
+    start = (x, theta, covariance, jnp.full_like(x, jnp.inf), 0)
+    x, theta, covariance, remaining, _ = jax.lax.while_loop(unfinished, alternate, start)
+    theta, covariance = solve(x, theta)
+    return Pixels(theta, covariance, jnp.exp(x) if learn_scatter else scatter2, remaining <= 1e-8)

@@ -1,0 +1,137 @@
+"""Priors as printable data: what a model assumes, readable in its repr and stored in its file.
+
+A scale of None is set from the training data when the model is bound to it (`Frame.flux_scale`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from .numerics.regression import CoefficientPrior
+
+
+@dataclass(frozen=True)
+class Flat:
+    """No preference: p(theta) constant. Improper, so the model cannot be simulated from it."""
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+        improper = dist.ImproperUniform(dist.constraints.real, (), event_shape=(n_pixel, n_feature))
+        return numpyro.sample(name, improper)
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        return _gaussian(np.zeros(n_feature))
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Ridge: theta_lk ~ N(0, scale^2) for every feature but the constant, which stays nearly flat.
+
+    scale: in flux units per unit of the scaled labels' monomials; None: 0.3 of the typical flux.
+    """
+
+    scale: float | None = None
+
+    def _widths(self, n_feature: int, scale: float) -> np.ndarray:
+        widths = np.full(n_feature, 0.3 * scale if self.scale is None else self.scale)
+        widths[0] = max(widths[0], 100 * scale)
+        return widths
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+        widths = jnp.asarray(self._widths(n_feature, scale))
+        return numpyro.sample(name, dist.Normal(0.0, widths).expand([n_pixel, n_feature]).to_event(2))
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        return _gaussian(self._widths(n_feature, scale) ** -2)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Sparse (L1): p(theta_lk) ~ exp(-|theta_lk| / scale) for every feature but the constant (Casey+16, eq. 4).
+
+    MAP gives exact zeros. scale: in flux units; None: 0.02 of the typical flux.
+    """
+
+    scale: float | None = None
+
+    def _scales(self, n_feature: int, scale: float) -> np.ndarray:
+        scales = np.full(n_feature, 0.02 * scale if self.scale is None else self.scale)
+        scales[0] = 1e6 * scale
+        return scales
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+        scales = jnp.asarray(self._scales(n_feature, scale))
+        return numpyro.sample(name, dist.Laplace(0.0, scales).expand([n_pixel, n_feature]).to_event(2))
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        prior = _gaussian(np.zeros(n_feature))
+        return prior._replace(l1=jnp.asarray(1 / self._scales(n_feature, scale)))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """theta_l ~ N(m, Sigma), with the mean m (K,) and the full covariance Sigma (K, K) learned across the pixels.
+
+    The one prior under which noisy training labels neither collapse nor rotate: it is equivariant under affine
+    maps of the labels. Hyperpriors: m ~ N(0, (10 f)^2), Sigma ~ InverseWishart(K + 2, (0.01 f)^2 I), f the
+    typical flux.
+    """
+
+    def hyper(self, n_feature: int, scale: float) -> tuple[float, float, np.ndarray]:
+        """Width of m, degrees of freedom and scale matrix of Sigma."""
+        return 10 * scale, n_feature + 2.0, (0.01 * scale) ** 2 * np.eye(n_feature)
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+        width, freedom, matrix = self.hyper(n_feature, scale)
+        mean = numpyro.sample(f"{name}_mean", dist.Normal(0.0, width).expand([n_feature]).to_event(1))
+        covariance = numpyro.sample(
+            f"{name}_covariance", dist.InverseWishart(freedom, scale_matrix=jnp.asarray(matrix))
+        )
+        with numpyro.plate("pixel", n_pixel):
+            return numpyro.sample(name, dist.MultivariateNormal(mean, covariance_matrix=covariance))
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        return _gaussian(np.full(n_feature, 1e-6 / scale**2))
+
+    def update(
+        self, theta: np.ndarray, covariance: np.ndarray, scale: float
+    ) -> tuple[CoefficientPrior, np.ndarray, np.ndarray]:
+        """EM step for (m, Sigma) from the coefficients' posterior means (L, K) and mean covariance (K, K)."""
+        n_pixel, k = theta.shape
+        width, freedom, matrix = self.hyper(k, scale)
+        mean = theta.mean(0)
+        spread = (theta - mean).T @ (theta - mean) + n_pixel * covariance + matrix
+        sigma = spread / (n_pixel + freedom + k + 1)
+        precision = np.linalg.inv(sigma)
+        precision = 0.5 * (precision + precision.T)
+        prior = _gaussian(np.zeros(k))
+        prior = prior._replace(precision=jnp.asarray(precision), information=jnp.asarray(precision @ mean))
+        return prior, mean, sigma
+
+
+@dataclass(frozen=True)
+class HalfNormal:
+    """Scatter s_l ~ HalfNormal(scale), in flux units; scale None: the typical flux."""
+
+    scale: float | None = None
+
+    def width(self, scale: float) -> float:
+        return scale if self.scale is None else self.scale
+
+    def sample(self, name: str, n_pixel: int, scale: float) -> jax.Array:
+        return numpyro.sample(name, dist.HalfNormal(self.width(scale)).expand([n_pixel]).to_event(1))
+
+
+Prior = Flat | Normal | Laplace | Learned
+
+
+def _gaussian(precision_diagonal: np.ndarray) -> CoefficientPrior:
+    k = len(precision_diagonal)
+    infinite: Any = jnp.full(k, jnp.inf)
+    return CoefficientPrior(jnp.diag(jnp.asarray(precision_diagonal)), jnp.zeros(k), jnp.zeros(k), -infinite, infinite)

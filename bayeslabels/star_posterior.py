@@ -1,0 +1,119 @@
+"""What the test step returns: for every star its labels' posterior, and how far to trust it."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from astropy import units
+from astropy.table import QTable
+
+from .errors import bad_input
+from .model import Frame
+
+
+class Flags(IntFlag):
+    """Bits of the `flags` column."""
+
+    NOT_CONVERGED = 1
+    """The optimum was not reached: labels are NaN."""
+    NO_DATA = 2
+    """Nothing was measured of this star: labels are NaN."""
+    MULTIMODAL = 4
+    """A second solution carries more than 1 per cent of the probability."""
+    OUTSIDE_TRAINING = 8
+    """Farther from the training labels than they are from one another: an extrapolation."""
+    POOR_FIT = 16
+    """Reduced chi^2 above 3: not a spectrum that the model can make."""
+    KHAT_HIGH = 32
+    """Pareto k-hat above 0.7: the importance weights are not to be trusted (and NUTS was not asked to help)."""
+    RHAT_HIGH = 64
+    """R-hat above 1.02: the chains do not agree."""
+    MISSING_DATA = 128
+    """More than half of the pixels are missing."""
+
+
+def flag_names(value: int) -> tuple[str, ...]:
+    """Names of the bits set in a value of the `flags` column."""
+    return tuple(flag.name or "" for flag in Flags if flag & int(value))
+
+
+class StarPosterior:
+    """Posteriors of the labels of N stars.
+
+    Attributes:
+        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units; `stars` holds per
+            star mean, covariance, percentiles, chi2, n_pixel, flags and the inference's diagnostics.
+        info: how it was made, including what was integrated over.
+    """
+
+    def __init__(self, data: xr.DataTree, frame: Frame, info: dict[str, Any]):
+        self.data, self.frame, self.info = data, frame, info
+
+    def __len__(self) -> int:
+        return self.data["stars"].sizes["star"]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(N, M), in label units; NaN for stars that failed."""
+        return self.data["stars"]["mean"].values
+
+    @property
+    def cov(self) -> np.ndarray:
+        """(N, M, M), in label units."""
+        return self.data["stars"]["covariance"].values
+
+    @property
+    def error(self) -> np.ndarray:
+        """(N, M): posterior standard deviations, in label units."""
+        return np.sqrt(np.einsum("nmm->nm", self.cov))
+
+    @property
+    def flags(self) -> np.ndarray:
+        return self.data["stars"]["flags"].values
+
+    def draws(self, name: str) -> np.ndarray:
+        """Draws (chain * draw, N) of one label, in its own unit."""
+        if name not in self.frame.names:
+            raise bad_input(f"draws({name!r})", f"one of {self.frame.names}")
+        values = self.data["posterior"]["true_labels"].sel(labels=name).values
+        return values.reshape(-1, values.shape[-1])
+
+    def table(self) -> QTable:
+        """One row per star: id, labels with errors and percentiles in their units, chi2, n_pixel, diagnostics, flags.
+
+        `<label>` is the posterior mean of the true label and `<label>_error` its standard deviation;
+        `<label>_catalogue_error` adds tau: the sd with which a label of the training catalogue's kind, free of its
+        stated error, scatters about `<label>`.
+        """
+        stars = self.data["stars"]
+        columns: dict[str, Any] = {"id": stars["star"].values}
+        tau = np.array(self.info["label_scatter"])
+        for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
+            quantity = units.Unit(unit) if unit else None
+            put = lambda x, q=quantity: x * q if q is not None else x  # noqa: E731
+            columns[name] = put(self.mean[:, m])
+            columns[f"{name}_error"] = put(self.error[:, m])
+            for percent in ("p16", "p50", "p84"):
+                columns[f"{name}_{percent}"] = put(stars[percent].values[:, m])
+            if tau[m] > 0:
+                columns[f"{name}_catalogue_error"] = put(np.hypot(self.error[:, m], tau[m]))
+        for extra in ("chi2", "n_pixel", "label_distance", "khat", "rhat", "ess", "flags"):
+            if extra in stars:
+                columns[extra] = stars[extra].values
+        meta = {key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)}
+        meta["flag_bits"] = {flag.name: int(flag) for flag in Flags}
+        return QTable(columns, meta=meta)
+
+    def flag_counts(self) -> dict[str, int]:
+        """How many stars carry each flag."""
+        return {str(flag.name): int(((self.flags & flag) > 0).sum()) for flag in Flags}
+
+    def __repr__(self) -> str:
+        counts = {name: n for name, n in self.flag_counts().items() if n}
+        return (
+            f"StarPosterior of {len(self)} stars by {self.info.get('inference', '?')}: {', '.join(self.frame.names)}; "
+            f"flags: {counts or 'none'}"
+        )

@@ -1,0 +1,592 @@
+"""Stars: what is measured of each star, in named blocks, with errors, units and honest gaps.
+
+Missing is missing: a value or an error that is NaN or infinite drops that number from the likelihood.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from astropy import units as u
+from astropy.io.fits import FITS_rec
+from astropy.table import Column, QTable
+from astropy.utils.masked import Masked
+
+from .errors import BadInput, bad_input
+
+Array: TypeAlias = Any  # NumPy as built; whatever a JAX transformation puts there afterwards
+Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all columns, or one each
+
+MAX_NAMED = 64  # wider blocks are spectra: their columns have coords, not names
+META = "BLBLOCKS"  # at most eight characters, so that a FITS header holds it
+SUFFIXES = ("error", "ivar", "unit", "names", "coords")
+
+
+@dataclass(frozen=True, eq=False)
+class _Static:
+    """An array that JAX can compare to know whether a compiled function fits."""
+
+    array: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Static) and np.array_equal(self.array, other.array))
+
+    def __hash__(self) -> int:
+        return hash((self.array.shape, self.array.tobytes()))
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Block:
+    """One measured quantity for all stars; immutable, and a JAX pytree whose leaves are value and error.
+
+    Args:
+        value: (n_star, n_dim), or (n_star,) for one column. NaN, infinite or masked: missing.
+        error: standard deviations, a scalar, (n_dim,), (n_star, n_dim), or for one column (n_star,); or
+            covariances (n_star, n_dim, n_dim). NaN, infinite or masked: missing. None: to be learned.
+        names: one per column; "0", "1", ... by default up to 64 columns, None (unnamed) beyond.
+        unit: a string, an astropy unit, or one per column. Quantities bring theirs or are converted.
+        coords: what the columns stand for, e.g. ``{"pixel": wavelength}``, each of shape (n_dim,).
+
+    Numbers are copied to NumPy float64, or float32 where ``value`` is, and validated here only.
+
+    Raises:
+        BadInput: zero or negative errors, a covariance that is not one, shapes or units that do not fit.
+    """
+
+    value: Array
+    error: Array | None
+    names: tuple[str, ...] | None
+    unit: str | tuple[str, ...] | None
+    _coords: tuple[tuple[str, _Static], ...]
+
+    def __init__(
+        self,
+        value: Any,
+        error: Any = None,
+        *,
+        names: Sequence[str] | str | None = None,
+        unit: Any = None,
+        coords: Mapping[str, Any] | None = None,
+    ):
+        spread = None if error is None else _numbers(error, "error")
+        self.__dict__.update(_valid(_numbers(value, "value"), spread, names, unit, coords))
+
+    @classmethod
+    def from_ivar(cls, value: Any, ivar: Any, *, names: Any = None, unit: Any = None, coords: Any = None) -> Block:
+        """A block from inverse variances, of any shape of ``error`` but covariances; 0 or NaN: missing."""
+        error = _error_from_ivar(_numbers(ivar, "ivar"), "ivar")
+        return _make(cls, **_valid(_numbers(value, "value"), error, names, unit, coords))
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self.value, self.error), (self.names, self.unit, self._coords)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, leaves: Any) -> Block:
+        value, error = leaves
+        names, unit, coords = static
+        return _make(cls, value=value, error=error, names=names, unit=unit, _coords=coords)
+
+    @property
+    def n_star(self) -> int:
+        return self.value.shape[0]
+
+    @property
+    def n_dim(self) -> int:
+        return self.value.shape[1]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """One per column, "" where there is none."""
+        return self.unit if isinstance(self.unit, tuple) else (self.unit or "",) * self.n_dim
+
+    @property
+    def coords(self) -> dict[str, np.ndarray]:
+        return {name: static.array for name, static in self._coords}
+
+    @property
+    def has_covariance(self) -> bool:
+        return self.error is not None and self.error.ndim == 3
+
+    @property
+    def _xp(self) -> Any:
+        return np if isinstance(self.value, np.ndarray) else jnp
+
+    @property
+    def _spread(self) -> Array:
+        """Errors, or the diagonal of the covariances: (n_star, n_dim)."""
+        return self._xp.diagonal(self.error, axis1=1, axis2=2) if self.has_covariance else self.error
+
+    @property
+    def observed(self) -> Array:
+        """True where a number enters the likelihood: (n_star, n_dim)."""
+        finite = self._xp.isfinite(self.value)
+        return finite if self.error is None else finite & self._xp.isfinite(self._spread) & (self._spread > 0)
+
+    @property
+    def n_missing(self) -> int:
+        return int((~self.observed).sum())
+
+    def filled(self) -> tuple[Array, Array, Array]:
+        """Value, variance and mask, each (n_star, n_dim), without a NaN: missing have value 0 and variance 1.
+
+        Observed numbers of a block without errors have variance 0; covariances give their diagonal.
+        """
+        mask, where = self.observed, self._xp.where
+        value = where(mask, self.value, 0)
+        spread = where(mask, 0 * value if self.error is None else self._spread, 1)
+        return value, spread if self.has_covariance else spread**2, mask
+
+    def filled_covariance(self) -> Array:
+        """Covariances (n_star, n_dim, n_dim) without a NaN: those of missing numbers are the identity's."""
+        _, variance, mask = self.filled()
+        eye = self._xp.eye(self.n_dim, dtype=variance.dtype)
+        if not self.has_covariance:
+            return variance[:, :, None] * eye
+        return self._xp.where(mask[:, :, None] & mask[:, None, :], self.error, eye)
+
+    def __getitem__(self, rows: Any) -> Block:
+        """The stars of a slice, mask or integer array; one integer gives a block of one star."""
+        rows = _rows(rows, self.n_star)
+        error = None if self.error is None else self.error[rows]
+        return _make(Block, **{**self.__dict__, "value": self.value[rows], "error": error})
+
+    def select(self, columns: Any) -> Block:
+        """The columns of these names or indices, in this order; or of a slice or mask."""
+        if not isinstance(columns, slice):
+            columns = [columns] if isinstance(columns, str | int) else list(columns)
+            columns = [_find(c, self.names or (), "column") if isinstance(c, str) else c for c in columns]
+        at = np.arange(self.n_dim)[columns]
+        if not 0 < len(at) == len(set(at)):
+            raise bad_input(f"columns {at.tolist()}", "at least one, each once")
+        error = self.error
+        if error is not None:
+            error = error[:, at[:, None], at] if self.has_covariance else error[:, at]
+        names = self.names and tuple(self.names[i] for i in at)
+        unit = _unit([self.unit[i] for i in at], len(at), "") if isinstance(self.unit, tuple) else self.unit
+        coords = tuple((name, _Static(static.array[at])) for name, static in self._coords)
+        return _make(Block, value=self.value[:, at], error=error, names=names, unit=unit, _coords=coords)
+
+    def __repr__(self) -> str:
+        unit = ", ".join(x or "-" for x in self.unit) if isinstance(self.unit, tuple) else self.unit
+        error = "no error" if self.error is None else "covariance" if np.ndim(self.error) == 3 else "error"
+        known = isinstance(self.value, np.ndarray)
+        missing = f", {100 * self.n_missing / max(self.value.size, 1):.3g}% missing" if known else ""
+        return f"Block({np.shape(self.value)}, {f'[{unit}]' if unit else 'no unit'}, {error}{missing})"
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Stars:
+    """Named blocks of the same stars; immutable, a JAX pytree, sliceable by star: ``stars[mask].flux.value``.
+
+    Args:
+        id: one string or integer per star, unique; 0, 1, ... by default. None once JAX has transformed the
+            stars: names do not belong in compiled functions.
+        **blocks: a `Block` each, of equal ``n_star``. With an ``id`` there may be none, to simulate stars.
+
+    Raises:
+        BadInput: no stars, blocks of different length, duplicated ids, block names that are taken.
+    """
+
+    id: np.ndarray | None
+    n_star: int
+    _blocks: dict[str, Block]
+
+    def __init__(self, *, id: Any = None, **blocks: Block):
+        for name, block in blocks.items():
+            if name.startswith("_") or name in ("id", "n_star") or hasattr(Stars, name) or _suffix(name):
+                raise bad_input(f"a block named {name!r}", f"a name that is free, and ends in none of {SUFFIXES}")
+            if not isinstance(block, Block):
+                raise bad_input(f"{name}: {type(block).__name__}", "a Block", fix=f"{name}=Block({name}, error)")
+        ids = None if id is None else _identifiers(id)
+        lengths = {name: block.n_star for name, block in blocks.items()} | ({} if ids is None else {"id": len(ids)})
+        if len(set(lengths.values())) != 1:
+            raise bad_input(f"blocks of length {lengths}", "at least one, and one row per star in each")
+        n_star = next(iter(lengths.values()))
+        if n_star == 0:
+            raise bad_input("0 stars", "at least one", "a selection that no star passes")
+        self.__dict__.update(id=np.arange(n_star) if ids is None else ids, n_star=n_star, _blocks=blocks)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self._blocks))
+        return tuple(self._blocks[name] for name in names), (names, None if names else self.n_star)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, leaves: Any) -> Stars:
+        names, n_star = static
+        if names:  # leaves may be anything while JAX is at work, and have another length afterwards
+            shape = getattr(getattr(leaves[0], "value", None), "shape", ())
+            n_star = shape[0] if shape else 0
+        return _make(cls, id=None, n_star=n_star, _blocks=dict(zip(names, leaves, strict=True)))
+
+    @property
+    def blocks(self) -> Mapping[str, Block]:
+        return MappingProxyType(self._blocks)
+
+    def __len__(self) -> int:
+        return self.n_star
+
+    def __iter__(self) -> Iterator[Stars]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._blocks
+
+    def __getattr__(self, name: str) -> Block:
+        blocks = self.__dict__.get("_blocks", {})
+        if name not in blocks:
+            raise AttributeError(f"these stars have no block {name!r}, only {', '.join(blocks)}")
+        return blocks[name]
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self._blocks]
+
+    def __getitem__(self, key: Any) -> Any:
+        """A block by its name; or the stars of a slice, mask, integer array, or one integer (of one star)."""
+        if isinstance(key, str):
+            _find(key, self._blocks, "block")
+            return self._blocks[key]
+        rows = _rows(key, len(self))
+        n_star = rows.shape[0] if isinstance(rows, jax.Array) else len(np.arange(len(self))[rows])
+        if n_star == 0:
+            raise bad_input(f"a selection that keeps 0 of {len(self)} stars", "at least one")
+        blocks = {name: block[rows] for name, block in self._blocks.items()}
+        return _make(Stars, id=None if self.id is None else self.id[rows], n_star=n_star, _blocks=blocks)
+
+    def drop(self, *names: str) -> Stars:
+        """Without these blocks, which a model will then sample."""
+        for name in names:
+            _find(name, self._blocks, "block")
+        kept = {name: block for name, block in self._blocks.items() if name not in names}
+        return _make(Stars, **{**self.__dict__, "_blocks": kept})
+
+    def with_block(self, **blocks: Block) -> Stars:
+        """With these blocks added, or put in the place of those of the same name."""
+        if blocks and Stars(**blocks).n_star != self.n_star:
+            raise bad_input(f"{Stars(**blocks).n_star} stars in {', '.join(blocks)}", f"these {self.n_star} stars")
+        return _make(Stars, **{**self.__dict__, "_blocks": {**self._blocks, **blocks}})
+
+    def __repr__(self) -> str:
+        return "\n  ".join([f"Stars({self.n_star})", *(f"{k}: {str(b)[6:-1]}" for k, b in self._blocks.items())])
+
+    @classmethod
+    def from_table(cls, table: Any, *, id: str | None = None, **columns: Any) -> Stars:
+        """Stars from an astropy table, FITS records, a structured array, a pandas frame, or a dict of arrays.
+
+        Args:
+            table: one row per star. Units and masks are kept.
+            id: the column that names the stars.
+            **columns: ``<block>="FLUX"``, a vector column, or ``<block>=("TEFF", "LOGG")``, scalar ones,
+                naming its columns; also ``<block>_error`` (or numbers, as in `Block`) or ``<block>_ivar``;
+                ``<block>_unit``, ``_names`` and ``_coords`` as in `Block`. No columns at all for a table from
+                `to_table`.
+
+        Raises:
+            BadInput: columns that are not there, and all that `Block` and `Stars` refuse.
+        """
+        if not columns and META in getattr(table, "meta", {}):
+            columns = json.loads(table.meta[META])
+            id = id or columns.pop("id", None)
+        names = [key for key in columns if not _suffix(key)]
+        for key, spec in columns.items():
+            block, _, suffix = key.rpartition("_")
+            if suffix in SUFFIXES and block not in names:
+                raise bad_input(f"{key} without {block}", "both")
+            if suffix in ("err", "sigma", "cov") and block in names:
+                raise bad_input(key, "the whole word", fix=f"{block}_error={spec!r}")
+        blocks = {name: _read(table, name, columns) for name in names}
+        return cls(id=None if id is None else _column(table, id), **blocks)
+
+    def to_table(self) -> QTable:
+        """An astropy table: ``id``, a column per name (a vector column for unnamed blocks), and errors.
+
+        Covariances are one column without a unit. `from_table` restores the stars, also after FITS or ECSV.
+        """
+        out: dict[str, Any] = {} if self.id is None else {"id": Column(self.id)}
+        layout: dict[str, Any] = {} if self.id is None else {"id": "id"}
+
+        def put(column: str, block: str, data: Array, unit: str | None) -> str:
+            column = column if column not in out else f"{block}_{column}"
+            if column in out:
+                raise bad_input(f"two columns {column!r}", "one", "blocks that share names", "rename one of them")
+            out[column] = Column(np.asarray(data), unit=unit or None)
+            return column
+
+        for name, block in self._blocks.items():
+            value, error, units = block.value, block.error, block.units
+            single = isinstance(block.unit, str) or block.n_dim == 1
+            coords = {key: array.tolist() for key, array in block.coords.items()}
+            layout |= {f"{name}_unit": block.unit, f"{name}_names": block.names, f"{name}_coords": coords}
+            if block.names is None or block.names == _default_names(block.n_dim) or block.n_dim > MAX_NAMED:
+                layout[name] = put(name, name, value, units[0] if single else None)
+                if error is not None:
+                    unit = _spread_unit(units[0]).to_string() if single and not block.has_covariance else None
+                    layout[f"{name}_error"] = put(f"{name}_error", name, error, unit)
+                continue
+            layout[name] = [put(x, name, value[:, i], units[i]) for i, x in enumerate(block.names)]
+            if block.has_covariance:
+                layout[f"{name}_error"] = put(f"{name}_error", name, error, None)
+            elif error is not None:
+                spread = [(f"{x}_error", i, _spread_unit(units[i]).to_string()) for i, x in enumerate(layout[name])]
+                layout[f"{name}_error"] = [put(x, name, error[:, i], unit) for x, i, unit in spread]
+        return QTable(out, meta={META: json.dumps(layout)})
+
+
+def _make(cls: Any, **fields: Any) -> Any:
+    new = object.__new__(cls)
+    new.__dict__.update(fields)
+    return new
+
+
+def _default_names(n_dim: int) -> tuple[str, ...] | None:
+    return tuple(map(str, range(n_dim))) if n_dim <= MAX_NAMED else None
+
+
+def _suffix(name: str) -> bool:
+    return "_" in name and name.rpartition("_")[2] in SUFFIXES
+
+
+def _find(name: str, names: Iterable[str], kind: str) -> int:
+    names = list(names)
+    if (n := names.count(name)) != 1:
+        near = difflib.get_close_matches(name, map(str, names), 3, 0.4) or names[:5]
+        raise bad_input(f"{kind} {name!r}, which is there {n} times", "one of " + ", ".join(map(repr, near)))
+    return names.index(name)
+
+
+def _rows(rows: Any, n_star: int) -> Any:
+    if isinstance(rows, slice | jax.core.Tracer):
+        return rows
+    rows = np.asarray(rows)
+    if rows.ndim == 0 and rows.dtype != bool:
+        i = operator.index(rows[()])
+        if not -n_star <= i < n_star:
+            raise IndexError(f"star {i} of {n_star}")
+        return slice(i % n_star, i % n_star + 1)
+    if rows.ndim != 1 or (rows.dtype == bool and len(rows) != n_star):
+        raise bad_input(f"rows of shape {rows.shape}", f"a slice, a mask ({n_star},) or integers")
+    return rows if len(rows) else slice(0, 0)
+
+
+def _numbers(data: Any, what: str) -> Numbers:
+    """Native floats, NaN where masked, and their unit."""
+    unit, mask = getattr(data, "unit", None), None
+    if isinstance(data, Masked):
+        mask, data = np.asarray(data.mask), data.unmasked
+    elif isinstance(data, np.ma.MaskedArray):
+        mask, data = np.ma.getmaskarray(data), np.ma.getdata(data)
+    array = np.asarray(data)
+    try:
+        if array.dtype == object:
+            vectors = array.size and np.ndim(array.flat[0])
+            nullable = hasattr(data, "to_numpy") and not vectors
+            array = data.to_numpy(float, na_value=np.nan) if nullable else np.array(array.tolist(), float)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(array.dtype)
+    except (TypeError, ValueError) as why:
+        raise bad_input(f"{what} that is not numeric ({why})", "real numbers, NaN where missing") from None
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    array = np.array(array, np.float32 if single else np.float64)
+    if mask is not None:
+        array[mask] = np.nan
+    return array, [unit]
+
+
+def _unit(unit: Any, n_dim: int, what: str) -> Any:
+    """Units as strings, which can be compared and hashed; one string where all columns agree."""
+    units = [unit] if unit is None or isinstance(unit, str) or hasattr(unit, "to_string") else list(unit)
+    if len(units) not in (1, n_dim):
+        raise bad_input(f"{len(units)} units for {n_dim} columns of {what}", "one, or one per column")
+    strings = []
+    for x in units:
+        try:
+            strings.append("" if x is None else u.Unit(str(x) if isinstance(x, u.UnrecognizedUnit) else x).to_string())
+        except (ValueError, TypeError):
+            fix = f'unit="K" (from_table: {what}_unit="K"), or unit="" for none'
+            raise bad_input(f"unit {str(x)!r} of {what}", "one that astropy knows", fix=fix) from None
+    if all(x is None for x in units):
+        return None
+    return strings[0] if len(set(strings)) == 1 else tuple(strings)
+
+
+def _spread_unit(unit: Any) -> Any:
+    """The unit of an error: mag for mag(AB), dex for dex(cm / s2), else the unit itself."""
+    return getattr(u.Unit(unit), "function_unit", u.Unit(unit))
+
+
+def _convert(numbers: Numbers, unit: Any, what: str, spread: bool = False) -> np.ndarray:
+    """The numbers in the units of their block; numbers without a unit are taken to be in it."""
+    array, own = numbers
+    of = _spread_unit if spread else u.Unit
+    n_dim = array.shape[-1]
+    to = unit if isinstance(unit, tuple) else (unit,) * n_dim
+    pairs = list(zip(own * n_dim if len(own) == 1 else own, to, strict=True))
+    for pair in set(pairs):
+        if pair[0] is None or isinstance(pair[0], u.UnrecognizedUnit):
+            continue
+        at = [i for i, other in enumerate(pairs) if other == pair]
+        try:
+            array[..., at] = of(pair[0]).to(of(pair[1] or ""), array[..., at])
+        except u.UnitConversionError:
+            fix = f'unit="{pair[0]}" (in from_table <block>_unit=), if that is meant'
+            raise bad_input(
+                f"{what} in {str(pair[0])!r}", f"what converts to {pair[1] or 'no unit'!r}", fix=fix
+            ) from None
+    return array
+
+
+def _error_from_ivar(ivar: Numbers, what: str) -> Numbers:
+    array, units = ivar
+    if array.ndim == 3:
+        raise bad_input("inverse covariances", "inverse variances", fix="error=np.linalg.inv(ivar)")
+    if (wrong := (array < 0) | np.isposinf(array)).any():
+        raise bad_input(f"{what} {_where(wrong, 'negative or infinite')}", "0 or NaN where missing", "a sentinel")
+    units = [None if x is None or isinstance(x, u.UnrecognizedUnit) else u.Unit(x) ** -0.5 for x in units]
+    return np.where(array > 0, array, np.nan) ** -0.5, units
+
+
+def _where(wrong: np.ndarray, how: str, names: Sequence[str] | None = None) -> str:
+    star, *column = np.argwhere(np.atleast_1d(wrong))[0].tolist()
+    at = f"star {star}" + "".join(f", column {names[i] if names else i}" for i in column)
+    return f"{how} in {wrong.sum()} of {wrong.size}, first at {at}"
+
+
+def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords: Any, name: str = "") -> dict[str, Any]:
+    """The fields of a block, which messages call ``name``."""
+    what, error_name = name or "value", f"{name}_error" if name else "error"
+    x = value[0][:, None] if value[0].ndim == 1 else value[0]
+    if x.ndim != 2 or not x.shape[1]:
+        raise bad_input(f"{what} of shape {x.shape}", "(n_star, n_dim), or (n_star,)")
+    n_dim = x.shape[1]
+    unit = _unit(unit if unit is not None else value[1], n_dim, what)
+    x = _convert((x, value[1]), unit, what)
+    names = _default_names(n_dim) if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if names is not None and (len(names) != n_dim or len(set(names)) < n_dim):
+        raise bad_input(f"names {names} of {what}", f"{n_dim}, each once")
+    spread = None
+    if error is not None:
+        spread = _convert((_shaped(error[0], x, what, error_name), error[1]), unit, error_name, spread=True)
+        _check(spread, x, error_name, names, f"{name}_ivar=..." if name else "Block.from_ivar(value, ivar)")
+        spread = spread.astype(x.dtype)
+        spread.flags.writeable = False
+    x.flags.writeable = False
+    frozen = []
+    for key, along in (coords or {}).items():
+        array = np.array(along)
+        if hasattr(along, "unit") or array.shape != (n_dim,) or array.dtype.kind not in "iufU":
+            raise bad_input(f"coords {key!r} of shape {array.shape}", f"({n_dim},) plain numbers or strings")
+        array.flags.writeable = False
+        frozen.append((key, _Static(array)))
+    return {"value": x, "error": spread, "names": names, "unit": unit, "_coords": tuple(frozen)}
+
+
+def _shaped(error: np.ndarray, x: np.ndarray, what: str, error_name: str) -> np.ndarray:
+    (n_star, n_dim), shape = x.shape, error.shape
+    if shape in ((), (n_dim,), x.shape):
+        return np.array(np.broadcast_to(error, x.shape))
+    if shape == (n_star, n_dim, n_dim) or (n_dim == 1 and shape == (n_star,)):
+        return error.reshape(n_star, n_dim, *shape[2:])
+    if shape == (n_star,):
+        fix = f"np.tile({error_name}[:, None], {n_dim})"
+        raise bad_input(f"one {error_name} per star", f"one per column of {what}", fix=fix)
+    if len(shape) == 3 or shape == (n_dim, n_dim) or shape[1:] == (n_dim,):
+        raise bad_input(f"{error_name} of shape {shape}", f"{x.shape}, or covariances {(n_star, n_dim, n_dim)}")
+    one = "label" if what == "labels" else "column"
+    cure = f"give one error per {one}, or omit {error_name} to learn the scatter."
+    raise BadInput(f"{what} has {n_dim} columns but {error_name} has {shape[-1]}: {cure}")
+
+
+def _check(error: np.ndarray, x: np.ndarray, what: str, names: Any, from_ivar: str) -> None:
+    spread = np.diagonal(error, axis1=1, axis2=2) if error.ndim == 3 else error
+    there = np.isfinite(x) & np.isfinite(spread)
+    if (wrong := there & (spread <= 0)).any():
+        fix = f"{from_ivar}, or error=np.where(error > 0, error, np.nan) to mark missing"
+        cause = "inverse variances, or a sentinel for missing"
+        raise bad_input(f"{what} {_where(wrong, 'zero or negative', names)}", "errors above 0", cause, fix)
+    if (there & (spread < np.finfo(x.dtype).tiny ** (1 / 2 if error.ndim == 2 else 1))).any():
+        fix = 'flux / 1e-17, unit="1e-17 W / (m2 nm)", or float64'
+        raise bad_input(f"{what} so small that its square is 0 in {x.dtype}", "numbers nearer to 1", fix=fix)
+    if error.ndim == 2:
+        return
+    pairs = there[:, :, None] & there[:, None, :]
+    scale = np.sqrt(np.where(there, spread, 1).astype(float))
+    matrix = np.where(pairs, error / (scale[:, :, None] * scale[:, None, :]), np.eye(x.shape[1]))
+    even = np.abs(matrix - matrix.swapaxes(1, 2)) <= np.sqrt(np.finfo(error.dtype).eps)
+    if (wrong := ~even.all((1, 2))).any():
+        cure = "covariances, 0 where uncorrelated, NaN on the diagonal where missing"
+        raise bad_input(f"{what} {_where(wrong, 'not symmetric or not finite')}", cure)
+    if (wrong := np.linalg.eigvalsh(matrix)[:, 0] <= 0).any():
+        raise bad_input(f"{what} {_where(wrong, 'not positive definite')}", "covariances", "correlations of 1")
+
+
+def _identifiers(id: Any) -> np.ndarray:
+    masked = isinstance(id, np.ma.MaskedArray) and np.ma.getmaskarray(id).any()
+    array = np.asarray(id)
+    if array.dtype.kind in "OST":
+        array = np.array([x.decode() if isinstance(x, bytes) else x for x in array.tolist()])
+    if masked or array.ndim != 1 or array.dtype.kind not in "iuU":
+        raise bad_input(f"id {'masked' if masked else array.dtype}", "one string or integer per star")
+    unique, counts = np.unique(array, return_counts=True)
+    if len(some := unique[counts > 1].tolist()):
+        got = f"{len(some)} duplicated ids ({', '.join(map(str, some[:3]))}{', ...' if some[3:] else ''})"
+        fix = "table = astropy.table.unique(table, keys=...), or omit id"
+        raise bad_input(got, "one row per star", "several visits of one star", fix)
+    array = array.astype(array.dtype.newbyteorder("="))
+    array.flags.writeable = False
+    return array
+
+
+def _column(table: Any, column: str) -> Any:
+    if not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
+        raise bad_input(f"a {type(table).__name__}", "a table", fix="Stars.from_table(Table.read(path), ...)")
+    names = getattr(getattr(table, "dtype", None), "names", None)
+    _find(column, getattr(table, "colnames", table) if names is None else names, "column")
+    return table[column]
+
+
+def _stack(table: Any, columns: Any) -> Numbers:
+    """The numbers of one vector column, or of several scalar ones."""
+    if not isinstance(columns, str):
+        parts = [_stack(table, column) for column in columns]
+        if any(array.ndim != 1 for array, _ in parts):
+            raise bad_input(f"a vector column among {columns}", "scalar columns, or one vector column")
+        return np.column_stack([array for array, _ in parts]), [units[0] for _, units in parts]
+    array, units = _numbers(_column(table, columns), columns)
+    if isinstance(table, FITS_rec):
+        header = table.columns[columns]
+        units = [header.unit and u.Unit(header.unit, format="fits", parse_strict="silent")]
+        if header.null not in (None, ""):
+            array[array == header.null] = np.nan
+    return array, units
+
+
+def _named(columns: Any) -> bool:
+    some = [columns] if isinstance(columns, str) else columns if isinstance(columns, list | tuple) else []
+    return len(some) > 0 and all(isinstance(x, str) for x in some)
+
+
+def _read(table: Any, name: str, columns: Mapping[str, Any]) -> Block:
+    spec = columns[name]
+    error, ivar, unit, names, coords = (columns.get(f"{name}_{key}") for key in SUFFIXES)
+    if not _named(spec):
+        raise bad_input(f"{name}={spec!r}", "the name of a column, or several", fix=f'{name}="COLUMN"')
+    if error is not None and ivar is not None:
+        raise bad_input(f"both {name}_error and {name}_ivar", "one of them")
+    value = _stack(table, spec)
+    if names is None and (not isinstance(spec, str) or value[0].ndim == 1):
+        names = spec
+    if error is not None:
+        error = _stack(table, error) if _named(error) else _numbers(error, f"{name}_error")
+    if ivar is not None:
+        error = _error_from_ivar(_stack(table, ivar), f"{name}_ivar")
+    return _make(Block, **_valid(value, error, names, unit, coords, name))
