@@ -11,7 +11,6 @@ that leaves every predicted flux unchanged (parameter-expanded EM, Liu+98) repla
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import NotConverged
 from ..model import LinearModel, Measured
-from ..numerics.compress import PIXELS, Statistics, known, padded, pixel_blocks
+from ..numerics.compress import PIXELS, Statistics, known, pad_stars, padded, pixel_blocks
 from ..numerics.linalg import in_float64, inverse_observed, inverse_psd, outer_pairs, pack, unpack
 from ..numerics.optimize import descend, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
@@ -70,13 +68,6 @@ class MAP(Inference):
                 if change < self.tolerance:
                     break
         converged = not iterate or changes[-1] < self.tolerance
-        if not converged:
-            warnings.warn(
-                f"the training labels still moved by {changes[-1]:.1e} posterior sd after {len(changes)} iterations: "
-                f"MAP(max_iterations={4 * self.max_iterations}) runs longer",
-                NotConverged,
-                stacklevel=2,
-            )
         stats = {
             "converged": bool(converged and state.pixel_converged.all()),
             "iterations": len(changes),
@@ -85,6 +76,8 @@ class MAP(Inference):
             "n_pixel_dropped": int((~state.trained).sum()),
             "n_pixel_not_converged": int((~state.pixel_converged).sum()),
         }
+        if not converged:
+            stats["advice"] = f"MAP(max_iterations={4 * self.max_iterations})"
         return Trained(state.point(), state.moments(), stats, {"change": np.array(changes)})
 
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> Any:
@@ -98,14 +91,16 @@ class EM:
         self.model = model
         frame = model.require_frame()
         self.features = model.features
-        self.value, self.error = model.output(stars)
-        n_star, n_pixel = self.value.shape
-        m, k = len(frame.names), self.features.size
+        value, error = model.output(stars)
         self.catalogue: Measured = model.measured(stars)
+        self.n_star, n_pixel = value.shape
+        m, k = len(frame.names), self.features.size
+        self.value, self.error = value, error
+        ok = np.isfinite(value) & (np.isfinite(error) if error is not None else True)
         self.noisy = model.integrates_labels
         self.has_latents = self.noisy or not self.catalogue.observed.all()
         self.u = np.array(self.catalogue.value)
-        self.u_covariance = np.zeros((n_star, m, m))
+        self.u_covariance = np.zeros((self.n_star, m, m))
         self.allowed = model.allowed().astype(float)
         self.flux_scale = frame.flux_scale
         scatter = model.scatter_prior
@@ -118,7 +113,6 @@ class EM:
         self.prior: CoefficientPrior = prior._replace(low=jnp.asarray(low), high=jnp.asarray(high))
         self.penalised = isinstance(model.prior, Laplace) or bool(np.isfinite([low, high]).any())
         self.learned: dict[str, np.ndarray] = {}
-        ok = np.isfinite(self.value) & (np.isfinite(self.error) if self.error is not None else True)
         needed = 1 if isinstance(model.prior, Learned) else self.allowed.sum(1)
         self.trained = ok.sum(0) > needed
         self.pixel_converged = np.ones(n_pixel, bool)
@@ -135,7 +129,7 @@ class EM:
     def train(self, start: bool = False) -> float:
         """All pixels given the labels' moments; compresses the spectra on the way. Returns the change of ln s."""
         k = self.features.size
-        phi, second = _moments(self.features, jnp.asarray(self.u), jnp.asarray(self.u_covariance))
+        phi, second = _moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
         integrate = self.noisy or isinstance(self.model.prior, Learned)
         options = {
             "learn_scatter": self.learn_scatter,
@@ -166,7 +160,7 @@ class EM:
             self.prior = self.prior._replace(precision=prior.precision, information=prior.information)
             self.learned = {"coefficients_mean": mean, "coefficients_covariance": sigma}
         if self.has_latents:
-            zero = jnp.zeros(len(self.u))
+            zero = jnp.zeros(len(linear))
             self.statistics = Statistics(unpack(gram, k), linear, zero, zero, zero)
         used = self.trained & (self.scatter2 > 1e-12 * self.flux_scale**2)
         ratio = np.log(self.scatter2[used] / before[used])
@@ -187,9 +181,10 @@ class EM:
         seen = self.label_precision()
         precision = seen + prior
         information = jnp.einsum("nmk,nk->nm", seen, jnp.asarray(self.catalogue.value)) + prior @ self.mean
-        u, *_ = descend(jnp.asarray(old), self.statistics, precision, information, self.features, 20)
-        curvature = newton_curvature(u, self.statistics, precision, information, self.features)
-        covariance = inverse_psd(curvature)
+        terms = (self.statistics, pad_stars(precision, prior), pad_stars(information), self.features)
+        u, *_ = descend(pad_stars(old), *terms, 20)
+        covariance = inverse_psd(newton_curvature(u, *terms))[: self.n_star]
+        u = u[: self.n_star]
         if self.noisy and self.affine:
             u, covariance = _affine_move(u, covariance, self.catalogue, seen)
         self.u, self.u_covariance = np.array(u), np.array(covariance)

@@ -23,6 +23,9 @@ from .linalg import in_float64, outer_pairs, pack, pairs, unpack
 PIXELS = 256
 """Pixels a block: the block of 5000 stars and its weights stay near the cache."""
 
+STARS = 256
+"""Stars are padded to a multiple of this, so that one compiled program serves many sample sizes."""
+
 
 class Statistics(NamedTuple):
     """G (N, K, K), b (N, K), c (N,), sum_l w_nl y_nl^2 (N,) and the number of pixels used (N,)."""
@@ -49,7 +52,7 @@ class Statistics(NamedTuple):
 def pixel_blocks(
     value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
 ) -> Iterator[tuple[slice, jax.Array, jax.Array]]:
-    """Blocks of pixels (N, size) of value and error in float64, padded with missing pixels to one shape.
+    """Blocks (N', size) of value and error in float64, stars and pixels padded with missing numbers to one shape.
 
     Missing numbers are NaN in both. Without errors the error is 0 where the value is known.
     """
@@ -57,11 +60,18 @@ def pixel_blocks(
     for start in range(0, n_pixel, size):
         rows = slice(start, min(start + size, n_pixel))
         width = rows.stop - rows.start
-        y = np.full((n_star, size), np.nan)
-        e = np.full((n_star, size), np.nan)
-        y[:, :width] = value[:, rows]
-        e[:, :width] = np.where(np.isfinite(y[:, :width]), 0.0, np.nan) if error is None else error[:, rows]
+        y = np.full((n_star + -n_star % STARS, size), np.nan)
+        e = np.full(y.shape, np.nan)
+        y[:n_star, :width] = value[:, rows]
+        e[:n_star, :width] = 0.0 if error is None else error[:, rows]
         yield rows, jnp.asarray(y), jnp.asarray(e)
+
+
+def pad_stars(x: Any, fill: Any = 0.0) -> jax.Array:
+    """Rows of a per-star array, padded with `fill` like the rows of `pixel_blocks`."""
+    x = jnp.asarray(x)
+    rest = jnp.broadcast_to(jnp.asarray(fill, x.dtype), (-len(x) % STARS, *x.shape[1:]))
+    return jnp.concatenate([x, rest])
 
 
 def padded(x: np.ndarray, rows: slice, size: int, fill: float = 0.0) -> jax.Array:
@@ -112,7 +122,7 @@ def compress(
     if theta_covariance is not None:
         theta_covariance = np.where(np.isfinite(scatter)[:, None, None], theta_covariance, 0.0)
     sums: list[Any] = [0.0] * 5
-    f = None if feature_pairs is None else jnp.asarray(feature_pairs)
+    f = None if feature_pairs is None else pad_stars(feature_pairs)
     size = min(PIXELS, theta.shape[0])
     for rows, y, e in pixel_blocks(value, error, size):
         t = padded(theta, rows, size)
@@ -124,5 +134,5 @@ def compress(
         sums = [total + part for total, part in zip(sums, block, strict=True)]
         if progress:
             progress(rows.stop)
-    gram, *rest = sums
+    gram, *rest = (x[: len(value)] for x in sums)
     return Statistics(unpack(gram, k), *rest)
