@@ -58,12 +58,12 @@ def fit(
     inference.require(model, "fit")
     info: dict[str, Any] = provenance(seed, inference)
     model.bind(stars)
-    limit = getattr(model, "outlier_sigma", None)
+    limit = model.outlier_sigma if isinstance(model, LinearModel) else None
     if limit is not None:
         kept = _within(model, stars, limit, seed, progress)
         info["n_outlier"] = int((~kept).sum())
         stars = stars[kept]
-    chosen, held_out, info["selection"] = _select(model, stars, seed, progress)
+    chosen, seen, info["selection"] = _select(model, stars, seed, progress)
     bound = chosen.bind(stars)
     trained = inference.fit(bound, stars, seed, progress)
     if not trained.stats.get("converged", True):
@@ -71,8 +71,8 @@ def fit(
         warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=3)
     info["n_star"] = len(stars)
     posterior = Posterior.from_training(bound, trained, info)
-    if held_out is not None and getattr(bound, "label_noise", None) == "cut":
-        posterior = _with_label_scatter(posterior, stars, held_out)
+    if seen is not None and bound.scatter_from_held_out:
+        posterior = _with_label_scatter(posterior, stars, seen)
     return posterior
 
 
@@ -187,7 +187,7 @@ def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds.
     """
     variants = model.variants()
-    if len(variants) == 1 and getattr(model, "label_noise", None) != "cut":
+    if len(variants) == 1 and not (isinstance(model, LinearModel) and model.scatter_from_held_out):
         return variants[0], None, []
     folds = min(FOLDS, len(stars))
     outs: list[HeldOut | None] = []
@@ -202,11 +202,11 @@ def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple
                 raise
             outs.append(None)
             densities.append(np.full(len(stars), -np.inf))
-            scores.append({"label_noise": variant.label_noise, "refused": str(problem)})
+            scores.append({"variant": variant.choice, "refused": str(problem)})
             continue
         outs.append(out)
         densities.append(density_of_labels(variant.bind(stars), stars, out))
-        scores.append({"label_noise": variant.label_noise})
+        scores.append({"variant": variant.choice})
     compared = fold_of(len(stars), folds, seed) < COMPARED
     means = [float(d[compared].mean()) for d in densities]
     best = int(np.argmax(means))
@@ -220,7 +220,7 @@ def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple
 def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
     """Log density (N,) of the catalogue labels under held-out predictions, tau fitted to them: Student-t, per label.
 
-    A star without a prediction counts as e^-50. The heavy tails keep a few wrong catalogue entries from deciding between models.
+    A star without a prediction counts as e^-50. The heavy tails keep a few wrong catalogue entries from deciding.
     """
     measured = model.measured(stars)
     total = np.zeros(len(stars))
@@ -354,4 +354,3 @@ def label_distance(training_u: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, f
         distance[ok] = (tree.query(u[ok], k=k)[0].reshape(ok.sum(), -1) ** 2).mean(1)
     own = (tree.query(train, k=k + 1)[0][:, 1:] ** 2).mean(1)
     return distance, 4 * float(np.quantile(own, 0.99))
-

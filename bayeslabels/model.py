@@ -12,15 +12,21 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
+import jax.numpy as jnp
 import numpy as np
 
 from .errors import bad_input
 from .numerics.features import Monomials
+from .numerics.linalg import Array
 from .priors import HalfNormal, Prior
 from .stars import Stars
 
 MODELS: dict[str, type[Model]] = {}
 """Every model class by name: what `load`, the command line and the contract test go through."""
+
+
+FLAT_POPULATION = 1e4
+"""Variance, in scaled labels, of a label prior that is flat for every purpose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +63,12 @@ class Frame:
 class Measured(NamedTuple):
     """Catalogue labels of N stars in scaled units: value (N, M), covariance (N, M, M), observed (N, M)."""
 
-    value: np.ndarray
-    covariance: np.ndarray
-    observed: np.ndarray
+    value: Array
+    covariance: Array
+    observed: Array
+
+    def rows(self, index: Array) -> Measured:
+        return Measured(*(jnp.asarray(x)[index] for x in self))
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,12 @@ class LinearModel(Model):
     """output_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2), with u_n ~ N(mu, Lambda) seen through noisy labels.
 
     Declares what the exact routes need: the features phi, the prior of theta, the catalogue labels and the output.
+
+    outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
+    scatters; None: none.
     """
+
+    outlier_sigma: float | None = field(default=None, kw_only=True)
 
     @property
     @abstractmethod
@@ -134,6 +148,26 @@ class LinearModel(Model):
     @abstractmethod
     def integrates_labels(self) -> bool:
         """Whether the training labels are noisy measurements of latent true labels."""
+
+    @property
+    def flat_population(self) -> bool:
+        """Whether the labels' prior is flat, N(0, FLAT_POPULATION I) in scaled labels, instead of learned."""
+        return False
+
+    @property
+    def exact_labels(self) -> bool:
+        """Whether a label that is present is the true one, in the test step too."""
+        return False
+
+    @property
+    def scatter_from_held_out(self) -> bool:
+        """Whether tau is learned from held-out labels, because the training step takes the labels as they are."""
+        return False
+
+    @property
+    def choice(self) -> str:
+        """What distinguishes this variant from the others, for the record."""
+        return ""
 
     @abstractmethod
     def allowed(self) -> np.ndarray:

@@ -161,10 +161,10 @@ class Posterior:
             "model": state.dumps(self.model, arrays),
             "info": json.dumps(self.info),
         }
-        stored = {
-            name: ([f"{name}_{i}" for i in range(np.ndim(x))], np.asarray(x, np.int8) if x.dtype == bool else x, {"bool": int(x.dtype == bool)})
-            for name, x in arrays.items()
-        }  # fmt: skip
+        stored = {}
+        for name, x in arrays.items():
+            dims = [f"{name}_{i}" for i in range(x.ndim)]
+            stored[name] = (dims, x.astype(np.int8) if x.dtype == bool else x, {"bool": int(x.dtype == bool)})
         tree["model"] = xr.DataTree(xr.Dataset(stored))
         tree.attrs.update(attrs)
         part = path.with_name(path.name + ".part")
@@ -194,12 +194,12 @@ def load(path: str | os.PathLike[str]) -> Posterior:
             f"{path} of format {tree.attrs['bayeslabels_format']}", f"at most {FORMAT}", "a newer bayeslabels wrote it",
             "pip install --upgrade bayeslabels",
         )  # fmt: skip
-    arrays = {
-        str(name): (x.values.astype(bool) if x.attrs.get("bool") else x.values) for name, x in tree["model"].items()
-    }
+    stored = tree["model"].to_dataset()
+    arrays = {str(name): (x.values.astype(bool) if x.attrs["bool"] else x.values) for name, x in stored.items()}
     model = state.loads(tree.attrs["model"], arrays)
     info = json.loads(tree.attrs["info"])
-    moments = Moments(**{name: tree["moments"][name].values for name in _MOMENT_DIMS})
+    trained = tree["moments"].to_dataset()
+    moments = Moments(**{name: trained[name].values for name in _MOMENT_DIMS})
     del tree["model"]
     for name in ("bayeslabels_format", "model", "info"):
         del tree.attrs[name]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from .numerics.linalg import Array
 from .numerics.regression import CoefficientPrior
 
 
@@ -21,7 +21,7 @@ from .numerics.regression import CoefficientPrior
 class Flat:
     """No preference: p(theta) constant. Improper, so the model cannot be simulated from it."""
 
-    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         improper = dist.ImproperUniform(dist.constraints.real, (), event_shape=(n_pixel, n_feature))
         return numpyro.sample(name, improper)
 
@@ -43,7 +43,7 @@ class Normal:
         widths[0] = max(widths[0], 100 * scale)
         return widths
 
-    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         widths = jnp.asarray(self._widths(n_feature, scale))
         return numpyro.sample(name, dist.Normal(0.0, widths).expand([n_pixel, n_feature]).to_event(2))
 
@@ -65,7 +65,7 @@ class Laplace:
         scales[0] = 1e6 * scale
         return scales
 
-    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         scales = jnp.asarray(self._scales(n_feature, scale))
         return numpyro.sample(name, dist.Laplace(0.0, scales).expand([n_pixel, n_feature]).to_event(2))
 
@@ -87,7 +87,7 @@ class Learned:
         """Width of m, degrees of freedom and scale matrix of Sigma."""
         return 10 * scale, n_feature + 2.0, (0.01 * scale) ** 2 * np.eye(n_feature)
 
-    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> jax.Array:
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         width, freedom, matrix = self.hyper(n_feature, scale)
         mean = numpyro.sample(f"{name}_mean", dist.Normal(0.0, width).expand([n_feature]).to_event(1))
         covariance = numpyro.sample(
@@ -104,7 +104,7 @@ class Learned:
     ) -> tuple[CoefficientPrior, np.ndarray, np.ndarray]:
         """EM step for (m, Sigma) from the coefficients' posterior means (L, K) and mean covariance (K, K)."""
         n_pixel, k = theta.shape
-        width, freedom, matrix = self.hyper(k, scale)
+        _, freedom, matrix = self.hyper(k, scale)
         mean = theta.mean(0)
         spread = (theta - mean).T @ (theta - mean) + n_pixel * covariance + matrix
         sigma = spread / (n_pixel + freedom + k + 1)
@@ -124,7 +124,7 @@ class HalfNormal:
     def width(self, scale: float) -> float:
         return scale if self.scale is None else self.scale
 
-    def sample(self, name: str, n_pixel: int, scale: float) -> jax.Array:
+    def sample(self, name: str, n_pixel: int, scale: float) -> Array:
         return numpyro.sample(name, dist.HalfNormal(self.width(scale)).expand([n_pixel]).to_event(1))
 
 

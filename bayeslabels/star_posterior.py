@@ -44,8 +44,8 @@ class StarPosterior:
     """Posteriors of the labels of N stars.
 
     Attributes:
-        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units; `stars` holds per
-            star mean, covariance, percentiles, chi2, n_pixel, flags and the inference's diagnostics.
+        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units; `stars` holds
+            per star mean, covariance, percentiles, chi2, n_pixel, flags and the inference's diagnostics.
         info: how it was made, including what was integrated over.
     """
 
@@ -56,14 +56,19 @@ class StarPosterior:
         return self.data["stars"].sizes["star"]
 
     @property
+    def stars(self) -> xr.Dataset:
+        """The per-star summaries."""
+        return self.data["stars"].to_dataset()
+
+    @property
     def mean(self) -> np.ndarray:
         """(N, M), in label units; NaN for stars that failed."""
-        return self.data["stars"]["mean"].values
+        return self.stars["mean"].values
 
     @property
     def cov(self) -> np.ndarray:
         """(N, M, M), in label units."""
-        return self.data["stars"]["covariance"].values
+        return self.stars["covariance"].values
 
     @property
     def error(self) -> np.ndarray:
@@ -72,13 +77,13 @@ class StarPosterior:
 
     @property
     def flags(self) -> np.ndarray:
-        return self.data["stars"]["flags"].values
+        return self.stars["flags"].values
 
     def draws(self, name: str) -> np.ndarray:
         """Draws (chain * draw, N) of one label, in its own unit."""
         if name not in self.frame.names:
             raise bad_input(f"draws({name!r})", f"one of {self.frame.names}")
-        values = self.data["posterior"]["true_labels"].sel(labels=name).values
+        values = self.data["posterior"].to_dataset()["true_labels"].sel(labels=name).values
         return values.reshape(-1, values.shape[-1])
 
     def table(self) -> QTable:
@@ -88,7 +93,7 @@ class StarPosterior:
         `<label>_catalogue_error` adds tau: the sd with which a label of the training catalogue's kind, free of its
         stated error, scatters about `<label>`.
         """
-        stars = self.data["stars"]
+        stars = self.stars
         columns: dict[str, Any] = {"id": stars["star"].values}
         tau = np.array(self.info["label_scatter"])
         for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
@@ -103,7 +108,9 @@ class StarPosterior:
         for extra in ("chi2", "n_pixel", "label_distance", "khat", "rhat", "ess", "flags"):
             if extra in stars:
                 columns[extra] = stars[extra].values
-        meta = {key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)}
+        meta: dict[str, Any] = {
+            key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
+        }
         meta["flag_bits"] = {flag.name: int(flag) for flag in Flags}
         return QTable(columns, meta=meta)
 

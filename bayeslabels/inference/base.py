@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -61,7 +60,7 @@ class StarDraws:
 
 
 @dataclass(frozen=True)
-class Inference(ABC):
+class Inference:
     """Base of all inferences."""
 
     trains: ClassVar[type[Model] | None] = None

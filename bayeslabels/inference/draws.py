@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model import LinearModel
-from ..numerics.linalg import in_float64
+from ..model import FLAT_POPULATION, LinearModel
+from ..numerics.linalg import Array, in_float64
 from ..stars import Stars
 from .base import Moments
 
@@ -37,19 +36,21 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
         g = np.linalg.lstsq(phi, np.moveaxis(flat["u"] - u, 1, 0).reshape(len(u), -1), rcond=None)[0]
         g = g.reshape(-1, n_draw, m)
         system = np.einsum("kdm,ldm->mkl", g, g, optimize=True) / max(n_draw - 1, 1)
+    population = np.zeros(m), FLAT_POPULATION * np.eye(m)
+    if not model.flat_population:
+        population = flat["population_mean"].mean(0), flat["population_covariance"].mean(0)
     return Moments(
         mean,
         covariance,
         scatter,
         tau,
-        flat["population_mean"].mean(0),
-        flat["population_covariance"].mean(0),
+        *population,
         system,
         u,
     )
 
 
-def jittered(values: dict[str, jax.Array], n_chain: int, width: float, seed: int) -> dict[str, jax.Array]:
+def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) -> dict[str, Array]:
     """Unconstrained starting points (n_chain, ...) dispersed around `values`."""
     rng = np.random.default_rng([seed, 15485863])
     return {

@@ -46,7 +46,7 @@ class Importance(Inference):
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
                 kept = min(size, n - start)
-                out = self._weigh(problem[rows], seed + 1_000_003 * start)
+                out = self._weigh(problem.select(rows), seed + 1_000_003 * start)
                 parts.append([x[..., :kept, :] if x.ndim == 3 else x[..., :kept] for x in out[:2]])
                 parts[-1] += [out[2][:kept], out[3][:kept], out[4][:kept]]
                 shown.update(kept)
@@ -59,7 +59,7 @@ class Importance(Inference):
         if self.rescue and len(high):
             from .nuts import NUTS
 
-            sampled = NUTS(chains=4, draws=-(-self.draws // 4)).infer(problem[high], seed, progress)
+            sampled = NUTS(chains=4, draws=-(-self.draws // 4)).infer(problem.select(high), seed, progress)
             draws = sampled.u.reshape(-1, len(high), u.shape[-1])[: self.draws]
             u[:, high], rescued[high] = draws, True
             mean[high] = draws.mean(0)

@@ -18,19 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model import LinearModel, Measured
+from ..model import FLAT_POPULATION, LinearModel, Measured
 from ..numerics.compress import PIXELS, Statistics, known, pad_stars, padded, pixel_blocks
-from ..numerics.linalg import in_float64, inverse_observed, inverse_psd, outer_pairs, pack, unpack
+from ..numerics.linalg import Array, in_float64, inverse_observed, inverse_psd, outer_pairs, pack, unpack
 from ..numerics.optimize import descend, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
 from ..priors import HalfNormal, Laplace, Learned
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Moments, Trained
-from .starwise import StarProblem, modes_of
-
-PINNED = 1e10
-"""Precision, in scaled labels, of a label that is exact."""
+from .starwise import PINNED, StarProblem, modes_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class MAP(Inference):
                 if change < self.tolerance:
                     break
         converged = not iterate or changes[-1] < self.tolerance
-        stats = {
+        stats: dict[str, Any] = {
             "converged": bool(converged and state.pixel_converged.all()),
             "iterations": len(changes),
             "n_star": len(stars),
@@ -121,6 +118,8 @@ class EM:
         seen = np.where(self.catalogue.observed, self.u, np.nan)
         self.mean = np.nanmean(seen, 0)
         self.population = np.cov(self.u.T).reshape(m, m) + 1e-3 * np.eye(m)
+        if model.flat_population:
+            self.mean, self.population = np.zeros(m), FLAT_POPULATION * np.eye(m)
         self.tau2 = np.full(m, 0.09 if self.noisy else 0.0)
         self.affine = isinstance(model.prior, Learned) and not self.penalised and bool(self.allowed.all())
         order = self.features.order
@@ -166,7 +165,7 @@ class EM:
         ratio = np.log(self.scatter2[used] / before[used])
         return float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
 
-    def label_precision(self) -> jax.Array:
+    def label_precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""
         observed = jnp.asarray(self.catalogue.observed)
         eye = jnp.eye(observed.shape[1])
@@ -189,9 +188,10 @@ class EM:
             u, covariance = _affine_move(u, covariance, self.catalogue, seen)
         self.u, self.u_covariance = np.array(u), np.array(covariance)
         n, m = self.u.shape
-        self.mean = self.u.mean(0)
-        offset = self.u - self.mean
-        self.population = (offset.T @ offset + self.u_covariance.sum(0) + np.eye(m)) / (n + 2 * m + 3)
+        if not self.model.flat_population:
+            self.mean = self.u.mean(0)
+            offset = self.u - self.mean
+            self.population = (offset.T @ offset + self.u_covariance.sum(0) + np.eye(m)) / (n + 2 * m + 3)
         if self.noisy:
             self.tau2 = _scatter_of_labels(self.tau2, self.u, self.u_covariance, self.catalogue)
         sd = np.sqrt(np.maximum(np.einsum("nmm->nm", self.u_covariance), 1e-8))
@@ -220,10 +220,10 @@ class EM:
         frame, moments = self.model.require_frame(), self.moments()
         sites = {
             "coefficients": moments.coefficients,
-            "population_mean": self.mean,
-            "population_covariance": self.population,
             **self.learned,
         }
+        if not self.model.flat_population:
+            sites |= {"population_mean": self.mean, "population_covariance": self.population}
         if self.learn_scatter:
             sites["scatter"] = moments.scatter
         if self.noisy:
@@ -246,7 +246,7 @@ def label_system_covariance(phi: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _affine_move(u, covariance, catalogue: Measured, precision):
-    """u -> u + g (1, u), each label's g the weighted least-squares fit to the catalogue; the fluxes stay as they are."""
+    """u -> u + g (1, u), each g the weighted least-squares fit to the catalogue; the fluxes stay as they are."""
     m = u.shape[1]
     design = jnp.concatenate([jnp.ones((len(u), 1)), u], 1)
     weight = jnp.diagonal(precision, axis1=1, axis2=2) * jnp.asarray(catalogue.observed)

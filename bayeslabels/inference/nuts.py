@@ -99,7 +99,7 @@ class NUTS(Inference):
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
                 kept = min(size, n - start)
-                draws, diverging = self._sample(problem[rows], seed + 1_000_003 * start)
+                draws, diverging = self._sample(problem.select(rows), seed + 1_000_003 * start)
                 u[:, :, start : start + kept] = draws[:, :, :kept]
                 divergent[start : start + kept] = diverging[:kept]
                 shown.update(kept)

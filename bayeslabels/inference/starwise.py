@@ -7,7 +7,7 @@ stars, is added to the draws afterwards (`fit.infer`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from ..model import LinearModel
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
-from ..numerics.linalg import in_float64, inverse_observed, outer_pairs
+from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ..numerics.optimize import Modes, find_modes
 from ..stars import Stars
 from .base import Moments, StarDraws
@@ -25,7 +25,8 @@ PINNED = 1e10
 """Precision, in scaled labels, of a label that is exact."""
 
 
-class StarProblem(NamedTuple):
+@dataclass(frozen=True)
+class StarProblem:
     """Everything that the label posteriors of N stars depend on.
 
     p(u_n | data) ~ exp[b' phi(u) - 1/2 phi(u)' G phi(u) - 1/2 u' P u + h' u], precision P (N, M, M), information
@@ -34,15 +35,16 @@ class StarProblem(NamedTuple):
 
     features: Monomials
     statistics: Statistics
-    precision: jax.Array
-    information: jax.Array
+    precision: Array
+    information: Array
     modes: Modes
 
     @property
     def n_star(self) -> int:
         return self.information.shape[0]
 
-    def __getitem__(self, rows: np.ndarray) -> StarProblem:
+    def select(self, rows: np.ndarray) -> StarProblem:
+        """The stars of an integer array."""
         pick = lambda x: jnp.asarray(x)[rows]  # noqa: E731
         return StarProblem(
             self.features,
@@ -76,12 +78,12 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     return StarProblem(features, statistics, jnp.asarray(precision), jnp.asarray(information), modes)
 
 
-def label_terms(model: LinearModel, moments: Moments, stars: Stars) -> tuple[jax.Array, jax.Array]:
+def label_terms(model: LinearModel, moments: Moments, stars: Stars) -> tuple[Array, Array]:
     """Precision (N, M, M) and information (N, M) of population and catalogue labels together."""
     measured = model.measured(stars)
     observed = jnp.asarray(measured.observed)
     eye = jnp.eye(observed.shape[1])
-    if model.label_noise is False:  # type: ignore[attr-defined]
+    if model.exact_labels:
         seen = PINNED * eye * observed[:, :, None]
     else:
         tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
@@ -92,12 +94,13 @@ def label_terms(model: LinearModel, moments: Moments, stars: Stars) -> tuple[jax
 
 
 def _starts(moments: Moments, model: LinearModel, stars: Stars, seed: int, n: int) -> np.ndarray:
-    """(n, N, M): the population mean, the catalogue label where there is one, and draws from the population."""
-    m = len(moments.population_mean)
+    """(n, N, M): the training stars' mean, draws from their Gaussian, and the catalogue label where there is one."""
+    train = moments.training_u
+    m = train.shape[1]
     rng = np.random.default_rng([seed, 7919])
-    factor = np.linalg.cholesky(moments.population_covariance)
-    draws = moments.population_mean + rng.standard_normal((n, m)) @ factor.T
-    draws[0] = moments.population_mean
+    factor = np.linalg.cholesky(np.cov(train.T).reshape(m, m) + 1e-6 * np.eye(m))
+    draws = train.mean(0) + rng.standard_normal((n, m)) @ factor.T
+    draws[0] = train.mean(0)
     starts = np.repeat(draws[:, None], len(stars), axis=1)
     measured = model.measured(stars)
     return np.where(measured.observed, measured.value, starts)
@@ -110,7 +113,7 @@ def modes_of(problem: StarProblem) -> StarDraws:
 
 
 @in_float64
-def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: float | None = None) -> tuple[jax.Array, jax.Array]:
+def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: float | None = None) -> tuple[Array, Array]:
     """Draws (n, N, M) from the Laplace mixture over the modes, and their log density (n, N).
 
     freedom: of multivariate t components instead of normal ones, with the same centre and curvature.
@@ -147,7 +150,7 @@ def _mixture_density(u, location, factor, weight, freedom):
     return jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
 
 
-def log_posterior(problem: StarProblem, u: jax.Array) -> jax.Array:
+def log_posterior(problem: StarProblem, u: Array) -> Array:
     """Log posterior density of u (S, N, M), up to a constant per star: (S, N)."""
     prior = jnp.einsum("nm,snm->sn", problem.information, u)
     prior = prior - 0.5 * jnp.einsum("snm,nmk,snk->sn", u, problem.precision, u)

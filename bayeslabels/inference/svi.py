@@ -16,7 +16,7 @@ from numpyro.infer.initialization import init_to_uniform, init_to_value
 from numpyro.optim import optax_to_numpyro
 
 from ..model import LinearModel, Model
-from ..numerics.linalg import in_float64
+from ..numerics.linalg import Array, in_float64
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Trained
@@ -63,7 +63,7 @@ class SVI(Inference):
         engine = NumPyroSVI(program, guide, optax_to_numpyro(optax.adam(schedule)), Trace_ELBO())
         key, key_draws = jax.random.split(jax.random.key(seed))
         state = engine.init(key, stars)
-        losses = []
+        losses: list[np.ndarray] = []
         chunk = max(1, self.steps // 50)
         run = jax.jit(lambda s: jax.lax.scan(lambda s, _: engine.update(s, stars), s, None, length=chunk))
         with bar(self.steps, "variational training", progress) as shown:
@@ -93,7 +93,7 @@ class AutoNormalDraws:
     def __init__(self, guide: AutoNormal, params: dict[str, Any]):
         self.guide, self.params = guide, params
 
-    def __call__(self, key: jax.Array, n: int) -> dict[str, np.ndarray]:
+    def __call__(self, key: Array, n: int) -> dict[str, np.ndarray]:
         from numpyro.distributions.transforms import biject_to
 
         out = {}

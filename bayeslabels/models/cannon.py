@@ -8,7 +8,7 @@ u_n ~ N(mu, Lambda),   theta_l ~ N(m, Sigma)                     mu, Lambda, m, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,7 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from ..errors import bad_input
-from ..model import Frame, LinearModel, Measured
+from ..model import FLAT_POPULATION, Frame, LinearModel, Measured
 from ..numerics.features import Monomials
 from ..priors import Flat, HalfNormal, Learned, Prior
 from ..stars import Stars
@@ -52,7 +52,9 @@ class Cannon(LinearModel):
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Flat()`, `Normal` (ridge), `Laplace` (sparse), `Learned`; None: flat. By default
             `Learned` where labels are latent ("joint"), flat otherwise.
-        scatter_prior: of the s_l.
+        scatter_distribution: prior of the s_l where they are learned.
+        population: prior of the true labels: "learned", a Gaussian of learned mean and covariance, or "flat"; "auto":
+            flat for the classic Cannon, learned otherwise.
         censor: {label: (L,) mask of the pixels that the label may act on}; its monomials are zero elsewhere
             (Casey+16 section 2.3).
         bounds: {monomial, as in `feature_names`: (low, high)} on coefficients, in flux units.
@@ -67,10 +69,10 @@ class Cannon(LinearModel):
     label_noise: LabelNoise = True
     scatter: float | np.ndarray | None = None
     coefficient_prior: Prior | Literal["auto"] | None = "auto"
-    scatter_distribution: HalfNormal = HalfNormal()
+    scatter_distribution: HalfNormal = field(default_factory=HalfNormal)
+    population: Literal["auto", "learned", "flat"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
     bounds: Mapping[str, tuple[float, float]] | None = None
-    outlier_sigma: float | None = None
 
     global_sites: ClassVar[tuple[str, ...]] = (
         "coefficients",
@@ -87,6 +89,8 @@ class Cannon(LinearModel):
             )
         if self.label_noise not in (True, False, "joint", "cut"):
             raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint' or 'cut'")
+        if self.population not in ("auto", "learned", "flat"):
+            raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program; `u` is observed where labels are present and exact, `flux` where present."""
@@ -97,20 +101,21 @@ class Cannon(LinearModel):
         theta = model.prior.sample("coefficients", frame.n_pixel, features.size, frame.flux_scale)
         theta = theta * model.allowed()
         fixed = model.scatter_prior
-        scatter = (
-            jnp.asarray(fixed)
-            if isinstance(fixed, np.ndarray)
-            else fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
-        )
-        mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
-        covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
+        if isinstance(fixed, np.ndarray):
+            scatter = jnp.asarray(fixed)
+        else:
+            scatter = fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+        mean, covariance = jnp.zeros(m), FLAT_POPULATION * jnp.eye(m)
+        if not model.flat_population:
+            mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
+            covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
         population = dist.MultivariateNormal(mean, covariance_matrix=covariance)
         tau = None
         if model.integrates_labels:
             tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            measured = Measured(*(jnp.asarray(x)[rows] for x in model.measured(stars)))
+            measured = model.measured(stars).rows(rows)
             if tau is not None or "labels" not in stars:
                 u = numpyro.sample("u", population)
             else:
@@ -238,6 +243,22 @@ class Cannon(LinearModel):
         return self.label_noise in (True, "joint")
 
     @property
+    def flat_population(self) -> bool:
+        return self.population == "flat" or (self.population == "auto" and self.exact_labels)
+
+    @property
+    def exact_labels(self) -> bool:
+        return self.label_noise is False
+
+    @property
+    def scatter_from_held_out(self) -> bool:
+        return self.label_noise == "cut"
+
+    @property
+    def choice(self) -> str:
+        return f"label_noise={self.label_noise!r}"
+
+    @property
     def prior(self) -> Prior:
         if isinstance(self.coefficient_prior, str):
             return Learned() if self.integrates_labels else Flat()
@@ -303,7 +324,7 @@ class Cannon(LinearModel):
 def _pinned(population: dist.Distribution, measured: Measured) -> Any:
     """Exact labels: observed where known, free where missing, all under the population."""
     missing = ~np.asarray(measured.observed)
-    u = measured.value
+    u: Any = measured.value
     if missing.any():
         rows, columns = np.nonzero(missing)
         free = numpyro.sample(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .linalg import in_float64, outer_pairs, pack, pairs, unpack
+from .linalg import Array, in_float64, outer_pairs, pack, pairs, unpack
 
 PIXELS = 256
 """Pixels a block: the block of 5000 stars and its weights stay near the cache."""
@@ -30,28 +30,28 @@ STARS = 256
 class Statistics(NamedTuple):
     """G (N, K, K), b (N, K), c (N,), sum_l w_nl y_nl^2 (N,) and the number of pixels used (N,)."""
 
-    gram: jax.Array
-    linear: jax.Array
-    constant: jax.Array
-    square: jax.Array
-    n_pixel: jax.Array
+    gram: Array
+    linear: Array
+    constant: Array
+    square: Array
+    n_pixel: Array
 
-    def log_likelihood(self, phi: jax.Array) -> jax.Array:
+    def log_likelihood(self, phi: Array) -> Array:
         """ln p(y_n | u_n) for features phi (..., N, K)."""
         return self.linear_log_likelihood(phi) - self.constant
 
-    def linear_log_likelihood(self, phi: jax.Array) -> jax.Array:
+    def linear_log_likelihood(self, phi: Array) -> Array:
         quadratic = jnp.einsum("...nk,nkl,...nl->...n", phi, self.gram, phi)
         return jnp.einsum("...nk,nk->...n", phi, self.linear) - 0.5 * quadratic
 
-    def chi2(self, phi: jax.Array) -> jax.Array:
+    def chi2(self, phi: Array) -> Array:
         """sum_l w_nl (y_nl - theta_l . phi_n)^2 for features phi (..., N, K)."""
         return self.square - 2 * self.linear_log_likelihood(phi)
 
 
 def pixel_blocks(
     value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
-) -> Iterator[tuple[slice, jax.Array, jax.Array]]:
+) -> Iterator[tuple[slice, Array, Array]]:
     """Blocks (N', size) of value and error in float64, stars and pixels padded with missing numbers to one shape.
 
     Missing numbers are NaN in both. Without errors the error is 0 where the value is known.
@@ -67,21 +67,21 @@ def pixel_blocks(
         yield rows, jnp.asarray(y), jnp.asarray(e)
 
 
-def pad_stars(x: Any, fill: Any = 0.0) -> jax.Array:
+def pad_stars(x: Any, fill: Any = 0.0) -> Array:
     """Rows of a per-star array, padded with `fill` like the rows of `pixel_blocks`."""
     x = jnp.asarray(x)
     rest = jnp.broadcast_to(jnp.asarray(fill, x.dtype), (-len(x) % STARS, *x.shape[1:]))
     return jnp.concatenate([x, rest])
 
 
-def padded(x: np.ndarray, rows: slice, size: int, fill: float = 0.0) -> jax.Array:
+def padded(x: np.ndarray, rows: slice, size: int, fill: float = 0.0) -> Array:
     """Rows of a per-pixel array, padded to `size` rows with `fill`."""
     out = np.full((size, *x.shape[1:]), fill)
     out[: rows.stop - rows.start] = x[rows]
     return jnp.asarray(out)
 
 
-def known(value: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
     """Value with 0, variance with 1 where missing, and the mask of what is known."""
     ok = jnp.isfinite(value) & jnp.isfinite(error)
     return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
@@ -101,13 +101,13 @@ def _compress_block(value, error, theta, theta_pairs, scatter2, extra):
 
 @in_float64
 def compress(
-    value: np.ndarray,
-    error: np.ndarray | None,
-    theta: np.ndarray,
-    scatter: np.ndarray,
+    value: Array,
+    error: Array | None,
+    theta: Array,
+    scatter: Array,
     *,
-    theta_covariance: np.ndarray | None = None,
-    feature_pairs: np.ndarray | None = None,
+    theta_covariance: Array | None = None,
+    feature_pairs: Array | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Compress spectra (N, L) with coefficients theta (L, K) and scatter (L,); a pixel of NaN scatter is left out.

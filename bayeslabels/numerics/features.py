@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .linalg import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Monomials:
             rows.append("*".join(factors) or "1")
         return tuple(rows)
 
-    def __call__(self, u: jax.Array) -> jax.Array:
+    def __call__(self, u: Array) -> Array:
         """(..., M) -> (..., K)."""
         exponents = np.array(self.exponents)
         powers = [jnp.ones_like(u)]
@@ -61,7 +62,7 @@ class Monomials:
             out = out * table[..., m, exponents[:, m]]
         return out
 
-    def jacobian(self, u: jax.Array) -> jax.Array:
+    def jacobian(self, u: Array) -> Array:
         """d phi_k / d u_m, (..., M) -> (..., K, M)."""
         exponents = np.array(self.exponents)
         columns = []
@@ -71,7 +72,7 @@ class Monomials:
             columns.append(Monomials(tuple(map(tuple, lowered.tolist())))(u) * exponents[:, m])
         return jnp.stack(columns, -1)
 
-    def moments(self, mean: jax.Array, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
         """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5.
 
         Degree-5 cubature (Stroud 1971, E_n^{r^2} 5-3): exact for quadratic features.

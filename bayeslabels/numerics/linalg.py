@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Array: TypeAlias = Any
+"""A NumPy or a JAX array: both are taken everywhere."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,13 +33,13 @@ def pairs(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return i, j, np.where(i == j, 1.0, 2.0)
 
 
-def pack(a: jax.Array) -> jax.Array:
+def pack(a: Array) -> Array:
     """(..., k, k) symmetric -> (..., k (k + 1) / 2)."""
     i, j, _ = pairs(a.shape[-1])
     return a[..., i, j]
 
 
-def unpack(packed: jax.Array, k: int) -> jax.Array:
+def unpack(packed: Array, k: int) -> Array:
     """(..., k (k + 1) / 2) -> (..., k, k) symmetric."""
     i, j, _ = pairs(k)
     index = np.empty((k, k), int)
@@ -44,13 +47,13 @@ def unpack(packed: jax.Array, k: int) -> jax.Array:
     return packed[..., index]
 
 
-def outer_pairs(x: jax.Array) -> jax.Array:
+def outer_pairs(x: Array) -> Array:
     """(..., k) -> the packed products x_i x_j, (..., k (k + 1) / 2)."""
     i, j, _ = pairs(x.shape[-1])
     return x[..., i] * x[..., j]
 
 
-def inverse_psd(a: jax.Array) -> jax.Array:
+def inverse_psd(a: Array) -> Array:
     """Inverse of symmetric positive definite matrices (..., k, k), symmetric to the last bit."""
     k = a.shape[-1]
     scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
@@ -59,7 +62,7 @@ def inverse_psd(a: jax.Array) -> jax.Array:
     return jnp.swapaxes(half, -1, -2) @ half * scale[..., :, None] * scale[..., None, :]
 
 
-def inverse_observed(covariance: jax.Array, observed: jax.Array) -> jax.Array:
+def inverse_observed(covariance: Array, observed: Array) -> Array:
     """Precision (..., m, m) of the observed entries of each row, zero in the rows and columns not observed."""
     both = observed[..., :, None] & observed[..., None, :]
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)

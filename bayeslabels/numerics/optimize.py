@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .compress import Statistics
 from .features import Monomials
-from .linalg import in_float64, inverse_psd
+from .linalg import Array, in_float64, inverse_psd
 
 
 class Modes(NamedTuple):
@@ -21,13 +20,13 @@ class Modes(NamedTuple):
     converged (J, N).
     """
 
-    location: jax.Array
-    covariance: jax.Array
-    objective: jax.Array
-    converged: jax.Array
+    location: Array
+    covariance: Array
+    objective: Array
+    converged: Array
 
     @property
-    def weight(self) -> jax.Array:
+    def weight(self) -> Array:
         """Laplace estimate of the probability of each mode, (J, N)."""
         _, logdet = jnp.linalg.slogdet(self.covariance)
         score = jnp.where(jnp.isfinite(self.objective), -self.objective + 0.5 * logdet, -jnp.inf)
@@ -112,16 +111,16 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
 @in_float64
 def find_modes(
     statistics: Statistics,
-    precision: np.ndarray,
-    information: np.ndarray,
+    precision: Array,
+    information: Array,
     features: Monomials,
-    starts: np.ndarray,
+    starts: Array,
     *,
     keep: int = 3,
     threshold: float = 12.0,
 ) -> Modes:
     """Distinct optima reached from starts (J, N, M), at most `keep` per star and `threshold` nats from the best."""
-    j, n, m = starts.shape
+    j, n, _ = starts.shape
     precision, information = jnp.asarray(precision), jnp.asarray(information)
     u, tiled, p, h = _tile(statistics, precision, information, jnp.asarray(starts))
     u, curvature, f, done = descend(u, tiled, p, h, features)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .linalg import Array
+
 
 @jax.jit
-def smooth_weights(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
+def smooth_weights(log_ratio: Array) -> tuple[Array, Array]:
     """Normalised, smoothed log weights (S, N) and k-hat (N,) from log importance ratios (S, N).
 
     The largest min(S / 5, 3 sqrt(S)) ratios of each column are replaced by the expected order statistics of a
@@ -30,7 +32,7 @@ def smooth_weights(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights - jax.scipy.special.logsumexp(weights, axis=0), k
 
 
-def _fit_pareto(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fit_pareto(x: Array) -> tuple[Array, Array]:
     """Shape k and scale sigma of a generalised Pareto distribution from sorted excesses x (T,)."""
     n = x.shape[0]
     m = 30 + int(np.sqrt(n))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .compress import known
-from .linalg import inverse_psd, outer_pairs, pack, pairs, unpack
+from .linalg import Array, inverse_psd, outer_pairs, pack, pairs, unpack
 
 SMALLEST_LOG_VARIANCE = -46.0
 """ln s_l^2 of a scatter that is zero for every purpose (s = 1e-10)."""
@@ -25,20 +25,20 @@ class CoefficientPrior(NamedTuple):
     precision (K, K), information (K,), l1 (K,), low and high (K,); zeros and infinities mean flat.
     """
 
-    precision: jax.Array
-    information: jax.Array
-    l1: jax.Array
-    low: jax.Array
-    high: jax.Array
+    precision: Array
+    information: Array
+    l1: Array
+    low: Array
+    high: Array
 
 
 class Pixels(NamedTuple):
-    """A trained block: coefficients (B, K), their covariance (B, K, K), scatter^2 (B,) and whether it converged (B,)."""
+    """A trained block: coefficients (B, K), their covariance (B, K, K), scatter^2 (B,), whether it converged (B,)."""
 
-    theta: jax.Array
-    covariance: jax.Array
-    scatter2: jax.Array
-    converged: jax.Array
+    theta: Array
+    covariance: Array
+    scatter2: Array
+    converged: Array
 
 
 def coordinate_descent(gram, linear, start, l1, low, high, sweeps: int = 2000, tolerance: float = 1e-13):

@@ -1,0 +1,198 @@
+"""Tables from and to files, for the command line: FITS, ECSV and Parquet, written in one piece or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.units import UnitsWarning
+
+from .errors import bad_input
+
+FORMATS = {
+    ".fits": "fits", ".fit": "fits", ".fz": "fits", ".gz": "fits",
+    ".ecsv": "ascii.ecsv", ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+"""Format by the end of a file's name."""
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """The format that the end of a file's name stands for."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise bad_input(f"the file name {str(path)!r}", "one that ends in .fits, .ecsv or .parquet")
+    return FORMATS[suffix]
+
+
+def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Table:
+    """An astropy table with units; list columns of Parquet become vector columns.
+
+    Args:
+        hdu: of a FITS file, number or name; None: the first table.
+    """
+    kind, path = format_of(path), Path(path)
+    if not path.is_file():
+        raise bad_input(f"no file {path}", "a FITS, ECSV or Parquet table")
+    if kind == "parquet":
+        return _read_parquet(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnitsWarning)
+        try:
+            if kind == "ascii.ecsv":
+                return Table.read(path, format=kind)
+            with fits.open(path) as hdus:
+                found = _hdu(hdus, hdu, path)
+                if not isinstance(found, fits.BinTableHDU | fits.TableHDU):
+                    raise bad_input(f"HDU {hdu} of {path}, which is no table", f"one of {_tables(hdus)}")
+                number = hdus.index(found)
+            return Table.read(path, format="fits", hdu=number, mask_invalid=False, unit_parse_strict="silent")
+        except (OSError, ValueError, TypeError, KeyError) as problem:
+            if "expected" in str(problem) and "got" in str(problem):
+                raise
+            raise bad_input(
+                f"{path}, which cannot be read as {kind} ({_one_line(problem)})", "a table",
+                "a truncated download or another kind of file",
+            ) from problem  # fmt: skip
+
+
+def read_wavelength(path: str | os.PathLike[str], where: str) -> np.ndarray:
+    """Wavelengths (L,), in the unit of the file, of a table that lies beside the spectra.
+
+    Args:
+        path: of the table of spectra.
+        where: ``HDU`` or ``HDU:COLUMN`` of the same FITS file (an image, or a table of one row per pixel), or
+            ``FILE:COLUMN``, another file.
+    """
+    first, _, column = where.rpartition(":") if ":" in where else (where, "", "")
+    if Path(first).suffix.lower() in FORMATS:
+        table = read_table(first)
+    elif format_of(path) != "fits":
+        raise bad_input(f"wavelength {where!r} for {path}", "FILE:COLUMN, as only FITS files have HDUs")
+    else:
+        with fits.open(path) as hdus:
+            found = _hdu(hdus, int(first) if first.isdecimal() else first, Path(path))
+            image = None if isinstance(found, fits.BinTableHDU | fits.TableHDU) else found.data
+            if image is not None:
+                return _grid(image, where)
+            if found.data is None or not len(found.columns):
+                raise bad_input(f"HDU {first} of {path}, which is empty", "wavelengths")
+        table = read_table(path, int(first) if first.isdecimal() else first)
+    if not column and len(table.colnames) > 1:
+        raise bad_input(f"wavelength {where!r}", f"{where}:COLUMN, with one of {', '.join(table.colnames)}")
+    column = column or table.colnames[0]
+    if column not in table.colnames:
+        raise bad_input(f"wavelength {where!r}", f"a column among {', '.join(table.colnames)}")
+    return _grid(table[column], where)
+
+
+@contextlib.contextmanager
+def in_one_piece(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to; moved to `path` at the end, removed if the writing fails."""
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
+    """Write an astropy table with its units; an existing file is replaced."""
+    kind, path = format_of(path), Path(path)
+    if kind == "parquet":
+        _pyarrow()
+    with in_one_piece(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UnitsWarning)
+        warnings.filterwarnings("ignore", "Attribute .* cannot be added to FITS Header")
+        warnings.filterwarnings("ignore", ".*keyword name .* is greater than 8 characters")
+        (_for_fits(table) if kind == "fits" else table).write(part, format=kind)
+    return path
+
+
+def _for_fits(table: Table) -> Table:
+    """Only meta that a header holds: short values, under keywords of eight letters; flag bits one by one."""
+    out = table.copy()
+    out.meta = {}
+    for key, value in table.meta.items():
+        if isinstance(value, str | int | float):
+            out.meta[key.upper().replace("_", "")[:8]] = value
+        elif isinstance(value, dict) and key == "flag_bits":
+            out.meta["comments"] = [f"flags: {bit} = {name}" for name, bit in value.items()]
+    return out
+
+
+def _one_line(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:160] or type(problem).__name__
+
+
+def _hdu(hdus: Any, hdu: int | str | None, path: Path) -> Any:
+    if hdu is None:
+        found = [x for x in hdus if isinstance(x, fits.BinTableHDU | fits.TableHDU)]
+        if not found:
+            raise bad_input(f"{path} without a table", "a FITS table in one of its HDUs")
+        return found[0]
+    try:
+        return hdus[hdu]
+    except (KeyError, IndexError):
+        raise bad_input(f"HDU {hdu} of {path}", f"one of {_tables(hdus)}") from None
+
+
+def _tables(hdus: Any) -> str:
+    return ", ".join(f"{i} ({x.name})" if x.name else str(i) for i, x in enumerate(hdus))
+
+
+def _grid(values: Any, where: str) -> np.ndarray:
+    grid = np.asarray(values, float)
+    if grid.ndim == 2 and (len(grid) == 1 or (grid == grid[0]).all()):
+        grid = grid[0]
+    if grid.ndim != 1 or not np.isfinite(grid).all():
+        raise bad_input(f"wavelength {where!r} of shape {grid.shape}", "one finite number per pixel")
+    return grid
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise bad_input(
+            "a Parquet file without pyarrow installed", "pyarrow", fix="pip install 'bayeslabels[catalogs]'"
+        ) from None
+    return pyarrow.parquet
+
+
+def _read_parquet(path: Path) -> Table:
+    parquet = _pyarrow()
+    try:
+        data = parquet.read_table(path)
+    except (OSError, ValueError) as problem:  # pyarrow's own errors are ValueErrors
+        raise bad_input(f"{path}, which cannot be read as Parquet ({_one_line(problem)})", "a table") from problem
+    if b"table_meta_yaml" in (data.schema.metadata or {}):
+        return Table.read(path, format="parquet")
+    out = Table()
+    for name in data.column_names:
+        column = data[name]
+        kind = str(column.type)
+        if "list" in kind:
+            rows = [np.asarray(row, float) for row in column.to_pylist() if row is not None]
+            length = {len(row) for row in rows}
+            if len(length) != 1:
+                raise bad_input(f"column {name!r} with lists of length {sorted(length)[:5]}", "spectra of one length")
+            blank = np.full(length.pop(), np.nan)
+            rest = iter(rows)
+            out[name] = np.array([blank if row is None else next(rest) for row in column.to_pylist()])
+        elif "string" in kind:
+            out[name] = np.array([x or "" for x in column.to_pylist()], str)
+        else:
+            out[name] = column.to_numpy()
+        unit = ((data.schema.field(name).metadata) or {}).get(b"unit")
+        if unit:
+            out[name].unit = unit.decode()
+    return out
