@@ -105,7 +105,7 @@ def infer(
     model.check(stars)
     if "flux" not in stars and "labels" not in stars:
         raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "flux, labels or both")
-    starts = getattr(inference, "starts", 8)
+    starts = getattr(inference, "starts", 4)
     parts = []
     with bar(len(stars), "test step", progress) as shown:
         for start in range(0, len(stars), batch_size):

@@ -32,7 +32,7 @@ class Importance(Inference):
     """
 
     draws: int = 1000
-    starts: int = 8
+    starts: int = 4
     freedom: float = 8.0
     rescue: bool = True
 

@@ -24,7 +24,7 @@ class Laplace(Inference):
     """
 
     draws: int = 500
-    starts: int = 8
+    starts: int = 4
 
     infers: ClassVar = LinearModel
 

@@ -44,7 +44,7 @@ class MAP(Inference):
 
     max_iterations: int = 100
     tolerance: float = 3e-3
-    starts: int = 8
+    starts: int = 4
 
     trains: ClassVar = LinearModel
     infers: ClassVar = LinearModel
@@ -281,9 +281,9 @@ def _scatter_of_labels(tau2: np.ndarray, u: np.ndarray, covariance: np.ndarray, 
 @jax.jit
 def _expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
     value, variance, ok = known(y, e)
-    w = ok * keep / (variance + scatter2)
+    w = ok * keep[:, None] / (variance + scatter2[:, None])
     second = outer_pairs(theta) + pack(covariance * allowed[:, :, None] * allowed[:, None, :])
-    return w @ second, (w * value) @ theta
+    return w.T @ second, (w * value).T @ theta
 
 
 def _moments(features, u, covariance):

@@ -50,7 +50,7 @@ class NUTS(Inference):
     warmup: int | None = None
     target_accept: float = 0.85
     max_tree_depth: int = 10
-    starts: int = 8
+    starts: int = 4
 
     trains: ClassVar = Model
     infers: ClassVar = LinearModel

@@ -17,7 +17,7 @@ from ..model import LinearModel
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
-from ..numerics.optimize import Modes, find_modes
+from ..numerics.optimize import Modes, choose_starts, find_modes
 from ..stars import Stars
 from .base import Moments, StarDraws
 
@@ -56,7 +56,7 @@ class StarProblem:
 
 
 @in_float64
-def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, starts: int = 8) -> StarProblem:
+def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, starts: int = 4) -> StarProblem:
     """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there."""
     features = model.features
     precision, information = label_terms(model, moments, stars)
@@ -67,7 +67,11 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         k = features.size
         zero = jnp.zeros(len(stars))
         statistics = Statistics(jnp.zeros((len(stars), k, k)), jnp.zeros((len(stars), k)), zero, zero, zero)
-    modes = find_modes(statistics, precision, information, features, _starts(moments, model, stars, seed, starts))
+    first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
+    if "labels" in stars:
+        measured = model.measured(stars)
+        first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
+    modes = find_modes(statistics, precision, information, features, first)
     if "flux" in stars and np.nanmax(moments.coefficient_covariance, initial=0.0) > 0:
         at = outer_pairs(features(modes.location[0]))
         statistics = compress(
@@ -93,17 +97,14 @@ def label_terms(model: LinearModel, moments: Moments, stars: Stars) -> tuple[Arr
     return seen + population, information + population @ jnp.asarray(moments.population_mean)
 
 
-def _starts(moments: Moments, model: LinearModel, stars: Stars, seed: int, n: int) -> np.ndarray:
-    """(n, N, M): the training stars' mean, draws from their Gaussian, and the catalogue label where there is one."""
+def _candidates(moments: Moments, seed: int, groups: int) -> Array:
+    """Labels of training stars (S, M) in order of their first principal component: candidates for starting points."""
     train = moments.training_u
-    m = train.shape[1]
     rng = np.random.default_rng([seed, 7919])
-    factor = np.linalg.cholesky(np.cov(train.T).reshape(m, m) + 1e-6 * np.eye(m))
-    draws = train.mean(0) + rng.standard_normal((n, m)) @ factor.T
-    draws[0] = train.mean(0)
-    starts = np.repeat(draws[:, None], len(stars), axis=1)
-    measured = model.measured(stars)
-    return np.where(measured.observed, measured.value, starts)
+    size = max(groups, min(64 * groups, len(train)))
+    chosen = train[rng.permutation(np.resize(np.arange(len(train)), size))]
+    axis = np.linalg.eigh(np.cov(train.T).reshape(train.shape[1], -1))[1][:, -1]
+    return jnp.asarray(chosen[np.argsort(chosen @ axis, kind="stable")])
 
 
 def modes_of(problem: StarProblem) -> StarDraws:

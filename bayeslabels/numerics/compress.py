@@ -52,7 +52,7 @@ class Statistics(NamedTuple):
 def pixel_blocks(
     value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
 ) -> Iterator[tuple[slice, Array, Array]]:
-    """Blocks (N', size) of value and error in float64, stars and pixels padded with missing numbers to one shape.
+    """Blocks (size, N') of value and error in float64, pixel by pixel, padded with missing numbers to one shape.
 
     Missing numbers are NaN in both. Without errors the error is 0 where the value is known.
     """
@@ -60,10 +60,10 @@ def pixel_blocks(
     for start in range(0, n_pixel, size):
         rows = slice(start, min(start + size, n_pixel))
         width = rows.stop - rows.start
-        y = np.full((n_star + -n_star % STARS, size), np.nan)
+        y = np.full((size, n_star + -n_star % STARS), np.nan)
         e = np.full(y.shape, np.nan)
-        y[:n_star, :width] = value[:, rows]
-        e[:n_star, :width] = 0.0 if error is None else error[:, rows]
+        y[:width, :n_star] = value[:, rows].T
+        e[:width, :n_star] = 0.0 if error is None else error[:, rows].T
         yield rows, jnp.asarray(y), jnp.asarray(e)
 
 
@@ -90,13 +90,14 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
 @jax.jit
 def _compress_block(value, error, theta, theta_pairs, scatter2, extra):
     y, variance, ok = known(value, error)
-    ok &= jnp.isfinite(scatter2)
-    total = jnp.where(ok, variance + scatter2 + extra, 1.0)
+    ok &= jnp.isfinite(scatter2)[:, None]
+    total = jnp.where(ok, variance + scatter2[:, None] + extra, 1.0)
     w = ok / total
     wy = w * y
-    square = (wy * y).sum(1)
-    constant = 0.5 * (square + jnp.where(ok, jnp.log(2 * jnp.pi * total), 0.0).sum(1))
-    return w @ theta_pairs, wy @ theta, constant, square, ok.sum(1)
+    one = jnp.ones(len(y))
+    square = one @ (wy * y)
+    constant = 0.5 * (square + one @ jnp.where(ok, jnp.log(2 * jnp.pi * total), 0.0))
+    return w.T @ theta_pairs, wy.T @ theta, constant, square, one @ ok
 
 
 @in_float64
@@ -128,7 +129,7 @@ def compress(
         t = padded(theta, rows, size)
         extra = jnp.zeros(())
         if theta_covariance is not None and f is not None:
-            extra = f @ (pack(padded(theta_covariance, rows, size)) * multiplicity).T
+            extra = (pack(padded(theta_covariance, rows, size)) * multiplicity) @ f.T
         s2 = padded(scatter**2, rows, size, 1.0)
         block = _compress_block(y, e, t, outer_pairs(t), s2, extra)
         sums = [total + part for total, part in zip(sums, block, strict=True)]

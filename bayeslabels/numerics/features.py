@@ -52,25 +52,20 @@ class Monomials:
 
     def __call__(self, u: Array) -> Array:
         """(..., M) -> (..., K)."""
-        exponents = np.array(self.exponents)
-        powers = [jnp.ones_like(u)]
-        for _ in range(exponents.max(initial=0)):
-            powers.append(powers[-1] * u)
-        table = jnp.stack(powers, -1)
-        out = table[..., 0, exponents[:, 0]]
-        for m in range(1, self.n_label):
-            out = out * table[..., m, exponents[:, m]]
-        return out
+        columns: dict[tuple[int, ...], Array] = {(0,) * self.n_label: jnp.ones_like(u[..., 0])}
+        return jnp.stack([_monomial(row, u, columns) for row in self.exponents], -1)
 
     def jacobian(self, u: Array) -> Array:
         """d phi_k / d u_m, (..., M) -> (..., K, M)."""
-        exponents = np.array(self.exponents)
-        columns = []
-        for m in range(self.n_label):
-            lowered = exponents.copy()
-            lowered[:, m] = np.maximum(lowered[:, m] - 1, 0)
-            columns.append(Monomials(tuple(map(tuple, lowered.tolist())))(u) * exponents[:, m])
-        return jnp.stack(columns, -1)
+        columns: dict[tuple[int, ...], Array] = {(0,) * self.n_label: jnp.ones_like(u[..., 0])}
+        rows = []
+        for row in self.exponents:
+            slopes = []
+            for m, power in enumerate(row):
+                lowered = tuple(e - (i == m) for i, e in enumerate(row))
+                slopes.append(power * _monomial(lowered, u, columns) if power else jnp.zeros_like(u[..., 0]))
+            rows.append(jnp.stack(slopes, -1))
+        return jnp.stack(rows, -2)
 
     def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
         """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5.
@@ -84,6 +79,15 @@ class Monomials:
         first = jnp.einsum("s,...sk->...k", weights, values)
         second = jnp.einsum("...sk,...sl->...kl", values * weights[:, None], values)
         return first, second
+
+
+def _monomial(row: tuple[int, ...], u: Array, known: dict[tuple[int, ...], Array]) -> Array:
+    """prod_m u_m ** row[m], built from lower monomials that are kept in `known`."""
+    if row not in known:
+        m = next(i for i in reversed(range(len(row))) if row[i])
+        lowered = tuple(e - (i == m) for i, e in enumerate(row))
+        known[row] = _monomial(lowered, u, known) * u[..., m]
+    return known[row]
 
 
 def cubature(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -53,6 +53,18 @@ def outer_pairs(x: Array) -> Array:
     return x[..., i] * x[..., j]
 
 
+def solve_psd(a: Array, b: Array) -> Array:
+    """x of a x = b for symmetric positive definite a (..., k, k) and b (..., k), with one step of refinement."""
+    scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
+    factor = jnp.linalg.cholesky(a * scale[..., :, None] * scale[..., None, :])
+
+    def once(r: Array) -> Array:
+        return scale * jax.scipy.linalg.cho_solve((factor, True), (scale * r)[..., None])[..., 0]
+
+    x = once(b)
+    return x + once(b - jnp.einsum("...jk,...k->...j", a, x))
+
+
 def inverse_psd(a: Array) -> Array:
     """Inverse of symmetric positive definite matrices (..., k, k), symmetric to the last bit."""
     k = a.shape[-1]

@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .compress import Statistics
+from .compress import STARS, Statistics
 from .features import Monomials
-from .linalg import Array, in_float64, inverse_psd
+from .linalg import Array, in_float64, inverse_psd, outer_pairs, pack, pairs
+
+FIRST_STEPS = 12
+"""Iterations that all starts get together."""
 
 
 class Modes(NamedTuple):
@@ -62,7 +66,7 @@ def descend(u, statistics: Statistics, precision, information, features: Monomia
         u, f, damping, _, count = state
         gradient, curvature = derivatives(u)
         diagonal = jnp.diagonal(curvature, axis1=1, axis2=2)[:, :, None] * jnp.eye(m)
-        move = jnp.linalg.solve(curvature + damping[:, None, None] * diagonal, gradient[..., None])[..., 0]
+        move = solve_small(curvature + damping[:, None, None] * diagonal, gradient)
         decrement = jnp.einsum("nm,nm->n", gradient, move)
         trial = u - move
         f_trial = value(trial)
@@ -83,16 +87,21 @@ def descend(u, statistics: Statistics, precision, information, features: Monomia
     return u, derivatives(u)[1], f, done & jnp.isfinite(f)
 
 
-@jax.jit
-def _tile(statistics, precision, information, starts):
-    j, n, m = starts.shape
-    tiled = jax.tree.map(lambda x: jnp.broadcast_to(x, (j, *x.shape)).reshape(j * n, *x.shape[1:]), statistics)
-    return (
-        starts.reshape(j * n, m),
-        tiled,
-        jnp.broadcast_to(precision, (j, *precision.shape)).reshape(j * n, m, m),
-        jnp.broadcast_to(information, (j, *information.shape)).reshape(j * n, m),
-    )
+def solve_small(a: Array, b: Array) -> Array:
+    """x of a x = b for positive definite a (N, M, M), unrolled over the small M: all stars in lockstep."""
+    m = a.shape[-1]
+    rows = [[a[:, i, j] for j in range(m)] for i in range(m)]
+    right = [b[:, i] for i in range(m)]
+    for i in range(m):
+        for r in range(i + 1, m):
+            factor = rows[r][i] / rows[i][i]
+            for c in range(i, m):
+                rows[r][c] = rows[r][c] - factor * rows[i][c]
+            right[r] = right[r] - factor * right[i]
+    out = [jnp.zeros(())] * m
+    for i in reversed(range(m)):
+        out[i] = (right[i] - sum(rows[i][c] * out[c] for c in range(i + 1, m))) / rows[i][i]
+    return jnp.stack(out, -1)
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
@@ -104,8 +113,24 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
     second = jax.vmap(jax.jacfwd(features.jacobian))(u)
     hessian = gauss_newton + jnp.einsum("nk,nkmj->nmj", slope, second)
     hessian = 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2))
-    definite = jnp.linalg.eigvalsh(hessian)[:, 0] > 1e-3 * jnp.linalg.eigvalsh(gauss_newton)[:, 0]
+    definite = jnp.isfinite(jnp.linalg.cholesky(hessian - 1e-3 * gauss_newton)).all((1, 2))
     return jnp.where(definite[:, None, None], hessian, gauss_newton)
+
+
+@functools.partial(jax.jit, static_argnames=("features", "groups"))
+def choose_starts(candidates, statistics: Statistics, precision, information, features: Monomials, groups: int):
+    """Of candidates (S, M), neighbours alike, the best of each of `groups` stretches: (groups, N, M).
+
+    The objective of all candidates and stars is one matrix product.
+    """
+    phi = features(candidates)
+    _, _, multiplicity = pairs(phi.shape[1])
+    quadratic = (outer_pairs(phi) * multiplicity) @ pack(statistics.gram).T
+    prior = (outer_pairs(candidates) * pairs(candidates.shape[1])[2]) @ pack(precision).T
+    f = 0.5 * (quadratic + prior) - phi @ statistics.linear.T - candidates @ information.T
+    size = -(-len(candidates) // groups)
+    picks = [i * size + jnp.argmin(f[i * size : (i + 1) * size], axis=0) for i in range(groups)]
+    return jnp.stack([candidates[pick] for pick in picks])
 
 
 @in_float64
@@ -119,29 +144,44 @@ def find_modes(
     keep: int = 3,
     threshold: float = 12.0,
 ) -> Modes:
-    """Distinct optima reached from starts (J, N, M), at most `keep` per star and `threshold` nats from the best."""
-    j, n, _ = starts.shape
-    precision, information = jnp.asarray(precision), jnp.asarray(information)
-    u, tiled, p, h = _tile(statistics, precision, information, jnp.asarray(starts))
-    u, curvature, f, done = descend(u, tiled, p, h, features)
-    u, curvature, f, done = (x.reshape(j, n, *x.shape[1:]) for x in (u, curvature, f, done))
-    f = jnp.where(done, f, f + 1e6)
-    locations, objectives, converged = [], [], []
-    remaining = jnp.where(jnp.isfinite(f), f, jnp.inf)
+    """Distinct optima reached from starts (J, N, M), at most `keep` per star and `threshold` nats from the best.
+
+    Most starts arrive within a few steps; the few that do not go on by themselves.
+    """
+    j, n, m = starts.shape
+    flat = jnp.asarray(starts).reshape(j * n, m)
+    star = jnp.tile(jnp.arange(n), j)
+    u, f, done = _descend_rows(flat, star, statistics, precision, information, features, FIRST_STEPS)
+    late = np.flatnonzero(~np.asarray(done))
+    if len(late):
+        rows = jnp.asarray(np.resize(late, len(late) + -len(late) % STARS))
+        more = _descend_rows(u[rows], star[rows], statistics, precision, information, features, 60)
+        u, f, done = (x.at[rows].set(y) for x, y in zip((u, f, done), more, strict=True))
+    return _distinct(u.reshape(j, n, m), f.reshape(j, n), done.reshape(j, n), statistics, precision, information,
+                     features, min(keep, j), threshold)  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("features", "iterations"))
+def _descend_rows(u, star, statistics, precision, information, features, iterations):
+    own = jax.tree.map(lambda x: x[star], statistics)
+    u, _, f, done = descend(u, own, precision[star], information[star], features, iterations)
+    return u, f, done
+
+
+@functools.partial(jax.jit, static_argnames=("features", "keep"))
+def _distinct(u, f, done, statistics, precision, information, features, keep, threshold):
+    remaining = jnp.where(jnp.isfinite(f), jnp.where(done, f, f + 1e6), jnp.inf)
     best = remaining.min(0)
-    for _ in range(min(keep, j)):
+    locations, covariances, objectives, converged = [], [], [], []
+    for _ in range(keep):
         pick = jnp.argmin(remaining, axis=0)
         at = jnp.take_along_axis(u, pick[None, :, None], 0)[0]
         value = jnp.take_along_axis(remaining, pick[None], 0)[0]
-        value = jnp.where(value > best + threshold, jnp.inf, value)
+        curvature = newton_curvature(at, statistics, precision, information, features)
         locations.append(at)
-        objectives.append(value)
+        covariances.append(inverse_psd(curvature))
+        objectives.append(jnp.where(value > best + threshold, jnp.inf, value))
         converged.append(jnp.take_along_axis(done, pick[None], 0)[0])
-        shape = jnp.take_along_axis(curvature, pick[None, :, None, None], 0)[0]
-        distance = jnp.einsum("jnm,nmk,jnk->jn", u - at, shape, u - at)
+        distance = jnp.einsum("jnm,nmk,jnk->jn", u - at, curvature, u - at)
         remaining = jnp.where(distance < 1.0, jnp.inf, remaining)
-    location = jnp.stack(locations)
-    covariance = jnp.stack(
-        [inverse_psd(newton_curvature(x, statistics, precision, information, features)) for x in location]
-    )
-    return Modes(location, covariance, jnp.stack(objectives), jnp.stack(converged))
+    return Modes(*map(jnp.stack, (locations, covariances, objectives, converged)))

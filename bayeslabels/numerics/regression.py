@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .compress import known
-from .linalg import Array, inverse_psd, outer_pairs, pack, pairs, unpack
+from .linalg import Array, inverse_psd, outer_pairs, pack, pairs, solve_psd, unpack
 
 SMALLEST_LOG_VARIANCE = -46.0
 """ln s_l^2 of a scatter that is zero for every purpose (s = 1e-10)."""
@@ -66,15 +66,15 @@ def coordinate_descent(gram, linear, start, l1, low, high, sweeps: int = 2000, t
 def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
     """Newton steps in x = ln s^2 on 1/2 sum [ln(sigma^2 + s^2) + r^2 / (sigma^2 + s^2)] + s^2 / (2 scale^2).
 
-    residual2, variance, ok (N, B); x (B,). Returns x and the gradient in x at the last point visited.
+    residual2, variance, ok (B, N); x (B,). Returns x and the gradient in x at the last point visited.
     """
     for _ in range(steps):
         s2 = jnp.exp(x)
-        w = ok / (variance + s2)
+        w = ok / (variance + s2[:, None])
         w2r = w * w * residual2
-        gradient = 0.5 * s2 * (w - w2r).sum(0) + 0.5 * s2 / scale**2
-        fisher = 0.5 * s2**2 * (w * w).sum(0) + 0.5 * s2 / scale**2
-        exact = gradient + 0.5 * s2**2 * (2 * w * w2r - w * w).sum(0)
+        gradient = 0.5 * s2 * (w - w2r).sum(1) + 0.5 * s2 / scale**2
+        fisher = 0.5 * s2**2 * (w * w).sum(1) + 0.5 * s2 / scale**2
+        exact = gradient + 0.5 * s2**2 * (2 * w * w2r - w * w).sum(1)
         curvature = jnp.where(exact > 0.2 * fisher, exact, fisher)
         move = jnp.clip(gradient / jnp.maximum(curvature, 1e-300), -2.0, 2.0)
         x = jnp.clip(x - move, SMALLEST_LOG_VARIANCE, 40.0)
@@ -100,41 +100,44 @@ def train_block(
 ) -> Pixels:
     """Alternate exact solves of theta with Newton steps in s until neither moves.
 
-    value, error (N, B); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
+    value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
     coefficient is censored. `integrate`: s maximises the density with theta integrated out, else the joint
     density of (theta, s). `exact`: phi is known, so that phi_pairs is its outer product.
     """
     y, variance, ok = known(value, error)
     k = phi.shape[1]
     _, _, multiplicity = pairs(k)
-    n_used = ok.sum(0)
+    n_used = ok.sum(1)
     pinned = jnp.diagonal(prior.precision) == 0
+    usable = n_used > (allowed * pinned).sum(1)
+    ok &= usable[:, None]
+    idle = jnp.where(usable[:, None], 1 - allowed, 1.0) * pinned
+
+    def normal(x):
+        w = ok / (variance + jnp.exp(x)[:, None])
+        gram = unpack(w @ phi_pairs, k) * allowed[:, :, None] * allowed[:, None, :] + prior.precision
+        gram = gram + idle[:, :, None] * jnp.eye(k)
+        return gram, ((w * y) @ phi) * allowed + prior.information
 
     def solve(x, theta):
-        w = ok / (variance + jnp.exp(x))
-        gram = unpack(w.T @ phi_pairs, k) * allowed[:, :, None] * allowed[:, None, :] + prior.precision
-        idle = (1 - allowed) * pinned + 1e-300 * pinned
-        gram = gram + idle[:, :, None] * jnp.eye(k)
-        linear = ((w * y).T @ phi) * allowed + prior.information
-        covariance = inverse_psd(gram)
+        gram, linear = normal(x)
         if penalised:
             theta = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
         else:
-            theta = jnp.einsum("bjk,bk->bj", covariance, linear)
-            theta = theta + jnp.einsum("bjk,bk->bj", covariance, linear - jnp.einsum("bjk,bk->bj", gram, theta))
-        return theta, covariance
+            theta = solve_psd(gram, linear)
+        return theta, inverse_psd(gram) if integrate else jnp.zeros_like(gram)
 
     def residual2(theta, covariance):
         effective = theta * allowed
-        r2 = (y - phi @ effective.T) ** 2
+        r2 = (y - effective @ phi.T) ** 2
         spread = 0.0
         if integrate:
             spread = covariance * allowed[:, :, None] * allowed[:, None, :]
         if not exact:
             outer = effective[:, :, None] * effective[:, None, :]
-            r2 = r2 + (phi_pairs - outer_pairs(phi)) @ (pack(outer) * multiplicity).T
+            r2 = r2 + (pack(outer) * multiplicity) @ (phi_pairs - outer_pairs(phi)).T
         if integrate:
-            r2 = r2 + phi_pairs @ (pack(spread) * multiplicity).T
+            r2 = r2 + (pack(spread) * multiplicity) @ phi_pairs.T
         return jnp.maximum(r2, 0.0)
 
     def alternate(state):
@@ -148,11 +151,12 @@ def train_block(
         return new, theta, covariance, remaining, count + 1
 
     def unfinished(state):
-        return (jnp.max(state[3]) > 1e-10) & (state[4] < alternations)
+        return (jnp.nanmax(state[3]) > 1e-9) & (state[4] < alternations)
 
     x = jnp.log(jnp.maximum(scatter2, 1e-20))
     theta, covariance = solve(x, jnp.zeros((y.shape[1], k)))
     start = (x, theta, covariance, jnp.full_like(x, jnp.inf), 0)
     x, theta, covariance, remaining, _ = jax.lax.while_loop(unfinished, alternate, start)
-    theta, covariance = solve(x, theta)
+    theta, _ = solve(x, theta)
+    covariance = inverse_psd(normal(x)[0])
     return Pixels(theta, covariance, jnp.exp(x) if learn_scatter else scatter2, remaining <= 1e-8)
