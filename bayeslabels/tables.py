@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from astropy.units import UnitsWarning
+from astropy.units import Unit, UnitsWarning, UnrecognizedUnit
 
 from .errors import bad_input
 
@@ -52,7 +52,12 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
                 if not isinstance(found, fits.BinTableHDU | fits.TableHDU):
                     raise bad_input(f"HDU {hdu} of {path}, which is no table", f"one of {_tables(hdus)}")
                 number = hdus.index(found)
-            return Table.read(path, format="fits", hdu=number, mask_invalid=False, unit_parse_strict="silent")
+            table = Table.read(path, format="fits", hdu=number, mask_invalid=False, unit_parse_strict="silent")
+            for column in table.itercols():
+                if isinstance(column.unit, UnrecognizedUnit):
+                    with contextlib.suppress(ValueError):
+                        column.unit = Unit(str(column.unit))
+            return table
         except (OSError, ValueError, TypeError, KeyError) as problem:
             if "expected" in str(problem) and "got" in str(problem):
                 raise
@@ -109,24 +114,32 @@ def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
     kind, path = format_of(path), Path(path)
     if kind == "parquet":
         _pyarrow()
-    with in_one_piece(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UnitsWarning)
-        warnings.filterwarnings("ignore", "Attribute .* cannot be added to FITS Header")
-        warnings.filterwarnings("ignore", ".*keyword name .* is greater than 8 characters")
-        (_for_fits(table) if kind == "fits" else table).write(part, format=kind)
+    with in_one_piece(path) as part:
+        if kind == "fits":
+            _fits_hdu(table).writeto(part)
+        else:
+            table.write(part, format=kind)
     return path
 
 
-def _for_fits(table: Table) -> Table:
-    """Only meta that a header holds: short values, under keywords of eight letters; flag bits one by one."""
-    out = table.copy()
-    out.meta = {}
+def _fits_hdu(table: Table) -> fits.BinTableHDU:
+    """Units as the table has them (dex, too, which the FITS standard lacks), and of the meta what a header holds."""
+    plain = Table({name: getattr(table[name], "value", table[name]) for name in table.colnames})
+    hdu = fits.table_to_hdu(plain)
+    for name in table.colnames:
+        unit = table[name].unit
+        if unit is not None:
+            try:
+                hdu.columns[name].unit = unit.to_string("fits")
+            except ValueError:
+                hdu.columns[name].unit = unit.to_string()
     for key, value in table.meta.items():
         if isinstance(value, str | int | float):
-            out.meta[key.upper().replace("_", "")[:8]] = value
-        elif isinstance(value, dict) and key == "flag_bits":
-            out.meta["comments"] = [f"flags: {bit} = {name}" for name, bit in value.items()]
-    return out
+            hdu.header["COMMENT"] = f"{key} = {value}"
+        elif isinstance(value, dict):
+            for name, bit in value.items():
+                hdu.header["COMMENT"] = f"{key}: {bit} = {name}"
+    return hdu
 
 
 def _one_line(problem: BaseException) -> str:

@@ -1,0 +1,327 @@
+"""The command line: ``bayeslabels demo``, ``fit``, ``infer`` and ``info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import demo, plots
+from .errors import BadInput, CannotDo, bad_input
+from .fit import fit, infer
+from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
+from .models.cannon import Cannon
+from .posterior import load
+from .stars import Stars
+from .tables import format_of, read_table, read_wavelength, write_table
+
+TRAINING = {"map": MAP, "gibbs": Gibbs, "nuts": NUTS, "svi": SVI}
+TEST = {"laplace": Laplace, "importance": Importance, "nuts": NUTS, "map": MAP}
+COLUMNS = ("flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
+"""Options that say where things stand in a table; a model file remembers those of its training."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 2 for bad input, 130 when interrupted."""
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    written: list[Path] = []
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            arguments.run(arguments, written)
+        except (BadInput, CannotDo) as problem:
+            return _fail(str(problem))
+        except OSError as problem:
+            where = f"{problem.filename}: " if problem.filename else ""
+            return _fail(f"{where}{problem.strerror or problem}")
+        except KeyboardInterrupt:
+            done = ", ".join(map(str, written))
+            what = f"already written: {done}" if done else "nothing was written"
+            print(f"\nbayeslabels: interrupted; {what}", file=sys.stderr)
+            return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="bayeslabels",
+        description="Data-driven models of stars, with error bars that hold.",
+        epilog="Start with: bayeslabels demo",
+    )
+    top.add_argument("--version", action="version", version=f"bayeslabels {_version()}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    p = commands.add_parser("demo", help="simulate a survey, train, infer, and report; needs no data")
+    p.description = (
+        "Train a Cannon and infer the labels of stars it has not seen. Without options on a simulated survey; with "
+        "--data on a table of yours, of which a third is held out."
+    )
+    out = "folder for the files (default: %(default)s; files in it are replaced)"
+    p.add_argument("--out", metavar="DIR", type=Path, default=Path("bayeslabels-demo"), help=out)
+    p.add_argument("--data", metavar="TABLE", help="a FITS, ECSV or Parquet table of labels and spectra to use")
+    _label_options(p, required=False)
+    _table_options(p)
+    p.add_argument("--stars", metavar="N", type=_positive, help="how many (simulated: for training, default 600)")
+    p.add_argument("--pixels", metavar="L", type=_positive, help="how many (simulated: default 400)")
+    _run_options(p)
+    p.set_defaults(run=_demo)
+
+    p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
+    p.description = "Train a Cannon on a table of labels and spectra (FITS, ECSV or Parquet)."
+    p.epilog = "Example: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR -o model.nc"
+    p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
+    _label_options(p, required=True)
+    _table_options(p)
+    p.add_argument("--order", type=int, choices=(1, 2, 3), default=2, help="of the polynomial (default: 2)")
+    p.add_argument("--no-label-noise", action="store_true", help="training labels are exact (the classic Cannon)")
+    p.add_argument("--inference", choices=TRAINING, default="map", help="(default: map)")
+    _output_options(p, "MODEL.nc", "the model file to write")
+    _run_options(p)
+    p.set_defaults(run=_fit)
+
+    p = commands.add_parser("infer", help="test step: labels of new stars from their spectra")
+    p.description = (
+        "Labels with error bars for every star of a table. Columns are those of the training step, or named."
+    )
+    p.epilog = "Example: bayeslabels infer model.nc survey.fits -o catalogue.fits"
+    p.add_argument("model", metavar="MODEL.nc", help="written by bayeslabels fit")
+    p.add_argument("table", metavar="TABLE", help="stars, one row each")
+    _table_options(p)
+    p.add_argument("--inference", choices=TEST, default="laplace", help="(default: laplace)")
+    _output_options(p, "CATALOGUE", "the table to write; ends in .ecsv, .fits or .parquet")
+    _run_options(p)
+    p.set_defaults(run=_infer)
+
+    p = commands.add_parser("info", help="what a model file holds")
+    p.add_argument("model", metavar="MODEL.nc")
+    p.set_defaults(run=_info)
+    return top
+
+
+# ---- the commands ----
+
+
+def _demo(a: argparse.Namespace, written: list[Path]) -> None:
+    if a.out.exists() and not a.out.is_dir():
+        raise bad_input(f"--out {a.out}, which is a file", "a folder")
+    if a.data is None:
+        given = [f"--{x.replace('_', '-')}" for x in ("labels", "labels_error", *COLUMNS) if getattr(a, x) is not None]
+        if given:
+            raise bad_input(f"{', '.join(given)} without --data", "--data TABLE, or neither")
+        survey = demo.simulated(a.stars or 600, a.pixels or 400, a.seed)
+    else:
+        if a.labels is None:
+            raise bad_input("--data without --labels", "the label columns", fix="--labels TEFF,LOGG,FE_H")
+        stars = _stars(a.data, vars(a), a.labels, a.labels_error)
+        survey = demo.split(stars, a.stars, a.pixels, a.seed, a.data)
+    start = time.perf_counter()
+    demo.run(survey, a.out, seed=a.seed, progress=_progress(a), say=_say, written=written)
+    _say(f"\nAll done in {time.perf_counter() - start:.0f} s.")
+
+
+def _fit(a: argparse.Namespace, written: list[Path]) -> None:
+    _may_write(a.output, a.overwrite)
+    stars = _stars(a.table, vars(a), a.labels, a.labels_error)
+    _say(f"{a.table}: {_counts(stars)}")
+    model = Cannon(order=a.order, label_noise=not a.no_label_noise)
+    start = time.perf_counter()
+    posterior = fit(model, stars, TRAINING[a.inference](), seed=a.seed, progress=_progress(a))
+    _say(demo.training_report(posterior, time.perf_counter() - start))
+    posterior.info["columns"] = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
+    posterior.info["source"] = os.path.basename(a.table)
+    written.append(posterior.save(a.output))
+    _say(f"wrote {a.output}; next: bayeslabels infer {a.output} TABLE -o catalogue.fits")
+
+
+def _infer(a: argparse.Namespace, written: list[Path]) -> None:
+    format_of(a.output)
+    _may_write(a.output, a.overwrite)
+    posterior = load(a.model)
+    stars = _stars(a.table, _as_in_training(a, posterior.info.get("columns", {})))
+    _say(f"{a.table}: {_counts(stars)}")
+    start = time.perf_counter()
+    result = infer(posterior, stars, TEST[a.inference](), seed=a.seed, progress=_progress(a))
+    seconds = time.perf_counter() - start
+    table = result.table()
+    written.append(write_table(table, a.output))
+    _say(f"  {len(result)} stars by {result.info['inference']} in {seconds:.0f} s")
+    known = result.error[np.isfinite(result.error).all(1)]
+    if len(known):
+        bars = zip(result.frame.names, result.frame.units, np.median(known, 0), strict=True)
+        _say("  median error bars: " + ", ".join(f"{n} {plots._round(float(x), 3)} {u}".rstrip() for n, u, x in bars))
+    for line in demo.diagnostics_report(result):
+        _say(line)
+    _say(f"wrote {a.output}: {len(table)} rows, {len(table.colnames)} columns")
+
+
+def _info(a: argparse.Namespace, written: list[Path]) -> None:
+    posterior = load(a.model)
+    info, frame = posterior.info, posterior.model.require_frame()
+    moments: Any = posterior.data["moments"]
+    size = Path(a.model).stat().st_size / 1e6
+    _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
+    _say(demo.training_report(posterior))
+    grid = "" if frame.coordinate is None else f", {frame.coordinate[0]:.6g} to {frame.coordinate[-1]:.6g}"
+    scatter = np.nanmedian(posterior.moments.scatter)
+    _say(f"  spectra: {frame.n_pixel} pixels{grid}; median scatter {scatter:.2g} {frame.flux_unit}".rstrip())
+    _say(f"  features: {', '.join(moments['feature'].values.astype(str))}")
+    _say(f"\n  {'label':<12} {'unit':<6} {'tau':>9} {'mean':>9} {'sd':>9}   of the training population")
+    for row in posterior.summary():
+        values = [plots._round(float(row[name]), 3) for name in ("label_scatter", "population_mean", "population_sd")]
+        _say(f"  {row['label']:<12} {row['unit'] or '-':<6} {values[0]:>9} {values[1]:>9} {values[2]:>9}")
+    told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
+    _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
+    settings = info.get("settings") or {}
+    _say(f"  settings: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'none'}")
+    if info.get("columns"):
+        _say("  columns: " + ", ".join(f"{k} {v}" for k, v in info["columns"].items()))
+    rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
+    _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
+
+
+# ---- options ----
+
+
+def _label_options(p: argparse.ArgumentParser, required: bool) -> None:
+    p.add_argument("--labels", metavar="A,B,C", type=_names, required=required, help="columns of the labels")
+    p.add_argument("--labels-error", metavar="A,B,C", type=_names, help="columns of their errors (without: learned)")
+
+
+def _table_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--flux", metavar="COLUMN", help="vector column of the spectra (default: FLUX)")
+    noise = p.add_mutually_exclusive_group()
+    noise.add_argument("--flux-error", metavar="COLUMN", help="vector column of their errors")
+    noise.add_argument("--flux-ivar", metavar="COLUMN", help="vector column of their inverse variances; 0: missing")
+    p.add_argument(
+        "--wavelength", metavar="HDU[:COLUMN]", help="where a FITS file holds the wavelengths; or FILE:COLUMN"
+    )
+    p.add_argument("--id", metavar="COLUMN", help="column that names the stars")
+    p.add_argument("--hdu", metavar="HDU", help="number or name of the table's HDU (default: the first table)")
+
+
+def _output_options(p: argparse.ArgumentParser, name: str, what: str) -> None:
+    p.add_argument("-o", "--output", metavar=name, type=Path, required=True, help=what)
+    p.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+
+def _run_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=_natural, default=0, help="same seed, same result (default: 0)")
+    p.add_argument("--quiet", action="store_true", help="no progress bars (they show on a terminal only)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+# ---- what the commands share ----
+
+
+def _stars(path: str, columns: dict[str, Any], labels: Any = None, labels_error: Any = None) -> Stars:
+    table = _table(path, columns.get("hdu"))
+    given: dict[str, Any] = {"flux": columns.get("flux") or "FLUX"}
+    for name in ("flux_error", "flux_ivar"):
+        if columns.get(name):
+            given[name] = columns[name]
+    if columns.get("wavelength"):
+        given["flux_coords"] = {"pixel": read_wavelength(path, columns["wavelength"])}
+    if labels:
+        given["labels"] = labels
+    if labels_error:
+        given["labels_error"] = labels_error
+    return Stars.from_table(table, id=columns.get("id"), **given)
+
+
+def _as_in_training(a: argparse.Namespace, trained: dict[str, Any]) -> dict[str, Any]:
+    """The options given, else those of the training step: id and wavelengths only if this table has them."""
+    out = {name: getattr(a, name) for name in COLUMNS}
+    out["hdu"] = out["hdu"] or trained.get("hdu")
+    out["flux"] = out["flux"] or trained.get("flux")
+    if not (out["flux_error"] or out["flux_ivar"]):
+        out |= {name: trained.get(name) for name in ("flux_error", "flux_ivar")}
+    if out["id"] is None and trained.get("id") in _table(a.table, out["hdu"]).colnames:
+        out["id"] = trained["id"]
+    if out["wavelength"] is None and trained.get("wavelength"):
+        try:
+            read_wavelength(a.table, trained["wavelength"])
+        except BadInput:
+            warnings.warn(
+                f"{a.table} has no wavelengths at {trained['wavelength']}, where the training table had them: its "
+                "spectra are taken to be on the same grid",
+                stacklevel=2,
+            )
+        else:
+            out["wavelength"] = trained["wavelength"]
+    return out
+
+
+def _table(path: str, hdu: str | None) -> Any:
+    return read_table(path, int(hdu) if hdu and hdu.isdecimal() else hdu)
+
+
+def _counts(stars: Stars) -> str:
+    parts = [f"{len(stars)} stars"]
+    for name, block in stars.blocks.items():
+        missing = 100 * block.n_missing / block.value.size
+        what = ", ".join(block.names) if name == "labels" and block.names else f"{name} of {block.n_dim} pixels"
+        parts.append(f"{what} ({missing:.2g}% missing{', without errors' if block.error is None else ''})")
+    return "; ".join(parts)
+
+
+def _may_write(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise bad_input(f"output {path}, which exists", "a new file", fix="--overwrite to replace it")
+    if path.is_dir() or not path.parent.is_dir():
+        raise bad_input(f"output {path}", "a file in a folder that exists")
+
+
+def _progress(a: argparse.Namespace) -> bool | None:
+    return False if a.quiet else None
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"bayeslabels: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    print(f"bayeslabels: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("bayeslabels")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: run from its source)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""A small survey of red giants to try things on: absorption lines, noisy labels, gaps, and the truth.
+
+The physics is a toy, but of the right kind: lines of neutral and ionised metals strengthen along a curve of growth
+with abundance, Boltzmann and Saha factors and electron pressure, and blend where they overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import bad_input
+from .stars import Block, Stars
+
+UNITS = {"TEFF": "K", "LOGG": "dex", "FE_H": "dex", "MG_FE": "dex"}
+"""Labels that can be simulated, and their units."""
+TYPICAL = {"TEFF": 4550.0, "LOGG": 2.1, "FE_H": -0.2, "MG_FE": 0.1}
+"""Of all stars, for the labels that are not asked for."""
+ERROR = {"TEFF": 40.0, "LOGG": 0.08, "FE_H": 0.03, "MG_FE": 0.03}
+"""Typical error of a catalogue label."""
+START, STEP = 5160.0, 6e-5
+"""First wavelength in Angstrom, and the step of its logarithm: two pixels per resolution element of R = 8000."""
+
+
+class Truth(NamedTuple):
+    """What a real survey would not know: labels (N, M) in the units of the stars' labels, and noiseless flux (N, L)."""
+
+    names: tuple[str, ...]
+    training_labels: np.ndarray
+    test_labels: np.ndarray
+    training_flux: np.ndarray
+    test_flux: np.ndarray
+
+
+def simulate(
+    n_star: int = 1000,
+    n_pixel: int = 500,
+    labels: Sequence[str] = ("TEFF", "LOGG", "FE_H"),
+    *,
+    seed: int = 0,
+    n_test: int | None = None,
+    snr: float = 100.0,
+    missing: float = 0.02,
+    label_error: Sequence[float] | None = None,
+    label_scatter: Sequence[float] | None = None,
+) -> tuple[Stars, Stars, Truth]:
+    """Training stars (labels and flux), test stars (flux alone) and the truth of both.
+
+    A quadratic in the labels describes the flux to about 0.3 per cent.
+
+    Args:
+        n_star: training stars. n_test: test stars; None: half as many.
+        n_pixel: of the normalised spectra; their wavelengths in Angstrom are ``flux.coords["pixel"]``.
+        labels: of TEFF, LOGG, FE_H and MG_FE; of a label left out all stars have the same.
+        seed: same seed, same survey.
+        snr: median signal-to-noise ratio per pixel; stars differ by 40 per cent.
+        missing: fraction of bad pixels, which are missing.
+        label_error: typical stated error of each training label, by default 40 K and 0.08, 0.03, 0.03 dex; stars
+            differ by a factor of up to three.
+        label_scatter: sd of the noise in the training labels beyond their stated errors (tau); by default none.
+
+    Example:
+        >>> train, test, truth = simulate(200, 100)
+        >>> len(train), len(test), truth.test_labels.shape
+        (200, 100, (100, 3))
+    """
+    names = (labels,) if isinstance(labels, str) else tuple(labels)
+    n_test = max(1, n_star // 2) if n_test is None else n_test
+    if not names or set(names) - set(UNITS) or len(set(names)) < len(names):
+        raise bad_input(f"labels={names}", f"some of {tuple(UNITS)}, each once")
+    if min(n_star, n_pixel, n_test) < 1:
+        raise bad_input(f"n_star={n_star}, n_pixel={n_pixel}, n_test={n_test}", "at least 1 each")
+    if not (snr > 0 and 0 <= missing < 1):
+        raise bad_input(f"snr={snr}, missing={missing}", "snr > 0 and 0 <= missing < 1")
+    typical = _per_label(label_error, [ERROR[name] for name in names], "label_error")
+    tau = _per_label(label_scatter, np.zeros(len(names)), "label_scatter")
+    if not (typical > 0).all():
+        raise bad_input(f"label_error={typical}", "errors above 0")
+
+    rng = np.random.default_rng(seed)
+    total, train, test = n_star + n_test, slice(None, n_star), slice(n_star, None)
+    physical = _giants(total, rng)
+    for i, name in enumerate(UNITS):
+        if name not in names:
+            physical[:, i] = TYPICAL[name]
+    wavelength = START * np.exp(STEP * np.arange(n_pixel))
+    true_flux = _spectra(physical, wavelength)
+    true_labels = physical[:, [list(UNITS).index(name) for name in names]]
+
+    noise = 1 / (snr * np.exp(0.4 * rng.standard_normal((total, 1))))
+    flux = true_flux + noise * rng.standard_normal(true_flux.shape)
+    flux[rng.uniform(size=flux.shape) < missing] = np.nan
+    error = typical * rng.uniform(0.5, 1.5, true_labels.shape)
+    catalogue = true_labels + np.hypot(error, tau) * rng.standard_normal(error.shape)
+
+    spectra = Block(flux, np.broadcast_to(noise, flux.shape), coords={"pixel": wavelength})
+    known = Block(catalogue[train], error[train], names=names, unit=[UNITS[name] for name in names])
+    truth = Truth(names, true_labels[train], true_labels[test], true_flux[train], true_flux[test])
+    ids = np.array([f"giant {i:05d}" for i in range(total)])
+    return Stars(labels=known, flux=spectra[train], id=ids[train]), Stars(flux=spectra[test], id=ids[test]), truth
+
+
+def _per_label(given: Sequence[float] | None, default: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
+    values = np.asarray(default if given is None else given, float)
+    if values.shape != (len(default),) or not (values >= 0).all():
+        raise bad_input(f"{what}={given}", f"{len(default)} numbers >= 0, one per label")
+    return values
+
+
+def _giants(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels (n, 4) along the red-giant branch and in the red clump; metal-poor giants are hotter."""
+    clump = rng.uniform(size=n) < 0.3
+    logg = np.where(clump, rng.normal(2.45, 0.08, n), 0.9 + 2.4 * rng.beta(1.6, 1.3, n))
+    iron = np.clip(-0.1 + 0.2 * rng.standard_normal(n) - 0.12 * rng.exponential(size=n), -0.9, 0.45)
+    teff = 4580 + 420 * (logg - 2.1) - 60 * (logg - 2.1) ** 2 - 330 * (iron + 0.2) + 110 * clump
+    magnesium = np.clip(0.03 - 0.22 * iron + 0.06 * rng.standard_normal(n), -0.15, 0.45)
+    return np.stack([teff + 60 * rng.standard_normal(n), logg, iron, magnesium], 1)
+
+
+def _spectra(physical: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
+    """Normalised flux (n, L): the product of the transmissions of all lines.
+
+    A neutral metal line of excitation chi follows 10^(0.5 (5 - chi) (theta - theta_0)) with theta = 5040 K / Teff, an
+    ionised one g^(-1/3): the electron pressure of a cool giant goes as g^(1/3).
+    """
+    lines = np.random.default_rng(42)  # the same elements in every survey
+    n_line = max(6, len(wavelength) // 4)
+    centre = wavelength[0] * np.exp(STEP * lines.uniform(-3, len(wavelength) + 3, n_line))
+    width = centre * STEP * lines.uniform(1.2, 1.7, n_line)
+    strength = lines.normal(-0.2, 0.35, n_line)
+    deepest = lines.uniform(0.2, 0.7, n_line)
+    excitation = lines.uniform(0.0, 5.0, n_line)
+    ionised = lines.uniform(size=n_line) < 0.3
+    magnesium = lines.uniform(size=n_line) < 0.12
+
+    teff, logg, iron, mg = physical.T[..., None]
+    cool = 5040 / teff - 5040 / TYPICAL["TEFF"]
+    slope = np.where(ionised, -0.35 * excitation, 0.5 * (5.0 - excitation))
+    pressure = np.where(ionised, -1 / 3, 0.06) * (logg - TYPICAL["LOGG"])
+    abundance = 0.65 * (iron - TYPICAL["FE_H"] + magnesium * (mg - TYPICAL["MG_FE"]))
+    tau = 10 ** (strength + abundance + slope * cool + pressure)
+    depth = deepest * tau / (1 + tau)
+    profile = np.exp(-0.5 * ((wavelength - centre[:, None]) / width[:, None]) ** 2)
+    return np.exp(np.log1p(-depth) @ profile)

@@ -1,0 +1,218 @@
+import functools
+import warnings
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+import bayeslabels as bl
+from bayeslabels import cli, demo
+from bayeslabels.cli import main
+from bayeslabels.simulate import simulate
+from bayeslabels.tables import read_table, read_wavelength, write_table
+
+LABELS = ["--labels", "TEFF,LOGG,FE_H"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with train.fits, test.fits, wavelengths in their HDU 2, and model.nc trained on them."""
+    folder = tmp_path_factory.mktemp("cli")
+    train, test, _ = simulate(80, 20, n_test=12)
+    for name, stars in (("train", train), ("test", test)):
+        columns = {"NAME": stars.id}
+        if "labels" in stars:
+            labels = stars["labels"].value
+            for i, label in enumerate(("TEFF", "LOGG", "FE_H")):
+                columns[label] = u.Quantity(labels[:, i], "K") if i == 0 else labels[:, i]
+        columns |= {"FLUX": stars["flux"].value, "FLUX_ERR": stars["flux"].error}
+        grid = Table({"WAVELENGTH": stars["flux"].coords["pixel"]})
+        tables = [fits.table_to_hdu(QTable(columns)), fits.table_to_hdu(grid)]
+        fits.HDUList([fits.PrimaryHDU(), *tables]).writeto(folder / f"{name}.fits")
+    arguments = ["--flux", "FLUX", "--flux-error", "FLUX_ERR", "--wavelength", "2:WAVELENGTH", "--id", "NAME"]
+    train_it = ["fit", f"{folder}/train.fits", *LABELS, *arguments, "--order", "1", "--no-label-noise"]
+    assert main([*train_it, "-o", f"{folder}/model.nc"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["fits", "ecsv", "parquet"])
+def test_infer_writes_a_catalogue_with_units(files, tmp_path, capsys, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / f"catalogue.{suffix}"
+    inference = {"fits": "laplace", "ecsv": "map", "parquet": "laplace"}[suffix]
+    code = main(["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", str(out), "--inference", inference])
+    said = capsys.readouterr()
+    assert (code, said.err) == (0, "")
+    assert "12 stars" in said.out
+    table = read_table(out)
+    assert len(table) == 12
+    assert table["TEFF"].unit == table["TEFF_error"].unit == u.K
+    assert table["id"][0] == "giant 00080"
+    assert (np.asarray(table["TEFF_error"]) > 0).all()
+    assert [x.name for x in tmp_path.iterdir()] == [out.name]
+
+
+def test_the_model_file_loads_and_remembers_its_columns(files, capsys):
+    posterior = bl.load(files / "model.nc")
+    assert posterior.info["columns"]["flux_error"] == "FLUX_ERR"
+    assert main(["info", f"{files}/model.nc"]) == 0
+    said = capsys.readouterr().out
+    for part in ("Cannon", "80 stars", "20 pixels", "TEFF", "K", "flux_error FLUX_ERR", "jax"):
+        assert part in said
+
+
+def test_outputs_are_not_overwritten_unless_asked(files, tmp_path, capsys):
+    out = tmp_path / "out.ecsv"
+    out.write_text("precious")
+    command = ["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", str(out)]
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert main([*command, "--overwrite", "--inference", "map"]) == 0
+    assert len(read_table(out)) == 12
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (["info", "nowhere.nc"], "no file nowhere.nc"),
+        (["fit", "nowhere.fits", *LABELS, "-o", "m.nc"], "no file nowhere.fits"),
+        (["fit", "{}/train.fits", "--labels", "TEF,LOGG", "-o", "m.nc"], "'TEFF'"),
+        (["fit", "{}/train.fits", *LABELS, "--flux", "FLUXX", "-o", "m.nc"], "'FLUX'"),
+        (["fit", "{}/train.fits", *LABELS, "--wavelength", "7", "-o", "m.nc"], "HDU 7"),
+        (["fit", "{}/train.fits", *LABELS, "--wavelength", "2:LAMBDA", "-o", "m.nc"], "WAVELENGTH"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "nowhere/m.nc"], "folder"),
+        (["fit", "{}/model.nc", *LABELS, "-o", "m.nc"], ".fits"),
+        (["info", "{}/train.fits"], "Posterior.save"),
+        (["infer", "{}/model.nc", "{}/test.fits", "-o", "catalogue.txt"], ".ecsv"),
+        (["infer", "{}/model.nc", "{}/test.fits", "--flux", "NO", "-o", "c.fits"], "NO"),
+        (["demo", *LABELS], "--data"),
+        (["demo", "--data", "{}/train.fits"], "--labels"),
+    ],
+)
+def test_errors_are_one_clear_line(files, tmp_path, monkeypatch, capsys, command, part):
+    monkeypatch.chdir(tmp_path)
+    assert main([x.format(files) for x in command]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("bayeslabels: ")
+    assert said.err.count("\n") == 1
+    assert part in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_refused(tmp_path, capsys):
+    for name in ("a.fits", "a.ecsv", "a.parquet", "a.nc"):
+        if name == "a.parquet":
+            pytest.importorskip("pyarrow")
+        (tmp_path / name).write_bytes(b"no such format " * 300)
+        path = str(tmp_path / name)
+        command = ["info", path] if name == "a.nc" else ["fit", path, *LABELS, "-o", str(tmp_path / "m.nc")]
+        assert main(command) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["fit"], ["infer", "a", "b", "-o", "c", "--inference", "magic"], ["demo", "--seed", "-1"]]
+)
+def test_wrong_usage(command, capsys):
+    assert main(command) == 2
+    assert "usage: bayeslabels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["--version"], ["--help"], ["demo", "--help"], ["fit", "--help"], ["infer", "-h"]])
+def test_help(command, capsys):
+    assert main(command) == 0
+    assert "bayeslabels" in capsys.readouterr().out
+
+
+def test_interrupted(files, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "infer", interrupt)
+    assert main(["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", str(tmp_path / "c.fits")]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_warnings_are_lines(capsys, monkeypatch):
+    def warn(*_):
+        warnings.warn("not there yet", bl.NotConverged, stacklevel=2)
+
+    monkeypatch.setattr(cli, "_info", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", bl.NotConverged)
+        assert main(["info", "x.nc"]) == 0
+    assert capsys.readouterr().err == "bayeslabels: warning: not there yet\n"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The demonstration with a classic linear Cannon, and no NUTS for the stars that importance sampling fails."""
+    monkeypatch.setattr(demo, "Cannon", lambda order: bl.Cannon(order=1, label_noise=False))
+    monkeypatch.setattr(demo, "Importance", functools.partial(bl.Importance, draws=200, rescue=False))
+
+
+def test_demo(tmp_path, monkeypatch, capsys, quick):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--stars", "80", "--pixels", "20"]) == 0
+    said = capsys.readouterr().out
+    for part in ("simulated red giants", "converged", "TEFF", "sd of z", "k-hat", "flags of 40 stars", "model.nc"):
+        assert part in said
+    out = tmp_path / "bayeslabels-demo"
+    names = {x.name for x in out.iterdir()}
+    figures = {"one_to_one.png", "calibration.png", "coefficients.png", "corner.png", "spectrum.png"}
+    assert names == {"model.nc", "catalogue.ecsv", "catalogue.fits"} | figures
+    assert len(read_table(out / "catalogue.ecsv")) == 40
+    assert bl.load(out / "model.nc").info["n_star"] == 80
+
+
+def test_demo_on_a_table(files, tmp_path, capsys, quick):
+    options = [
+        "--data",
+        f"{files}/train.fits",
+        *LABELS,
+        "--flux-error",
+        "FLUX_ERR",
+        "--wavelength",
+        "2",
+        "--id",
+        "NAME",
+    ]
+    assert main(["demo", "--out", str(tmp_path / "d"), *options, "--pixels", "15"]) == 0
+    said = capsys.readouterr().out
+    assert "compared with the catalogue" in said
+    assert "15 pixels" in said
+
+
+def test_tables_round_trip(tmp_path):
+    table = QTable({"T": [1.0, 2] * u.K, "G": [1, np.nan] * u.dex, "s": ["a", "b"], "v": np.ones((2, 3))})
+    table.meta["flag_bits"] = {"NO_DATA": 2}
+    for suffix in ("fits", "ecsv", "parquet"):
+        if suffix == "parquet":
+            pytest.importorskip("pyarrow")
+        back = read_table(write_table(table, tmp_path / f"t.{suffix}"))
+        assert (back["T"].unit, back["G"].unit) == (u.K, u.dex)
+        assert back["v"].shape == (2, 3)
+        assert list(back["s"]) == ["a", "b"]
+        assert np.isnan(np.asarray(back["G"])[1])
+
+
+def test_parquet_lists_become_spectra(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "lists.parquet"
+    pq.write_table(pa.table({"x": [1.0, None], "f": [[1.0, None], None], "s": ["a", None]}), path)
+    table = read_table(path)
+    np.testing.assert_array_equal(table["f"], [[1, np.nan], [np.nan, np.nan]])
+    assert np.isnan(table["x"][1])
+
+
+def test_wavelengths_of_an_image_and_of_another_file(tmp_path):
+    hdus = [fits.PrimaryHDU(), fits.table_to_hdu(Table({"a": [1]})), fits.ImageHDU(np.arange(4.0), name="WAVE")]
+    fits.HDUList(hdus).writeto(tmp_path / "t.fits")
+    Table({"lam": np.arange(4.0)}).write(tmp_path / "grid.ecsv")
+    for where in ("2", "WAVE", f"{tmp_path}/grid.ecsv:lam", f"{tmp_path}/grid.ecsv"):
+        np.testing.assert_array_equal(read_wavelength(tmp_path / "t.fits", where), np.arange(4.0))

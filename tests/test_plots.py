@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import bayeslabels as bl
+from bayeslabels import plots
+from bayeslabels.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def survey():
+    train, test, truth = simulate(80, 25, n_test=40)
+    posterior = bl.fit(bl.Cannon(order=1, label_noise=False), train)
+    return posterior, bl.infer(posterior, test, bl.Laplace(draws=200)), test, truth
+
+
+def drawn(figure, tmp_path):
+    assert isinstance(figure, Figure)
+    path = tmp_path / "figure.png"
+    figure.savefig(path, dpi=50)
+    assert path.stat().st_size > 3000
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def test_one_to_one(survey, tmp_path):
+    _, result, _, truth = survey
+    figure = plots.one_to_one(result, truth)
+    texts = drawn(figure, tmp_path)
+    assert len(figure.axes) == 3
+    assert figure.axes[0].get_xlabel() == "true TEFF [K]"
+    assert "40 stars" in texts[0]
+    rms = np.sqrt(((result.mean - truth.test_labels)[:, 0] ** 2).mean())
+    assert f"rms {rms:.0f} K" in texts[0]
+
+
+def test_one_to_one_against_a_catalogue_with_gaps(survey, tmp_path):
+    _, result, test, truth = survey
+    labels = truth.test_labels.copy()
+    labels[:5, 0], labels[:, 2] = np.nan, np.nan
+    stars = test.with_block(labels=bl.Block(labels, [40, 0.1, 0.1], names=truth.names, unit=["K", "dex", "dex"]))
+    texts = drawn(plots.one_to_one(result, stars), tmp_path)
+    assert "35 stars" in texts[0]
+    assert "no star with FE_H" in texts[-1]
+    drawn(plots.calibration(result, stars), tmp_path)
+
+
+def test_calibration(survey, tmp_path):
+    _, result, _, truth = survey
+    figure = plots.calibration(result, truth.test_labels)
+    texts = drawn(figure, tmp_path)
+    z = (result.mean - truth.test_labels) / result.error
+    assert f"sd {z[:, 0].std():.2f}" in texts[0]
+    assert len(figure.axes) == 6
+
+
+def test_on_axes_given(survey):
+    _, result, _, truth = survey
+    figure = Figure()
+    axes = figure.subplots(1, 3)
+    assert plots.one_to_one(result, truth, axes=axes) is figure
+    with pytest.raises(bl.BadInput, match="2 axes"):
+        plots.one_to_one(result, truth, axes=axes[:2])
+
+
+def test_coefficients(survey, tmp_path):
+    posterior, *_ = survey
+    figure = plots.coefficients(posterior, wavelength_unit="Angstrom")
+    drawn(figure, tmp_path)
+    assert len(figure.axes) == 5
+    assert figure.axes[-1].get_xlabel() == "wavelength [Angstrom]"
+
+
+def test_corner(survey, tmp_path):
+    _, result, test, truth = survey
+    figure = plots.corner(result, 2, truth=truth)
+    drawn(figure, tmp_path)
+    assert len(figure.axes) == 9
+    drawn(plots.corner(result, str(test.id[3])), tmp_path)
+    with pytest.raises(bl.BadInput):
+        plots.corner(result, "nobody")
+
+
+def test_spectrum(survey, tmp_path):
+    posterior, result, test, _ = survey
+    drawn(plots.spectrum(posterior, test, 1, result=result, region=(5161, 5165)), tmp_path)
+    with pytest.raises(bl.BadInput, match="labels"):
+        plots.spectrum(posterior, test, 1)
+    with pytest.raises(bl.BadInput, match="region"):
+        plots.spectrum(posterior, test, 1, result=result, region=(1, 2))
+
+
+def test_truth_of_another_shape_is_refused(survey):
+    _, result, _, truth = survey
+    with pytest.raises(bl.BadInput, match="truth of shape"):
+        plots.calibration(result, truth.test_labels[:3])
