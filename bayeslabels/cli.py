@@ -176,10 +176,12 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     scatter = np.nanmedian(posterior.moments.scatter)
     _say(f"  spectra: {frame.n_pixel} pixels{grid}; median scatter {scatter:.2g} {frame.flux_unit}".rstrip())
     _say(f"  features: {', '.join(moments['feature'].values.astype(str))}")
-    _say(f"\n  {'label':<12} {'unit':<6} {'tau':>9} {'mean':>9} {'sd':>9}   of the training population")
-    for row in posterior.summary():
-        values = [plots._round(float(row[name]), 3) for name in ("label_scatter", "population_mean", "population_sd")]
-        _say(f"  {row['label']:<12} {row['unit'] or '-':<6} {values[0]:>9} {values[1]:>9} {values[2]:>9}")
+    _say(f"\n  {'label':<12} {'unit':<6} {'tau':>9} {'mean':>9} {'sd':>9}   of the training stars")
+    training = frame.physical(posterior.moments.training_u)
+    rows = zip(frame.names, frame.units, posterior.moments.label_scatter, training.T, strict=True)
+    for name, unit, tau, values in rows:
+        numbers = [plots._round(float(x), 3) for x in (tau, np.nanmean(values), np.nanstd(values))]
+        _say(f"  {name:<12} {unit or '-':<6} {numbers[0]:>9} {numbers[1]:>9} {numbers[2]:>9}")
     told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
     _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
     settings = info.get("settings") or {}

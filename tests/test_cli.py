@@ -170,7 +170,8 @@ def test_demo(tmp_path, monkeypatch, capsys, quick):
     assert bl.load(out / "model.nc").info["n_star"] == 80
 
 
-def test_demo_on_a_table(files, tmp_path, capsys, quick):
+def test_demo_on_a_table(files, tmp_path, monkeypatch, capsys, quick):
+    monkeypatch.setattr(demo, "Importance", bl.MAP)
     options = [
         "--data",
         f"{files}/train.fits",
