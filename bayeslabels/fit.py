@@ -220,7 +220,8 @@ def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple
 def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
     """Log density (N,) of the catalogue labels under held-out predictions, tau fitted to them: Student-t, per label.
 
-    A star without a prediction counts as e^-50. The heavy tails keep a few wrong catalogue entries from deciding.
+    A star without a prediction counts as one of which nothing is known (twice the training stars' spread). The heavy
+    tails keep a few wrong catalogue entries from deciding.
     """
     measured = model.measured(stars)
     total = np.zeros(len(stars))
@@ -234,7 +235,8 @@ def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: f
 
         best = minimize_scalar(loss, bounds=(-9.0, 2.0), method="bounded").x
         total[known] += student_t.logpdf(offset, freedom, scale=np.sqrt(variance + np.exp(2 * best)))
-        total[measured.observed[:, m] & ~np.isfinite(out.mean[:, m])] -= 50.0
+        unanswered = measured.observed[:, m] & ~np.isfinite(out.mean[:, m])
+        total[unanswered] += student_t.logpdf(measured.value[unanswered, m], freedom, scale=2.0)
     return total
 
 

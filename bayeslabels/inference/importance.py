@@ -41,17 +41,21 @@ class Importance(Inference):
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         n, size = problem.n_star, 256
-        parts = []
+        m = problem.information.shape[1]
+        u, khat, ess = np.empty((self.draws, n, m)), np.empty(n), np.empty(n)
+        mean, covariance = np.empty((n, m)), np.empty((n, m, m))
         with bar(n, "importance sampling", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
                 kept = min(size, n - start)
-                out = self._weigh(problem.select(rows), seed + 1_000_003 * start)
-                parts.append([x[..., :kept, :] if x.ndim == 3 else x[..., :kept] for x in out[:2]])
-                parts[-1] += [out[2][:kept], out[3][:kept], out[4][:kept]]
+                here = slice(start, start + kept)
+                part = problem.select(rows)
+                draws, proposal = draw_mixture(part, seed + 1_000_003 * start, self.draws, self.freedom)
+                out = _weigh(draws, log_posterior(part, draws) - proposal)
+                picked, khat[here], ess[here], mean[here], covariance[here] = (np.asarray(x)[:kept] for x in out)
+                u[:, here] = np.moveaxis(picked, 0, 1)
                 shown.update(kept)
-        u, khat = (np.concatenate([p[i] for p in parts], 1 - i) for i in (0, 1))
-        ess, mean, covariance = (np.concatenate([p[i] for p in parts]) for i in (2, 3, 4))
+        u = u[np.random.default_rng([seed, 31]).permutation(self.draws)]
         failed = ~np.asarray(problem.modes.converged[0])
         stats = {"n_khat_high": int((khat > KHAT_LIMIT).sum()), "n_rescued": 0}
         rescued = np.zeros(n, bool)
@@ -68,18 +72,16 @@ class Importance(Inference):
         per_star = {"khat": khat, "ess": ess, "rescued": rescued}
         return StarDraws(u[None], failed, mean, covariance, per_star, stats)
 
-    def _weigh(self, problem: StarProblem, seed: int):
-        u, proposal = draw_mixture(problem, seed, self.draws, self.freedom)
-        ratio = log_posterior(problem, u) - proposal
-        log_weight, khat = smooth_weights(ratio)
-        weight = jnp.exp(log_weight)
-        mean = jnp.einsum("sn,snm->nm", weight, u)
-        offset = u - mean
-        covariance = jnp.einsum("sn,snm,snk->nmk", weight, offset, offset)
-        ess = 1 / (weight**2).sum(0)
-        position = (jnp.arange(self.draws) + 0.5) / self.draws
-        pick = jax.vmap(jnp.searchsorted, (1, None), 1)(jnp.cumsum(weight, 0), position)
-        shuffle = np.random.default_rng([seed, 31]).permutation(self.draws)
-        pick = pick.clip(0, self.draws - 1)[shuffle]
-        resampled = jnp.take_along_axis(u, pick[..., None], 0)
-        return tuple(np.asarray(x) for x in (resampled, khat, ess, mean, covariance))
+
+@jax.jit
+@jax.vmap
+def _weigh(u, log_ratio):
+    """Per star: draws resampled to equal weight (S, M), k-hat, effective sample size, weighted mean and covariance."""
+    log_weight, khat = smooth_weights(log_ratio)
+    weight = jnp.exp(log_weight)
+    mean = weight @ u
+    offset = u - mean
+    covariance = (weight[:, None] * offset).T @ offset
+    position = (jnp.arange(len(u)) + 0.5) / len(u)
+    pick = jnp.searchsorted(jnp.cumsum(weight), position).clip(0, len(u) - 1)
+    return u[pick], khat, 1 / (weight**2).sum(), mean, covariance

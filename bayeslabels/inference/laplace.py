@@ -37,4 +37,4 @@ class Laplace(Inference):
         offset = location - mean
         spread = np.asarray(modes.covariance) + offset[..., :, None] * offset[..., None, :]
         covariance = (weight[..., None] * spread).sum(0)
-        return StarDraws(np.asarray(u)[None], ~np.asarray(modes.converged[0]), mean, covariance)
+        return StarDraws(np.moveaxis(np.asarray(u), 1, 0)[None], ~np.asarray(modes.converged[0]), mean, covariance)

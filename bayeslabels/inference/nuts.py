@@ -27,7 +27,7 @@ from .draws import jittered, moments_from_draws
 from .map import MAP
 from .starwise import StarProblem, draw_mixture
 
-BATCH = 512
+BATCH = 128
 """Stars sampled side by side."""
 
 
@@ -111,8 +111,7 @@ class NUTS(Inference):
         start, _ = draw_mixture(problem, seed, self.chains)
         centre = problem.modes.location[0]
         factor = jnp.linalg.cholesky(problem.modes.covariance[0])
-        z = jnp.linalg.solve(factor, jnp.moveaxis(start - centre, 0, -1))
-        z = jnp.moveaxis(z, -1, 1)
+        z = jnp.einsum("nij,ncj->nci", jnp.linalg.inv(factor), start - centre[:, None])
         keys = jax.random.split(jax.random.key(seed), (len(centre), self.chains))
         statistics = problem.statistics
         args = (statistics.gram, statistics.linear, problem.precision, problem.information, centre, factor)

@@ -7,6 +7,7 @@ stars, is added to the draws afterwards (`fit.infer`).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -62,7 +63,8 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     precision, information = label_terms(model, moments, stars)
     if "flux" in stars:
         value, error = model.output(stars)
-        statistics = compress(value, error, moments.coefficients, moments.scatter)
+        integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
+        statistics = compress(value, error, moments.coefficients, moments.scatter, draft=integrate)
     else:
         k = features.size
         zero = jnp.zeros(len(stars))
@@ -72,7 +74,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         measured = model.measured(stars)
         first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
     modes = find_modes(statistics, precision, information, features, first)
-    if "flux" in stars and np.nanmax(moments.coefficient_covariance, initial=0.0) > 0:
+    if "flux" in stars and integrate:
         at = outer_pairs(features(modes.location[0]))
         statistics = compress(
             value, error, moments.coefficients, moments.scatter,
@@ -115,46 +117,57 @@ def modes_of(problem: StarProblem) -> StarDraws:
 
 @in_float64
 def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: float | None = None) -> tuple[Array, Array]:
-    """Draws (n, N, M) from the Laplace mixture over the modes, and their log density (n, N).
+    """Draws (N, n, M) from the Laplace mixture over the modes, and their log density (N, n).
 
     freedom: of multivariate t components instead of normal ones, with the same centre and curvature.
     """
     modes = problem.modes
-    j, n_star, m = modes.location.shape
-    weight = modes.weight
-    rng = np.random.default_rng([seed, 104729])
-    uniform = jnp.asarray(rng.random((n, n_star)))
-    component = (uniform[:, None, :] > jnp.cumsum(weight, 0)[None]).sum(1).clip(0, j - 1)
-    factor = jnp.linalg.cholesky(modes.covariance)
-    z = jnp.asarray(rng.standard_normal((n, n_star, m)))
-    if freedom is not None:
-        z = z / jnp.sqrt(jnp.asarray(rng.chisquare(freedom, (n, n_star, 1))) / freedom)
-    stars = jnp.arange(n_star)
-    u = modes.location[component, stars] + jnp.einsum("snij,snj->sni", factor[component, stars], z)
-    return u, _mixture_density(u, modes.location, factor, weight, freedom)
+    keys = jax.random.split(jax.random.key(seed), problem.n_star)
+    location, covariance = jnp.moveaxis(modes.location, 0, 1), jnp.moveaxis(modes.covariance, 0, 1)
+    return _draw_stars(keys, location, covariance, modes.weight.T, n, freedom)
 
 
-def _mixture_density(u, location, factor, weight, freedom):
-    m = u.shape[-1]
-    terms = []
-    for centre, chol, w in zip(location, factor, weight, strict=True):
-        offset = jnp.moveaxis(u - centre, 0, -1)
-        z2 = (jax.scipy.linalg.solve_triangular(chol, offset, lower=True) ** 2).sum(1).T
-        logdet = jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)).sum(1)
-        if freedom is None:
-            shape = -0.5 * z2 - 0.5 * m * jnp.log(2 * jnp.pi)
-        else:
-            lgamma = jax.scipy.special.gammaln
-            norm = lgamma((freedom + m) / 2) - lgamma(freedom / 2) - 0.5 * m * jnp.log(freedom * jnp.pi)
-            shape = norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom)
-        terms.append(jnp.where(w > 0, shape - logdet + jnp.log(jnp.maximum(w, 1e-300)), -jnp.inf))
-    return jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _draw_stars(keys, location, covariance, weight, n, freedom):
+    m = location.shape[-1]
+
+    def one(key, location, covariance, weight):
+        """Star by star: location (J, M), covariance (J, M, M), weight (J,)."""
+        which, normal, chi = jax.random.split(key, 3)
+        component = jax.random.categorical(which, jnp.log(weight), shape=(n,))
+        factor = jnp.linalg.cholesky(covariance)
+        inverse = jax.vmap(lambda c: jax.scipy.linalg.solve_triangular(c, jnp.eye(m), lower=True))(factor)
+        z = jax.random.normal(normal, (n, m))
+        if freedom is not None:
+            z = z / jnp.sqrt(jax.random.gamma(chi, freedom / 2, (n, 1)) * 2 / freedom)
+        u = (location[0] + z @ factor[0].T) * (component == 0)[:, None]
+        for j in range(1, len(weight)):
+            u = u + jnp.where((component == j)[:, None], location[j] + z @ factor[j].T, 0.0)
+        terms = []
+        for j in range(len(weight)):
+            z2 = (((u - location[j]) @ inverse[j].T) ** 2).sum(1)
+            shape = jnp.log(jnp.maximum(weight[j], 1e-300)) - jnp.log(jnp.diagonal(factor[j])).sum()
+            if freedom is None:
+                terms.append(shape - 0.5 * z2 - 0.5 * m * jnp.log(2 * jnp.pi))
+            else:
+                lgamma = jax.scipy.special.gammaln
+                norm = lgamma((freedom + m) / 2) - lgamma(freedom / 2) - 0.5 * m * jnp.log(freedom * jnp.pi)
+                terms.append(shape + norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom))
+        return u, jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
+
+    return jax.vmap(one)(keys, location, covariance, weight)
 
 
 def log_posterior(problem: StarProblem, u: Array) -> Array:
-    """Log posterior density of u (S, N, M), up to a constant per star: (S, N)."""
-    prior = jnp.einsum("nm,snm->sn", problem.information, u)
-    prior = prior - 0.5 * jnp.einsum("snm,nmk,snk->sn", u, problem.precision, u)
-    phi = problem.features(u)
-    quadratic = jnp.einsum("snk,nkl,snl->sn", phi, problem.statistics.gram, phi, optimize=True)
-    return prior + jnp.einsum("snk,nk->sn", phi, problem.statistics.linear) - 0.5 * quadratic
+    """Log posterior density of u (N, S, M), up to a constant per star: (N, S)."""
+    statistics = problem.statistics
+    return _log_posterior(
+        problem.features, statistics.gram, statistics.linear, problem.precision, problem.information, u
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_posterior(features, gram, linear, precision, information, u):
+    phi = features(u)
+    quadratic = ((phi @ gram) * phi).sum(-1) + ((u @ precision) * u).sum(-1)
+    return (phi @ linear[..., None] + u @ information[..., None])[..., 0] - 0.5 * quadratic

@@ -11,7 +11,8 @@ which is exact, and one matrix product for all stars and pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ class Statistics(NamedTuple):
 
 
 def pixel_blocks(
-    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
+    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS, number: Any = np.float64
 ) -> Iterator[tuple[slice, Array, Array]]:
     """Blocks (size, N') of value and error in float64, pixel by pixel, padded with missing numbers to one shape.
 
@@ -60,8 +61,8 @@ def pixel_blocks(
     for start in range(0, n_pixel, size):
         rows = slice(start, min(start + size, n_pixel))
         width = rows.stop - rows.start
-        y = np.full((size, n_star + -n_star % STARS), np.nan)
-        e = np.full(y.shape, np.nan)
+        y = np.full((size, n_star + -n_star % STARS), np.nan, number)
+        e = np.full(y.shape, np.nan, number)
         y[:width, :n_star] = value[:, rows].T
         e[:width, :n_star] = 0.0 if error is None else error[:, rows].T
         yield rows, jnp.asarray(y), jnp.asarray(e)
@@ -87,8 +88,8 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
     return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
 
 
-@jax.jit
-def _compress_block(value, error, theta, theta_pairs, scatter2, extra):
+@functools.partial(jax.jit, static_argnames="constant")
+def _compress_block(value, error, theta, theta_pairs, scatter2, extra, constant):
     y, variance, ok = known(value, error)
     ok &= jnp.isfinite(scatter2)[:, None]
     total = jnp.where(ok, variance + scatter2[:, None] + extra, 1.0)
@@ -96,8 +97,8 @@ def _compress_block(value, error, theta, theta_pairs, scatter2, extra):
     wy = w * y
     one = jnp.ones(len(y))
     square = one @ (wy * y)
-    constant = 0.5 * (square + one @ jnp.where(ok, jnp.log(2 * jnp.pi * total), 0.0))
-    return w.T @ theta_pairs, wy.T @ theta, constant, square, one @ ok
+    logs = one @ jnp.where(ok, jnp.log(2 * jnp.pi * total), 0.0) if constant else jnp.nan * square
+    return w.T @ theta_pairs, wy.T @ theta, 0.5 * (square + logs), square, one @ ok
 
 
 @in_float64
@@ -109,31 +110,36 @@ def compress(
     *,
     theta_covariance: Array | None = None,
     feature_pairs: Array | None = None,
-    progress: Callable[[int], None] | None = None,
+    constant: bool = False,
+    draft: bool = False,
 ) -> Statistics:
     """Compress spectra (N, L) with coefficients theta (L, K) and scatter (L,); a pixel of NaN scatter is left out.
 
     With theta_covariance (L, K, K) and the packed second moments of the features at a first estimate,
     feature_pairs (N, K (K + 1) / 2), the coefficients are integrated out: every pixel's variance is
-    sigma_nl^2 + s_l^2 + tr(Cov(theta_l) phi_n phi_n').
+    sigma_nl^2 + s_l^2 + tr(Cov(theta_l) phi_n phi_n'). That trace, a small correction, is computed in float32.
+
+    constant: compute c_n, which label posteriors do not need (NaN otherwise). draft: all in float32, for a first
+    estimate.
     """
+    number = np.float32 if draft else np.float64
     k = theta.shape[1]
     _, _, multiplicity = pairs(k)
     theta = np.where(np.isfinite(scatter)[:, None], theta, 0.0)
     if theta_covariance is not None:
         theta_covariance = np.where(np.isfinite(scatter)[:, None, None], theta_covariance, 0.0)
     sums: list[Any] = [0.0] * 5
-    f = None if feature_pairs is None else pad_stars(feature_pairs)
+    f = None if feature_pairs is None else pad_stars(feature_pairs).astype(np.float32)
     size = min(PIXELS, theta.shape[0])
-    for rows, y, e in pixel_blocks(value, error, size):
+    for rows, y, e in pixel_blocks(value, error, size, number):
         t = padded(theta, rows, size)
-        extra = jnp.zeros(())
+        extra = jnp.zeros((), number)
         if theta_covariance is not None and f is not None:
-            extra = (pack(padded(theta_covariance, rows, size)) * multiplicity) @ f.T
+            covariance = pack(padded(theta_covariance, rows, size)) * multiplicity
+            extra = covariance.astype(np.float32) @ f.T
         s2 = padded(scatter**2, rows, size, 1.0)
-        block = _compress_block(y, e, t, outer_pairs(t), s2, extra)
+        parts = (x.astype(number) for x in (t, outer_pairs(t), s2))
+        block = _compress_block(y, e, *parts, extra, constant)
         sums = [total + part for total, part in zip(sums, block, strict=True)]
-        if progress:
-            progress(rows.stop)
-    gram, *rest = (x[: len(value)] for x in sums)
+    gram, *rest = (x[: len(value)].astype(np.float64) for x in sums)
     return Statistics(unpack(gram, k), *rest)

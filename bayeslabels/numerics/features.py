@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,11 +52,13 @@ class Monomials:
             rows.append("*".join(factors) or "1")
         return tuple(rows)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, u: Array) -> Array:
         """(..., M) -> (..., K)."""
         columns: dict[tuple[int, ...], Array] = {(0,) * self.n_label: jnp.ones_like(u[..., 0])}
         return jnp.stack([_monomial(row, u, columns) for row in self.exponents], -1)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def jacobian(self, u: Array) -> Array:
         """d phi_k / d u_m, (..., M) -> (..., K, M)."""
         columns: dict[tuple[int, ...], Array] = {(0,) * self.n_label: jnp.ones_like(u[..., 0])}
@@ -67,6 +71,7 @@ class Monomials:
             rows.append(jnp.stack(slopes, -1))
         return jnp.stack(rows, -2)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
         """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5.
 

@@ -43,12 +43,15 @@ def objective(u, statistics: Statistics, precision, information, features: Monom
     return quadratic - statistics.linear_log_likelihood(features(u))
 
 
-@functools.partial(jax.jit, static_argnames=("features", "iterations"))
-def descend(u, statistics: Statistics, precision, information, features: Monomials, iterations: int = 60):
+@functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
+def descend(
+    u, statistics: Statistics, precision, information, features: Monomials, iterations: int = 60, newton: bool = False
+):
     """Levenberg-Marquardt from u (N, M) with prior precision (N, M, M) and information (N, M).
 
     Returns (u, curvature (N, M, M), objective (N,), converged (N,)). The step uses the Gauss-Newton matrix, which is
-    positive definite; convergence asks for a Newton decrement below 1e-10 nat.
+    positive definite, or with `newton` the full Hessian where that is, which large residuals need; convergence asks
+    for a Newton decrement below 1e-10 nat.
     """
     value = functools.partial(
         objective, statistics=statistics, precision=precision, information=information, features=features
@@ -59,8 +62,9 @@ def descend(u, statistics: Statistics, precision, information, features: Monomia
         phi, jac = features(u), features.jacobian(u)
         slope = jnp.einsum("nkl,nl->nk", statistics.gram, phi) - statistics.linear
         gradient = jnp.einsum("nkm,nk->nm", jac, slope) + jnp.einsum("nmk,nk->nm", precision, u) - information
-        curvature = jnp.einsum("nkm,nkl,nlj->nmj", jac, statistics.gram, jac) + precision
-        return gradient, curvature
+        if newton:
+            return gradient, newton_curvature(u, statistics, precision, information, features)
+        return gradient, jnp.einsum("nkm,nkl,nlj->nmj", jac, statistics.gram, jac) + precision
 
     def step(state):
         u, f, damping, _, count = state
@@ -155,16 +159,16 @@ def find_modes(
     late = np.flatnonzero(~np.asarray(done))
     if len(late):
         rows = jnp.asarray(np.resize(late, len(late) + -len(late) % STARS))
-        more = _descend_rows(u[rows], star[rows], statistics, precision, information, features, 60)
+        more = _descend_rows(u[rows], star[rows], statistics, precision, information, features, 100, newton=True)
         u, f, done = (x.at[rows].set(y) for x, y in zip((u, f, done), more, strict=True))
     return _distinct(u.reshape(j, n, m), f.reshape(j, n), done.reshape(j, n), statistics, precision, information,
                      features, min(keep, j), threshold)  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("features", "iterations"))
-def _descend_rows(u, star, statistics, precision, information, features, iterations):
+@functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
+def _descend_rows(u, star, statistics, precision, information, features, iterations, newton=False):
     own = jax.tree.map(lambda x: x[star], statistics)
-    u, _, f, done = descend(u, own, precision[star], information[star], features, iterations)
+    u, _, f, done = descend(u, own, precision[star], information[star], features, iterations, newton)
     return u, f, done
 
 

@@ -11,25 +11,23 @@ from .linalg import Array
 
 @jax.jit
 def smooth_weights(log_ratio: Array) -> tuple[Array, Array]:
-    """Normalised, smoothed log weights (S, N) and k-hat (N,) from log importance ratios (S, N).
+    """Normalised, smoothed log weights (S,) and k-hat from log importance ratios (S,) of one star.
 
-    The largest min(S / 5, 3 sqrt(S)) ratios of each column are replaced by the expected order statistics of a
-    generalised Pareto distribution fitted to them (Zhang & Stephens 2009), with the prior of PSIS on k.
+    The largest min(S / 5, 3 sqrt(S)) ratios are replaced by the expected order statistics of a generalised Pareto
+    distribution fitted to them (Zhang & Stephens 2009), with the prior of PSIS on k.
     """
-    s = log_ratio.shape[0]
+    s = len(log_ratio)
     tail = int(np.ceil(min(0.2 * s, 3 * np.sqrt(s))))
-    log_ratio = log_ratio - log_ratio.max(0)
-    order = jnp.argsort(log_ratio, axis=0)
-    ranked = jnp.take_along_axis(log_ratio, order, 0)
-    cutoff = ranked[s - tail - 1]
-    excess = jnp.exp(ranked[s - tail :]) - jnp.exp(cutoff)
-    k, sigma = jax.vmap(_fit_pareto, 1)(jnp.maximum(excess, 1e-300))
+    log_ratio = log_ratio - log_ratio.max()
+    largest, where = jax.lax.top_k(log_ratio, tail + 1)
+    cutoff = largest[-1]
+    excess = jnp.exp(largest[:tail][::-1]) - jnp.exp(cutoff)
+    k, sigma = _fit_pareto(jnp.maximum(excess, 1e-300))
     p = (np.arange(tail) + 0.5) / tail
-    quantile = sigma * jnp.expm1(-k * np.log1p(-p)[:, None]) / k
-    smooth = jnp.minimum(jnp.log(quantile + jnp.exp(cutoff)), 0.0)
-    ranked = ranked.at[s - tail :].set(jnp.where(jnp.isfinite(k), smooth, ranked[s - tail :]))
-    weights = jnp.take_along_axis(ranked, jnp.argsort(order, axis=0), 0)
-    return weights - jax.scipy.special.logsumexp(weights, axis=0), k
+    quantile = sigma * jnp.expm1(-k * np.log1p(-p)) / k
+    smooth = jnp.minimum(jnp.log(quantile + jnp.exp(cutoff)), 0.0)[::-1]
+    weights = log_ratio.at[where[:tail]].set(jnp.where(jnp.isfinite(k), smooth, largest[:tail]))
+    return weights - jax.scipy.special.logsumexp(weights), k
 
 
 def _fit_pareto(x: Array) -> tuple[Array, Array]:
