@@ -1,0 +1,82 @@
+"""Stars that tests share: simulated, small, with known truth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import bayeslabels as bl
+
+LABELS = ("TEFF", "LOGG")
+CENTRE, SPREAD = np.array([5000.0, 3.0]), np.array([300.0, 0.5])
+N_PIXEL = 12
+WAVELENGTH = np.linspace(5000.0, 5011.0, N_PIXEL)
+
+
+class Simulated(NamedTuple):
+    """Stars with blocks of every name that a model may use, and the true labels (N, M)."""
+
+    stars: bl.Stars
+    true_labels: np.ndarray
+
+
+def simulate(n_star: int, seed: int = 0, label_error: float = 0.1, flux_error: float = 0.01) -> Simulated:
+    """Spectra linear in two labels, with noise; label errors in units of the labels' spread."""
+    rng = np.random.default_rng(seed)
+    u = rng.normal(size=(n_star, 2))
+    theta = np.random.default_rng(99).normal(size=(N_PIXEL, 3)) * 0.06 + [1.0, 0.0, 0.0]
+    flux = np.column_stack([np.ones(n_star), u]) @ theta.T + flux_error * rng.normal(size=(n_star, N_PIXEL))
+    true = CENTRE + SPREAD * u
+    error = np.tile(label_error * SPREAD, (n_star, 1))
+    noisy = true + error * rng.normal(size=error.shape)
+    parallax = 10 ** (0.2 * u[:, 1])
+    blocks = {
+        "labels": bl.Block(noisy, error, names=LABELS, unit=("K", "dex")),
+        "flux": bl.Block(flux, np.full(flux.shape, flux_error), coords={"wavelength": WAVELENGTH}),
+        "parallax": bl.Block(parallax + 0.05 * rng.normal(size=n_star), np.full(n_star, 0.05), unit="mas"),
+        "magnitudes": bl.Block(
+            10 - 5 * np.log10(parallax)[:, None] + u @ [[-0.3, -0.2, -0.1], [0.1, 0.1, 0.1]],
+            np.full((n_star, 3), 0.02), names=("G", "BP", "RP"), unit="mag",
+        ),
+        "reddening": bl.Block(np.abs(0.1 * rng.normal(size=n_star)), np.full(n_star, 0.02), unit="mag"),
+        "target_labels": bl.Block(true + np.array([20.0, 0.1]), error, names=LABELS, unit=("K", "dex")),
+    }  # fmt: skip
+    return Simulated(bl.Stars(**blocks), true)
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Simulated:
+    """40 stars with blocks of every name."""
+    return simulate(40)
+
+
+@pytest.fixture(scope="session")
+def training(simulated: Simulated) -> bl.Stars:
+    """40 stars with labels and flux."""
+    return bl.Stars(labels=simulated.stars.labels, flux=simulated.stars.flux)
+
+
+@pytest.fixture(scope="session")
+def trained(training: bl.Stars) -> bl.Posterior:
+    """A classic Cannon, trained on `training`."""
+    return bl.fit(bl.Cannon(order=1, label_noise=False), training)
+
+
+@pytest.fixture(scope="session")
+def spectra(training: bl.Stars) -> bl.Stars:
+    """The same stars without labels."""
+    return training.drop("labels")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, beside the checkout or named by BAYESLABELS_DATA; skips where there is none."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("BAYESLABELS_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set BAYESLABELS_DATA")
+    return folder

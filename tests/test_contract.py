@@ -1,0 +1,202 @@
+"""Every model with every inference: what fits, fits and keeps the contract; what does not is refused with advice.
+
+A model added to models/ is picked up from the registry. It is made with its defaults unless EXAMPLES has a smaller one,
+and sees simulated stars that have a block of every name (`conftest.simulate`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from numpyro import handlers
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoDelta
+from numpyro.optim import Adam
+from numpyro.util import format_shapes
+
+import bayeslabels as bl
+from bayeslabels import inference
+from bayeslabels.errors import CannotDo
+from bayeslabels.model import MODELS, LinearModel
+
+EXAMPLES = {"Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal())}
+"""A small instance of a model, with proper priors, so that it can be simulated."""
+CHEAP = {"Cannon": bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal())}
+"""For inferences that compile the whole program: few sites."""
+BLOCKS = {"Cannon": ("labels", "flux")}
+"""The blocks that a model measures; all of them by default."""
+QUICK = {
+    "Gibbs": {"chains": 2, "draws": 20, "warmup": 20},
+    "Importance": {"draws": 50, "rescue": False},
+    "Laplace": {"draws": 20},
+    "NUTS": {"chains": 2, "draws": 10, "warmup": 10, "max_tree_depth": 3},
+    "SVI": {"steps": 50, "draws": 10},
+}
+"""Settings that end soon, where an inference has them."""
+WHOLE_PROGRAM = ("NUTS", "SVI")
+
+MODEL_NAMES = sorted(MODELS)
+INFERENCE_NAMES = sorted(inference.__all__)
+
+
+def quick(name: str) -> inference.base.Inference:
+    cls = getattr(inference, name)
+    known = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{key: value for key, value in QUICK.get(name, {}).items() if key in known})
+
+
+@functools.cache
+def example(name: str, cheap: bool = False):
+    return (CHEAP if cheap else EXAMPLES).get(name) or MODELS[name]()
+
+
+@pytest.fixture(scope="module")
+def stars(simulated):
+    return simulated.stars
+
+
+@pytest.fixture(scope="module")
+def of(stars):
+    """The stars with the blocks that a model measures."""
+
+    def blocks(name):
+        return stars.drop(*[block for block in stars.blocks if block not in BLOCKS.get(name, tuple(stars.blocks))])
+
+    return blocks
+
+
+@pytest.fixture(scope="module")
+def posterior_of(of):
+    @functools.cache
+    def fitted(name):
+        return bl.fit(example(name), of(name), seed=3)
+
+    return fitted
+
+
+def abstract_trace(model, stars):
+    """The program's sites with their shapes, without computing a number."""
+    found = {}
+
+    def run():
+        with handlers.seed(rng_seed=0):
+            found.update(handlers.trace(model).get_trace(stars))
+        return 0
+
+    jax.eval_shape(run)
+    return found
+
+
+def accepts(model, kind):
+    return kind is not None and isinstance(model, kind)
+
+
+@pytest.mark.parametrize("strategy", INFERENCE_NAMES)
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_fit(name, strategy, of):
+    model, method = example(name, cheap=strategy in WHOLE_PROGRAM), quick(strategy)
+    if not accepts(model, method.trains):
+        with pytest.raises(CannotDo, match=rf"{strategy}.*use \w+\("):
+            bl.fit(model, of(name), method)
+        return
+    posterior = bl.fit(model, of(name), method, seed=3)
+    assert isinstance(posterior, bl.Posterior)
+    assert isinstance(posterior.data, xr.DataTree)
+    draws = posterior.data["posterior"].to_dataset()
+    assert all(values.dims[:2] == ("chain", "draw") for values in draws.values())
+    assert all(values.dtype == np.float64 for values in draws.values())
+    assert posterior.info["inference"] == strategy
+    assert posterior.info["seed"] == 3
+    assert isinstance(posterior.info["converged"], bool)
+    assert posterior.info["n_star"] == len(of(name))
+    assert {"bayeslabels", "numpyro", "jax", "python"} <= set(posterior.info["versions"])
+    if isinstance(model, LinearModel):
+        assert np.isfinite(posterior.moments.coefficients).all()
+    if strategy == "NUTS":
+        assert draws.sizes["chain"] == 2
+    if strategy == "MAP":
+        again = bl.fit(model, of(name), method, seed=3)
+        assert again.data["posterior"].to_dataset().equals(draws)
+
+
+@pytest.mark.parametrize("strategy", INFERENCE_NAMES)
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_infer(name, strategy, of, posterior_of):
+    posterior, method = posterior_of(name), quick(strategy)
+    seen = of(name).drop("labels")
+    if not accepts(posterior.model, method.infers):
+        with pytest.raises(CannotDo, match=rf"{strategy}.*use \w+\("):
+            bl.infer(posterior, seen, method)
+        return
+    result = bl.infer(posterior, seen, method, seed=5)
+    assert isinstance(result, bl.StarPosterior)
+    draws = result.data["posterior"]["true_labels"]
+    assert draws.dims == ("chain", "draw", "star", "labels")
+    assert draws.sizes["star"] == len(result) == len(seen)
+    assert list(draws["labels"].values) == list(of(name).labels.names)
+    assert np.isfinite(result.mean).all()
+    assert (result.error > 0).all()
+    assert np.linalg.eigvalsh(result.cov).min() > 0
+    offset = (result.mean - of(name).labels.value) / np.hypot(result.error, of(name).labels.error)
+    assert np.abs(offset).mean() < 1.5
+    table = result.table()
+    assert table["id"].tolist() == seen.id.tolist()
+    assert str(table["TEFF"].unit) == str(table["TEFF_error"].unit) == "K"
+    assert {"chi2", "flags", "LOGG_p16", "LOGG_p50", "LOGG_p84"} <= set(table.colnames)
+    again = bl.infer(posterior, seen, method, seed=5)
+    assert again.data["posterior"].to_dataset().identical(result.data["posterior"].to_dataset())
+    assert again.data["stars"].to_dataset().identical(result.data["stars"].to_dataset())
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_present_is_observed_and_absent_is_sampled(name, of):
+    model = example(name).bind(of(name))
+    for absent in ((), ("labels",), ("flux",), ("labels", "flux")):
+        some = bl.Stars(id=of(name).id, **{k: b for k, b in of(name).blocks.items() if k not in absent})
+        trace = abstract_trace(model, some)
+        for block in ("labels", "flux"):
+            assert trace[block]["is_observed"] == (block not in absent)
+            assert trace[block]["value"].shape == of(name)[block].value.shape
+        for site in set(model.global_sites) & set(trace):
+            assert not trace[site]["is_observed"]
+    assert "star" in format_shapes(trace)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("absent", ["labels", "flux"])
+def test_numpyro_predictive(name, absent, of):
+    model = example(name).bind(of(name))
+    some = of(name).drop(absent)
+    draws = jax.jit(lambda key: Predictive(model, num_samples=2)(key, some))(jax.random.key(0))
+    assert draws[absent].shape == (2, *of(name)[absent].value.shape)
+    assert np.isfinite(draws[absent]).all()
+    present = {"labels": "flux", "flux": "labels"}[absent]
+    assert present not in draws or (draws[present][0] == draws[present][1]).all()
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_numpyro_mcmc_and_svi(name, of):
+    """The program needs no code of ours."""
+    model = example(name, cheap=True).bind(of(name))
+    sampler = MCMC(NUTS(model, max_tree_depth=2), num_warmup=2, num_samples=2, progress_bar=False)
+    sampler.run(jax.random.key(0), of(name))
+    assert all(np.isfinite(x).all() for x in sampler.get_samples().values())
+    result = SVI(model, AutoDelta(model), Adam(0.01), Trace_ELBO()).run(
+        jax.random.key(0), 3, of(name), progress_bar=False
+    )
+    assert np.isfinite(result.losses).all()
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_models_are_values(name):
+    model = example(name)
+    assert model == model.replace()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.frame = None
+    assert type(model).__doc__
+    assert name in repr(model)
