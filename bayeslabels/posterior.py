@@ -168,8 +168,11 @@ class Posterior:
         tree["model"] = xr.DataTree(xr.Dataset(stored))
         tree.attrs.update(attrs)
         part = path.with_name(path.name + ".part")
-        tree.to_netcdf(part, engine="h5netcdf")
-        os.replace(part, path)
+        try:
+            tree.to_netcdf(part, engine="h5netcdf")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
         return path
 
 

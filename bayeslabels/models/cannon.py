@@ -115,7 +115,9 @@ class Cannon(LinearModel):
             tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            measured = model.measured(stars).rows(rows)
+            measured = model.measured(stars)
+            if batch_size is not None:
+                measured = measured.rows(rows)
             if tau is not None or "labels" not in stars:
                 u = numpyro.sample("u", population)
             else:
