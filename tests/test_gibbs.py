@@ -5,11 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 from scipy import stats
 
 import bayeslabels as bl
-from bayeslabels import Block, CannotDo, Cannon, Gibbs, Stars, priors
+from bayeslabels import Block, Cannon, CannotDo, Gibbs, Stars, priors
 from bayeslabels.inference import gibbs
 from bayeslabels.inference.map import MAP
 from bayeslabels.numerics.features import Monomials
@@ -52,7 +53,7 @@ def train(model, stars, inference=SHORT, seed=0):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prior_after_sweeps(plan, n_sweep, data, keys):
-    """Draw parameters from the prior and data given them, sweep, and return the parameters: again draws of the prior."""
+    """Parameters from the prior, data given them, sweeps: the parameters are again draws from the prior."""
     k, m, n = plan.features.size, data.labels.shape[1], data.labels.shape[0]
     n_block, _, width = data.value.shape
 
@@ -61,11 +62,11 @@ def _prior_after_sweeps(plan, n_sweep, data, keys):
         sigma, mean = jnp.eye(k), jnp.zeros(k)
         if plan.prior == "learned":
             sigma = gibbs._inverse_wishart(keys[0], plan.freedom, data.matrix)
-            mean = plan.width_mean * jax.random.normal(keys[1], (k,))
+            mean = data.width_mean * jax.random.normal(keys[1], (k,))
             theta = mean + jax.random.normal(keys[2], (n_block, width, k)) @ jnp.linalg.cholesky(sigma).T
         else:
             theta = jax.random.normal(keys[2], (n_block, width, k)) / jnp.sqrt(jnp.diagonal(data.precision))
-        s = plan.width_scatter * jnp.abs(jax.random.normal(keys[3], (n_block, width)))
+        s = data.width_scatter * jnp.abs(jax.random.normal(keys[3], (n_block, width)))
         population = gibbs._inverse_wishart(keys[4], m + 2, jnp.eye(m))
         mu = 10 * jax.random.normal(keys[5], (m,))
         u = mu + jax.random.normal(keys[6], (n, m)) @ jnp.linalg.cholesky(population).T
@@ -94,11 +95,9 @@ def _prior_after_sweeps(plan, n_sweep, data, keys):
 
 
 @pytest.mark.parametrize("prior", [priors.Learned(), priors.Normal(0.5)])
-@pytest.mark.parametrize("seed", [0])
 @in_float64
-def test_sweeps_started_from_the_prior_stay_in_the_prior(prior, seed):
+def test_sweeps_started_from_the_prior_stay_in_the_prior(prior):
     stars = simulate(n=6, n_pixel=5, missing=0.2, missing_labels=0.2, covariance=True, seed=3)
-    stars = stars.with_block(flux=Block(np.where(np.arange(5) == 2, np.nan, stars.flux.value), stars.flux.error))
     flux = stars.flux.value.copy()
     flux[:4, 2] = 1.0
     stars = stars.with_block(flux=Block(flux, stars.flux.error))
@@ -107,19 +106,19 @@ def test_sweeps_started_from_the_prior_stay_in_the_prior(prior, seed):
     plan, data, _ = gibbs._prepare(model, stars, start, 1, 0)
     assert plan.affine
     data = data._replace(step=jnp.broadcast_to(jnp.diag(jnp.array([0.5, 0.2, 0.2])), (2, 3, 3)))
-    data = data._replace(guess2=jnp.full_like(data.guess2, plan.width_scatter**2))
-    n = 4096
-    state, rates = _prior_after_sweeps(plan, 6, data, jax.random.split(jax.random.key(seed), n))
+    data = data._replace(guess2=jnp.full_like(data.guess2, data.width_scatter**2))
+    n = 2048
+    state, rates = _prior_after_sweeps(plan, 6, data, jax.random.split(jax.random.key(0), n))
     assert 0.1 < float(np.mean(rates["affine"])) < 0.95
     tests = {
-        "s": (state.s[:, 0], stats.halfnorm(scale=plan.width_scatter).cdf),
+        "s": (state.s[:, 0], stats.halfnorm(scale=data.width_scatter).cdf),
         "tau": (state.tau, stats.halfnorm().cdf),
         "mu": (state.mu, stats.norm(scale=10).cdf),
         # 1 / Lambda_mm ~ Gamma((nu - M + 1) / 2, rate 1 / 2)
         "population": (jnp.diagonal(state.population, axis1=1, axis2=2), stats.invgamma(1.5, scale=0.5).cdf),
     }
     if plan.prior == "learned":
-        tests["m"] = (state.m, stats.norm(scale=plan.width_mean).cdf)
+        tests["m"] = (state.m, stats.norm(scale=data.width_mean).cdf)
         scale = 0.5 * float(data.matrix[0, 0])
         tests["sigma"] = (jnp.diagonal(state.sigma, axis1=1, axis2=2), stats.invgamma(1.5, scale=scale).cdf)
     else:
@@ -128,7 +127,171 @@ def test_sweeps_started_from_the_prior_stay_in_the_prior(prior, seed):
     used = np.asarray(data.trained)[0]
     for name, (x, cdf) in tests.items():
         x = np.asarray(x).reshape(n, -1)
-        if name in ("s",):
+        if name == "s":
             x = x[:, used]
         p = np.array([stats.kstest(column, cdf).pvalue for column in x.T])
         assert p.min() * len(p) > 1e-3, (name, p)
+
+
+# ---- what fit returns ----
+
+
+@in_float64
+def sites_of(model, stars):
+    """Names and shapes of the latent and deterministic sites of the program."""
+    seeded = numpyro.handlers.seed(model.bind(stars), 0)
+    sites = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, substitute_fn=_any_value)).get_trace(stars)
+    return {
+        name: np.shape(site["value"])
+        for name, site in sites.items()
+        if site["type"] == "deterministic" or (site["type"] == "sample" and not site["is_observed"])
+    }
+
+
+def _any_value(site):
+    if site["type"] == "sample" and isinstance(site["fn"], numpyro.distributions.ImproperUniform):
+        return jnp.zeros(site["fn"].event_shape)
+    return None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"label_noise": "joint"},
+        {"label_noise": "joint", "coefficient_prior": priors.Normal(), "population": "flat"},
+        {"label_noise": "joint", "scatter": 0.01, "terms": [{}, {"TEFF": 1}, {"LOGG": 2}]},
+        {"label_noise": "cut", "coefficient_prior": priors.Learned()},
+        {"label_noise": False},
+    ],
+    ids=["joint", "ridge", "terms", "cut", "classic"],
+)
+def test_draws_are_the_sites_of_the_program(settings):
+    stars, model = simulate(), Cannon(order=1, **settings)
+    trained = train(model, stars)
+    expected = sites_of(model, stars)
+    if not model.integrates_labels:
+        del expected["true_labels"]
+    assert {name: x.shape for name, x in trained.draws.items()} == {
+        name: (2, 25, *shape) for name, shape in expected.items()
+    }
+    assert all(np.isfinite(x).all() for x in trained.draws.values())
+    assert trained.stats["n_star"] == 40
+    assert trained.stats["n_pixel_trained"] == 8
+
+
+def test_same_seed_same_draws_other_seed_others():
+    stars, model = simulate(), Cannon(order=1, label_noise="joint")
+    a, b, c = (train(model, stars, seed=seed).draws for seed in (1, 1, 2))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+        assert not np.array_equal(a[name], c[name])
+
+
+def test_chains_of_any_number_and_draws_that_do_not_fill_the_chunks():
+    trained = train(Cannon(order=1, label_noise=False), simulate(), Gibbs(chains=1, draws=33, warmup=7, thin=2))
+    assert trained.draws["scatter"].shape == (1, 33, 8)
+    assert np.isnan(trained.stats["rhat_max"])
+    assert not trained.stats["converged"]
+
+
+def test_fit_gives_a_posterior_that_infers():
+    stars = simulate()
+    posterior = bl.fit(Cannon(order=1, label_noise="joint"), stars, SHORT, progress=False)
+    result = bl.infer(posterior, stars.drop("labels"), progress=False)
+    offset = (result.mean - stars.labels.value) / np.hypot(result.error, stars.labels.error)
+    assert np.abs(offset).mean() < 1.5
+    assert posterior.info["acceptance_u"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"coefficient_prior": priors.Laplace()}, ["Laplace", "NUTS"]),
+        ({"bounds": {"TEFF": (0.0, 1.0)}}, ["bounds", "NUTS"]),
+    ],
+)
+def test_refusals_say_what_to_use_instead(settings, words):
+    with pytest.raises(CannotDo) as refusal:
+        bl.fit(Cannon(order=1, label_noise="joint", **settings), simulate(), Gibbs(), progress=False)
+    assert all(word in str(refusal.value) for word in words)
+
+
+def test_no_test_step():
+    stars = simulate()
+    posterior = bl.fit(Cannon(order=1, label_noise=False), stars, progress=False)
+    with pytest.raises(CannotDo, match="infer"):
+        bl.infer(posterior, stars, Gibbs())
+
+
+# ---- missing data, exact labels, censoring ----
+
+
+def test_missing_pixels_and_labels_and_a_dead_pixel():
+    stars = simulate(missing=0.1, missing_labels=0.15, covariance=True)
+    flux = stars.flux.value.copy()
+    flux[:, 3] = np.nan
+    stars = stars.with_block(flux=Block(flux, stars.flux.error))
+    trained = train(Cannon(order=1, label_noise="joint"), stars)
+    dead = np.arange(8) == 3
+    assert np.isnan(trained.draws["coefficients"][:, :, dead]).all()
+    assert np.isnan(trained.draws["scatter"][:, :, dead]).all()
+    assert np.isfinite(trained.draws["coefficients"][:, :, ~dead]).all()
+    assert np.isfinite(trained.draws["true_labels"]).all()
+    assert trained.stats["n_pixel_dropped"] == 1
+    assert np.isnan(trained.moments.scatter[3])
+
+
+def test_classic_coefficients_match_least_squares():
+    """Fixed scatter, flat prior, exact labels: independent draws from N(theta_hat, (Phi' W Phi)^-1)."""
+    stars = simulate()
+    model = Cannon(order=1, label_noise=False, scatter=0.01).bind(stars)
+    draws = train(model, stars, Gibbs(chains=2, draws=2000, warmup=1)).draws["coefficients"].reshape(-1, 8, 3)
+    u = model.frame.scaled(stars.labels.value)
+    phi = np.column_stack([np.ones(40), u])
+    for pixel in range(8):
+        w = 1 / (stars.flux.error[:, pixel] ** 2 + 0.01**2)
+        covariance = np.linalg.inv(phi.T * w @ phi)
+        mean = covariance @ (phi.T @ (w * stars.flux.value[:, pixel]))
+        sd = np.sqrt(np.diag(covariance))
+        np.testing.assert_array_less(np.abs(draws[:, pixel].mean(0) - mean) / sd, 5 / np.sqrt(4000))
+        np.testing.assert_allclose(
+            np.cov(draws[:, pixel].T) / np.outer(sd, sd), covariance / np.outer(sd, sd), atol=0.1
+        )
+
+
+def test_a_missing_exact_label_is_sampled_and_a_known_one_is_not_touched():
+    full = simulate()
+    value = full.labels.value.copy()
+    value[[2, 5, 5], [0, 0, 1]] = np.nan
+    stars = full.with_block(labels=Block(value, full.labels.error, names=NAMES))
+    trained = train(Cannon(order=1, label_noise=False, population="learned"), stars)
+    labels = trained.draws["true_labels"]
+    known = np.isfinite(value)
+    np.testing.assert_allclose(
+        labels[:, :, known], np.broadcast_to(value[known], labels[:, :, known].shape), rtol=1e-12
+    )
+    assert (labels[:, :, ~known].std((0, 1)) > 0).all()
+    assert trained.draws["labels_missing"].shape[2:] == (3,)
+    assert np.abs(labels[:, :, ~known].mean((0, 1)) - full.labels.value[~known] < 3 * full.labels.error[~known]).all()
+
+
+@pytest.mark.parametrize("prior", [priors.Flat(), priors.Learned()])
+def test_censored_coefficients_do_not_act(prior):
+    stars = simulate()
+    mask = np.arange(8) < 4
+    model = Cannon(order=1, label_noise=False, censor={"LOGG": mask}, coefficient_prior=prior)
+    trained = train(model, stars, Gibbs(chains=2, draws=50, warmup=20))
+    column = model.bind(stars).feature_names.index("LOGG")
+    np.testing.assert_array_equal(trained.moments.coefficients[~mask, column], 0)
+    censored = trained.draws["coefficients"][:, :, ~mask, column]
+    if isinstance(prior, priors.Flat):
+        np.testing.assert_array_equal(censored, 0)
+    else:
+        assert (censored.std((0, 1)) > 0).all()
+
+
+def test_no_flux_errors():
+    stars = simulate()
+    stars = stars.with_block(flux=Block(stars.flux.value))
+    scatter = train(Cannon(order=1, label_noise=False), stars).moments.scatter
+    assert ((scatter > 0.01) & (scatter < 0.1)).all()

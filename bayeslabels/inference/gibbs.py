@@ -25,10 +25,10 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from ..errors import CannotDo
-from ..model import LinearModel
-from ..numerics.compress import PIXELS, padded, pixel_blocks
+from ..model import FLAT_POPULATION, LinearModel
+from ..numerics.compress import PIXELS
 from ..numerics.features import Monomials
-from ..numerics.linalg import in_float64, inverse_psd, outer_pairs, unpack
+from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, unpack
 from ..priors import Flat, Laplace, Learned
 from ..progress import bar
 from ..stars import Stars
@@ -122,8 +122,7 @@ class Plan(NamedTuple):
     latent: bool
     noisy: bool
     affine: bool
-    width_scatter: float
-    width_mean: float
+    flat_population: bool
     freedom: int
     n_trained: int
 
@@ -134,41 +133,44 @@ class Data(NamedTuple):
     value, variance (J, N, B), 0 and `MISSING` where missing; allowed (J, B, K); trained, guess2 (J, B): whether a pixel
     is, and the s_l^2 at which Fisher scoring starts; precision (K, K): fixed, of the prior; matrix (K, K): of Sigma's
     prior; labels, observed, free (N, M): catalogue labels, where known, and which true labels are sampled;
-    label_covariance (N, M, M); guess_u (N, M): where Gauss-Newton starts; step (M, M + 1, M + 1): shape of the affine
-    proposals; nodes (S, M), inverse (K, S): points that determine a polynomial, and the inverse of its values there.
+    label_covariance (N, M, M); guess_u (N, M): where Gauss-Newton starts; width_scatter and width_mean, of the priors
+    of s_l and m; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M), inverse (K, S): points that
+    determine a polynomial, and the inverse of its values there.
     """
 
-    value: jax.Array
-    variance: jax.Array
-    allowed: jax.Array
-    trained: jax.Array
-    guess2: jax.Array
-    precision: jax.Array
-    matrix: jax.Array
-    labels: jax.Array
-    label_covariance: jax.Array
-    observed: jax.Array
-    free: jax.Array
-    guess_u: jax.Array
-    step: jax.Array
-    nodes: jax.Array
-    inverse: jax.Array
+    value: Array
+    variance: Array
+    allowed: Array
+    trained: Array
+    guess2: Array
+    precision: Array
+    matrix: Array
+    labels: Array
+    label_covariance: Array
+    observed: Array
+    free: Array
+    guess_u: Array
+    width_scatter: Array
+    width_mean: Array
+    step: Array
+    nodes: Array
+    inverse: Array
 
 
 class State(NamedTuple):
     """One chain: theta (J, B, K), s (J, B), m (K,), Sigma (K, K), u (N, M), tau in scaled labels (M,), mu (M,),
     Lambda (M, M), and the logarithms of the random walks' widths, (M,) each."""
 
-    theta: jax.Array
-    s: jax.Array
-    m: jax.Array
-    sigma: jax.Array
-    u: jax.Array
-    tau: jax.Array
-    mu: jax.Array
-    population: jax.Array
-    tau_width: jax.Array
-    affine_width: jax.Array
+    theta: Array
+    s: Array
+    m: Array
+    sigma: Array
+    u: Array
+    tau: Array
+    mu: Array
+    population: Array
+    tau_width: Array
+    affine_width: Array
 
 
 def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, seed: int) -> tuple[Plan, Data, State]:
@@ -176,23 +178,17 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     assert moments is not None
     frame, features, prior = model.require_frame(), model.features, model.prior
     m, k, f = len(frame.names), features.size, frame.flux_scale
-    n_star, n_pixel = em.value.shape
+    n_star = len(em.value)
     rng = np.random.default_rng([seed, 32452843])
-    size = min(PIXELS, n_pixel)
-    blocks = [
-        (r, np.asarray(y).T[:n_star], np.asarray(e).T[:n_star]) for r, y, e in pixel_blocks(em.value, em.error, size)
-    ]
-    y = np.stack([b[1] for b in blocks])
-    variance = np.stack([b[2] for b in blocks]) ** 2
-    ok = np.isfinite(y) & np.isfinite(variance)
-    trained = np.stack([padded(em.trained.astype(float), rows, size) for rows, *_ in blocks]) > 0
-    ok &= trained[:, None]
-    y, variance = np.where(ok, y, 0.0), np.where(ok, variance, MISSING)
+    error = np.zeros_like(em.value) if em.error is None else em.error
+    ok = np.isfinite(em.value) & np.isfinite(error) & em.trained
+    y = np.swapaxes(_blocks(np.where(ok, em.value, 0.0).T, 0.0), 1, 2)
+    variance = np.swapaxes(_blocks(np.where(ok, error**2, MISSING).T, MISSING), 1, 2)
+    trained = _blocks(em.trained, False)
     point = {name: x[0, 0] for name, x in start.draws.items()}
     s2 = np.nan_to_num(moments.scatter**2, nan=f**2)
-    s2 = np.stack([padded(s2, rows, size, f**2) for rows, *_ in blocks])
-    typical = ok.sum(1) / np.maximum((ok / np.maximum(variance, 1e-300)).sum(1), 1e-300)
-    guess2 = np.maximum(s2, np.where(trained, 0.1 * typical, 0.0)) if em.learn_scatter else s2
+    typical = ok.sum(0) / np.maximum((1 / np.maximum(error**2, 1e-300)).sum(0, where=ok), 1e-300)
+    guess2 = _blocks(np.maximum(s2, 0.1 * typical) if em.learn_scatter else s2, f**2)
     width_mean, freedom, matrix = Learned().hyper(k, f)
     noisy = em.noisy
     catalogue = em.catalogue
@@ -211,12 +207,13 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     full = set(features.exponents) == set(Monomials.up_to(features.order, m).exponents)
     plan = Plan(
         features, type(prior).__name__.lower(), em.learn_scatter, bool(free.any()), noisy,
-        noisy and full and bool(em.allowed.all()), em.scatter_scale, width_mean, round(freedom), int(em.trained.sum()),
+        noisy and full and bool(em.allowed.all()), model.flat_population, round(freedom), int(em.trained.sum()),
     )  # fmt: skip
     data = Data(
-        y, variance, np.stack([padded(em.allowed, rows, size, 1.0) for rows, *_ in blocks]), trained, guess2,
+        y, variance, _blocks(em.allowed, 1.0), trained, guess2,
         np.zeros((k, k)) if isinstance(prior, Flat | Learned) else prior.numeric(k, f).precision,
-        matrix, catalogue.value, catalogue.covariance, catalogue.observed, free, u, step, nodes, inverse,
+        matrix, catalogue.value, catalogue.covariance, catalogue.observed, free, u,
+        em.scatter_scale, width_mean, step, nodes, inverse,
     )  # fmt: skip
 
     theta = np.nan_to_num(point["coefficients"])
@@ -225,10 +222,8 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     sd = np.sqrt(1 / np.maximum(weight + 1, 1e-10))
     noise = rng.standard_normal((n_chain, n_star, m)) * 0.3 * sd
     chains = State(
-        np.broadcast_to(np.stack([padded(theta, rows, size) for rows, *_ in blocks]), (n_chain, *trained.shape, k)),
-        np.sqrt(guess2) * (np.exp(0.2 * rng.standard_normal((n_chain, *s2.shape))) if em.learn_scatter else 1.0)
-        if em.learn_scatter
-        else np.broadcast_to(np.sqrt(s2), (n_chain, *s2.shape)),
+        np.broadcast_to(_blocks(theta, 0.0), (n_chain, *trained.shape, k)),
+        np.sqrt(guess2) * np.exp(0.2 * em.learn_scatter * rng.standard_normal((n_chain, *guess2.shape))),
         np.broadcast_to(point.get("coefficients_mean", np.zeros(k)), (n_chain, k)),
         np.broadcast_to(point.get("coefficients_covariance", np.eye(k)), (n_chain, k, k)),
         np.where(free, u + noise + np.einsum("ni,cmi->cnm", design, shift), u),
@@ -241,8 +236,15 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     return plan, Data(*map(jnp.asarray, data)), State(*map(jnp.asarray, chains))
 
 
+def _blocks(x: np.ndarray, fill: Any) -> np.ndarray:
+    """Per-pixel rows (L, ...) in blocks (J, B, ...), the last one padded with `fill`."""
+    size = min(PIXELS, len(x))
+    rest = np.full((-len(x) % size, *x.shape[1:]), fill, x.dtype)
+    return np.concatenate([x, rest]).reshape(-1, size, *x.shape[1:])
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _run(plan: Plan, data: Data, state: State, keys: jax.Array, gain: jax.Array):
+def _run(plan: Plan, data: Data, state: State, keys: Array, gain: Array):
     """Draws (draw, chain, ...) and acceptance rates; keys (draw, thin, chain), gain of the tuning (draw, thin)."""
     chains = jax.vmap(functools.partial(sweep, plan, data), in_axes=(0, 0, None))
 
@@ -251,7 +253,9 @@ def _run(plan: Plan, data: Data, state: State, keys: jax.Array, gain: jax.Array)
 
     def draw(state, steps):
         state, rates = jax.lax.scan(one, state, steps)
-        sites = {"theta": state.theta, "population_mean": state.mu, "population_covariance": state.population}
+        sites = {"theta": state.theta}
+        if not plan.flat_population:
+            sites |= {"population_mean": state.mu, "population_covariance": state.population}
         if plan.learn_scatter:
             sites["s"] = state.s
         if plan.prior == "learned":
@@ -277,7 +281,8 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     draws = {"coefficients": theta}
     if plan.learn_scatter:
         draws["scatter"] = np.where(blank, np.nan, raw["s"].reshape(*head, -1)[:, :, : frame.n_pixel])
-    draws |= {name: raw[name] for name in ("population_mean", "population_covariance")}
+    if not plan.flat_population:
+        draws |= {name: raw[name] for name in ("population_mean", "population_covariance")}
     if plan.prior == "learned":
         draws |= {"coefficients_mean": raw["m"], "coefficients_covariance": raw["sigma"]}
     if plan.noisy:
@@ -307,7 +312,7 @@ def _diagnose(draws: dict[str, np.ndarray], rates: dict[str, np.ndarray]) -> dic
 # ---- one sweep ----
 
 
-def sweep(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any) -> tuple[State, dict[str, jax.Array]]:
+def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[State, dict[str, Array]]:
     """All blocks once, in turn. Leaves the posterior invariant while gain = 0. Returns acceptance rates, too."""
     keys = jax.random.split(key, 5)
     state, gram, linear, rates = _pixels(plan, data, state, keys[0])
@@ -316,7 +321,8 @@ def sweep(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any) -> tu
     if plan.latent:
         u, rates["u"] = _labels(plan, data, state, gram, linear, keys[2])
         state = state._replace(u=u)
-    state = _population(state, keys[3])
+    if not plan.flat_population:
+        state = _population(state, keys[3])
     if plan.noisy:
         k1, k2 = jax.random.split(keys[4])
         state, rates["tau"] = _label_scatter(data, state, k1, gain)
@@ -325,7 +331,7 @@ def sweep(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any) -> tu
     return state, rates
 
 
-def _pixels(plan: Plan, data: Data, state: State, key: jax.Array):
+def _pixels(plan: Plan, data: Data, state: State, key: Array):
     """theta and s, block by block of pixels, and with them the compressed spectra: G (packed), b."""
     k = plan.features.size
     phi = plan.features(state.u)
@@ -352,7 +358,7 @@ def _pixels(plan: Plan, data: Data, state: State, key: jax.Array):
         accepted = jnp.ones_like(s)
         if plan.learn_scatter:
             r2 = (y - phi @ effective.T) ** 2
-            s, accepted = _scatter(k2, s, r2, variance, guess2, plan.width_scatter)
+            s, accepted = _scatter(k2, s, r2, variance, guess2, data.width_scatter)
         accepted = jnp.where(trained, accepted, jnp.nan)
         if plan.latent:
             w = 1 / (variance + s**2)
@@ -402,7 +408,7 @@ def _scatter(key, s, residual2, variance, guess2, width):
     return jnp.where(accept, new, s), accept.astype(s.dtype)
 
 
-def _hyper(plan: Plan, data: Data, state: State, key: jax.Array) -> State:
+def _hyper(plan: Plan, data: Data, state: State, key: Array) -> State:
     """m and Sigma given the trained pixels' coefficients."""
     k1, k2 = jax.random.split(key)
     k = plan.features.size
@@ -411,13 +417,13 @@ def _hyper(plan: Plan, data: Data, state: State, key: jax.Array) -> State:
     count = plan.n_trained
     precision = inverse_psd(state.sigma)
     total = jnp.where(used, theta, 0.0).sum(0)
-    m = _gaussian(count * precision + jnp.eye(k) / plan.width_mean**2, precision @ total, jax.random.normal(k1, (k,)))
+    m = _gaussian(count * precision + jnp.eye(k) / data.width_mean**2, precision @ total, jax.random.normal(k1, (k,)))
     offset = jnp.where(used, theta - m, 0.0)
     sigma = _inverse_wishart(k2, plan.freedom + count, data.matrix + offset.T @ offset)
     return state._replace(m=m, sigma=sigma)
 
 
-def _labels(plan: Plan, data: Data, state: State, gram: jax.Array, linear: jax.Array, key: jax.Array):
+def _labels(plan: Plan, data: Data, state: State, gram: Array, linear: Array, key: Array):
     """u of all stars: t proposals at the Gauss-Newton optimum, then a random walk of the same shape.
 
     The optimum is sought from a fixed point, so that the proposals do not depend on the present labels. Arrays have the
@@ -444,7 +450,7 @@ def _labels(plan: Plan, data: Data, state: State, gram: jax.Array, linear: jax.A
     def derivatives(u):
         phi, jac = features(u.T).T, jnp.moveaxis(features.jacobian(u.T), 0, -1)
         slope = sum(g[j] * phi[j] for j in range(features.size)) - b
-        product = sum(g[:, j, None] * jac[j] for j in range(features.size))
+        product: Any = sum(g[:, j, None] * jac[j] for j in range(features.size))
         curvature = sum(jac[j][:, None] * product[j][None] for j in range(features.size)) + p
         gradient = (jac * slope[:, None]).sum(0) + (p * u[None]).sum(1) - h
         return gradient * free, curvature * both + eye * (1 - free)
@@ -468,28 +474,30 @@ def _labels(plan: Plan, data: Data, state: State, gram: jax.Array, linear: jax.A
         z2 = ((_up(factor, u - best) * free) ** 2).sum(0)
         return -0.5 * (LABEL_FREEDOM + dimension) * jnp.log1p(z2 / LABEL_FREEDOM)
 
-    k1, k2, k3, k4 = jax.random.split(key, 4)
+    k1, k2, k3 = jax.random.split(key, 3)
     t = jnp.moveaxis(_student(k1, (LABEL_TRIES, n), LABEL_FREEDOM, m), -1, 1)
     uniform = jnp.log(jax.random.uniform(k2, (LABEL_TRIES + 1, n)))
-    u = state.u.T
-    value = log_density(u)
-    weight = value - proposal(u)
-    rate = jnp.zeros(n)
-    for i in range(LABEL_TRIES):
-        new = best + _back(factor, t[i] * free)
+
+    def attempt(carry, part):
+        u, value, weight = carry
+        t, uniform = part
+        new = best + _back(factor, t * free)
         new_value = log_density(new)
         new_weight = new_value - proposal(new)
-        accept = uniform[i] < new_weight - weight
+        accept = uniform < new_weight - weight
         u, value = jnp.where(accept, new, u), jnp.where(accept, new_value, value)
-        weight = jnp.where(accept, new_weight, weight)
-        rate = rate + accept / LABEL_TRIES
-    step = 2.0 / np.sqrt(m) * jax.random.normal(k3, (m, n)) * free
-    new = u + _back(factor, step)
-    accept = uniform[-1] < log_density(new) - value
-    return jnp.where(accept, new, u).T, rate
+        return (u, value, jnp.where(accept, new_weight, weight)), accept
+
+    u = state.u.T
+    value = log_density(u)
+    start = (u, value, value - proposal(u))
+    (u, value, _), accepted = jax.lax.scan(attempt, start, (t, uniform[1:]))
+    new = u + _back(factor, 2.0 / np.sqrt(m) * jax.random.normal(k3, (m, n)) * free)
+    accept = uniform[0] < log_density(new) - value
+    return jnp.where(accept, new, u).T, accepted.mean(0)
 
 
-def _population(state: State, key: jax.Array) -> State:
+def _population(state: State, key: Array) -> State:
     """mu ~ N(0, 10^2) and Lambda ~ InverseWishart(M + 2, I) given u."""
     k1, k2 = jax.random.split(key)
     n, m = state.u.shape
@@ -500,7 +508,7 @@ def _population(state: State, key: jax.Array) -> State:
     return state._replace(mu=mu, population=population)
 
 
-def _label_scatter(data: Data, state: State, key: jax.Array, gain: Any):
+def _label_scatter(data: Data, state: State, key: Array, gain: Any):
     """tau_m, one at a time, by a random walk folded at zero; prior HalfNormal(1) in scaled labels."""
     m = len(state.tau)
     offset = jnp.where(data.observed, data.labels - state.u, 0.0).T
@@ -526,12 +534,12 @@ def _label_scatter(data: Data, state: State, key: jax.Array, gain: Any):
     return state._replace(tau=tau, tau_width=width), chance.mean()
 
 
-def _affine(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any):
+def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
     """u_m -> flow of du_m/dt = xi . (1, u), one label m at a time, with everything that lives on the labels.
 
     xi and -xi are equally likely and undo each other, so that the acceptance ratio is that of the densities times the
     Jacobian. With phi(u') = T phi(u): theta' = T^-T theta, m' = T^-T m, Sigma' = T^-T Sigma T^-1, mu' = A mu + c,
-    Lambda' = A Lambda A'. Fluxes, p(u | mu, Lambda) du and p(theta | m, Sigma) dtheta do not change.
+    Lambda' = A Lambda A'. The fluxes and, where learned, p(u | mu, Lambda) du and p(theta | m, Sigma) dtheta stay.
     """
     m, k = len(state.mu), plan.features.size
     powers = jnp.asarray(np.array(plan.features.exponents).sum(0), float)
@@ -540,9 +548,13 @@ def _affine(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any):
     def density(tau, u, theta, mean, precision, mu, population_precision):
         """Of all that changes: catalogue labels and hyperpriors, without the determinants."""
         offset = jnp.where(data.observed, data.labels - u, 0.0).T
-        out = _label_density(data, offset, tau) - 0.5 * (mu**2).sum() / 100 - 0.5 * jnp.trace(population_precision)
+        out = _label_density(data, offset, tau)
+        if plan.flat_population:
+            out = out - 0.5 * (u**2).sum() / FLAT_POPULATION
+        else:
+            out = out - 0.5 * (mu**2).sum() / 100 - 0.5 * jnp.trace(population_precision)
         if plan.prior == "learned":
-            out = out - 0.5 * (mean**2).sum() / plan.width_mean**2 - 0.5 * (data.matrix * precision).sum()
+            out = out - 0.5 * (mean**2).sum() / data.width_mean**2 - 0.5 * (data.matrix * precision).sum()
         elif plan.prior == "normal":
             used = jnp.where(data.trained[..., None], theta, 0.0)
             out = out - 0.5 * (used**2 * jnp.diagonal(data.precision)).sum()
@@ -558,13 +570,14 @@ def _affine(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any):
         forth = (data.inverse @ plan.features(data.nodes @ slope.T + offset)).T
         inverse = (data.inverse @ plan.features(data.nodes @ back.T + back_offset)).T
         u, theta, mean, precision, mu, population_precision = now
-        new = (
-            u @ slope.T + offset, theta @ inverse, mean @ inverse, forth @ precision @ forth.T,
-            slope @ mu + offset, back.T @ population_precision @ back,
-        )  # fmt: skip
+        new: tuple[Any, ...] = (u @ slope.T + offset, theta @ inverse, mean @ inverse, forth @ precision @ forth.T)
+        if plan.flat_population:
+            new = (*new, mu, population_precision)
+        else:
+            new = (*new, slope @ mu + offset, back.T @ population_precision @ back)
         log_a = xi[row + 1]
         log_t = log_a * powers[row]
-        jacobian = -(m + 1.0) * log_a
+        jacobian = (len(u) if plan.flat_population else -(m + 1.0)) * log_a
         jacobian += (plan.freedom - 1) * log_t if plan.prior == "learned" else -plan.n_trained * log_t
         new_value = density(state.tau, *new)
         chance = jnp.minimum(jnp.exp(new_value - value + jacobian), 1.0)
@@ -574,7 +587,7 @@ def _affine(plan: Plan, data: Data, state: State, key: jax.Array, gain: Any):
         now = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, now)
         return (now, jnp.where(accept, new_value, value), width), chance
 
-    now = (state.u, state.theta, state.m, precision, state.mu, inverse_psd(state.population))
+    now: tuple[Any, ...] = (state.u, state.theta, state.m, precision, state.mu, inverse_psd(state.population))
     start = (now, density(state.tau, *now), state.affine_width)
     parts = (jnp.tile(jnp.arange(m), AFFINE_TRIES), jax.random.split(key, m * AFFINE_TRIES))
     (now, _, width), chance = jax.lax.scan(step, start, parts)
@@ -600,7 +613,7 @@ def _flow(xi, row, m):
 # ---- densities and draws ----
 
 
-def _label_covariance(data: Data, tau: jax.Array) -> jax.Array:
+def _label_covariance(data: Data, tau: Array) -> Array:
     """(M, M, N): of the catalogue labels about the true ones, the identity where not observed."""
     eye = jnp.eye(len(tau))[:, :, None]
     seen = data.observed.T
@@ -608,14 +621,14 @@ def _label_covariance(data: Data, tau: jax.Array) -> jax.Array:
     return jnp.where(both, jnp.moveaxis(data.label_covariance, 0, -1) + eye * tau[:, None, None] ** 2, eye)
 
 
-def _label_density(data: Data, offset: jax.Array, tau: jax.Array) -> jax.Array:
+def _label_density(data: Data, offset: Array, tau: Array) -> Array:
     """ln p(catalogue labels) from offset (M, N), zero where not observed."""
     factor = _cholesky(_label_covariance(data, tau))
     z2 = (_forward(factor, offset) ** 2).sum(0)
     return -(0.5 * z2 + sum(jnp.log(factor[i][i]) for i in range(len(tau)))).sum()
 
 
-def _label_precision(data: Data, tau: jax.Array) -> jax.Array:
+def _label_precision(data: Data, tau: Array) -> Array:
     """(M, M, N), zero in rows and columns not observed."""
     m = len(tau)
     seen = data.observed.T
@@ -624,7 +637,7 @@ def _label_precision(data: Data, tau: jax.Array) -> jax.Array:
     return jnp.stack(columns, 1) * (seen[:, None] & seen[None])
 
 
-def _cholesky(a: jax.Array) -> list[list[Any]]:
+def _cholesky(a: Array) -> list[list[Any]]:
     """Rows of the lower factor of small matrices (M, M, N), each entry (N,): arithmetic for all stars at once."""
     out: list[list[Any]] = []
     for i in range(a.shape[0]):
@@ -636,7 +649,7 @@ def _cholesky(a: jax.Array) -> list[list[Any]]:
     return out
 
 
-def _forward(factor: list[list[Any]], right: jax.Array) -> jax.Array:
+def _forward(factor: list[list[Any]], right: Array) -> Array:
     """factor^-1 right, (M, N)."""
     out: list[Any] = []
     for i, row in enumerate(factor):
@@ -644,7 +657,7 @@ def _forward(factor: list[list[Any]], right: jax.Array) -> jax.Array:
     return jnp.stack(out)
 
 
-def _back(factor: list[list[Any]], right: jax.Array) -> jax.Array:
+def _back(factor: list[list[Any]], right: Array) -> Array:
     """factor'^-1 right, (M, N)."""
     m = len(factor)
     out: list[Any] = [None] * m
@@ -653,13 +666,13 @@ def _back(factor: list[list[Any]], right: jax.Array) -> jax.Array:
     return jnp.stack(out)
 
 
-def _up(factor: list[list[Any]], x: jax.Array) -> jax.Array:
+def _up(factor: list[list[Any]], x: Array) -> Array:
     """factor' x, (M, N)."""
     m = len(factor)
     return jnp.stack([sum(factor[k][i] * x[k] for k in range(i, m)) for i in range(m)])
 
 
-def _gaussian(precision: jax.Array, information: jax.Array, z: jax.Array) -> jax.Array:
+def _gaussian(precision: Array, information: Array, z: Array) -> Array:
     """precision^-1 information + noise of covariance precision^-1 made from z, (..., K)."""
     scale = 1 / jnp.sqrt(jnp.diagonal(precision, axis1=-2, axis2=-1))
     factor = jnp.linalg.cholesky(precision * scale[..., :, None] * scale[..., None, :])
@@ -667,7 +680,7 @@ def _gaussian(precision: jax.Array, information: jax.Array, z: jax.Array) -> jax
     return scale * solve_triangular(jnp.swapaxes(factor, -1, -2), half, lower=False)[..., 0]
 
 
-def _inverse_wishart(key: jax.Array, freedom: int, matrix: jax.Array) -> jax.Array:
+def _inverse_wishart(key: Array, freedom: int, matrix: Array) -> Array:
     """Sigma of density |Sigma|^-(freedom + k + 1) / 2 exp(-tr(matrix Sigma^-1) / 2): a Wishart draw, inverted."""
     k = matrix.shape[0]
     z = jax.random.normal(key, (k, freedom))
@@ -677,13 +690,13 @@ def _inverse_wishart(key: jax.Array, freedom: int, matrix: jax.Array) -> jax.Arr
     return half.T @ half
 
 
-def _student(key: jax.Array, shape: tuple[int, ...], freedom: int, m: int) -> jax.Array:
+def _student(key: Array, shape: tuple[int, ...], freedom: int, m: int) -> Array:
     """Multivariate t (*shape, m) of an even number of degrees of freedom: chi^2 from logarithms of uniforms."""
     k1, k2 = jax.random.split(key)
     chi2 = -2 * jnp.log(1 - jax.random.uniform(k1, (freedom // 2, *shape))).sum(0)
     return jax.random.normal(k2, (*shape, m)) / jnp.sqrt(chi2 / freedom)[..., None]
 
 
-def _sum_log(x: jax.Array) -> jax.Array:
+def _sum_log(x: Array) -> Array:
     """sum of ln x over the first axis."""
     return jnp.log(x).sum(0)
