@@ -19,7 +19,7 @@ from .inference.laplace import Laplace
 from .inference.map import MAP, label_system_covariance
 from .inference.starwise import StarProblem, prepare
 from .model import LinearModel, Model
-from .numerics.linalg import in_float64
+from .numerics.linalg import in_float64, inverse_observed
 from .posterior import Posterior, provenance
 from .progress import bar
 from .star_posterior import Flags, StarPosterior
@@ -250,12 +250,11 @@ def _with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Pos
         offset2 = (measured.value - out.mean)[known, m] ** 2
         variance = (measured.covariance + out.covariance)[known, m, m]
         tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
-    observed, variance = measured.observed, np.einsum("nmm->nm", measured.covariance)
-    weight = observed / np.maximum(variance + tau2, 1e-8)
-    phi = np.asarray(model.features(jnp.asarray(posterior.moments.training_u)))
+    noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
+    precision = inverse_observed(noise, jnp.asarray(measured.observed))
     moments = posterior.moments._replace(
         label_scatter=np.sqrt(tau2) * model.require_frame().scale,
-        label_system_covariance=label_system_covariance(phi, weight),
+        label_system_covariance=label_system_covariance(model.features, posterior.moments.training_u, precision),
     )
     return posterior.with_moments(moments)
 
@@ -289,16 +288,14 @@ def _finish(
     system = moments.label_system_covariance
     if system.any():
         phi = np.asarray(features(jnp.asarray(mean)))
-        shared = np.einsum("nk,mkl,nl->nm", phi, system, phi, optimize=True)
-        covariance = covariance + shared[:, :, None] * np.eye(len(frame.names))
+        covariance = covariance + np.einsum("nk,mkjl,nl->nmj", phi, system, phi, optimize=True)
         if n_draw > 1:
             rng = np.random.default_rng([seed, 49979687])
-            factor = np.linalg.cholesky(system + 1e-14 * np.eye(features.size))
-            g = np.einsum("mkl,dml->dmk", factor, rng.standard_normal((n_chain * n_draw, *system.shape[:2])))
-            flat = u.reshape(-1, *mean.shape)
-            for d in range(len(flat)):
-                flat[d] += np.asarray(phi) @ g[d].T
-            u = flat.reshape(u.shape)
+            size = system.shape[0] * system.shape[1]
+            factor = np.linalg.cholesky(system.reshape(size, size) + 1e-14 * np.eye(size))
+            for chain in u:
+                for draw in chain:
+                    draw += phi @ (factor @ rng.standard_normal(size)).reshape(system.shape[:2]).T
     n_data = np.asarray(problem.statistics.n_pixel) + model.measured(stars).observed.sum(1)
     failed = out.failed | (n_data == 0)
     mean[failed], covariance[failed], u[:, :, failed] = np.nan, np.nan, np.nan

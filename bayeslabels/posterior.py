@@ -44,7 +44,7 @@ _MOMENT_DIMS = {
     "label_scatter": ("labels",),
     "population_mean": ("labels",),
     "population_covariance": ("labels", "labels_bis"),
-    "label_system_covariance": ("labels", "feature", "feature_bis"),
+    "label_system_covariance": ("labels", "feature", "labels_bis", "feature_bis"),
     "training_u": ("training_star", "labels"),
 }
 

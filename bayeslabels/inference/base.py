@@ -17,7 +17,7 @@ class Moments(NamedTuple):
 
     coefficients (L, K), coefficient_covariance (L, K, K), scatter (L,) in flux units, NaN for pixels that could not
     be trained; label_scatter (M,) in label units; population_mean (M,), population_covariance (M, M), scaled;
-    label_system_covariance (M, K, K): the covariance of g_m where the true scaled label is u_m + g_m . phi(u), the
+    label_system_covariance (M, K, M, K): the covariance of g_m where the true scaled label is u_m + g_m . phi(u), the
     uncertainty of the label system that all stars share; training_u (N, M): the training stars' scaled labels.
     """
 

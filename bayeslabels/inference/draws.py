@@ -28,14 +28,14 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     fixed = model.scatter_prior
     scatter = fixed if isinstance(fixed, np.ndarray) else np.sqrt((flat["scatter"] ** 2).mean(0))
     tau = flat["label_scatter"].mean(0) if "label_scatter" in flat else np.zeros(m)
-    system = np.zeros((m, model.features.size, model.features.size))
+    system = np.zeros((m, model.features.size, m, model.features.size))
     u = np.asarray(model.measured(stars).value)
     if model.integrates_labels and "u" in flat:
         u = flat["u"].mean(0)
         phi = np.asarray(model.features(jnp.asarray(u)))
         g = np.linalg.lstsq(phi, np.moveaxis(flat["u"] - u, 1, 0).reshape(len(u), -1), rcond=None)[0]
         g = g.reshape(-1, n_draw, m)
-        system = np.einsum("kdm,ldm->mkl", g, g, optimize=True) / max(n_draw - 1, 1)
+        system = np.einsum("kdm,ldn->mknl", g, g, optimize=True) / max(n_draw - 1, 1)
     population = np.zeros(m), FLAT_POPULATION * np.eye(m)
     if not model.flat_population:
         population = flat["population_mean"].mean(0), flat["population_covariance"].mean(0)

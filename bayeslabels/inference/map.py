@@ -20,6 +20,7 @@ import numpy as np
 
 from ..model import FLAT_POPULATION, LinearModel, Measured
 from ..numerics.compress import PIXELS, Statistics, known, pad_stars, padded, pixel_blocks
+from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, inverse_psd, outer_pairs, pack, unpack
 from ..numerics.optimize import descend, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
@@ -205,11 +206,10 @@ class EM:
         both = self.allowed[:, :, None] * self.allowed[:, None, :]
         theta = np.where(blank[:, None], np.nan, effective)
         covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
-        system = np.zeros((m, k, k))
+        system = np.zeros((m, k, m, k))
         if self.noisy:
-            phi = np.asarray(self.features(jnp.asarray(self.u)))
-            weight = np.einsum("nmm->nm", np.asarray(self.label_precision()))
-            system = label_system_covariance(phi, weight)
+            gram = np.asarray(self.statistics.gram).sum(0) / self.n_star
+            system = label_system_covariance(self.features, self.u, self.label_precision(), gram)
         return Moments(
             theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.tau2) * frame.scale,
             self.mean, self.population, system, self.u,
@@ -232,17 +232,40 @@ class EM:
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
 
 
-def label_system_covariance(phi: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Covariance (M, K, K) of the calibration curve g_m . phi(u) of each label, from N noisy training labels.
+def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None) -> np.ndarray:
+    """Covariance (M, K, M, K) of the label system: of g_m where every true label is u_m + g_m . phi(u).
 
-    phi (N, K); weight (N, M): inverse variances of the catalogue labels about the true ones. However many pixels a
-    spectrum has, the system of labels is only as well known as the catalogue labels fix it: this covariance is common
-    to all stars and is what per-pixel coefficient errors leave out.
+    However many pixels a spectrum has, the system of labels is only as well known as N noisy catalogue labels fix it.
+    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out. Its precision is
+
+        sum_n P_nm phi_n phi_n'  +  sum_n h_n' [W - W J_n (J_n' W J_n + P_n)^-1 J_n' W] h_n,
+
+    the first term from the catalogue, the second from the spectra: h_n (K, M K) is the change of phi(u_n) under a move
+    of the label system, less what new coefficients absorb; the bracket leaves out what star n's own labels absorb.
+
+    u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
+    (K, K), None where the spectra do not move the training labels.
     """
+    step = max(1, len(u) // 1500)
+    u, precision = u[::step], np.asarray(precision)[::step]
+    n, m = u.shape
+    phi, jacobian = np.asarray(features(jnp.asarray(u))), np.asarray(features.jacobian(jnp.asarray(u)))
     k = phi.shape[1]
-    gram = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
-    ridge = 1e-10 * np.einsum("mkk->m", gram)[:, None, None] / k + 1e-10
-    return np.linalg.inv(gram + ridge * np.eye(k))
+    total = np.zeros((m, k, m, k))
+    weight = np.einsum("nmm->nm", precision)
+    total[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
+    total = total.reshape(m * k, m * k)
+    if flux_gram is not None:
+        move = np.einsum("njm,nk->njmk", jacobian, phi).reshape(n, -1)
+        move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
+        move = move.reshape(n, k, m * k)
+        along = np.einsum("njm,jk->nmk", jacobian, flux_gram)
+        own = np.einsum("nmk,nkl->nml", along, jacobian) + precision + 1e-9 * np.eye(m)
+        total += np.einsum("nja,jk,nkb->ab", move, flux_gram, move, optimize=True)
+        shift = np.einsum("nmk,nka->nma", along, move, optimize=True)
+        total -= np.einsum("nma,nmb->ab", shift, np.linalg.solve(own, shift), optimize=True)
+    ridge = 1e-10 * np.trace(total) / len(total) + 1e-10
+    return np.linalg.inv(total * step + ridge * np.eye(len(total))).reshape(m, k, m, k)
 
 
 def _affine_move(u, covariance, catalogue: Measured, precision):
