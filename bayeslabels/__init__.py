@@ -1,6 +1,7 @@
 """Data-driven models of stars, with error bars that hold."""
 
 from . import priors
+from .calibration import cross_validate
 from .errors import BadInput, CannotDo, NotConverged
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
@@ -10,23 +11,6 @@ from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
 
 __all__ = [
-    "MAP",
-    "NUTS",
-    "SVI",
-    "BadInput",
-    "Block",
-    "Cannon",
-    "CannotDo",
-    "Gibbs",
-    "Importance",
-    "Laplace",
-    "NotConverged",
-    "Posterior",
-    "StarPosterior",
-    "Stars",
-    "fit",
-    "flag_names",
-    "infer",
-    "load",
-    "priors",
+    "MAP", "NUTS", "SVI", "BadInput", "Block", "CannotDo", "Cannon", "Gibbs", "Importance", "Laplace", "NotConverged",
+    "Posterior", "StarPosterior", "Stars", "cross_validate", "fit", "flag_names", "infer", "load", "priors",
 ]  # fmt: skip

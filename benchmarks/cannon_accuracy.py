@@ -1,0 +1,127 @@
+"""Accuracy and calibration of The Cannon: simulated surveys with known truth, and real MILES spectra.
+
+    python benchmarks/cannon_accuracy.py quadratic [--seeds 7 11 13 17] [--labels 3] [--classic] [--shared ../shared]
+    python benchmarks/cannon_accuracy.py modes     [--seeds 7]
+    python benchmarks/cannon_accuracy.py miles     [--folds 5]
+
+quadratic: 1000 noisy training and 1000 test stars of 1000 pixels, the truth a quadratic. modes: of the test stars'
+optima found from a cold start, how many are worse than the one next to the truth, and how many of those are flagged.
+miles: FGK stars, catalogue labels held out in folds, default settings beside the classic Cannon.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+
+import bayeslabels as bl
+from bayeslabels.astro.spectra import normalize_gaussian
+from bayeslabels.star_posterior import Flags
+
+UNITS = ("K", "dex", "dex", "dex", "dex")
+
+
+def robust(x):
+    return 0.5 * np.diff(np.nanpercentile(x, [15.865, 84.135], axis=0), axis=0)[0]
+
+
+def show(name, values, digits=3):
+    print(f"  {name:24s}", "  ".join(f"{v:.{digits}g}" for v in np.atleast_1d(values)), flush=True)
+
+
+def line_stars(shared, n_label, seed):
+    sys.path.insert(0, str(shared / "cases"))
+    from line_spectra import make
+
+    data = make(1000, 1000, n_label, seed, True)
+    ivar = data["ivar"] * np.ones_like(data["flux"])
+    labels = bl.Block(data["label"], data["label_err"], names=[str(n) for n in data["names"]], unit=UNITS[:n_label])
+    stars = bl.Stars(flux=bl.Block.from_ivar(data["flux"], ivar), labels=labels)
+    return stars[:1000], stars[1000:].drop("labels"), data["label_true"][1000:]
+
+
+def quadratic(a):
+    for seed in a.seeds:
+        train, test, truth = line_stars(a.shared, a.labels, seed)
+        start = time.process_time()
+        posterior = bl.fit(bl.Cannon(label_noise=not a.classic), train, seed=0, progress=False)
+        middle = time.process_time()
+        result = bl.infer(posterior, test, seed=0, progress=False)
+        end = time.process_time()
+        z = (result.mean - truth) / result.error
+        print(f"quadratic, M={a.labels}, seed {seed}: {posterior.info['selection'] or 'classic'}")
+        show("RMSE", np.sqrt(((result.mean - truth) ** 2).mean(0)))
+        show("z std", z.std(0))
+        show("z mean", z.mean(0))
+        show("68 % coverage", (np.abs(z) < 1).mean(0))
+        show("tau", list(posterior.label_scatter().values()))
+        show("CPU s, train and test", [middle - start, end - middle])
+
+
+def modes(a):
+    for seed in a.seeds:
+        train, test, truth = line_stars(a.shared, a.labels, seed)
+        posterior = bl.fit(bl.Cannon(label_noise="joint"), train, seed=0, progress=False)
+        cold = bl.infer(posterior, test, bl.MAP(), seed=0, progress=False)
+        names = posterior.model.frame.names
+        # a start at the truth: catalogue labels so noisy that they weigh nothing
+        vague = bl.Block(
+            truth, np.full(truth.shape, 1e4) * posterior.model.frame.scale, names=names, unit=UNITS[: a.labels]
+        )
+        near = bl.infer(posterior, test.with_block(labels=vague), bl.MAP(starts=1), seed=0, progress=False)
+        wrong = (np.abs(cold.mean - near.mean) > 0.1 * near.error).any(1) & (
+            cold.stars["chi2"] > near.stars["chi2"]
+        ).values
+        flagged = (cold.flags & (Flags.MULTIMODAL | Flags.NOT_CONVERGED | Flags.POOR_FIT)) > 0
+        print(
+            f"modes, seed {seed}: {wrong.sum()} of {len(wrong)} in a wrong mode, {(wrong & flagged).sum()} of them flagged"
+        )
+        far = (np.abs((cold.mean - truth) / cold.error) > 6).any(1)
+        print(f"  {far.sum()} beyond 6 sigma of the truth, {(far & flagged).sum()} of them flagged")
+
+
+def miles(a):
+    with fits.open(a.shared / "data" / "miles_train.fits") as file:
+        table, wavelength = file[1].data, np.asarray(file[2].data["WAVELENGTH"], float)
+        labels = np.column_stack([table[n] for n in ("TEFF", "LOGG", "FE_H")]).astype(float)
+        flux = np.asarray(table["FLUX"], float)
+    keep = np.isfinite(labels).all(1) & (labels[:, 0] > 4200) & (labels[:, 0] < 6500) & (labels[:, 2] > -2.2)
+    labels, flux = labels[keep], normalize_gaussian(wavelength, flux[keep], None)[0]
+    stars = bl.Stars(
+        labels=bl.Block(labels, names=("TEFF", "LOGG", "FE_H"), unit=UNITS[:3]),
+        flux=bl.Block(flux, coords={"pixel": wavelength}),
+    )
+    fold = np.random.default_rng(0).permutation(len(stars)) % a.folds
+    for name, model in (("default", bl.Cannon()), ("classic", bl.Cannon(label_noise=False))):
+        mean, error, tau = (np.full(labels.shape, np.nan) for _ in range(3))
+        start, chosen = time.process_time(), []
+        for f in range(a.folds):
+            posterior = bl.fit(model, stars[fold != f], seed=0, progress=False)
+            result = bl.infer(posterior, stars[fold == f].drop("labels"), seed=0, progress=False)
+            mean[fold == f], error[fold == f] = result.mean, result.error
+            tau[fold == f] = list(posterior.label_scatter().values())
+            chosen.append(posterior.model.label_noise)
+        offset = mean - labels
+        z = offset / np.hypot(error, tau)
+        print(f"MILES, {len(stars)} stars, {a.folds} folds, {name}: {chosen}, {time.process_time() - start:.0f} CPU s")
+        show("robust scatter", robust(offset))
+        show("median error", np.nanmedian(error, 0))
+        show("tau", tau.mean(0))
+        show("robust z (error + tau)", robust(z))
+        show("68 % coverage", (np.abs(z) < 1).mean(0))
+        print(f"  {np.isnan(mean).any(1).sum()} stars without an answer")
+
+
+if __name__ == "__main__":
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("case", choices=("quadratic", "modes", "miles"))
+    cli.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13, 17])
+    cli.add_argument("--labels", type=int, default=3)
+    cli.add_argument("--folds", type=int, default=5)
+    cli.add_argument("--classic", action="store_true")
+    cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    options = cli.parse_args()
+    {"quadratic": quadratic, "modes": modes, "miles": miles}[options.case](options)
