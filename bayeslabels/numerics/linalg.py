@@ -66,7 +66,7 @@ def solve_psd(a: Array, b: Array) -> Array:
 
 
 def inverse_psd(a: Array) -> Array:
-    """Inverse of symmetric positive definite matrices (..., k, k), symmetric to the last bit."""
+    """Inverse of symmetric positive definite matrices (..., k, k)."""
     k = a.shape[-1]
     scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
     factor = jnp.linalg.cholesky(a * scale[..., :, None] * scale[..., None, :])
