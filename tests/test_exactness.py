@@ -179,7 +179,7 @@ def identified(model, draws):
     }
 
 
-def compare_training(stars, model, gibbs, nuts):
+def compare_training(stars, model, gibbs, nuts, nuts_rhat):
     model = model.bind(stars)
     a = gibbs.fit(model, stars, 0, False)
     b = nuts.fit(model, stars, 1, False)
@@ -187,7 +187,7 @@ def compare_training(stars, model, gibbs, nuts):
     a, b = identified(model, a.draws), identified(model, b.draws)
     for name in a:
         assert rhat(a[name]).max() < 1.01, name
-        assert rhat(b[name]).max() < 1.01 + 0.01 * (name == "scatter"), name
+        assert rhat(b[name]).max() < nuts_rhat, name
         assert_same_posterior(a[name], b[name], name)
 
 
@@ -195,7 +195,7 @@ def compare_training(stars, model, gibbs, nuts):
 def test_gibbs_and_nuts_draw_from_one_posterior():
     stars, _ = simulate(40, 8, order=1, seed=2, missing=True)
     model = Cannon(order=1, label_noise="joint")
-    compare_training(stars, model, Gibbs(draws=1500, warmup=300, thin=2), NUTS(draws=1000, warmup=500))
+    compare_training(stars, model, Gibbs(draws=1500, warmup=300, thin=2), NUTS(draws=600, warmup=400), 1.02)
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_gibbs_and_nuts_draw_from_one_posterior():
 def test_gibbs_and_nuts_draw_from_one_posterior_of_a_quadratic_model():
     stars, _ = simulate(100, 30, seed=1)
     model = Cannon(order=2, label_noise="joint")
-    compare_training(stars, model, Gibbs(draws=2000, warmup=500, thin=4), NUTS(draws=1000, warmup=700))
+    compare_training(stars, model, Gibbs(draws=2000, warmup=500, thin=4), NUTS(draws=1000, warmup=500), 1.02)
 
 
 @pytest.fixture(scope="module")

@@ -304,7 +304,7 @@ def _diagnose(draws: dict[str, np.ndarray], rates: dict[str, np.ndarray]) -> dic
     }
     for name, rate in rates.items():
         stats[f"acceptance_{name}"] = float(rate.mean())
-        if name in ("scatter", "u"):
+        if name == "u":
             stats[f"acceptance_{name}_min"] = float(rate.min())
     return stats
 
