@@ -11,6 +11,24 @@ from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
 
 __all__ = [
-    "MAP", "NUTS", "SVI", "BadInput", "Block", "CannotDo", "Cannon", "Gibbs", "Importance", "Laplace", "NotConverged",
-    "Posterior", "StarPosterior", "Stars", "cross_validate", "fit", "flag_names", "infer", "load", "priors",
+    "MAP",
+    "NUTS",
+    "SVI",
+    "BadInput",
+    "Block",
+    "Cannon",
+    "CannotDo",
+    "Gibbs",
+    "Importance",
+    "Laplace",
+    "NotConverged",
+    "Posterior",
+    "StarPosterior",
+    "Stars",
+    "cross_validate",
+    "fit",
+    "flag_names",
+    "infer",
+    "load",
+    "priors",
 ]  # fmt: skip

@@ -299,7 +299,9 @@ def _finish(
     n_data = np.asarray(problem.statistics.n_pixel) + model.measured(stars).observed.sum(1)
     failed = out.failed | (n_data == 0)
     mean[failed], covariance[failed], u[:, :, failed] = np.nan, np.nan, np.nan
-    labels = frame.physical(u)
+    labels = u  # turned into label units in place: it may be most of the memory
+    labels *= frame.scale
+    labels += frame.centre
     if n_draw > 1:
         p16, p50, p84 = np.percentile(labels.reshape(-1, *mean.shape), [15.865, 50, 84.135], axis=0)
     else:

@@ -183,4 +183,4 @@ class LinearModel(Model):
 
     @abstractmethod
     def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
-        """Value (N, L), NaN where missing, and error (N, L) or None."""
+        """Value (N, L) and error (N, L) or None; a number is missing where either is not finite."""

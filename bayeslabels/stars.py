@@ -477,7 +477,7 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
     if error is not None:
         spread = _convert((_shaped(error[0], x, what, error_name), error[1]), unit, error_name, spread=True)
         _check(spread, x, error_name, names, f"{name}_ivar=..." if name else "Block.from_ivar(value, ivar)")
-        spread = spread.astype(x.dtype)
+        spread = spread.astype(x.dtype, copy=False)
         spread.flags.writeable = False
     x.flags.writeable = False
     frozen = []
@@ -492,7 +492,9 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
 
 def _shaped(error: np.ndarray, x: np.ndarray, what: str, error_name: str) -> np.ndarray:
     (n_star, n_dim), shape = x.shape, error.shape
-    if shape in ((), (n_dim,), x.shape):
+    if shape == x.shape:
+        return error
+    if shape in ((), (n_dim,)):
         return np.array(np.broadcast_to(error, x.shape))
     if shape == (n_star, n_dim, n_dim) or (n_dim == 1 and shape == (n_star,)):
         return error.reshape(n_star, n_dim, *shape[2:])

@@ -72,7 +72,7 @@ def test_compressed_likelihood_is_the_programs(incomplete):
     model = Cannon(order=2, label_noise="joint").bind(incomplete)
     values = parameters(model, 30)
     other = values | {"u": np.random.default_rng(7).normal(size=(30, 2))}
-    statistics = compress(*model.output(incomplete), values["coefficients"], values["scatter"])
+    statistics = compress(*model.output(incomplete), values["coefficients"], values["scatter"], constant=True)
     moments = bl.inference.base.Moments(
         values["coefficients"], np.zeros((20, 6, 6)), values["scatter"], values["label_scatter"],
         values["population_mean"], values["population_covariance"], np.zeros((2, 6, 6)), values["u"],

@@ -27,13 +27,14 @@ class Importance(Inference):
     Exact up to Monte Carlo error where k-hat < 0.7; other stars are sampled with NUTS instead if `rescue`.
 
     Args:
-        draws: per star. starts: starting points per star. freedom: of the proposal's t distribution.
+        draws: per star. starts: starting points per star. freedom: of the proposal's t distribution, an
+            even number.
         rescue: NUTS for stars of high k-hat.
     """
 
     draws: int = 1000
     starts: int = 4
-    freedom: float = 8.0
+    freedom: int = 8
     rescue: bool = True
 
     infers: ClassVar = LinearModel

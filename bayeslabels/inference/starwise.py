@@ -116,10 +116,10 @@ def modes_of(problem: StarProblem) -> StarDraws:
 
 
 @in_float64
-def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: float | None = None) -> tuple[Array, Array]:
+def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: int | None = None) -> tuple[Array, Array]:
     """Draws (N, n, M) from the Laplace mixture over the modes, and their log density (N, n).
 
-    freedom: of multivariate t components instead of normal ones, with the same centre and curvature.
+    freedom: even, of multivariate t components instead of normal ones, with the same centre and curvature.
     """
     modes = problem.modes
     keys = jax.random.split(jax.random.key(seed), problem.n_star)
@@ -134,12 +134,13 @@ def _draw_stars(keys, location, covariance, weight, n, freedom):
     def one(key, location, covariance, weight):
         """Star by star: location (J, M), covariance (J, M, M), weight (J,)."""
         which, normal, chi = jax.random.split(key, 3)
-        component = jax.random.categorical(which, jnp.log(weight), shape=(n,))
+        component = (jax.random.uniform(which, (n, 1)) > jnp.cumsum(weight)[:-1]).sum(1)
         factor = jnp.linalg.cholesky(covariance)
         inverse = jax.vmap(lambda c: jax.scipy.linalg.solve_triangular(c, jnp.eye(m), lower=True))(factor)
         z = jax.random.normal(normal, (n, m))
         if freedom is not None:
-            z = z / jnp.sqrt(jax.random.gamma(chi, freedom / 2, (n, 1)) * 2 / freedom)
+            uniform = jax.random.uniform(chi, (n, freedom // 2), minval=1e-12)
+            z = z / jnp.sqrt(-2 * jnp.log(uniform).sum(1, keepdims=True) / freedom)
         u = (location[0] + z @ factor[0].T) * (component == 0)[:, None]
         for j in range(1, len(weight)):
             u = u + jnp.where((component == j)[:, None], location[j] + z @ factor[j].T, 0.0)

@@ -166,12 +166,13 @@ class Cannon(LinearModel):
                 )
         low, centre, high = np.nanpercentile(value, [2.5, 50, 97.5], axis=0)
         scale = np.where(high > low, (high - low) / 4, np.nanstd(value, axis=0))
-        spectra, _ = self.output(stars)
-        if not np.isfinite(spectra).any():
+        if not flux.observed.any():
             raise bad_input("flux without a single known value", "spectra", "all errors infinite or all ivar zero")
+        few = flux[:: max(1, flux.value.size // 10**6)]
+        typical = float(np.nanmedian(np.abs(np.where(few.observed, few.value, np.nan)))) or 1.0
         coordinate = next(iter(flux.coords.items()), (None, None))
         frame = Frame(
-            names, labels.units, centre, scale, flux.n_dim, float(np.nanmedian(np.abs(spectra))) or 1.0,
+            names, labels.units, centre, scale, flux.n_dim, typical,
             flux.units[0], coordinate[1], coordinate[0],
         )  # fmt: skip
         model = self.replace(frame=frame)
@@ -319,8 +320,7 @@ class Cannon(LinearModel):
             raise bad_input(
                 "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
             )
-        value = np.where(block.observed, block.value, np.nan)
-        return value, block.error
+        return block.value, block.error
 
 
 def _pinned(population: dist.Distribution, measured: Measured) -> Any:

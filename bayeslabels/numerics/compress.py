@@ -61,8 +61,9 @@ def pixel_blocks(
     for start in range(0, n_pixel, size):
         rows = slice(start, min(start + size, n_pixel))
         width = rows.stop - rows.start
-        y = np.full((size, n_star + -n_star % STARS), np.nan, number)
-        e = np.full(y.shape, np.nan, number)
+        y = np.empty((size, n_star + -n_star % STARS), number)
+        e = np.empty(y.shape, number)
+        y[width:] = e[width:] = y[:, n_star:] = e[:, n_star:] = np.nan
         y[:width, :n_star] = value[:, rows].T
         e[:width, :n_star] = 0.0 if error is None else error[:, rows].T
         yield rows, jnp.asarray(y), jnp.asarray(e)
@@ -89,7 +90,13 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="constant")
-def _compress_block(value, error, theta, theta_pairs, scatter2, extra, constant):
+def _compress_block(value, error, theta, scatter, covariance, feature_pairs, constant):
+    number = value.dtype
+    scatter2, theta_pairs = (scatter**2).astype(number), outer_pairs(theta).astype(number)
+    theta, extra = theta.astype(number), jnp.zeros((), number)
+    if covariance is not None:
+        _, _, multiplicity = pairs(theta.shape[1])
+        extra = (pack(covariance) * multiplicity).astype(np.float32) @ feature_pairs.T
     y, variance, ok = known(value, error)
     ok &= jnp.isfinite(scatter2)[:, None]
     total = jnp.where(ok, variance + scatter2[:, None] + extra, 1.0)
@@ -124,7 +131,6 @@ def compress(
     """
     number = np.float32 if draft else np.float64
     k = theta.shape[1]
-    _, _, multiplicity = pairs(k)
     theta = np.where(np.isfinite(scatter)[:, None], theta, 0.0)
     if theta_covariance is not None:
         theta_covariance = np.where(np.isfinite(scatter)[:, None, None], theta_covariance, 0.0)
@@ -132,14 +138,9 @@ def compress(
     f = None if feature_pairs is None else pad_stars(feature_pairs).astype(np.float32)
     size = min(PIXELS, theta.shape[0])
     for rows, y, e in pixel_blocks(value, error, size, number):
-        t = padded(theta, rows, size)
-        extra = jnp.zeros((), number)
-        if theta_covariance is not None and f is not None:
-            covariance = pack(padded(theta_covariance, rows, size)) * multiplicity
-            extra = covariance.astype(np.float32) @ f.T
-        s2 = padded(scatter**2, rows, size, 1.0)
-        parts = (x.astype(number) for x in (t, outer_pairs(t), s2))
-        block = _compress_block(y, e, *parts, extra, constant)
+        covariance = None if theta_covariance is None or f is None else padded(theta_covariance, rows, size)
+        s = padded(scatter, rows, size, np.nan)
+        block = _compress_block(y, e, padded(theta, rows, size), s, covariance, f, constant)
         sums = [total + part for total, part in zip(sums, block, strict=True)]
     gram, *rest = (x[: len(value)].astype(np.float64) for x in sums)
     return Statistics(unpack(gram, k), *rest)

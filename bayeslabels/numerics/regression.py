@@ -68,13 +68,15 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
 
     residual2, variance, ok (B, N); x (B,). Returns x and the gradient in x at the last point visited.
     """
+    one = jnp.ones(residual2.shape[1])
     for _ in range(steps):
         s2 = jnp.exp(x)
-        w = ok / (variance + s2[:, None])
-        w2r = w * w * residual2
-        gradient = 0.5 * s2 * (w - w2r).sum(1) + 0.5 * s2 / scale**2
-        fisher = 0.5 * s2**2 * (w * w).sum(1) + 0.5 * s2 / scale**2
-        exact = gradient + 0.5 * s2**2 * (2 * w * w2r - w * w).sum(1)
+        w = jax.lax.optimization_barrier(ok / (variance + s2[:, None]))  # one division, not one per sum
+        w2 = jax.lax.optimization_barrier(w * w)
+        sum_w2 = w2 @ one
+        gradient = 0.5 * s2 * ((w - w2 * residual2) @ one) + 0.5 * s2 / scale**2
+        fisher = 0.5 * s2**2 * sum_w2 + 0.5 * s2 / scale**2
+        exact = gradient + 0.5 * s2**2 * (2 * ((w2 * w * residual2) @ one) - sum_w2)
         curvature = jnp.where(exact > 0.2 * fisher, exact, fisher)
         move = jnp.clip(gradient / jnp.maximum(curvature, 1e-300), -2.0, 2.0)
         x = jnp.clip(x - move, SMALLEST_LOG_VARIANCE, 40.0)
@@ -151,12 +153,12 @@ def train_block(
         return new, theta, covariance, remaining, count + 1
 
     def unfinished(state):
-        return (jnp.nanmax(state[3]) > 1e-9) & (state[4] < alternations)
+        return (jnp.nanmax(state[3]) > 1e-7) & (state[4] < alternations)
 
     x = jnp.log(jnp.maximum(scatter2, 1e-20))
-    theta, covariance = solve(x, jnp.zeros((y.shape[1], k)))
+    theta, covariance = jnp.zeros((len(y), k)), jnp.zeros((len(y), k, k))
     start = (x, theta, covariance, jnp.full_like(x, jnp.inf), 0)
     x, theta, covariance, remaining, _ = jax.lax.while_loop(unfinished, alternate, start)
     theta, _ = solve(x, theta)
     covariance = inverse_psd(normal(x)[0])
-    return Pixels(theta, covariance, jnp.exp(x) if learn_scatter else scatter2, remaining <= 1e-8)
+    return Pixels(theta, covariance, jnp.exp(x) if learn_scatter else scatter2, remaining <= 1e-7)
