@@ -76,9 +76,7 @@ def modes(a):
             cold.stars["chi2"] > near.stars["chi2"]
         ).values
         flagged = (cold.flags & (Flags.MULTIMODAL | Flags.NOT_CONVERGED | Flags.POOR_FIT)) > 0
-        print(
-            f"modes, seed {seed}: {wrong.sum()} of {len(wrong)} in a wrong mode, {(wrong & flagged).sum()} of them flagged"
-        )
+        print(f"modes, seed {seed}: {wrong.sum()} of {len(wrong)} in a wrong mode, {(wrong & flagged).sum()} flagged")
         far = (np.abs((cold.mean - truth) / cold.error) > 6).any(1)
         print(f"  {far.sum()} beyond 6 sigma of the truth, {(far & flagged).sum()} of them flagged")
 

@@ -36,10 +36,13 @@ def positive_definite(rng, *shape):
 def test_monomials_are_products(order, n_label):
     features = Monomials.up_to(order, n_label)
     u = np.random.default_rng(0).normal(size=(5, n_label))
-    expected = np.array([[np.prod([x**e for x, e in zip(star, row)]) for row in features.exponents] for star in u])
+    expected = np.array(
+        [[np.prod([x**e for x, e in zip(star, row, strict=False)]) for row in features.exponents] for star in u]
+    )
     np.testing.assert_allclose(features(u), expected, rtol=1e-14)
     every = {row for row in np.ndindex(*(order + 1,) * n_label) if sum(row) <= order}
-    assert set(features.exponents) == every and len(features.exponents) == len(every)
+    assert set(features.exponents) == every
+    assert len(features.exponents) == len(every)
     assert not any(features.exponents[0])
 
 
@@ -207,7 +210,8 @@ def test_coordinate_descent_meets_the_optimality_conditions():
     t = np.asarray(coordinate_descent(gram, linear, jnp.zeros((20, 6)), l1, -free, free))
     gradient = np.einsum("bij,bj->bi", gram, t) - linear
     zero = t == 0
-    assert 0.1 < zero[:, 1:].mean() < 0.9 and not zero[:, 0].any()
+    assert 0.1 < zero[:, 1:].mean() < 0.9
+    assert not zero[:, 0].any()
     np.testing.assert_allclose((gradient + l1 * np.sign(t))[~zero], 0, atol=1e-9)
     assert (np.abs(gradient) <= l1 + 1e-9)[zero].all()
 
@@ -220,7 +224,8 @@ def test_coordinate_descent_within_bounds():
     t = np.asarray(coordinate_descent(gram, linear, jnp.zeros((10, 4)), np.zeros(4), low, high))
     expected = [lsq_linear(a, b, (low, high), method="bvls", tol=1e-14).x for a, b in zip(design, y, strict=True)]
     np.testing.assert_allclose(t, expected, atol=1e-9)
-    assert ((t >= low) & (t <= high)).all() and ((t == low) | (t == high)).any()
+    assert ((t >= low) & (t <= high)).all()
+    assert ((t == low) | (t == high)).any()
 
 
 # ---- importance weights ----
@@ -265,7 +270,8 @@ def test_both_modes_of_a_quartic():
         np.testing.assert_allclose(np.asarray(modes.covariance)[:2, n, 0, 0][found], 1 / curvature[order], rtol=1e-5)
         weight = np.exp(-(value - value.min())) / np.sqrt(curvature)
         np.testing.assert_allclose(np.asarray(modes.weight)[:2, n][found], (weight / weight.sum())[order], rtol=1e-5)
-        assert np.isinf(modes.objective[2, n]) and modes.converged[:2, n].all()
+        assert np.isinf(modes.objective[2, n])
+        assert modes.converged[:2, n].all()
 
 
 def test_a_far_worse_mode_is_left_out():
@@ -274,5 +280,6 @@ def test_a_far_worse_mode_is_left_out():
     statistics = Statistics(*map(jnp.asarray, (100.0 * np.outer(e3, e3)[None], 100.0 * e3[None], zero, zero, zero)))
     starts = np.array([-1.5, 1.5])[:, None, None]
     modes = find_modes(statistics, np.ones((1, 1, 1)), np.array([[20.0]]), features, starts)
-    assert modes.location[0, 0, 0] > 1 and np.isinf(modes.objective[1, 0])
+    assert modes.location[0, 0, 0] > 1
+    assert np.isinf(modes.objective[1, 0])
     np.testing.assert_allclose(modes.weight[:, 0], [1, 0])

@@ -133,7 +133,8 @@ def test_polynomial_continuum_is_a_weighted_chebyshev_fit(wavelength, flux, ivar
         variance = np.diag(design[inside] @ covariance @ design[inside].T)
         np.testing.assert_allclose(1 / continuum_ivar[n, inside], variance, rtol=1e-6)
     outside = (wavelength > 4300) & (wavelength < 4400)
-    assert np.all(np.isnan(continuum[:, outside])) and np.all(continuum_ivar[:, outside] == 0)
+    assert np.all(np.isnan(continuum[:, outside]))
+    assert np.all(continuum_ivar[:, outside] == 0)
 
 
 def test_normalize_polynomial(wavelength, flux, ivar, pixels):
@@ -160,7 +161,8 @@ def test_continuum_pixels_are_near_one_and_quiet(rng):
     flux[:, 200:300] += 0.05 * rng.normal(size=(60, 1))
     flux[:40, 300:310] = np.nan
     chosen = spectra.continuum_pixels(flux, None, fraction=0.2)
-    assert chosen.dtype == bool and chosen.sum() == 80
+    assert chosen.dtype == bool
+    assert chosen.sum() == 80
     assert not chosen[100:310].any()
     assert spectra.continuum_pixels(flux, None, tolerance=1e-3, fraction=1.0).sum() < 400
     masked = np.where(np.arange(400) < 50, 0.0, np.ones_like(flux))
@@ -219,7 +221,8 @@ def test_missing_numbers_and_missing_stars(name, wavelength, flux, ivar, pixels)
         np.testing.assert_array_equal(got[1], expected[1])
     ivar[2] = 0
     got = operate(flux, ivar)
-    assert np.all(np.isnan(got[0][2])) and np.all(got[1][2] == 0)
+    assert np.all(np.isnan(got[0][2]))
+    assert np.all(got[1][2] == 0)
     others = [0, 1, 3, 4]
     np.testing.assert_allclose(got[0][others], expected[0][others], rtol=1e-13)
 
@@ -228,7 +231,8 @@ def test_missing_numbers_and_missing_stars(name, wavelength, flux, ivar, pixels)
 def test_one_spectrum_and_no_errors(name, wavelength, flux, ivar, pixels):
     operate = operations(wavelength, pixels)[name]
     single, single_ivar = operate(flux[0], ivar[0])
-    assert single.shape == single_ivar.shape and single.ndim == 1
+    assert single.shape == single_ivar.shape
+    assert single.ndim == 1
     np.testing.assert_allclose(single, operate(flux, ivar)[0][0], rtol=1e-13)
     uniform, nothing = operate(flux, None)
     assert nothing is None
@@ -245,9 +249,11 @@ def test_normalising_without_errors_or_stars(wavelength, flux, ivar, pixels):
         assert nothing is None
         np.testing.assert_array_equal(np.isnan(value), np.isnan(flux))
         value, value_ivar = normalise(np.full_like(flux, np.nan), ivar)
-        assert np.all(np.isnan(value)) and np.all(value_ivar == 0)
+        assert np.all(np.isnan(value))
+        assert np.all(value_ivar == 0)
         value, value_ivar = normalise(-np.abs(flux), ivar)
-        assert np.all(np.isnan(value)) and np.all(value_ivar == 0)
+        assert np.all(np.isnan(value))
+        assert np.all(value_ivar == 0)
 
 
 def test_resample_is_numpy_interp(wavelength, rng):
@@ -284,7 +290,8 @@ def test_resample_missing_neighbours_and_range():
 def test_unknown_velocity_makes_the_star_missing(wavelength, flux, ivar):
     velocity = np.array([0.0, np.nan, 10.0, 0.0, 0.0])
     got, got_ivar = spectra.resample(wavelength, flux, ivar, wavelength, velocity)
-    assert np.all(np.isnan(got[1])) and np.all(got_ivar[1] == 0)
+    assert np.all(np.isnan(got[1]))
+    assert np.all(got_ivar[1] == 0)
     assert np.isfinite(got[2]).sum() > 100
 
 
@@ -389,4 +396,5 @@ def test_miles_spectra():
     vacuum = spectra.air_to_vacuum(wavelength)
     velocity = np.linspace(-200, 200, len(flux))
     rest, rest_ivar = spectra.resample(vacuum, normalised, np.full(flux.shape, 1e4), vacuum[20:-20], velocity)
-    assert np.isfinite(rest).all() and np.all(rest_ivar >= 1e4 * (1 - 1e-12))
+    assert np.isfinite(rest).all()
+    assert np.all(rest_ivar >= 1e4 * (1 - 1e-12))

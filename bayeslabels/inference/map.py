@@ -251,10 +251,10 @@ def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, 
     n, m = u.shape
     phi, jacobian = np.asarray(features(jnp.asarray(u))), np.asarray(features.jacobian(jnp.asarray(u)))
     k = phi.shape[1]
-    total = np.zeros((m, k, m, k))
+    curves = np.zeros((m, k, m, k))
     weight = np.einsum("nmm->nm", precision)
-    total[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
-    total = total.reshape(m * k, m * k)
+    curves[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
+    total = curves.reshape(m * k, m * k)
     if flux_gram is not None:
         move = np.einsum("njm,nk->njmk", jacobian, phi).reshape(n, -1)
         move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
