@@ -6,6 +6,7 @@ from .errors import BadInput, CannotDo, NotConverged
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
+from .models.lux import Lux
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -21,6 +22,7 @@ __all__ = [
     "Gibbs",
     "Importance",
     "Laplace",
+    "Lux",
     "NotConverged",
     "Posterior",
     "StarPosterior",

@@ -15,10 +15,12 @@ from scipy.stats import t as student_t
 from .errors import BadInput, NotConverged, bad_input
 from .inference.base import Inference, Moments, StarDraws
 from .inference.importance import KHAT_LIMIT
+from .inference.labels import label_system_covariance
 from .inference.laplace import Laplace
-from .inference.map import MAP, label_system_covariance
+from .inference.map import MAP
 from .inference.starwise import StarProblem, prepare
-from .model import LinearModel, Model
+from .linear import LinearModel
+from .model import Model
 from .numerics.linalg import in_float64, inverse_observed
 from .posterior import Posterior, provenance
 from .progress import bar
@@ -84,7 +86,7 @@ def infer(
     *,
     seed: int = 0,
     progress: bool | None = None,
-    batch_size: int = 4096,
+    batch_size: int | None = None,
 ) -> StarPosterior:
     """Test step: the posterior of every star's labels, integrated over the training posterior.
 
@@ -93,7 +95,7 @@ def infer(
     Args:
         posterior: from `fit` or `load`.
         inference: `Laplace()` (the default), `Importance()`, `NUTS()` or `MAP()`.
-        batch_size: stars at a time.
+        batch_size: stars at a time; None: as many as take some 200 MB.
 
     Returns:
         A row for every star, in order; a star without an answer has NaN labels and a flag.
@@ -103,9 +105,11 @@ def infer(
     inference = inference or Laplace()
     inference.require(model, "infer")
     model.check(stars)
-    if "flux" not in stars and "labels" not in stars:
-        raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "flux, labels or both")
+    blocks = ("flux", *model.label_blocks)
+    if not any(name in stars for name in blocks):
+        raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", f"at least one of {blocks}")
     starts = getattr(inference, "starts", 4)
+    batch_size = batch_size or max(256, 4096 * 5 // max(5, model.features.n_label))
     parts = []
     with bar(len(stars), "test step", progress) as shown:
         for start in range(0, len(stars), batch_size):
@@ -120,6 +124,7 @@ def infer(
         "integrated_over": "coefficients and label system of the training posterior",
         "trained_by": posterior.info.get("inference", ""),
         "label_scatter": posterior.moments.label_scatter.tolist(),
+        "label_scatter_included": not model.labels_are_latent,
         "n_star": len(stars),
     }
     return StarPosterior(data, model.require_frame(), info)
@@ -136,7 +141,7 @@ class HeldOut(NamedTuple):
 def held_out(
     model: Any, stars: Stars, folds: int, seed: int, progress: bool | None = None, *, n_run: int | None = None
 ) -> HeldOut:
-    """Every star's labels from its spectrum by the MAP of the other folds; scaled as the whole set is.
+    """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
 
     n_run: run only so many folds; the stars of the others are NaN.
     """
@@ -149,11 +154,12 @@ def held_out(
         for f in range(n_run):
             out = fold == f
             bound = model.bind(stars[~out])
-            trained = MAP(max_iterations=40, tolerance=0.03).fit(bound, stars[~out], seed, False)
-            assert trained.moments is not None
-            test = stars[out].drop("labels")
-            problem = prepare(bound, trained.moments, test, seed, 4)
-            finished = _finish(bound, trained.moments, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+            moments = MAP(max_iterations=40, tolerance=0.03).fit(bound, stars[~out], seed, False).moments
+            assert moments is not None
+            moments = moments._replace(label_scatter=0 * moments.label_scatter)
+            test = stars[out].drop(*model.label_blocks)
+            problem = prepare(bound, moments, test, seed, 4)
+            finished = _finish(bound, moments, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
             mean[out] = frame.scaled(finished["mean"].values)
             covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
             shown.update()
@@ -186,7 +192,7 @@ def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds.
     """
-    variants = model.variants()
+    variants = model.bind(stars).variants()
     if len(variants) == 1 and not (isinstance(model, LinearModel) and model.scatter_from_held_out):
         return variants[0], None, []
     folds = min(FOLDS, len(stars))
@@ -223,7 +229,7 @@ def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: f
     A star without a prediction counts as one of which nothing is known (twice the training stars' spread). The heavy
     tails keep a few wrong catalogue entries from deciding.
     """
-    measured = model.measured(stars)
+    measured = model.catalogue(stars)
     total = np.zeros(len(stars))
     for m in range(out.mean.shape[1]):
         known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
@@ -243,28 +249,28 @@ def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: f
 def _with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Posterior:
     """tau such that 68.27 per cent of held-out catalogue labels lie within their predictive sd."""
     model = posterior.model
-    measured = model.measured(stars)
+    measured = model.catalogue(stars)
     tau2 = np.zeros(out.mean.shape[1])
     for m in range(len(tau2)):
         known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
         offset2 = (measured.value - out.mean)[known, m] ** 2
         variance = (measured.covariance + out.covariance)[known, m, m]
         tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
-    noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
-    precision = inverse_observed(noise, jnp.asarray(measured.observed))
-    moments = posterior.moments._replace(
-        label_scatter=np.sqrt(tau2) * model.require_frame().scale,
-        label_system_covariance=label_system_covariance(model.features, posterior.moments.training_u, precision),
-    )
+    moments = posterior.moments._replace(label_scatter=np.sqrt(tau2) * model.require_frame().scale)
+    if model.labels_are_latent:
+        noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
+        precision = inverse_observed(noise, jnp.asarray(measured.observed))
+        system = label_system_covariance(model.features, moments.training_u, precision)
+        moments = moments._replace(label_system_covariance=system)
     return posterior.with_moments(moments)
 
 
 def _within(model: Any, stars: Stars, limit: float, seed: int, progress: bool | None) -> np.ndarray:
     """Stars of which every catalogue label is within `limit` robust scatters of a first pass (Ho+17, section 3)."""
     first = fit(model.replace(outlier_sigma=None), stars, seed=seed, progress=progress)
-    offset = infer(first, stars.drop("labels"), MAP(), seed=seed, progress=False).mean - np.where(
-        stars["labels"].observed, stars["labels"].value, np.nan
-    )
+    result = infer(first, stars.drop(*model.label_blocks), MAP(), seed=seed, progress=False)
+    catalogue = first.model.catalogue(stars)
+    offset = first.model.require_frame().scaled(result.mean) - np.where(catalogue.observed, catalogue.value, np.nan)
     low, middle, high = np.nanpercentile(offset, [15.87, 50, 84.13], axis=0)
     return ~(np.abs(offset - middle) > limit * (high - low) / 2).any(1)
 
@@ -277,28 +283,20 @@ def _finish(
 ) -> dict[str, xr.Dataset]:
     """Add the label system's uncertainty, turn into label units, and flag."""
     frame, features = model.require_frame(), problem.features
-    u = np.array(out.u)
-    n_chain, n_draw = u.shape[:2]
-    mean = u.mean((0, 1)) if out.mean is None else np.array(out.mean)
+    rng = np.random.default_rng([seed, 49979687])
+    n_chain, n_draw = out.u.shape[:2]
+    latent = out.u.mean((0, 1)) if out.mean is None else np.array(out.mean)
     if out.covariance is None:
-        offset = (u - mean).reshape(-1, *mean.shape)
-        covariance = np.einsum("snm,snk->nmk", offset, offset, optimize=True) / max(len(offset) - 1, 1)
+        offset = (out.u - latent).reshape(-1, *latent.shape)
+        latent_covariance = np.einsum("snm,snk->nmk", offset, offset, optimize=True) / max(len(offset) - 1, 1)
     else:
-        covariance = np.array(out.covariance)
-    system = moments.label_system_covariance
-    if system.any():
-        phi = np.asarray(features(jnp.asarray(mean)))
-        covariance = covariance + np.einsum("nk,mkjl,nl->nmj", phi, system, phi, optimize=True)
-        if n_draw > 1:
-            rng = np.random.default_rng([seed, 49979687])
-            size = system.shape[0] * system.shape[1]
-            factor = np.linalg.cholesky(system.reshape(size, size) + 1e-14 * np.eye(size))
-            for chain in u:
-                for draw in chain:
-                    draw += phi @ (factor @ rng.standard_normal(size)).reshape(system.shape[:2]).T
-    n_data = np.asarray(problem.statistics.n_pixel) + model.measured(stars).observed.sum(1)
+        latent_covariance = np.array(out.covariance)
+    mean, covariance, u = _labels_of(model, moments, latent, latent_covariance, np.asarray(out.u), rng)
+    n_data = np.asarray(problem.statistics.n_pixel) + model.catalogue(stars).observed.sum(1)
     failed = out.failed | (n_data == 0)
-    mean[failed], covariance[failed], u[:, :, failed] = np.nan, np.nan, np.nan
+    for x in (mean, covariance, latent, latent_covariance):
+        x[failed] = np.nan
+    u[:, :, failed] = np.nan
     labels = u  # turned into label units in place: it may be most of the memory
     labels *= frame.scale
     labels += frame.centre
@@ -309,8 +307,8 @@ def _finish(
         p50 = frame.physical(mean)
         p16, p84 = p50 - sd, p50 + sd
     with np.errstate(invalid="ignore"):
-        chi2 = np.asarray(problem.statistics.chi2(features(jnp.asarray(mean))))
-    distance, threshold = label_distance(moments.training_u, mean)
+        chi2 = np.asarray(problem.statistics.chi2(features(jnp.asarray(latent))))
+    distance, threshold = label_distance(moments.training_u, latent)
     n_pixel = np.asarray(problem.statistics.n_pixel).astype(int)
     star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
     flags = np.zeros(len(stars), int)
@@ -331,6 +329,10 @@ def _finish(
     coords: dict[str, Any] = {"star": ids, "labels": list(frame.names), "labels_bis": list(frame.names)}
     per_label = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
     table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
+    names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
+    coords |= {"latent": names, "latent_bis": names}
+    table["latents"] = (("star", "latent"), latent)
+    table["latents_covariance"] = (("star", "latent", "latent_bis"), latent_covariance)
     table["covariance"] = (("star", "labels", "labels_bis"), covariance * frame.scale[:, None] * frame.scale)
     per_star = {"chi2": chi2, "n_pixel": n_pixel, "label_distance": distance, "flags": flags, **star_stats}
     table |= {name: (("star",), x) for name, x in per_star.items()}
@@ -338,7 +340,40 @@ def _finish(
         {"true_labels": (("chain", "draw", "star", "labels"), labels)},
         coords={**coords, "chain": np.arange(n_chain), "draw": np.arange(n_draw)},
     )
-    return {"posterior": draws.drop_vars("labels_bis"), "stars": xr.Dataset(table, coords=coords)}
+    return {
+        "posterior": draws.drop_vars(["labels_bis", "latent", "latent_bis"]),
+        "stars": xr.Dataset(table, coords=coords),
+    }
+
+
+def _labels_of(
+    model: LinearModel, moments: Moments, latent: np.ndarray, spread: np.ndarray, u: np.ndarray, rng: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scaled true labels of latents (N, P) with covariance (N, P, P) and draws u (chain, draw, N, P).
+
+    Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
+    stars, is added; for labels that are outputs tau is, too: there it is the scatter of the true labels.
+    """
+    features, c, system = model.features, moments.label_coefficients, moments.label_system_covariance
+    phi, draws = np.asarray(features(jnp.asarray(latent))), u.copy()
+    if model.labels_are_latent:
+        mean, covariance, tau = latent.copy(), spread.copy(), None
+    else:
+        slope = c @ np.asarray(features.jacobian(jnp.zeros(features.n_label)))
+        mean, covariance = phi @ c.T, slope @ spread @ slope.T
+        tau = moments.label_scatter / model.require_frame().scale
+        covariance += np.diag(tau**2)
+        draws = (u @ slope.T) + np.asarray(features(jnp.zeros(features.n_label))) @ c.T
+    covariance += np.einsum("nk,mkjl,nl->nmj", phi, system, phi, optimize=True)
+    if len(u[0]) > 1:
+        m, k = c.shape
+        factor = np.linalg.cholesky(system.reshape(m * k, m * k) + 1e-14 * np.eye(m * k))
+        for chain in draws:
+            for draw in chain:
+                draw += phi @ (factor @ rng.standard_normal(m * k)).reshape(m, k).T
+                if tau is not None:
+                    draw += tau * rng.standard_normal(draw.shape)
+    return mean, covariance, draws
 
 
 def label_distance(training_u: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, float]:

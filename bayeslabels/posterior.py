@@ -19,34 +19,40 @@ from . import models as _models  # noqa: F401  (registers every model)
 from . import state
 from .errors import BadInput, bad_input
 from .inference.base import Moments, Trained
-from .model import LinearModel
+from .inference.starwise import prepare
+from .linear import LinearModel
 from .numerics.linalg import in_float64
 from .stars import Stars
 
 FORMAT = 1
 """Version of the file layout."""
 
-_DIMS = {
-    "coefficients": ["pixel", "feature"],
-    "coefficients_mean": ["feature"],
-    "coefficients_covariance": ["feature", "feature_bis"],
-    "scatter": ["pixel"],
-    "label_scatter": ["labels"],
-    "population_mean": ["labels"],
-    "population_covariance": ["labels", "labels_bis"],
-    "u": ["star", "labels"],
-    "true_labels": ["star", "labels"],
-}
-_MOMENT_DIMS = {
-    "coefficients": ("pixel", "feature"),
-    "coefficient_covariance": ("pixel", "feature", "feature_bis"),
-    "scatter": ("pixel",),
-    "label_scatter": ("labels",),
-    "population_mean": ("labels",),
-    "population_covariance": ("labels", "labels_bis"),
-    "label_system_covariance": ("labels", "feature", "labels_bis", "feature_bis"),
-    "training_u": ("training_star", "labels"),
-}
+
+def _dims(model: LinearModel) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Dimensions of the draws' sites and of the moments."""
+    own, names = "labels" if model.labels_are_latent else "latent", model.sites
+    shared = {
+        "scatter": ["pixel"],
+        "label_scatter": ["labels"],
+        "population_mean": [own],
+        "population_covariance": [own, f"{own}_bis"],
+    }
+    sites = {
+        names["coefficients"]: ["pixel", "feature"],
+        "coefficients_mean": ["feature"],
+        "coefficients_covariance": ["feature", "feature_bis"],
+        names["latents"]: ["star", own],
+        "true_labels": ["star", "labels"],
+        names.get("label_coefficients", "label_coefficients"): ["labels", "feature"],
+    }
+    moments = {
+        "coefficients": ["pixel", "feature"],
+        "coefficient_covariance": ["pixel", "feature", "feature_bis"],
+        "label_coefficients": ["labels", "feature"],
+        "label_system_covariance": ["labels", "feature", "labels_bis", "feature_bis"],
+        "training_u": ["training_star", own],
+    }
+    return shared | sites, shared | moments
 
 
 class Posterior:
@@ -65,23 +71,27 @@ class Posterior:
     @classmethod
     def from_training(cls, model: LinearModel, trained: Trained, info: dict[str, Any]) -> Posterior:
         frame = model.require_frame()
+        latents = list(frame.names)
+        if not model.labels_are_latent:
+            latents = [f"{model.sites['latents']}{p}" for p in range(model.features.n_label)]
+        features = list(model.features.names(tuple(latents)))
+        dims, moment_dims = _dims(model)
         coords: dict[str, Any] = {
             "labels": list(frame.names),
             "labels_bis": list(frame.names),
-            "feature": list(model.features.names(frame.names)),
-            "feature_bis": list(model.features.names(frame.names)),
+            "latent": latents,
+            "latent_bis": latents,
+            "feature": features,
+            "feature_bis": features,
             "pixel": np.arange(frame.n_pixel) if frame.coordinate is None else frame.coordinate,
         }
-        draws = {k: v for k, v in trained.draws.items() if k in _DIMS}
-        dims = {k: _DIMS[k] for k in draws}
-        data = convert_to_datatree(draws, coords=coords, dims=dims)
+        draws = {k: v for k, v in trained.draws.items() if k in dims}
+        data = convert_to_datatree(draws, coords=coords, dims={k: dims[k] for k in draws})
         if trained.moments is None:
             raise BadInput(f"{type(model).__name__} gave no moments to integrate over")
         data["moments"] = xr.DataTree(
-            xr.Dataset({k: (d, getattr(trained.moments, k)) for k, d in _MOMENT_DIMS.items()}, coords={
-                k: v for k, v in coords.items()
-            })
-        )  # fmt: skip
+            xr.Dataset({k: (d, getattr(trained.moments, k)) for k, d in moment_dims.items()}, coords=coords)
+        )
         traces = {
             k: (("chain", "draw") if v.ndim == 2 else ("iteration",), v) for k, v in trained.traces.items() if v.size
         }
@@ -92,7 +102,9 @@ class Posterior:
     def with_moments(self, moments: Moments) -> Posterior:
         """This posterior with other moments for the test step."""
         data = self.data.copy()
-        group = data["moments"].to_dataset().assign({k: (d, getattr(moments, k)) for k, d in _MOMENT_DIMS.items()})
+        group = (
+            data["moments"].to_dataset().assign({k: (d, getattr(moments, k)) for k, d in _dims(self.model)[1].items()})
+        )
         data["moments"] = xr.DataTree(group)
         return Posterior(self.model, data, moments, self.info)
 
@@ -107,30 +119,68 @@ class Posterior:
 
     @in_float64
     def predict(self, stars: Stars, name: str = "flux", with_error: bool = False) -> Any:
-        """Mean of `flux` (N, L) for stars with labels; with_error adds the predictive sd (N, L).
+        """Mean of `flux` (N, L), or of a block of labels (N, M), given the other blocks that the stars have.
 
-        sd^2 = s_l^2 + phi' Cov(theta_l) phi: of the noise-free spectrum of a star with these labels. Pixels that could
-        not be trained and stars with a missing label are NaN.
+        With labels exactly known the flux is that of the features at the labels; labels that are outputs of latents
+        (Lux) and their errors first tell of the latents. with_error adds the predictive sd,
+
+            sd_nl^2 = s_l^2 + tr[Cov(theta_l) E(phi_n phi_n')] + theta_l' Cov(phi_n) theta_l
+
+        of the noise-free spectrum of one star. Pixels that could not be trained and stars without data are NaN.
         """
-        if name != "flux":
-            raise bad_input(f"predict(..., {name!r})", "'flux'", "a quantity that this model does not have")
-        if "labels" not in stars:
+        model, moments = self.model, self.moments
+        if name not in ("flux", *model.label_blocks) or (name != "flux" and model.labels_are_latent):
+            known = ("flux",) if model.labels_are_latent else ("flux", *model.label_blocks)
+            raise bad_input(f"predict(..., {name!r})", f"one of {known}", "a quantity that this model does not have")
+        given = [block for block in ("flux", *model.label_blocks) if block in stars and block != name]
+        if not given:
             raise bad_input(
-                "stars without labels", "a labels block", fix="infer(posterior, stars).table() gives labels"
-            )
-        self.model.check(stars)
-        measured = self.model.measured(stars)
-        u = np.where(measured.observed.all(1, keepdims=True), measured.value, np.nan)
-        phi = np.asarray(self.model.features(jnp.asarray(u)))
-        mean = phi @ self.moments.coefficients.T
+                f"stars without {'labels' if name == 'flux' else 'flux'}", f"a block to predict {name} from",
+                fix="infer(posterior, stars).table() gives labels",
+            )  # fmt: skip
+        model.check(stars)
+        u, spread = self._latents(stars, given)
+        phi = np.asarray(model.features(jnp.asarray(u)))
+        jacobian = np.asarray(model.features.jacobian(jnp.asarray(u)))
+        if name != "flux":
+            at, frame = model.require_frame().columns(name), model.require_frame()
+            c = moments.label_coefficients[at]
+            mean = frame.centre[at] + frame.scale[at] * (phi @ c.T)
+            own = np.einsum("mk,nkp,npq,njq,mj->nm", c, jacobian, spread, jacobian, c, optimize=True)
+            system = moments.label_system_covariance[at][:, :, at]
+            own += np.einsum("nk,mkmj,nj->nm", phi, system, phi, optimize=True)
+            sd = np.sqrt(own * frame.scale[at] ** 2 + moments.label_scatter[at] ** 2)
+            return (mean, sd) if with_error else mean
+        theta = moments.coefficients
+        mean = phi @ theta.T
         if not with_error:
             return mean
-        variance = np.einsum("nj,ljk,nk->nl", phi, self.moments.coefficient_covariance, phi, optimize=True)
-        return mean, np.sqrt(variance + self.moments.scatter**2)
+        of_phi = np.einsum("nkp,npq,njq->nkj", jacobian, spread, jacobian, optimize=True)
+        second = (phi[:, :, None] * phi[:, None, :] + of_phi).reshape(len(phi), -1)
+        variance = second @ moments.coefficient_covariance.reshape(len(theta), -1).T
+        variance += of_phi.reshape(len(phi), -1) @ (theta[:, :, None] * theta[:, None, :]).reshape(len(theta), -1).T
+        return mean, np.sqrt(variance + moments.scatter**2)
+
+    def _latents(self, stars: Stars, given: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Latents (N, P) and covariance (N, P, P) of stars by the blocks `given`."""
+        model = self.model
+        if model.labels_are_latent:
+            catalogue = model.catalogue(stars)
+            u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
+            return u, np.zeros(catalogue.covariance.shape)
+        part = stars.drop(*[block for block in stars.blocks if block not in given])
+        modes = prepare(model, self.moments, part, 0, 1).modes
+        u, spread = np.array(modes.location[0]), np.array(modes.covariance[0])
+        blank = ~np.any([part[block].observed.any(1) for block in given], 0)
+        u[blank] = np.nan
+        return u, spread
 
     def summary(self) -> QTable:
         """One row per label: name, unit, tau, and mean and sd of the population of true labels."""
         frame, moments = self.model.require_frame(), self.moments
+        if not self.model.labels_are_latent:
+            columns = {"label": list(frame.names), "unit": list(frame.units), "label_scatter": moments.label_scatter}
+            return QTable(columns)
         return QTable(
             {
                 "label": list(frame.names),
@@ -202,7 +252,10 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     model = state.loads(tree.attrs["model"], arrays)
     info = json.loads(tree.attrs["info"])
     trained = tree["moments"].to_dataset()
-    moments = Moments(**{name: trained[name].values for name in _MOMENT_DIMS})
+    known = {name: trained[name].values for name in Moments._fields if name in trained}
+    if "label_coefficients" not in known:  # a file of before labels could be outputs
+        known["label_coefficients"] = np.zeros(known["label_system_covariance"].shape[:2])
+    moments = Moments(**known)
     del tree["model"]
     for name in ("bayeslabels_format", "model", "info"):
         del tree.attrs[name]

@@ -99,6 +99,12 @@ class Learned:
     def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
         return _gaussian(np.full(n_feature, 1e-6 / scale**2))
 
+    def log_hyper(self, precision: np.ndarray, scale: float) -> float:
+        """ln p(Sigma) at Sigma^-1 (K, K), up to a constant."""
+        k = len(precision)
+        _, freedom, matrix = self.hyper(k, scale)
+        return 0.5 * float((freedom + k + 1) * np.linalg.slogdet(precision)[1] - (matrix * precision).sum())
+
     def update(
         self, theta: np.ndarray, covariance: np.ndarray, scale: float
     ) -> tuple[CoefficientPrior, np.ndarray, np.ndarray]:

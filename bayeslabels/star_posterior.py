@@ -91,7 +91,8 @@ class StarPosterior:
 
         `<label>` is the posterior mean of the true label and `<label>_error` its standard deviation;
         `<label>_catalogue_error` adds tau: the sd with which a label of the training catalogue's kind, free of its
-        stated error, scatters about `<label>`.
+        stated error, scatters about `<label>` (where tau is scatter of the true labels, as in Lux, `<label>_error`
+        includes it).
         """
         stars = self.stars
         columns: dict[str, Any] = {"id": stars["star"].values}
@@ -103,7 +104,7 @@ class StarPosterior:
             columns[f"{name}_error"] = put(self.error[:, m])
             for percent in ("p16", "p50", "p84"):
                 columns[f"{name}_{percent}"] = put(stars[percent].values[:, m])
-            if tau[m] > 0:
+            if tau[m] > 0 and not self.info.get("label_scatter_included"):
                 columns[f"{name}_catalogue_error"] = put(np.hypot(self.error[:, m], tau[m]))
         for extra in ("chi2", "n_pixel", "label_distance", "khat", "rhat", "ess", "flags"):
             if extra in stars:

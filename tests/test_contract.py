@@ -22,7 +22,8 @@ from numpyro.util import format_shapes
 import bayeslabels as bl
 from bayeslabels import inference
 from bayeslabels.errors import CannotDo
-from bayeslabels.model import MODELS, LinearModel
+from bayeslabels.linear import LinearModel
+from bayeslabels.model import MODELS
 
 EXAMPLES = {"Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal())}
 """A small instance of a model, with proper priors, so that it can be simulated."""

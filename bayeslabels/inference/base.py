@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import CannotDo
-from ..model import LinearModel, Model
+from ..linear import LinearModel
+from ..model import Model
 from ..stars import Stars
 
 
@@ -16,9 +17,10 @@ class Moments(NamedTuple):
     """Means and covariances of the trained parameters of a linear model: what the test step integrates over.
 
     coefficients (L, K), coefficient_covariance (L, K, K), scatter (L,) in flux units, NaN for pixels that could not
-    be trained; label_scatter (M,) in label units; population_mean (M,), population_covariance (M, M), scaled;
-    label_system_covariance (M, K, M, K): the covariance of g_m where the true scaled label is u_m + g_m . phi(u), the
-    uncertainty of the label system that all stars share; training_u (N, M): the training stars' scaled labels.
+    be trained; label_scatter (M,) in label units; population_mean (P,), population_covariance (P, P), of the latents;
+    label_coefficients (M, K) and label_system_covariance (M, K, M, K): mean and covariance of C, the uncertainty of the
+    label system that all stars share, where the true scaled labels are C phi(u), or if the labels are the latents
+    u + C phi(u) with C of mean 0; training_u (N, P): the training stars' latents.
     """
 
     coefficients: np.ndarray
@@ -27,6 +29,7 @@ class Moments(NamedTuple):
     label_scatter: np.ndarray
     population_mean: np.ndarray
     population_covariance: np.ndarray
+    label_coefficients: np.ndarray
     label_system_covariance: np.ndarray
     training_u: np.ndarray
 
@@ -46,7 +49,7 @@ class Trained:
 
 @dataclass
 class StarDraws:
-    """What a test step returns: u (chain, draw, star, M), scaled labels, and per-star diagnostics (star,).
+    """What a test step returns: u (chain, draw, star, P), latents, and per-star diagnostics (star,).
 
     `mean` and `covariance` where they are known better than from the draws. `failed`: stars without an answer.
     """

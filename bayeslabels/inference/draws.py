@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from ..model import FLAT_POPULATION, LinearModel
+from ..linear import LinearModel
 from ..numerics.linalg import Array, in_float64
 from ..stars import Stars
 from .base import Moments
@@ -18,36 +18,53 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     The uncertainty of the label system is the part of the labels' draws that is a common function g . phi(u) of the
     labels: regressed out draw by draw.
     """
-    frame = model.require_frame()
+    frame, names, features = model.require_frame(), model.sites, model.features
     flat = {name: np.asarray(x, float).reshape(-1, *x.shape[2:]) for name, x in draws.items()}
-    n_draw = len(flat["coefficients"])
-    m = len(frame.names)
-    theta = flat["coefficients"] * model.allowed()
+    if not model.labels_are_latent:
+        flat = _aligned(flat, names)
+    theta = flat[names["coefficients"]] * model.allowed()
+    n_draw, m, p = len(theta), len(frame.names), features.n_label
     mean = theta.mean(0)
     covariance = np.einsum("dlj,dlk->ljk", theta - mean, theta - mean, optimize=True) / max(n_draw - 1, 1)
     fixed = model.scatter_prior
     scatter = fixed if isinstance(fixed, np.ndarray) else np.sqrt((flat["scatter"] ** 2).mean(0))
-    tau = flat["label_scatter"].mean(0) if "label_scatter" in flat else np.zeros(m)
-    system = np.zeros((m, model.features.size, m, model.features.size))
-    u = np.asarray(model.measured(stars).value)
-    if model.integrates_labels and "u" in flat:
-        u = flat["u"].mean(0)
-        phi = np.asarray(model.features(jnp.asarray(u)))
-        g = np.linalg.lstsq(phi, np.moveaxis(flat["u"] - u, 1, 0).reshape(len(u), -1), rcond=None)[0]
-        g = g.reshape(-1, n_draw, m)
-        system = np.einsum("kdm,ldn->mknl", g, g, optimize=True) / max(n_draw - 1, 1)
-    population = np.zeros(m), FLAT_POPULATION * np.eye(m)
-    if not model.flat_population:
-        population = flat["population_mean"].mean(0), flat["population_covariance"].mean(0)
-    return Moments(
-        mean,
-        covariance,
-        scatter,
-        tau,
-        *population,
-        system,
-        u,
-    )
+    tau = np.sqrt((flat["label_scatter"] ** 2).mean(0)) if "label_scatter" in flat else np.zeros(m)
+    u = flat[names["latents"]].mean(0) if names["latents"] in flat else np.asarray(model.measured(stars).value)
+    coefficients, g = np.zeros((m, features.size)), None
+    if not model.labels_are_latent:
+        g = flat[names["label_coefficients"]]
+        coefficients = g.mean(0)
+        g = g - coefficients
+    elif model.integrates_labels and names["latents"] in flat:
+        phi = np.asarray(features(jnp.asarray(u)))
+        g = np.linalg.lstsq(phi, np.moveaxis(flat[names["latents"]] - u, 1, 0).reshape(len(u), -1), rcond=None)[0]
+        g = np.moveaxis(g.reshape(-1, n_draw, m), 0, 2)
+    system = np.zeros((m, features.size, m, features.size))
+    if g is not None:
+        system = np.einsum("dmk,dnl->mknl", g, g, optimize=True) / max(n_draw - 1, 1)
+    if model.fixed_population is not None:
+        population = model.fixed_population
+    else:
+        population = flat["population_mean"].mean(0), flat["population_covariance"].mean(0).reshape(p, p)
+    return Moments(mean, covariance, scatter, tau, *population, coefficients, system, u)
+
+
+def _aligned(flat: dict[str, np.ndarray], names: dict[str, str]) -> dict[str, np.ndarray]:
+    """Draws of latents and coefficients rotated onto the last draw: they are defined up to a rotation only."""
+    z = flat[names["latents"]]
+    target = z[-1]
+    out = dict(flat)
+    rotations = []
+    for draw in z:
+        left, _, right = np.linalg.svd(draw.T @ target)
+        rotations.append(left @ right)
+    turn = np.array(rotations)
+    out[names["latents"]] = z @ turn
+    for site in (names["coefficients"], names["label_coefficients"]):
+        x = flat[site].copy()
+        x[..., -z.shape[2] :] = x[..., -z.shape[2] :] @ turn
+        out[site] = x
+    return out
 
 
 def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) -> dict[str, Array]:

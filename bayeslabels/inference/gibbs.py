@@ -25,7 +25,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from ..errors import CannotDo
-from ..model import FLAT_POPULATION, LinearModel
+from ..linear import FLAT_POPULATION, LinearModel
 from ..numerics.compress import PIXELS
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, unpack
@@ -122,7 +122,7 @@ class Plan(NamedTuple):
     latent: bool
     noisy: bool
     affine: bool
-    flat_population: bool
+    fixed_population: bool
     freedom: int
     n_trained: int
 
@@ -190,8 +190,8 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     typical = ok.sum(0) / np.maximum((1 / np.maximum(error**2, 1e-300)).sum(0, where=ok), 1e-300)
     guess2 = _blocks(np.maximum(s2, 0.1 * typical) if em.learn_scatter else s2, f**2)
     width_mean, freedom, matrix = Learned().hyper(k, f)
-    noisy = em.noisy
-    catalogue = em.catalogue
+    noisy = em.labels.noisy
+    catalogue = em.labels.catalogue
     free = np.ones((n_star, m), bool) if noisy else ~catalogue.observed
     u = np.where(free, moments.training_u, catalogue.value)
 
@@ -205,9 +205,10 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     step = np.linalg.cholesky(np.linalg.inv(gram))
 
     full = set(features.exponents) == set(Monomials.up_to(features.order, m).exponents)
+    fixed = model.fixed_population is not None
     plan = Plan(
         features, type(prior).__name__.lower(), em.learn_scatter, bool(free.any()), noisy,
-        noisy and full and bool(em.allowed.all()), model.flat_population, round(freedom), int(em.trained.sum()),
+        noisy and full and bool(em.allowed.all()), fixed, round(freedom), int(em.trained.sum()),
     )  # fmt: skip
     data = Data(
         y, variance, _blocks(em.allowed, 1.0), trained, guess2,
@@ -254,7 +255,7 @@ def _run(plan: Plan, data: Data, state: State, keys: Array, gain: Array):
     def draw(state, steps):
         state, rates = jax.lax.scan(one, state, steps)
         sites = {"theta": state.theta}
-        if not plan.flat_population:
+        if not plan.fixed_population:
             sites |= {"population_mean": state.mu, "population_covariance": state.population}
         if plan.learn_scatter:
             sites["s"] = state.s
@@ -281,7 +282,7 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     draws = {"coefficients": theta}
     if plan.learn_scatter:
         draws["scatter"] = np.where(blank, np.nan, raw["s"].reshape(*head, -1)[:, :, : frame.n_pixel])
-    if not plan.flat_population:
+    if not plan.fixed_population:
         draws |= {name: raw[name] for name in ("population_mean", "population_covariance")}
     if plan.prior == "learned":
         draws |= {"coefficients_mean": raw["m"], "coefficients_covariance": raw["sigma"]}
@@ -321,7 +322,7 @@ def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[
     if plan.latent:
         u, rates["u"] = _labels(plan, data, state, gram, linear, keys[2])
         state = state._replace(u=u)
-    if not plan.flat_population:
+    if not plan.fixed_population:
         state = _population(state, keys[3])
     if plan.noisy:
         k1, k2 = jax.random.split(keys[4])
@@ -549,7 +550,7 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
         """Of all that changes: catalogue labels and hyperpriors, without the determinants."""
         offset = jnp.where(data.observed, data.labels - u, 0.0).T
         out = _label_density(data, offset, tau)
-        if plan.flat_population:
+        if plan.fixed_population:
             out = out - 0.5 * (u**2).sum() / FLAT_POPULATION
         else:
             out = out - 0.5 * (mu**2).sum() / 100 - 0.5 * jnp.trace(population_precision)
@@ -571,13 +572,13 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
         inverse = (data.inverse @ plan.features(data.nodes @ back.T + back_offset)).T
         u, theta, mean, precision, mu, population_precision = now
         new: tuple[Any, ...] = (u @ slope.T + offset, theta @ inverse, mean @ inverse, forth @ precision @ forth.T)
-        if plan.flat_population:
+        if plan.fixed_population:
             new = (*new, mu, population_precision)
         else:
             new = (*new, slope @ mu + offset, back.T @ population_precision @ back)
         log_a = xi[row + 1]
         log_t = log_a * powers[row]
-        jacobian = (len(u) if plan.flat_population else -(m + 1.0)) * log_a
+        jacobian = (len(u) if plan.fixed_population else -(m + 1.0)) * log_a
         jacobian += (plan.freedom - 1) * log_t if plan.prior == "learned" else -plan.n_trained * log_t
         new_value = density(state.tau, *new)
         chance = jnp.minimum(jnp.exp(new_value - value + jacobian), 1.0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model import LinearModel
+from ..linear import LinearModel
 from ..numerics.linalg import in_float64
 from ..numerics.psis import smooth_weights
 from ..progress import bar

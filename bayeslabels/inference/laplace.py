@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..model import LinearModel
+from ..linear import LinearModel
 from .base import Inference, StarDraws
 from .starwise import StarProblem, draw_mixture
 

@@ -16,7 +16,8 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.initialization import init_to_value
 from numpyro.infer.util import initialize_model
 
-from ..model import LinearModel, Model
+from ..linear import LinearModel
+from ..model import Model
 from ..numerics.compress import Statistics
 from ..numerics.linalg import in_float64
 from ..progress import bar

@@ -14,16 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model import LinearModel
+from ..linear import LinearModel
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ..numerics.optimize import Modes, choose_starts, find_modes
 from ..stars import Stars
 from .base import Moments, StarDraws
-
-PINNED = 1e10
-"""Precision, in scaled labels, of a label that is exact."""
+from .labels import PINNED, outputs_on_latents
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there."""
     features = model.features
     precision, information = label_terms(model, moments, stars)
+    integrate = False
     if "flux" in stars:
         value, error = model.output(stars)
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
@@ -69,12 +68,16 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         k = features.size
         zero = jnp.zeros(len(stars))
         statistics = Statistics(jnp.zeros((len(stars), k, k)), jnp.zeros((len(stars), k)), zero, zero, zero)
-    first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
-    if "labels" in stars:
+    first: Array = np.zeros((1, *information.shape))
+    if features.order > 1:
+        first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
         measured = model.measured(stars)
         first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
     modes = find_modes(statistics, precision, information, features, first)
-    if "flux" in stars and integrate:
+    if not model.labels_are_latent and model.catalogue(stars).observed.any():
+        precision, information = label_terms(model, moments, stars, np.asarray(features(modes.location[0])))
+        modes = find_modes(statistics, precision, information, features, first)
+    if integrate:
         at = outer_pairs(features(modes.location[0]))
         statistics = compress(
             value, error, moments.coefficients, moments.scatter,
@@ -84,19 +87,29 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     return StarProblem(features, statistics, jnp.asarray(precision), jnp.asarray(information), modes)
 
 
-def label_terms(model: LinearModel, moments: Moments, stars: Stars) -> tuple[Array, Array]:
-    """Precision (N, M, M) and information (N, M) of population and catalogue labels together."""
-    measured = model.measured(stars)
-    observed = jnp.asarray(measured.observed)
+def label_terms(
+    model: LinearModel, moments: Moments, stars: Stars, phi: np.ndarray | None = None
+) -> tuple[Array, Array]:
+    """Precision (N, P, P) and information (N, P) of the latents from population and catalogue labels together.
+
+    Labels that are outputs carry the uncertainty of C, phi_n' Cov(C) phi_n, at features phi (N, K) of a first estimate.
+    """
+    catalogue = model.catalogue(stars)
+    observed, value = jnp.asarray(catalogue.observed), jnp.asarray(catalogue.value)
+    tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
     eye = jnp.eye(observed.shape[1])
-    if model.exact_labels:
-        seen = PINNED * eye * observed[:, :, None]
+    noise = jnp.asarray(catalogue.covariance) + eye * tau2 + 1e-12 * eye
+    if phi is not None:
+        noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
+    seen = PINNED * eye * observed[:, :, None] if model.exact_labels else inverse_observed(noise, observed)
+    if model.labels_are_latent:
+        precision, information = seen, jnp.einsum("nmk,nk->nm", seen, value)
     else:
-        tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
-        seen = inverse_observed(jnp.asarray(measured.covariance) + eye * tau2 + 1e-12 * eye, observed)
+        origin = jnp.zeros(model.features.n_label)
+        at_zero, jacobian = model.features(origin), model.features.jacobian(origin)
+        precision, information = outputs_on_latents(value, seen, moments.label_coefficients, at_zero, jacobian)
     population = jnp.linalg.inv(jnp.asarray(moments.population_covariance))
-    information = jnp.einsum("nmk,nk->nm", seen, jnp.asarray(measured.value))
-    return seen + population, information + population @ jnp.asarray(moments.population_mean)
+    return precision + population, information + population @ jnp.asarray(moments.population_mean)
 
 
 def _candidates(moments: Moments, seed: int, groups: int) -> Array:

@@ -15,7 +15,8 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.initialization import init_to_uniform, init_to_value
 from numpyro.optim import optax_to_numpyro
 
-from ..model import LinearModel, Model
+from ..linear import LinearModel
+from ..model import Model
 from ..numerics.linalg import Array, in_float64
 from ..progress import bar
 from ..stars import Stars

@@ -8,7 +8,7 @@ u_n ~ N(mu, Lambda),   theta_l ~ N(m, Sigma)                     mu, Lambda, m, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,9 +18,9 @@ import numpyro
 import numpyro.distributions as dist
 
 from ..errors import bad_input
-from ..model import FLAT_POPULATION, Frame, LinearModel, Measured
+from ..linear import FLAT_POPULATION, LinearModel, Measured
 from ..numerics.features import Monomials
-from ..priors import Flat, HalfNormal, Learned, Prior
+from ..priors import Flat, Learned, Prior
 from ..stars import Stars
 
 LabelNoise = bool | Literal["joint", "cut"]
@@ -67,9 +67,7 @@ class Cannon(LinearModel):
     order: int = 2
     terms: Sequence[Mapping[str, int]] | None = None
     label_noise: LabelNoise = True
-    scatter: float | np.ndarray | None = None
     coefficient_prior: Prior | Literal["auto"] | None = "auto"
-    scatter_distribution: HalfNormal = field(default_factory=HalfNormal)
     population: Literal["auto", "learned", "flat"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
     bounds: Mapping[str, tuple[float, float]] | None = None
@@ -100,13 +98,10 @@ class Cannon(LinearModel):
 
         theta = model.prior.sample("coefficients", frame.n_pixel, features.size, frame.flux_scale)
         theta = theta * model.allowed()
-        fixed = model.scatter_prior
-        if isinstance(fixed, np.ndarray):
-            scatter = jnp.asarray(fixed)
+        scatter = model.scatter_site()
+        if model.fixed_population is not None:
+            mean, covariance = map(jnp.asarray, model.fixed_population)
         else:
-            scatter = fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
-        mean, covariance = jnp.zeros(m), FLAT_POPULATION * jnp.eye(m)
-        if not model.flat_population:
             mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
             covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
         population = dist.MultivariateNormal(mean, covariance_matrix=covariance)
@@ -115,110 +110,14 @@ class Cannon(LinearModel):
             tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            measured = model.measured(stars)
-            if batch_size is not None:
-                measured = measured.rows(rows)
             if tau is not None or "labels" not in stars:
                 u = numpyro.sample("u", population)
             else:
-                u = _pinned(population, measured)
-            labels = numpyro.deterministic("true_labels", frame.centre + frame.scale * u)
-            if tau is not None and "labels" in stars:
-                noise = measured.covariance + jnp.eye(m) * (tau / frame.scale) ** 2
-                both = measured.observed[:, :, None] & measured.observed[:, None, :]
-                noise = jnp.where(both, noise, jnp.eye(m))
-                value = jnp.where(measured.observed, measured.value, u)
-                numpyro.sample("labels", dist.MultivariateNormal(u, covariance_matrix=noise), obs=value)
-            elif tau is not None:
-                numpyro.sample("labels", dist.Normal(labels, tau).to_event(1))
-
-            flux = features(u) @ theta.T
-            if "flux" not in stars:
-                numpyro.sample("flux", dist.Normal(flux, scatter).to_event(1))
-            else:
-                value, variance, observed = (jnp.asarray(x)[rows] for x in stars["flux"].filled())
-                sigma = jnp.sqrt(variance + scatter**2)
-                numpyro.sample("flux", dist.Normal(flux, sigma).mask(observed).to_event(1), obs=value)
-
-    # ---- what the training stars decide ----
-
-    def bind(self, stars: Stars) -> Self:
-        for name in ("labels", "flux"):
-            if name not in stars:
-                raise bad_input(
-                    f"stars with the blocks {', '.join(stars.blocks)}",
-                    f"a block {name!r}, which the training step needs",
-                    fix=f"Stars(labels=..., flux=...) or Stars.from_table(table, {name}=...)",
-                )
-        labels, flux = stars["labels"], stars["flux"]
-        value = np.where(labels.observed, labels.value, np.nan).astype(float)
-        names = labels.names or tuple(str(i) for i in range(labels.n_dim))
-        for column, name in zip(value.T, names, strict=True):
-            known = column[np.isfinite(column)]
-            if len(known) < 2 or np.ptp(known) == 0:
-                raise bad_input(
-                    f"label {name!r} with {len(known)} values of which all are equal"
-                    if len(known)
-                    else f"no value of label {name!r}",
-                    "a label that varies between the training stars",
-                    "a constant or empty column",
-                    f"labels={tuple(n for n in names if n != name)}",
-                )
-        low, centre, high = np.nanpercentile(value, [2.5, 50, 97.5], axis=0)
-        scale = np.where(high > low, (high - low) / 4, np.nanstd(value, axis=0))
-        if not flux.observed.any():
-            raise bad_input("flux without a single known value", "spectra", "all errors infinite or all ivar zero")
-        few = flux[:: max(1, flux.value.size // 10**6)]
-        typical = float(np.nanmedian(np.abs(np.where(few.observed, few.value, np.nan)))) or 1.0
-        coordinate = next(iter(flux.coords.items()), (None, None))
-        frame = Frame(
-            names, labels.units, centre, scale, flux.n_dim, typical,
-            flux.units[0], coordinate[1], coordinate[0],
-        )  # fmt: skip
-        model = self.replace(frame=frame)
-        n_free = model.features.size
-        if isinstance(model.prior, Flat) and len(stars) <= n_free:
-            raise bad_input(
-                f"{len(stars)} training stars for {n_free} coefficients a pixel", f"at least {n_free + 1}",
-                "too high an order for this training set", "Cannon(order=1) or coefficient_prior=priors.Normal()",
-            )  # fmt: skip
-        if len(stars) < 3:
-            raise bad_input(f"{len(stars)} training star(s)", "at least 3")
-        model.allowed(), model.coefficient_bounds(), model.scatter_prior
-        return model
-
-    def check(self, stars: Stars) -> None:
-        frame = self.require_frame()
-        if "flux" in stars:
-            flux = stars["flux"]
-            if flux.n_dim != frame.n_pixel:
-                raise bad_input(
-                    f"spectra of {flux.n_dim} pixels", f"{frame.n_pixel}, as in training",
-                    "another wavelength grid", "bayeslabels.astro.spectra.resample(wavelength, flux, ivar, grid)",
-                )  # fmt: skip
-            grid = flux.coords.get(frame.coordinate_name) if frame.coordinate_name else None
-            if (
-                grid is not None
-                and frame.coordinate is not None
-                and not np.allclose(grid, frame.coordinate, rtol=1e-6, atol=0)
-            ):
-                worst = np.argmax(np.abs(grid - frame.coordinate))
-                raise bad_input(
-                    f"pixel {worst} at {grid[worst]:.6g}", f"{frame.coordinate[worst]:.6g}, as in training",
-                    "another wavelength grid", "bayeslabels.astro.spectra.resample(wavelength, flux, ivar, grid)",
-                )  # fmt: skip
-        if "labels" in stars:
-            labels = stars["labels"]
-            if labels.names != frame.names:
-                raise bad_input(
-                    f"labels {labels.names}", f"{frame.names}, as in training", "columns swapped or renamed",
-                    f"labels.select({frame.names!r}), or stars.drop('labels') to infer them",
-                )  # fmt: skip
-            if labels.units != frame.units:
-                raise bad_input(
-                    f"labels in {labels.units}", f"{frame.units}, as in training", "other units than in training",
-                    "Block(value, error, names=..., unit=...) with Quantities, which are converted",
-                )  # fmt: skip
+                u = _pinned(population, model.catalogue(stars).rows(rows))
+            numpyro.deterministic("true_labels", frame.centre + frame.scale * u)
+            if tau is not None:
+                model.label_sites(u, tau, stars, rows)
+            model.flux_site(features(u) @ theta.T, scatter, stars, rows)
 
     def variants(self) -> tuple[Self, ...]:
         if self.label_noise is True:
@@ -246,8 +145,11 @@ class Cannon(LinearModel):
         return self.label_noise in (True, "joint")
 
     @property
-    def flat_population(self) -> bool:
-        return self.population == "flat" or (self.population == "auto" and self.exact_labels)
+    def fixed_population(self) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.population == "learned" or (self.population == "auto" and not self.exact_labels):
+            return None
+        m = len(self.require_frame().names)
+        return np.zeros(m), FLAT_POPULATION * np.eye(m)
 
     @property
     def exact_labels(self) -> bool:
@@ -266,16 +168,6 @@ class Cannon(LinearModel):
         if isinstance(self.coefficient_prior, str):
             return Learned() if self.integrates_labels else Flat()
         return self.coefficient_prior or Flat()
-
-    @property
-    def scatter_prior(self) -> HalfNormal | np.ndarray:
-        if self.scatter is None:
-            return self.scatter_distribution
-        fixed = np.asarray(self.scatter, float)
-        n_pixel = self.require_frame().n_pixel
-        if (fixed.ndim and fixed.shape != (n_pixel,)) or not (fixed >= 0).all():
-            raise bad_input(f"scatter of shape {fixed.shape}", f"one number >= 0, or {n_pixel}, one per pixel")
-        return np.broadcast_to(fixed, (n_pixel,)).copy()
 
     def allowed(self) -> np.ndarray:
         frame, exponents = self.require_frame(), np.array(self.features.exponents)
@@ -298,29 +190,6 @@ class Cannon(LinearModel):
             k = self.feature_names.index(name)
             low[k], high[k] = a, b
         return low, high
-
-    def measured(self, stars: Stars) -> Measured:
-        frame = self.require_frame()
-        n, m = len(stars), len(frame.names)
-        if "labels" not in stars:
-            return Measured(np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool))
-        block = stars["labels"]
-        value, variance, observed = block.filled()
-        covariance = np.zeros((n, m, m))
-        if block.has_covariance:
-            both = observed[:, :, None] & observed[:, None, :]
-            covariance = np.where(both, block.error, 0.0) / (frame.scale[:, None] * frame.scale)
-        elif block.error is not None:
-            covariance[:, range(m), range(m)] = np.where(observed, variance, 0.0) / frame.scale**2
-        return Measured(np.where(observed, frame.scaled(value), 0.0), covariance, observed)
-
-    def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
-        block = stars["flux"]
-        if block.has_covariance:
-            raise bad_input(
-                "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
-            )
-        return block.value, block.error
 
 
 def _pinned(population: dist.Distribution, measured: Measured) -> Any:

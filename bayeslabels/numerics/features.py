@@ -75,8 +75,11 @@ class Monomials:
     def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
         """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5.
 
-        Degree-5 cubature (Stroud 1971, E_n^{r^2} 5-3): exact for quadratic features.
+        Degree-5 cubature (Stroud 1971, E_n^{r^2} 5-3): exact for quadratic features. Those of first order need none.
         """
+        if self.order == 1:
+            first, slope = self(mean), self.jacobian(jnp.zeros(self.n_label))
+            return first, first[..., :, None] * first[..., None, :] + slope @ covariance @ slope.T
         nodes, weights = cubature(self.n_label)
         factor = jnp.linalg.cholesky(covariance + 1e-14 * jnp.eye(self.n_label))
         points = mean[..., None, :] + jnp.einsum("...ij,sj->...si", factor, nodes)

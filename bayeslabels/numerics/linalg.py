@@ -79,3 +79,12 @@ def inverse_observed(covariance: Array, observed: Array) -> Array:
     both = observed[..., :, None] & observed[..., None, :]
     eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
     return jnp.where(both, inverse_psd(jnp.where(both, covariance, eye)), 0.0)
+
+
+def leading_directions(x: np.ndarray, n: int) -> np.ndarray:
+    """The first n left singular vectors (N, n) of x (N, L), by subspace iteration from a fixed start."""
+    start = np.random.default_rng(0).standard_normal((x.shape[1], n + 10))
+    basis = np.linalg.qr(x @ start)[0]
+    for _ in range(4):
+        basis = np.linalg.qr(x @ (x.T @ basis))[0]
+    return basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]

@@ -121,6 +121,19 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
     return jnp.where(definite[:, None, None], hessian, gauss_newton)
 
 
+@functools.partial(jax.jit, static_argnames=("features",))
+def linear_posterior(gram, linear, precision, information, features: Monomials):
+    """Mean (N, P) and covariance (N, P, P) of u where phi is linear, so that the posterior is Gaussian.
+
+    gram (N, K, K), linear (N, K) as in `Statistics`; precision (N, P, P) and information (N, P) of the prior.
+    """
+    origin = jnp.zeros(features.n_label)
+    at_zero, jac = features(origin), features.jacobian(origin)
+    covariance = inverse_psd(jac.T @ gram @ jac + precision)
+    information = information + (linear - gram @ at_zero) @ jac
+    return jnp.einsum("nij,nj->ni", covariance, information), covariance
+
+
 @functools.partial(jax.jit, static_argnames=("features", "groups"))
 def choose_starts(candidates, statistics: Statistics, precision, information, features: Monomials, groups: int):
     """Of candidates (S, M), neighbours alike, the best of each of `groups` stretches: (groups, N, M).
@@ -150,8 +163,15 @@ def find_modes(
 ) -> Modes:
     """Distinct optima reached from starts (J, N, M), at most `keep` per star and `threshold` nats from the best.
 
-    Most starts arrive within a few steps; the few that do not go on by themselves.
+    Most starts arrive within a few steps; the few that do not go on by themselves. Features of first order have one
+    mode, found at once.
     """
+    if features.order == 1:
+        location, covariance = linear_posterior(
+            statistics.gram, statistics.linear, jnp.asarray(precision), jnp.asarray(information), features
+        )
+        at = objective(location, statistics, jnp.asarray(precision), jnp.asarray(information), features)
+        return Modes(location[None], covariance[None], at[None], jnp.isfinite(at)[None])
     j, n, m = starts.shape
     flat = jnp.asarray(starts).reshape(j * n, m)
     star = jnp.tile(jnp.arange(n), j)

@@ -1,0 +1,241 @@
+"""What the catalogue's labels tell of the latents in the training step: they measure them, or are outputs of them.
+
+`LatentLabels`: label_n = u_n + noise. `LabelOutputs`: label_n = C phi(u_n) + noise, with C to be learned. The noise has
+covariance V_n + diag(tau^2), V_n as stated in the catalogue; all in scaled labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..linear import LinearModel, Measured
+from ..numerics.features import Monomials
+from ..numerics.linalg import Array, inverse_observed, inverse_psd
+from ..numerics.optimize import linear_posterior
+from ..numerics.regression import CoefficientPrior
+from ..priors import Learned
+
+PINNED = 1e10
+"""Precision, in scaled labels, of a label that is exact."""
+
+
+class LatentLabels:
+    """Catalogue labels that measure the latents themselves, exactly or with noise."""
+
+    def __init__(self, model: LinearModel, catalogue: Measured):
+        self.features, self.catalogue = model.features, catalogue
+        self.noisy, self.width = model.integrates_labels, model.label_prior
+        m = catalogue.value.shape[1]
+        self.tau2 = np.full(m, 0.09 if self.noisy else 0.0)
+        self.coefficients = np.zeros((m, self.features.size))
+        full = set(self.features.exponents) == set(self.features.up_to(self.features.order, m).exponents)
+        unbounded = not np.isfinite(model.coefficient_bounds()).any()
+        self.movable = self.noisy and full and unbounded and isinstance(model.prior, Learned)
+        self.movable = self.movable and bool(model.allowed().all())
+
+    def precision(self) -> Array:
+        """(N, M, M): of the catalogue labels about the true ones."""
+        observed = jnp.asarray(self.catalogue.observed)
+        eye = jnp.eye(observed.shape[1])
+        if not self.noisy:
+            return PINNED * eye * observed[:, :, None]
+        return inverse_observed(jnp.asarray(self.catalogue.covariance) + eye * self.tau2, observed)
+
+    def on_latents(self, precision: Array) -> tuple[Array, Array]:
+        """Precision (N, P, P) and information (N, P) that the labels give of the latents."""
+        return precision, jnp.einsum("nmk,nk->nm", precision, jnp.asarray(self.catalogue.value))
+
+    def of(self, u: Array) -> np.ndarray:
+        """True labels (N, M) at latents (N, P)."""
+        return np.asarray(u)
+
+    def spread(self, covariance: Array) -> np.ndarray:
+        """Covariance (N, M, M) of the true labels from that of the latents."""
+        return np.asarray(covariance)
+
+    def log_density(self, u: Array) -> float:
+        """ln p(catalogue labels | u) + ln p(C, tau), up to a constant."""
+        precision, observed = self.precision(), jnp.asarray(self.catalogue.observed)
+        offset = jnp.where(observed, self.catalogue.value - self.of(u), 0.0)
+        full = precision + jnp.eye(observed.shape[1]) * ~observed[:, :, None]
+        density = 0.5 * jnp.linalg.slogdet(full)[1] - 0.5 * jnp.einsum("ni,nij,nj->n", offset, precision, offset)
+        return float(density.sum()) - 0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum())
+
+    def learn_coefficients(self, phi: Array, second: Array) -> None:
+        """There are none."""
+
+    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
+        """An affine move of the label system that leaves every predicted flux as it is (parameter-expanded EM)."""
+        if self.movable:
+            u, covariance = _affine_move(u, covariance, self.catalogue, self.precision())
+        return u, covariance, prior
+
+    def learn_scatter(self, u: np.ndarray, covariance: np.ndarray) -> None:
+        if self.noisy:
+            self.tau2 = _scatter_of_labels(self.tau2, self.of(u), self.spread(covariance), self.catalogue)
+
+    def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
+        """Covariance (M, K, M, K) of the label system."""
+        m, k = self.coefficients.shape
+        if not self.noisy:
+            return np.zeros((m, k, m, k))
+        return label_system_covariance(self.features, u, self.precision(), np.asarray(gram).mean(0))
+
+
+class LabelOutputs(LatentLabels):
+    """Catalogue labels that are outputs of the latents, as the flux is."""
+
+    def __init__(self, model: LinearModel, catalogue: Measured):
+        super().__init__(model, catalogue)
+        self.movable = isinstance(model.prior, Learned) and bool(model.allowed().all())
+        origin = jnp.zeros(self.features.n_label)
+        self.at_zero = np.asarray(self.features(origin))
+        self.jacobian = np.asarray(self.features.jacobian(origin))
+
+    @property
+    def slope(self) -> np.ndarray:
+        """d label / d u, (M, P)."""
+        return self.coefficients @ self.jacobian
+
+    def on_latents(self, precision: Array) -> tuple[Array, Array]:
+        return outputs_on_latents(self.catalogue.value, precision, self.coefficients, self.at_zero, self.jacobian)
+
+    def of(self, u: Array) -> np.ndarray:
+        return np.asarray(self.features(jnp.asarray(u))) @ self.coefficients.T
+
+    def spread(self, covariance: Array) -> np.ndarray:
+        return np.asarray(self.slope @ covariance @ self.slope.T)
+
+    def learn_coefficients(self, phi: Array, second: Array) -> None:
+        """Mode of C given E[phi] (N, K) and E[phi phi'] (N, K, K)."""
+        value = jnp.asarray(self.catalogue.value)
+        self.coefficients = np.asarray(regress_labels(value, self.precision(), phi, second, self.width)[0])
+
+    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
+        """Latents of mean 0 and covariance I, as their prior has it; the coefficients' prior moves along.
+
+        Predicted fluxes and labels stay as they are: parameter-expanded EM (Liu+98).
+        """
+        if not self.movable:
+            return u, covariance, prior
+        constant = bool(self.at_zero.any())
+        centre = u.mean(0) if constant else jnp.zeros(u.shape[1])
+        offset = u - centre
+        factor = jnp.linalg.cholesky(offset.T @ offset / len(u) + covariance.mean(0))
+        move = jax.scipy.linalg.solve_triangular(factor, jnp.eye(u.shape[1]), lower=True)
+        nodes = np.concatenate([np.zeros((1, u.shape[1])), np.eye(u.shape[1])])[0 if constant else 1 :]
+        before, after = self.features(nodes), self.features((nodes - centre) @ move.T)
+        forth = jnp.linalg.solve(before, after).T  # phi(moved) = forth phi
+        back = jnp.linalg.inv(forth)
+        self.coefficients = np.asarray(self.coefficients @ back)
+        prior = prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
+        return offset @ move.T, move @ covariance @ move.T, prior
+
+    def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
+        """C once more, and its covariance, from the labels given every star's latents by its flux alone.
+
+        label_n | flux_n ~ N(C E[phi_n], V_n + tau^2 + slope Cov(u_n | flux_n) slope'): that is all that the labels say
+        of C. Given the latents, which the labels themselves help to find, they would seem to say more.
+        """
+        eye = jnp.broadcast_to(jnp.eye(u.shape[1]), (len(u), u.shape[1], u.shape[1]))
+        mean, spread = linear_posterior(gram, linear, eye, jnp.zeros(u.shape), self.features)
+        phi = self.features(mean)
+        second = phi[:, :, None] * phi[:, None, :]
+        noise = jnp.asarray(self.catalogue.covariance) + jnp.diag(jnp.asarray(self.tau2) + 1e-10)
+        covariance = None
+        for _ in range(4):
+            total = noise + self.slope @ spread @ self.slope.T
+            precision = inverse_observed(total, jnp.asarray(self.catalogue.observed))
+            c, covariance = regress_labels(jnp.asarray(self.catalogue.value), precision, phi, second, self.width)
+            self.coefficients = np.asarray(c)
+        return np.asarray(covariance)
+
+
+def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tuple[Array, Array]:
+    """Precision (N, P, P) and information (N, P) of the latents from labels (N, M) of precision (N, M, M)."""
+    slope = jnp.asarray(coefficients @ jacobian)
+    half = slope.T @ precision
+    return half @ slope, jnp.einsum("npm,nm->np", half, jnp.asarray(value) - coefficients @ at_zero)
+
+
+@jax.jit
+def regress_labels(value, precision, phi, second, width):
+    """C (M, K) of value_n = C phi_n + N(0, precision_n^-1), C ~ N(0, width^2), and its covariance (M, K, M, K)."""
+    m, k = value.shape[1], phi.shape[1]
+    total = jnp.einsum("nij,nkl->ikjl", precision, second).reshape(m * k, m * k) + jnp.eye(m * k) / width**2
+    right = jnp.einsum("nij,nj,nk->ik", precision, value, phi).reshape(m * k)
+    covariance = inverse_psd(total)
+    return (covariance @ right).reshape(m, k), covariance.reshape(m, k, m, k)
+
+
+def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None) -> np.ndarray:
+    """Covariance (M, K, M, K) of the label system: of g_m where every true label is u_m + g_m . phi(u).
+
+    However many pixels a spectrum has, the system of labels is only as well known as N noisy catalogue labels fix it.
+    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out. Its precision is
+
+        sum_n P_nm phi_n phi_n'  +  sum_n h_n' [W - W J_n (J_n' W J_n + P_n)^-1 J_n' W] h_n,
+
+    the first term from the catalogue, the second from the spectra: h_n (K, M K) is the change of phi(u_n) under a move
+    of the label system, less what new coefficients absorb; the bracket leaves out what star n's own labels absorb.
+
+    u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
+    (K, K), None where the spectra do not move the training labels.
+    """
+    step = max(1, len(u) // 1500)
+    u, precision = u[::step], np.asarray(precision)[::step]
+    n, m = u.shape
+    phi, jacobian = np.asarray(features(jnp.asarray(u))), np.asarray(features.jacobian(jnp.asarray(u)))
+    k = phi.shape[1]
+    curves = np.zeros((m, k, m, k))
+    weight = np.einsum("nmm->nm", precision)
+    curves[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
+    total = curves.reshape(m * k, m * k)
+    if flux_gram is not None:
+        move = np.einsum("njm,nk->njmk", jacobian, phi).reshape(n, -1)
+        move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
+        move = move.reshape(n, k, m * k)
+        along = np.einsum("njm,jk->nmk", jacobian, flux_gram)
+        own = np.einsum("nmk,nkl->nml", along, jacobian) + precision + 1e-9 * np.eye(m)
+        total += np.einsum("nja,jk,nkb->ab", move, flux_gram, move, optimize=True)
+        shift = np.einsum("nmk,nka->nma", along, move, optimize=True)
+        total -= np.einsum("nma,nmb->ab", shift, np.linalg.solve(own, shift), optimize=True)
+    ridge = 1e-10 * np.trace(total) / len(total) + 1e-10
+    return np.linalg.inv(total * step + ridge * np.eye(len(total))).reshape(m, k, m, k)
+
+
+def _affine_move(u, covariance, catalogue: Measured, precision):
+    """u -> u + g (1, u), each g the weighted least-squares fit to the catalogue; the fluxes stay as they are."""
+    m = u.shape[1]
+    design = jnp.concatenate([jnp.ones((len(u), 1)), u], 1)
+    weight = jnp.diagonal(precision, axis1=1, axis2=2) * jnp.asarray(catalogue.observed)
+    residual = jnp.where(jnp.asarray(catalogue.observed), jnp.asarray(catalogue.value) - u, 0.0)
+    gram = jnp.einsum("ni,nm,nj->mij", design, weight, design)
+    right = jnp.einsum("ni,nm->mi", design, weight * residual)
+    g = jnp.linalg.solve(gram + 1e-9 * jnp.eye(m + 1), right[..., None])[..., 0]
+    slope = jnp.eye(m) + g[:, 1:]
+    return u + design @ g.T, slope @ covariance @ slope.T
+
+
+def _scatter_of_labels(tau2: np.ndarray, u: np.ndarray, covariance: np.ndarray, catalogue: Measured) -> np.ndarray:
+    """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels, prior HalfNormal(1), scaled."""
+    m = len(tau2)
+    offset = np.where(catalogue.observed, catalogue.value - u, 0.0)
+    second = offset[:, :, None] * offset[:, None, :] + covariance
+    x = np.log(np.maximum(tau2, 1e-12))
+    for _ in range(8):
+        precision = np.asarray(
+            inverse_observed(
+                jnp.asarray(catalogue.covariance) + jnp.eye(m) * np.exp(x), jnp.asarray(catalogue.observed)
+            )
+        )
+        explained = precision @ second @ precision
+        t = np.exp(x)
+        gradient = 0.5 * t * np.einsum("nmm->m", precision - explained) + 0.5 * t
+        fisher = 0.5 * t**2 * (np.einsum("nmm->nm", precision) ** 2).sum(0) + 0.5 * t
+        x = np.clip(x - np.clip(gradient / fisher, -1.5, 1.5), np.log(1e-10), 4.0)
+    return np.exp(x)

@@ -1,0 +1,303 @@
+"""Models of spectra that are linear in features of each star's latents: what they declare, and what they share.
+
+flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2),    u_n ~ N(mu, Lambda)
+
+With this structure declared, every exact fast route (compression, block solves, Gibbs) is a model's own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Self
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from .errors import bad_input
+from .model import Frame, Model
+from .numerics.features import Monomials
+from .numerics.linalg import Array
+from .priors import Flat, HalfNormal, Prior
+from .stars import Block, Stars
+
+FLAT_POPULATION = 1e4
+"""Variance, in scaled labels, of a label prior that is flat for every purpose."""
+
+
+class Measured(NamedTuple):
+    """Catalogue labels of N stars in scaled units: value (N, M), covariance (N, M, M), observed (N, M).
+
+    Values that are not observed are 0, and so are their covariances.
+    """
+
+    value: Array
+    covariance: Array
+    observed: Array
+
+    def rows(self, index: Array) -> Measured:
+        return Measured(*(jnp.asarray(x)[index] for x in self))
+
+
+@dataclass(frozen=True)
+class LinearModel(Model):
+    """flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2), with latents u_n ~ N(mu, Lambda) of size P.
+
+    The catalogue's labels either measure the latents themselves (`labels_are_latent`, P = M) or are outputs of them
+    beside the flux, labels_n = C phi(u_n) + noise. Declares what the exact routes need: the features phi, the priors,
+    the catalogue labels and the flux.
+
+    Args:
+        scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
+        scatter_distribution: prior of the s_l where they are learned.
+        outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
+            scatters; None: none.
+    """
+
+    scatter: float | np.ndarray | None = field(default=None, kw_only=True)
+    scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
+    outlier_sigma: float | None = field(default=None, kw_only=True)
+
+    sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
+    """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
+    labels_are_latent: ClassVar[bool] = True
+    """Whether the latents are the true labels, scaled. If not, tau is the scatter of the true labels about C phi."""
+
+    @property
+    @abstractmethod
+    def features(self) -> Monomials:
+        """phi, of the latents; of first order where labels are outputs."""
+
+    @property
+    @abstractmethod
+    def prior(self) -> Prior:
+        """The coefficients' prior."""
+
+    @property
+    def scatter_prior(self) -> HalfNormal | np.ndarray:
+        """The scatter's prior, or its fixed values (L,)."""
+        if self.scatter is None:
+            return self.scatter_distribution
+        fixed = np.asarray(self.scatter, float)
+        n_pixel = self.require_frame().n_pixel
+        if (fixed.ndim and fixed.shape != (n_pixel,)) or not (fixed >= 0).all():
+            raise bad_input(f"scatter of shape {fixed.shape}", f"one number >= 0, or {n_pixel}, one per pixel")
+        return np.broadcast_to(fixed, (n_pixel,)).copy()
+
+    @property
+    def label_prior(self) -> float:
+        """Width of the Normal prior of C, scaled labels; where labels are outputs."""
+        return 1.0
+
+    @property
+    @abstractmethod
+    def integrates_labels(self) -> bool:
+        """Whether the training labels are noisy measurements of latent true labels."""
+
+    @property
+    def fixed_population(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean (P,) and covariance (P, P) of the latents' prior where they are not learned."""
+        return None
+
+    @property
+    def exact_labels(self) -> bool:
+        """Whether a label that is present is the true one, in the test step too."""
+        return False
+
+    @property
+    def scatter_from_held_out(self) -> bool:
+        """Whether tau is learned from held-out labels, because the training labels say too little of it."""
+        return False
+
+    @property
+    def choice(self) -> str:
+        """What distinguishes this variant from the others, for the record."""
+        return ""
+
+    @abstractmethod
+    def allowed(self) -> np.ndarray:
+        """(L, K): False where a coefficient is censored, that is, zero."""
+
+    @abstractmethod
+    def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value of each coefficient, (K,) each; infinite where free."""
+
+    # ---- what is shared ----
+
+    @property
+    def label_blocks(self) -> tuple[str, ...]:
+        """The blocks whose columns together are the M labels."""
+        return ("labels",)
+
+    def bind(self, stars: Stars) -> Self:
+        bound = self.replace(frame=_frame(stars, self.label_blocks))
+        model = bound.variants()[0]
+        n_free = model.features.size
+        if isinstance(model.prior, Flat) and len(stars) <= n_free:
+            raise bad_input(
+                f"{len(stars)} training stars for {n_free} coefficients a pixel", f"at least {n_free + 1}",
+                "too high an order for this training set",
+                f"{type(self).__name__}(..., coefficient_prior=priors.Normal()), or a smaller model",
+            )  # fmt: skip
+        if len(stars) < 3:
+            raise bad_input(f"{len(stars)} training star(s)", "at least 3")
+        model.allowed(), model.coefficient_bounds(), model.scatter_prior
+        return bound
+
+    def check(self, stars: Stars) -> None:
+        frame = self.require_frame()
+        if "flux" in stars:
+            _check_flux(stars["flux"], frame)
+        for name in self.label_blocks:
+            if name in stars:
+                _check_labels(stars[name], name, frame)
+
+    def catalogue(self, stars: Stars) -> Measured:
+        """The catalogue labels, scaled; unobserved those of blocks that the stars have not."""
+        frame = self.require_frame()
+        n, m = len(stars), len(frame.names)
+        out = Measured(np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool))
+        for name in self.label_blocks:
+            if name not in stars:
+                continue
+            block, at = stars[name], frame.columns(name)
+            value, variance, observed = block.filled()
+            scale = frame.scale[at]
+            if block.has_covariance:
+                both = observed[:, :, None] & observed[:, None, :]
+                out.covariance[:, at, at] = np.where(both, block.error, 0.0) / (scale[:, None] * scale)
+            elif block.error is not None:
+                out.covariance[:, at, at] = np.where(observed, variance, 0.0)[:, :, None] * np.diag(scale**-2)
+            out.value[:, at] = np.where(observed, (value - frame.centre[at]) / scale, 0.0)
+            out.observed[:, at] = observed
+        return out
+
+    def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+        """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite."""
+        block = stars["flux"]
+        if block.has_covariance:
+            raise bad_input(
+                "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
+            )
+        return block.value, block.error
+
+    # ---- sites of the NumPyro program ----
+
+    def scatter_site(self) -> Array:
+        """s_l (L,), sampled where it is learned."""
+        fixed, frame = self.scatter_prior, self.require_frame()
+        if isinstance(fixed, np.ndarray):
+            return jnp.asarray(fixed)
+        return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+
+    def label_sites(self, true: Array, tau: Array, stars: Stars, rows: Array) -> None:
+        """Catalogue labels about true scaled labels (N, M), observed where present: N(true, V_n + diag(tau^2))."""
+        frame = self.require_frame()
+        catalogue = LinearModel.catalogue(self, stars).rows(rows)
+        for name in self.label_blocks:
+            at = frame.columns(name)
+            if name not in stars:
+                numpyro.sample(name, dist.Normal(frame.physical(true)[:, at], tau[at]).to_event(1))
+                continue
+            eye, observed = jnp.eye(at.stop - at.start), catalogue.observed[:, at]
+            noise = catalogue.covariance[:, at, at] + eye * (tau[at] / frame.scale[at]) ** 2
+            noise = jnp.where(observed[:, :, None] & observed[:, None, :], noise, eye)
+            value = jnp.where(observed, catalogue.value[:, at], true[:, at])
+            numpyro.sample(name, dist.MultivariateNormal(true[:, at], covariance_matrix=noise), obs=value)
+
+    def flux_site(self, flux: Array, scatter: Array, stars: Stars, rows: Array) -> None:
+        """flux_nl ~ N(flux_nl, sigma_nl^2 + s_l^2), observed where present."""
+        if "flux" not in stars:
+            numpyro.sample("flux", dist.Normal(flux, scatter).to_event(1))
+            return
+        value, variance, observed = (jnp.asarray(x)[rows] for x in stars["flux"].filled())
+        numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
+
+    # ---- where the training step starts ----
+
+    def first_guess(self, stars: Stars) -> np.ndarray:
+        """Latents (N, P) that the training step starts from."""
+        return np.array(self.catalogue(stars).value)
+
+    def measured(self, stars: Stars) -> Measured:
+        """What measures the latents themselves, with the shapes of `catalogue` for P latents."""
+        if self.labels_are_latent:
+            return self.catalogue(stars)
+        n, p = len(stars), self.features.n_label
+        return Measured(np.zeros((n, p)), np.zeros((n, p, p)), np.zeros((n, p), bool))
+
+
+def _frame(stars: Stars, label_blocks: tuple[str, ...]) -> Frame:
+    """Names, units and scales of training stars; refuses stars that nothing can be learned from."""
+    for name in (*label_blocks, "flux"):
+        if name not in stars:
+            raise bad_input(
+                f"stars with the blocks {', '.join(stars.blocks)}",
+                f"a block {name!r}, which the training step needs",
+                fix=f"Stars({name}=..., ...) or Stars.from_table(table, {name}=...)",
+            )
+    names, units, centres, scales = [], [], [], []
+    for block_name in label_blocks:
+        labels = stars[block_name]
+        value = np.where(labels.observed, labels.value, np.nan).astype(float)
+        own = labels.names or tuple(str(i) for i in range(labels.n_dim))
+        for column, name in zip(value.T, own, strict=True):
+            known = column[np.isfinite(column)]
+            if len(known) < 2 or np.ptp(known) == 0:
+                raise bad_input(
+                    f"label {name!r} with {len(known)} values of which all are equal"
+                    if len(known)
+                    else f"no value of label {name!r}",
+                    "a label that varies between the training stars",
+                    "a constant or empty column",
+                    f"{block_name}={tuple(n for n in own if n != name)}",
+                )
+        low, centre, high = np.nanpercentile(value, [2.5, 50, 97.5], axis=0)
+        centres.append(centre)
+        scales.append(np.where(high > low, (high - low) / 4, np.nanstd(value, axis=0)))
+        names += [name if name not in names else f"{block_name}_{name}" for name in own]
+        units += labels.units
+    flux = stars["flux"]
+    if not flux.observed.any():
+        raise bad_input("flux without a single known value", "spectra", "all errors infinite or all ivar zero")
+    few = flux[:: max(1, flux.value.size // 10**6)]
+    typical = float(np.nanmedian(np.abs(np.where(few.observed, few.value, np.nan)))) or 1.0
+    coordinate = next(iter(flux.coords.items()), (None, None))
+    blocks = tuple((name, stars[name].n_dim) for name in label_blocks)
+    return Frame(
+        tuple(names), tuple(units), np.concatenate(centres), np.concatenate(scales), flux.n_dim, typical,
+        flux.units[0], coordinate[1], coordinate[0], blocks,
+    )  # fmt: skip
+
+
+def _check_flux(flux: Block, frame: Frame) -> None:
+    fix = "bayeslabels.astro.spectra.resample(wavelength, flux, ivar, grid)"
+    if flux.n_dim != frame.n_pixel:
+        raise bad_input(
+            f"spectra of {flux.n_dim} pixels", f"{frame.n_pixel}, as in training", "another wavelength grid", fix
+        )
+    grid = flux.coords.get(frame.coordinate_name) if frame.coordinate_name else None
+    if grid is None or frame.coordinate is None or np.allclose(grid, frame.coordinate, rtol=1e-6, atol=0):
+        return
+    worst = np.argmax(np.abs(grid - frame.coordinate))
+    raise bad_input(
+        f"pixel {worst} at {grid[worst]:.6g}", f"{frame.coordinate[worst]:.6g}, as in training",
+        "another wavelength grid", fix,
+    )  # fmt: skip
+
+
+def _check_labels(labels: Block, name: str, frame: Frame) -> None:
+    at = frame.columns(name)
+    names = tuple(x.removeprefix(f"{name}_") if x not in (labels.names or ()) else x for x in frame.names[at])
+    if labels.names != names:
+        raise bad_input(
+            f"{name} {labels.names}", f"{names}, as in training", "columns swapped or renamed",
+            f"{name}.select({names!r}), or stars.drop({name!r}) to infer them",
+        )  # fmt: skip
+    if labels.units != frame.units[at]:
+        raise bad_input(
+            f"{name} in {labels.units}", f"{frame.units[at]}, as in training", "other units than in training",
+            "Block(value, error, names=..., unit=...) with Quantities, which are converted",
+        )  # fmt: skip

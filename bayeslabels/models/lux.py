@@ -1,0 +1,192 @@
+"""Lux: a latent vector per star of which labels, spectrum and any further output are linear functions.
+
+labels_n = A z_n + N(0, sigma_n^2 + tau^2)                        (Horta+25 eq. 1, 3; tau is ours)
+flux_n   = B z_n + N(0, sigma_n^2 + s^2)                          (eq. 2, 4)
+z_n ~ N(0, I_P),   B_l ~ N(m, Sigma)                              m, Sigma learned; the paper's L2 term, eq. 7, is p(z)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ..errors import bad_input
+from ..linear import LinearModel, Measured
+from ..numerics.features import Monomials
+from ..numerics.linalg import leading_directions
+from ..priors import Learned, Prior
+from ..stars import Stars
+
+LADDER = (1, 2, 4, 8)
+"""Latent sizes that "auto" compares, in units of the number of labels (Horta+25 section 4)."""
+
+
+@dataclass(frozen=True)
+class Lux(LinearModel):
+    """Lux with priors on everything, and every posterior integrated over the latents.
+
+    ======== ======================== ===================================================================
+    symbol   site                     meaning, shape, unit
+    ======== ======================== ===================================================================
+    z        ``z``                    (N, P)
+    A        ``A``                    (M, K), scaled labels; K = P + 1, the constant first
+    B        ``B``                    (L, K), flux
+    s        ``scatter``              (L,), flux
+    tau      ``label_scatter``        (M,), label units: scatter of the true labels about A z
+    mu       ``offset``               (N,), label units: an unknown offset that a star's labels share
+    ======== ======================== ===================================================================
+
+    z, A and B are only defined up to a rotation of the latents: judge predicted labels and fluxes, not their values.
+
+    Args:
+        latent_size: P; "auto": that of 1, 2, 4 and 8 times the number of labels with the highest held-out density of
+            the labels.
+        outputs: further blocks of stars that are linear in the latents, such as a second survey's labels or
+            magnitudes; beside `labels` they are inferred, reported and, where a star has them, data.
+        label_scatter: "held-out": tau from the labels of stars left out of training, so that error bars hold for new
+            stars; "joint": as the training stars have it.
+        scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
+        coefficient_prior: of B. The default learns its mean and covariance across pixels, so that the widths need no
+            tuning and latents that the spectra do not need are switched off.
+        scatter_distribution: prior of the s_l where they are learned.
+        label_width: A_mp ~ N(0, label_width^2), scaled labels.
+        intercept: whether the features are (1, z), or z alone as in the paper (where one latent starts at 1).
+        offset: (mean, sd) in label units of an offset added to all labels of a star, one draw per star and Gaussian:
+            a distance modulus shared by magnitudes, say. All labels then have one unit.
+        masks: {label: (L,) mask of the pixels that it may be inferred from} (section 5). Conditions the test step;
+            other labels use all pixels.
+
+    Source: Horta+25 (arXiv:2502.01745).
+    """
+
+    latent_size: int | Literal["auto"] = "auto"
+    outputs: tuple[str, ...] = ()
+    label_scatter: Literal["held-out", "joint"] = "held-out"
+    coefficient_prior: Prior = field(default_factory=Learned)
+    label_width: float = 1.0
+    intercept: bool = True
+    offset: tuple[float, float] | None = None
+    masks: Mapping[str, np.ndarray] | None = None
+
+    global_sites: ClassVar[tuple[str, ...]] = ("A", "B", "scatter", "label_scatter")
+    sites: ClassVar[dict[str, str]] = {"coefficients": "B", "latents": "z", "label_coefficients": "A"}
+    labels_are_latent: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.latent_size != "auto" and not (isinstance(self.latent_size, int) and self.latent_size > 0):
+            raise bad_input(f"latent_size={self.latent_size!r}", "a whole number > 0 or 'auto'", fix="Lux(20)")
+        if self.label_scatter not in ("held-out", "joint"):
+            raise bad_input(f"label_scatter={self.label_scatter!r}", "'held-out' or 'joint'")
+        if self.offset is not None and not (len(self.offset) == 2 and self.offset[1] > 0):
+            raise bad_input(f"offset={self.offset!r}", "(mean, sd) with sd > 0, in label units", fix="offset=(11, 3)")
+        if isinstance(self.outputs, str):
+            raise bad_input(f"outputs={self.outputs!r}", "a tuple of block names", fix=f"outputs=({self.outputs!r},)")
+
+    def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
+        """The NumPyro program; every block of labels and `flux` is observed where present."""
+        model = self.bound(stars)
+        frame, features = model.require_frame(), model.features
+        wide = dist.Normal(0.0, model.label_width).expand([len(frame.names), features.size]).to_event(2)
+        a = numpyro.sample("A", wide)
+        b = model.prior.sample("B", frame.n_pixel, features.size, frame.flux_scale)
+        scatter = model.scatter_site()
+        tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
+
+        with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([features.n_label]).to_event(1))
+            labels = features(z) @ a.T
+            if model.offset is not None:
+                mu = numpyro.sample("offset", dist.Normal(*model.offset))
+                labels = labels + mu[:, None] * model.shifted
+            numpyro.deterministic("true_labels", frame.centre + frame.scale * labels)
+            model.label_sites(labels, tau, stars, rows)
+            model.flux_site(features(z) @ b.T, scatter, stars, rows)
+
+    def variants(self) -> tuple[Self, ...]:
+        if self.latent_size != "auto":
+            return (self,)
+        m = len(self.require_frame().names)
+        return tuple(self.replace(latent_size=size * m) for size in LADDER)
+
+    # ---- the linear structure ----
+
+    @cached_property
+    def features(self) -> Monomials:
+        if self.latent_size == "auto":
+            raise bad_input("Lux with latent_size='auto'", "a latent size, which fit chooses", fix="Lux(20)")
+        exponents = Monomials.up_to(1, self.latent_size).exponents
+        return Monomials(exponents if self.intercept else exponents[1:])
+
+    @property
+    def label_blocks(self) -> tuple[str, ...]:
+        return ("labels", *self.outputs)
+
+    @property
+    def fixed_population(self) -> tuple[np.ndarray, np.ndarray]:
+        p = self.features.n_label
+        return np.zeros(p), np.eye(p)
+
+    @property
+    def integrates_labels(self) -> bool:
+        return True
+
+    @property
+    def scatter_from_held_out(self) -> bool:
+        return self.label_scatter == "held-out"
+
+    @property
+    def choice(self) -> str:
+        return f"latent_size={self.latent_size}"
+
+    @property
+    def prior(self) -> Prior:
+        return self.coefficient_prior
+
+    @property
+    def label_prior(self) -> float:
+        return self.label_width
+
+    def allowed(self) -> np.ndarray:
+        return np.ones((self.require_frame().n_pixel, self.features.size), bool)
+
+    def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(self.features.size, -np.inf), np.full(self.features.size, np.inf)
+
+    @property
+    def shifted(self) -> np.ndarray:
+        """What one unit of the offset adds to every scaled label, (M,)."""
+        frame = self.require_frame()
+        one = np.zeros(len(frame.names))
+        one[frame.columns("labels")] = 1 / frame.scale[frame.columns("labels")]
+        return one
+
+    def catalogue(self, stars: Stars) -> Measured:
+        """The catalogue labels, scaled; an offset is integrated out."""
+        measured = super().catalogue(stars)
+        if self.offset is None:
+            return measured
+        mean, sd = self.offset
+        observed = measured.observed
+        shared = sd**2 * self.shifted[:, None] * self.shifted
+        both = observed[:, :, None] & observed[:, None, :]
+        value = np.where(observed, measured.value - mean * self.shifted, 0.0)
+        return Measured(value, measured.covariance + both * shared, observed)
+
+    def first_guess(self, stars: Stars) -> np.ndarray:
+        """The leading directions of the spectra, each pixel in units of its typical error."""
+        flux, error = self.output(stars)
+        known = np.isfinite(flux) if error is None else np.isfinite(flux) & np.isfinite(error)
+        value = np.where(known, flux, 0.0)
+        count = np.maximum(known.sum(0), 1)
+        value -= known * (value.sum(0) / count)
+        typical = value.std(0) if error is None else np.sqrt(np.where(known, error, 0.0).sum(0) / count)
+        return np.sqrt(len(stars)) * leading_directions(
+            value / np.where(typical > 0, typical, 1.0), self.features.n_label
+        )
