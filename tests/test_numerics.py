@@ -165,6 +165,24 @@ def test_compress_without_errors_and_in_draft():
         assert np.isnan(out.constant).all()
 
 
+def test_compress_in_any_unit_of_flux():
+    """W / m^2 / nm: squares of such numbers are zero in float32."""
+    rng = np.random.default_rng(6)
+    theta, scatter, value = rng.normal(size=(9, 3)), rng.uniform(0.1, 0.2, 9), rng.normal(size=(2, 9))
+    error, phi = rng.uniform(0.1, 0.2, (2, 9)), outer_pairs(rng.normal(size=(2, 3)))
+    covariance = 0.01 * positive_definite(rng, 9, 3)
+    for unit in (1e-25, 1e20):
+        for draft in (False, True):
+            one, other = (
+                compress(value * s, error * s, theta * s, scatter * s, theta_covariance=covariance * s**2,
+                         feature_pairs=phi, constant=True, draft=draft)
+                for s in (1.0, unit)
+            )  # fmt: skip
+            np.testing.assert_allclose(other.gram, one.gram, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(other.linear, one.linear, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(other.constant - 9 * np.log(unit), one.constant, rtol=1e-5, atol=1e-4)
+
+
 # ---- training pixels ----
 
 
