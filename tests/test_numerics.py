@@ -219,6 +219,23 @@ def test_pixels_are_at_the_mode_of_coefficients_and_scatter(with_errors):
         np.testing.assert_allclose(posterior.moments.coefficient_covariance[pixel], covariance, rtol=1e-4, atol=1e-9)
 
 
+def test_training_in_any_unit_of_flux():
+    """W / m^2 / nm, say: the scatter is not held up by a floor meant for normalised spectra."""
+    rng = np.random.default_rng(7)
+    labels = rng.normal(size=(60, 1))
+    flux = 1 + labels @ [[0.1, -0.05, 0.02]] + rng.normal(size=(60, 3)) * np.hypot(0.01, 0.03)
+    one, other = (
+        bl.fit(
+            bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal()),
+            bl.Stars(labels=bl.Block(labels, names=("A",)), flux=bl.Block(flux * unit, 0.01 * unit)),
+        ).moments
+        for unit in (1.0, 1e-18)
+    )
+    np.testing.assert_allclose(other.coefficients * 1e18, one.coefficients, rtol=1e-6)
+    np.testing.assert_allclose(other.scatter * 1e18, one.scatter, rtol=1e-6)
+    np.testing.assert_allclose(other.coefficient_covariance * 1e36, one.coefficient_covariance, rtol=1e-6)
+
+
 def test_coordinate_descent_meets_the_optimality_conditions():
     """Subgradient of 1/2 t' A t - b' t + l |t|: zero where t is not, within l where it is."""
     rng = np.random.default_rng(7)

@@ -21,8 +21,8 @@ import numpy as np
 
 from .linalg import Array, in_float64, outer_pairs, pack, pairs, unpack
 
-PIXELS = 256
-"""Pixels a block: the block of 5000 stars and its weights stay near the cache."""
+PIXELS = 64
+"""Pixels a block in training: few enough that the memory of one, with 5000 stars, is used again for the next."""
 
 TILE = 1024
 """Pixels, at most, that `compress` takes at a time: the numbers of STARS stars stay in the cache."""
@@ -53,8 +53,11 @@ class Statistics(NamedTuple):
         return self.square - 2 * self.linear_log_likelihood(phi)
 
 
+_transposed = jax.jit(jnp.transpose)  # several times faster than NumPy's
+
+
 def pixel_blocks(
-    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS, number: Any = np.float64
+    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
 ) -> Iterator[tuple[slice, Array, Array]]:
     """Blocks (size, N') of value and error in float64, pixel by pixel, padded with missing numbers to one shape.
 
@@ -64,12 +67,12 @@ def pixel_blocks(
     for start in range(0, n_pixel, size):
         rows = slice(start, min(start + size, n_pixel))
         width = rows.stop - rows.start
-        y = np.empty((size, n_star + -n_star % STARS), number)
-        e = np.empty(y.shape, number)
-        y[width:] = e[width:] = y[:, n_star:] = e[:, n_star:] = np.nan
-        y[:width, :n_star] = value[:, rows].T
-        e[:width, :n_star] = 0.0 if error is None else error[:, rows].T
-        yield rows, jnp.asarray(y), jnp.asarray(e)
+        y = np.empty((n_star + -n_star % STARS, size))
+        e = np.empty(y.shape)
+        y[:, width:] = e[:, width:] = y[n_star:] = e[n_star:] = np.nan
+        y[:n_star, :width] = value[:, rows]
+        e[:n_star, :width] = 0.0 if error is None else error[:, rows]
+        yield rows, _transposed(y), _transposed(e)
 
 
 def pad_stars(x: Any, fill: Any = 0.0) -> Array:
