@@ -165,6 +165,24 @@ def test_compress_without_errors_and_in_draft():
         assert np.isnan(out.constant).all()
 
 
+def test_compress_in_any_unit_of_flux():
+    """W / m^2 / nm: squares of such numbers are zero in float32."""
+    rng = np.random.default_rng(6)
+    theta, scatter, value = rng.normal(size=(9, 3)), rng.uniform(0.1, 0.2, 9), rng.normal(size=(2, 9))
+    error, phi = rng.uniform(0.1, 0.2, (2, 9)), outer_pairs(rng.normal(size=(2, 3)))
+    covariance = 0.01 * positive_definite(rng, 9, 3)
+    for unit in (1e-25, 1e20):
+        for draft in (False, True):
+            one, other = (
+                compress(value * s, error * s, theta * s, scatter * s, theta_covariance=covariance * s**2,
+                         feature_pairs=phi, constant=True, draft=draft)
+                for s in (1.0, unit)
+            )  # fmt: skip
+            np.testing.assert_allclose(other.gram, one.gram, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(other.linear, one.linear, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(other.constant - 9 * np.log(unit), one.constant, rtol=1e-5, atol=1e-4)
+
+
 # ---- training pixels ----
 
 
@@ -199,6 +217,23 @@ def test_pixels_are_at_the_mode_of_coefficients_and_scatter(with_errors):
         weight = 1 / (known + np.exp(best[-1]))
         covariance = np.linalg.inv(design.T @ (weight[:, None] * design))
         np.testing.assert_allclose(posterior.moments.coefficient_covariance[pixel], covariance, rtol=1e-4, atol=1e-9)
+
+
+def test_training_in_any_unit_of_flux():
+    """W / m^2 / nm, say: the scatter is not held up by a floor meant for normalised spectra."""
+    rng = np.random.default_rng(7)
+    labels = rng.normal(size=(60, 1))
+    flux = 1 + labels @ [[0.1, -0.05, 0.02]] + rng.normal(size=(60, 3)) * np.hypot(0.01, 0.03)
+    one, other = (
+        bl.fit(
+            bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal()),
+            bl.Stars(labels=bl.Block(labels, names=("A",)), flux=bl.Block(flux * unit, 0.01 * unit)),
+        ).moments
+        for unit in (1.0, 1e-18)
+    )
+    np.testing.assert_allclose(other.coefficients * 1e18, one.coefficients, rtol=1e-6)
+    np.testing.assert_allclose(other.scatter * 1e18, one.scatter, rtol=1e-6)
+    np.testing.assert_allclose(other.coefficient_covariance * 1e36, one.coefficient_covariance, rtol=1e-6)
 
 
 def test_coordinate_descent_meets_the_optimality_conditions():

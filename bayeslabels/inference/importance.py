@@ -27,8 +27,7 @@ class Importance(Inference):
     Exact up to Monte Carlo error where k-hat < 0.7; other stars are sampled with NUTS instead if `rescue`.
 
     Args:
-        draws: per star. starts: starting points per star. freedom: of the proposal's t distribution, an
-            even number.
+        draws: per star. starts: starting points per star. freedom: of the proposal's t distribution.
         rescue: NUTS for stars of high k-hat.
     """
 
@@ -41,7 +40,7 @@ class Importance(Inference):
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
-        n, size = problem.n_star, 256
+        n, size = problem.n_star, 64  # the draws of so many stars stay in the cache
         m = problem.information.shape[1]
         u, khat, ess = np.empty((self.draws, n, m)), np.empty(n), np.empty(n)
         mean, covariance = np.empty((n, m)), np.empty((n, m, m))

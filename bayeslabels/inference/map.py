@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..linear import LinearModel
-from ..numerics.compress import PIXELS, Statistics, known, pad_stars, padded, pixel_blocks
+from ..numerics.compress import PIXELS, Statistics, known, pad_stars, padded, pixel_blocks, power_of_two
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
 from ..numerics.optimize import descend, linear_posterior, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
@@ -139,12 +139,12 @@ class EM:
         }
         size = min(PIXELS, len(self.theta))
         gram = linear = constant = jnp.zeros(())
-        before = self.scatter2.copy()
+        before, unit = self.scatter2.copy(), power_of_two(self.flux_scale)
         for rows, y, e in pixel_blocks(self.value, self.error, size):
             width = rows.stop - rows.start
             allowed = padded(self.allowed, rows, size, 1.0)
             s2 = padded(self.scatter2, rows, size, 1.0)
-            out = train_block(y, e, phi, second, allowed, self.prior, s2, self.scatter_scale, **options)
+            out = train_block(y, e, phi, second, allowed, self.prior, s2, self.scatter_scale, unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
             if self.has_latents:

@@ -21,8 +21,11 @@ import numpy as np
 
 from .linalg import Array, in_float64, outer_pairs, pack, pairs, unpack
 
-PIXELS = 256
-"""Pixels a block: the block of 5000 stars and its weights stay near the cache."""
+PIXELS = 64
+"""Pixels a block in training: few enough that the memory of one, with 5000 stars, is used again for the next."""
+
+TILE = 1024
+"""Pixels, at most, that `compress` takes at a time: the numbers of STARS stars stay in the cache."""
 
 STARS = 256
 """Stars are padded to a multiple of this, so that one compiled program serves many sample sizes."""
@@ -50,8 +53,11 @@ class Statistics(NamedTuple):
         return self.square - 2 * self.linear_log_likelihood(phi)
 
 
+_transposed = jax.jit(jnp.transpose)  # several times faster than NumPy's
+
+
 def pixel_blocks(
-    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS, number: Any = np.float64
+    value: np.ndarray, error: np.ndarray | None, size: int = PIXELS
 ) -> Iterator[tuple[slice, Array, Array]]:
     """Blocks (size, N') of value and error in float64, pixel by pixel, padded with missing numbers to one shape.
 
@@ -61,12 +67,12 @@ def pixel_blocks(
     for start in range(0, n_pixel, size):
         rows = slice(start, min(start + size, n_pixel))
         width = rows.stop - rows.start
-        y = np.empty((size, n_star + -n_star % STARS), number)
-        e = np.empty(y.shape, number)
-        y[width:] = e[width:] = y[:, n_star:] = e[:, n_star:] = np.nan
-        y[:width, :n_star] = value[:, rows].T
-        e[:width, :n_star] = 0.0 if error is None else error[:, rows].T
-        yield rows, jnp.asarray(y), jnp.asarray(e)
+        y = np.empty((n_star + -n_star % STARS, size))
+        e = np.empty(y.shape)
+        y[:, width:] = e[:, width:] = y[n_star:] = e[n_star:] = np.nan
+        y[:n_star, :width] = value[:, rows]
+        e[:n_star, :width] = 0.0 if error is None else error[:, rows]
+        yield rows, _transposed(y), _transposed(e)
 
 
 def pad_stars(x: Any, fill: Any = 0.0) -> Array:
@@ -89,23 +95,27 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
     return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
 
 
-@functools.partial(jax.jit, static_argnames="constant")
-def _compress_block(value, error, theta, scatter, covariance, feature_pairs, constant):
-    number = value.dtype
-    scatter2, theta_pairs = (scatter**2).astype(number), outer_pairs(theta).astype(number)
-    theta, extra = theta.astype(number), jnp.zeros((), number)
-    if covariance is not None:
-        _, _, multiplicity = pairs(theta.shape[1])
-        extra = (pack(covariance) * multiplicity).astype(np.float32) @ feature_pairs.T
-    y, variance, ok = known(value, error)
-    ok &= jnp.isfinite(scatter2)[:, None]
-    total = jnp.where(ok, variance + scatter2[:, None] + extra, 1.0)
-    w = ok / total
-    wy = w * y
-    one = jnp.ones(len(y))
-    square = one @ (wy * y)
-    logs = one @ jnp.where(ok, jnp.log(2 * jnp.pi * total), 0.0) if constant else jnp.nan * square
-    return w.T @ theta_pairs, wy.T @ theta, 0.5 * (square + logs), square, one @ ok
+_products = jax.jit(outer_pairs)
+
+
+@functools.partial(jax.jit, static_argnames=("number", "constant"))
+def _add_tile(sums, y, e, theta, theta_pairs, scatter2, trace, feature_pairs, unit, number, constant):
+    """`sums` with the pixels of a tile (STARS, width) added; y and e in the caller's unit, all else in `unit`."""
+    y, e = ((x * unit).astype(number) for x in (y, jnp.zeros(()) if e is None else e))
+    value, variance, ok = known(y, e)
+    ok &= jnp.isfinite(scatter2)
+    if trace is not None:
+        variance = variance + feature_pairs @ trace
+    total = jnp.where(ok, variance + scatter2, 1.0)
+    w = jax.lax.optimization_barrier(ok / total)  # one division, not one per sum
+    wy = jax.lax.optimization_barrier(w * value)
+    one = jnp.ones(y.shape[1], number)
+    square = (wy * value) @ one
+    logs = jnp.nan * square
+    if constant:
+        logs = jnp.where(ok, jnp.log(2 * jnp.pi * total) - 2 * jnp.log(unit), 0.0) @ one
+    parts = (w @ theta_pairs, wy @ theta, 0.5 * (square + logs), square, ok @ one)
+    return tuple(total + part for total, part in zip(sums, parts, strict=True))
 
 
 @in_float64
@@ -130,17 +140,46 @@ def compress(
     estimate.
     """
     number = np.float32 if draft else np.float64
+    n_star, n_pixel = value.shape
     k = theta.shape[1]
-    theta = np.where(np.isfinite(scatter)[:, None], theta, 0.0)
-    if theta_covariance is not None:
-        theta_covariance = np.where(np.isfinite(scatter)[:, None, None], theta_covariance, 0.0)
-    sums: list[Any] = [0.0] * 5
-    f = None if feature_pairs is None else pad_stars(feature_pairs).astype(np.float32)
-    size = min(PIXELS, theta.shape[0])
-    for rows, y, e in pixel_blocks(value, error, size, number):
-        covariance = None if theta_covariance is None or f is None else padded(theta_covariance, rows, size)
-        s = padded(scatter, rows, size, np.nan)
-        block = _compress_block(y, e, padded(theta, rows, size), s, covariance, f, constant)
-        sums = [total + part for total, part in zip(sums, block, strict=True)]
-    gram, *rest = (x[: len(value)].astype(np.float64) for x in sums)
+    use = np.isfinite(scatter)
+    unit = power_of_two(np.abs(theta[use]).max(initial=0.0))
+    theta = np.where(use[:, None], theta, 0.0) * unit
+    scatter2 = (np.asarray(scatter) * unit) ** 2
+    size = k * (k + 1) // 2
+    f = trace = None
+    if theta_covariance is not None and feature_pairs is not None:
+        f = np.asarray(feature_pairs, np.float32)
+        covariance = np.where(use[:, None], pack(np.asarray(theta_covariance)), 0.0)
+        trace = (covariance * (unit**2 * pairs(k)[2])).T.astype(np.float32)
+    width = -(-n_pixel // -(-n_pixel // TILE))
+    blank = tuple(jnp.zeros((STARS, *tail), number) for tail in ((size,), (k,), (), (), ()))
+    sums = [blank] * -(-n_star // STARS)
+    for start in range(0, n_pixel, width):
+        columns = slice(start, start + width)
+        t = jnp.asarray(_filled(theta[columns], (width, k), 0.0).astype(number))
+        s2 = jnp.asarray(_filled(scatter2[columns], (width,), np.nan).astype(number))
+        products = _products(t)
+        c = None if trace is None else jnp.asarray(_filled(trace[:, columns], (size, width), 0.0))
+        for i in range(len(sums)):
+            rows = slice(i * STARS, (i + 1) * STARS)
+            y = _filled(value[rows, columns], (STARS, width), np.nan)
+            e = None if error is None else _filled(error[rows, columns], (STARS, width), np.nan)
+            own = None if f is None else _filled(f[rows], (STARS, size), 0.0)
+            sums[i] = _add_tile(sums[i], y, e, t, products, s2, c, own, unit, number, constant)
+    gram, *rest = (jnp.concatenate(x)[:n_star].astype(np.float64) for x in zip(*sums, strict=True))
     return Statistics(unpack(gram, k), *rest)
+
+
+def power_of_two(scale: float) -> float:
+    """A power of two that brings numbers of this size near one, without rounding; spectra may be in W / m^2 / nm."""
+    return float(2.0 ** -np.round(np.log2(scale))) if scale > 0 else 1.0
+
+
+def _filled(x: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarray:
+    """x in the corner of an array of this shape: programs compiled for full tiles serve the last one, too."""
+    if x.shape == shape:
+        return x
+    out = np.full(shape, fill, x.dtype)
+    out[tuple(map(slice, x.shape))] = x
+    return out

@@ -53,16 +53,25 @@ def outer_pairs(x: Array) -> Array:
     return x[..., i] * x[..., j]
 
 
+def after(x: Array, before: Array) -> Array:
+    """x, computed once `before` is.
+
+    On the CPU a batched Cholesky factorisation shares its work out among the threads and waits for them; two at a time
+    on two cores wait for each other for ever (JAX 0.10). Those without a dependence of their own are given one.
+    """
+    return x + 0 * jnp.nan_to_num(before.ravel()[0])
+
+
 def solve_psd(a: Array, b: Array) -> Array:
     """x of a x = b for symmetric positive definite a (..., k, k) and b (..., k), with one step of refinement."""
-    scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
-    factor = jnp.linalg.cholesky(a * scale[..., :, None] * scale[..., None, :])
+    return solve_and_invert(a, b)[0]
 
-    def once(r: Array) -> Array:
-        return scale * jax.scipy.linalg.cho_solve((factor, True), (scale * r)[..., None])[..., 0]
 
-    x = once(b)
-    return x + once(b - jnp.einsum("...jk,...k->...j", a, x))
+def solve_and_invert(a: Array, b: Array) -> tuple[Array, Array]:
+    """x of a x = b, with one step of refinement, and a^-1, from one factorisation."""
+    inverse = inverse_psd(a)
+    x = jnp.einsum("...jk,...k->...j", inverse, b)
+    return x + jnp.einsum("...jk,...k->...j", inverse, b - jnp.einsum("...jk,...k->...j", a, x)), inverse
 
 
 def inverse_psd(a: Array) -> Array:

@@ -11,9 +11,9 @@ import numpy as np
 
 from .compress import STARS, Statistics
 from .features import Monomials
-from .linalg import Array, in_float64, inverse_psd, outer_pairs, pack, pairs
+from .linalg import Array, after, in_float64, inverse_psd, outer_pairs, pack, pairs
 
-FIRST_STEPS = 12
+FIRST_STEPS = 6
 """Iterations that all starts get together."""
 
 
@@ -60,11 +60,12 @@ def descend(
 
     def derivatives(u):
         phi, jac = features(u), features.jacobian(u)
-        slope = jnp.einsum("nkl,nl->nk", statistics.gram, phi) - statistics.linear
+        moved = statistics.gram @ jnp.concatenate([phi[..., None], jac], -1)
+        slope = moved[..., 0] - statistics.linear
         gradient = jnp.einsum("nkm,nk->nm", jac, slope) + jnp.einsum("nmk,nk->nm", precision, u) - information
         if newton:
             return gradient, newton_curvature(u, statistics, precision, information, features)
-        return gradient, jnp.einsum("nkm,nkl,nlj->nmj", jac, statistics.gram, jac) + precision
+        return gradient, jnp.einsum("nkm,nkj->nmj", jac, moved[..., 1:]) + precision
 
     def step(state):
         u, f, damping, _, count = state
@@ -167,29 +168,32 @@ def find_modes(
     mode, found at once.
     """
     if features.order == 1:
-        location, covariance = linear_posterior(
-            statistics.gram, statistics.linear, jnp.asarray(precision), jnp.asarray(information), features
-        )
-        at = objective(location, statistics, jnp.asarray(precision), jnp.asarray(information), features)
+        problem = (statistics, jnp.asarray(precision), jnp.asarray(information), features)
+        location, covariance = linear_posterior(statistics.gram, statistics.linear, *problem[1:])
+        at = objective(location, *problem)
         return Modes(location[None], covariance[None], at[None], jnp.isfinite(at)[None])
-    j, n, m = starts.shape
-    flat = jnp.asarray(starts).reshape(j * n, m)
-    star = jnp.tile(jnp.arange(n), j)
-    u, f, done = _descend_rows(flat, star, statistics, precision, information, features, FIRST_STEPS)
+    j, n, _ = starts.shape
+    problem = (statistics, jnp.asarray(precision), jnp.asarray(information))
+    u, f, done = _descend_starts(jnp.asarray(starts), *problem, features)
     late = np.flatnonzero(~np.asarray(done))
     if len(late):
-        rows = jnp.asarray(np.resize(late, len(late) + -len(late) % STARS))
-        more = _descend_rows(u[rows], star[rows], statistics, precision, information, features, 100, newton=True)
-        u, f, done = (x.at[rows].set(y) for x, y in zip((u, f, done), more, strict=True))
-    return _distinct(u.reshape(j, n, m), f.reshape(j, n), done.reshape(j, n), statistics, precision, information,
-                     features, min(keep, j), threshold)  # fmt: skip
+        rows = np.resize(late, len(late) + -len(late) % STARS)
+        u, f, done = _descend_late(u, f, done, rows // n, rows % n, *problem, features)
+    return _distinct(u, f, done, *problem, features, min(keep, j), threshold)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
-def _descend_rows(u, star, statistics, precision, information, features, iterations, newton=False):
-    own = jax.tree.map(lambda x: x[star], statistics)
-    u, _, f, done = descend(u, own, precision[star], information[star], features, iterations, newton)
+@functools.partial(jax.jit, static_argnames=("features",))
+def _descend_starts(starts, statistics, precision, information, features):
+    """All starts (J, N, M) of a star side by side, so that its matrices are read once for all of them."""
+    u, _, f, done = jax.vmap(lambda u: descend(u, statistics, precision, information, features, FIRST_STEPS))(starts)
     return u, f, done
+
+
+@functools.partial(jax.jit, static_argnames=("features",))
+def _descend_late(u, f, done, start, star, statistics, precision, information, features):
+    own = jax.tree.map(lambda x: x[star], (statistics, precision, information))
+    at, _, value, arrived = descend(u[start, star], *own, features, 100, newton=True)
+    return tuple(x.at[start, star].set(y) for x, y in zip((u, f, done), (at, value, arrived), strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("features", "keep"))
@@ -207,5 +211,5 @@ def _distinct(u, f, done, statistics, precision, information, features, keep, th
         objectives.append(jnp.where(value > best + threshold, jnp.inf, value))
         converged.append(jnp.take_along_axis(done, pick[None], 0)[0])
         distance = jnp.einsum("jnm,nmk,jnk->jn", u - at, curvature, u - at)
-        remaining = jnp.where(distance < 1.0, jnp.inf, remaining)
+        remaining = after(jnp.where(distance < 1.0, jnp.inf, remaining), covariances[-1])
     return Modes(*map(jnp.stack, (locations, covariances, objectives, converged)))

@@ -19,7 +19,9 @@ def smooth_weights(log_ratio: Array) -> tuple[Array, Array]:
     s = len(log_ratio)
     tail = int(np.ceil(min(0.2 * s, 3 * np.sqrt(s))))
     log_ratio = log_ratio - log_ratio.max()
-    largest, where = jax.lax.top_k(log_ratio, tail + 1)
+    _, where = jax.lax.top_k(log_ratio.astype(np.float32), tail + 1)  # in float64 XLA sorts everything
+    where = where[jnp.argsort(-log_ratio[where])]
+    largest = log_ratio[where]
     cutoff = largest[-1]
     excess = jnp.exp(largest[:tail][::-1]) - jnp.exp(cutoff)
     k, sigma = _fit_pareto(jnp.maximum(excess, 1e-300))

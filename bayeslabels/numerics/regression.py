@@ -11,12 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .compress import known
-from .linalg import Array, inverse_psd, outer_pairs, pack, pairs, solve_psd, unpack
+from .linalg import Array, outer_pairs, pack, pairs, solve_and_invert, unpack
 
 SMALLEST_LOG_VARIANCE = -46.0
-"""ln s_l^2 of a scatter that is zero for every purpose (s = 1e-10)."""
+"""ln s_l^2, flux in units near its typical size, of a scatter that is zero for every purpose (s = 1e-10)."""
+
+ROUGH_ALTERNATIONS = 4
+"""Alternations at most in float32, which cost half and bring the scatter close."""
 
 
 class CoefficientPrior(NamedTuple):
@@ -68,15 +72,15 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
 
     residual2, variance, ok (B, N); x (B,). Returns x and the gradient in x at the last point visited.
     """
-    one = jnp.ones(residual2.shape[1])
+    one = jnp.ones(residual2.shape[1], residual2.dtype)
     for _ in range(steps):
         s2 = jnp.exp(x)
         w = jax.lax.optimization_barrier(ok / (variance + s2[:, None]))  # one division, not one per sum
-        w2 = jax.lax.optimization_barrier(w * w)
-        sum_w2 = w2 @ one
-        gradient = 0.5 * s2 * ((w - w2 * residual2) @ one) + 0.5 * s2 / scale**2
+        w2r2 = jax.lax.optimization_barrier(w * w * residual2)
+        sum_w2 = (w * w) @ one
+        gradient = 0.5 * s2 * ((w - w2r2) @ one) + 0.5 * s2 / scale**2
         fisher = 0.5 * s2**2 * sum_w2 + 0.5 * s2 / scale**2
-        exact = gradient + 0.5 * s2**2 * (2 * ((w2 * w * residual2) @ one) - sum_w2)
+        exact = gradient + 0.5 * s2**2 * (2 * ((w * w2r2) @ one) - sum_w2)
         curvature = jnp.where(exact > 0.2 * fisher, exact, fisher)
         move = jnp.clip(gradient / jnp.maximum(curvature, 1e-300), -2.0, 2.0)
         x = jnp.clip(x - move, SMALLEST_LOG_VARIANCE, 40.0)
@@ -93,6 +97,7 @@ def train_block(
     prior: CoefficientPrior,
     scatter2,
     scatter_scale,
+    unit=1.0,
     *,
     learn_scatter: bool,
     integrate: bool,
@@ -103,10 +108,11 @@ def train_block(
     """Alternate exact solves of theta with Newton steps in s until neither moves.
 
     value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
-    coefficient is censored. `integrate`: s maximises the density with theta integrated out, else the joint
-    density of (theta, s). `exact`: phi is known, so that phi_pairs is its outer product.
+    coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s maximises the density
+    with theta integrated out, else the joint density of (theta, s). `exact`: phi is known, so that phi_pairs is its
+    outer product.
     """
-    y, variance, ok = known(value, error)
+    y, variance, ok = known(value * unit, error * unit)
     k = phi.shape[1]
     _, _, multiplicity = pairs(k)
     n_used = ok.sum(1)
@@ -114,51 +120,61 @@ def train_block(
     usable = n_used > (allowed * pinned).sum(1)
     ok &= usable[:, None]
     idle = jnp.where(usable[:, None], 1 - allowed, 1.0) * pinned
+    both = allowed[:, :, None] * allowed[:, None, :]
+    prior = CoefficientPrior(
+        prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
+    )
+    spread_pairs = 0.0 if exact else phi_pairs - outer_pairs(phi)
 
-    def normal(x):
-        w = ok / (variance + jnp.exp(x)[:, None])
-        gram = unpack(w @ phi_pairs, k) * allowed[:, :, None] * allowed[:, None, :] + prior.precision
-        gram = gram + idle[:, :, None] * jnp.eye(k)
-        return gram, ((w * y) @ phi) * allowed + prior.information
+    def alternator(number):
+        """One alternation with the sums over stars in `number`; solves are in float64."""
+        y_, variance_, phi_, pairs_, spread_ = (
+            jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs, spread_pairs)
+        )
 
-    def solve(x, theta):
-        gram, linear = normal(x)
-        if penalised:
-            theta = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
-        else:
-            theta = solve_psd(gram, linear)
-        return theta, inverse_psd(gram) if integrate else jnp.zeros_like(gram)
+        def solve(x, theta):
+            w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
+            gram = unpack((w @ pairs_).astype(phi.dtype), k) * both + prior.precision + idle[:, :, None] * jnp.eye(k)
+            linear = ((w * y_) @ phi_).astype(phi.dtype) * allowed + prior.information
+            solution, covariance = solve_and_invert(gram, linear)
+            if penalised:
+                solution = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
+            return solution, covariance
 
-    def residual2(theta, covariance):
-        effective = theta * allowed
-        r2 = (y - effective @ phi.T) ** 2
-        spread = 0.0
-        if integrate:
-            spread = covariance * allowed[:, :, None] * allowed[:, None, :]
-        if not exact:
-            outer = effective[:, :, None] * effective[:, None, :]
-            r2 = r2 + (pack(outer) * multiplicity) @ (phi_pairs - outer_pairs(phi)).T
-        if integrate:
-            r2 = r2 + (pack(spread) * multiplicity) @ phi_pairs.T
-        return jnp.maximum(r2, 0.0)
+        def residual2(theta, covariance):
+            effective = theta * allowed
+            r2 = (y_ - effective.astype(number) @ phi_.T) ** 2
+            if not exact:
+                r2 = r2 + (outer_pairs(effective) * multiplicity).astype(number) @ spread_.T
+            if integrate:
+                r2 = r2 + (pack(covariance * both) * multiplicity).astype(number) @ pairs_.T
+            return jnp.maximum(r2, 0.0)
 
-    def alternate(state):
-        x, theta, _, _, count = state
-        theta, covariance = solve(x, theta)
-        if not learn_scatter:
-            return x, theta, covariance, jnp.zeros_like(x), count + 1
-        new, gradient = scatter_step(x, residual2(theta, covariance), variance, ok, scatter_scale)
-        settled = new <= SMALLEST_LOG_VARIANCE + 1
-        remaining = jnp.where(settled, 0.0, jnp.abs(new - x) + jnp.abs(gradient) / jnp.maximum(n_used, 1))
-        return new, theta, covariance, remaining, count + 1
+        def alternate(state):
+            x, theta, _, _, count = state
+            theta, covariance = solve(x, theta)
+            if not learn_scatter:
+                return x, theta, covariance, jnp.zeros_like(x), count + 1
+            start = x.astype(number)
+            new, gradient = scatter_step(start, residual2(theta, covariance), variance_, ok, scatter_scale * unit)
+            settled = (new <= SMALLEST_LOG_VARIANCE + 1) | ~usable
+            remaining = jnp.abs(new - start) + jnp.abs(gradient) / jnp.maximum(n_used, 1)
+            remaining = jnp.where(settled, 0.0, remaining).astype(x.dtype)
+            return new.astype(x.dtype), theta, covariance, remaining, count + 1
 
-    def unfinished(state):
-        return (jnp.nanmax(state[3]) > 1e-7) & (state[4] < alternations)
+        return solve, alternate
 
-    x = jnp.log(jnp.maximum(scatter2, 1e-20))
-    theta, covariance = jnp.zeros((len(y), k)), jnp.zeros((len(y), k, k))
-    start = (x, theta, covariance, jnp.full_like(x, jnp.inf), 0)
-    x, theta, covariance, remaining, _ = jax.lax.while_loop(unfinished, alternate, start)
-    theta, _ = solve(x, theta)
-    covariance = inverse_psd(normal(x)[0])
-    return Pixels(theta, covariance, jnp.exp(x) if learn_scatter else scatter2, remaining <= 1e-7)
+    def run(alternate, state, tolerance, most):
+        return jax.lax.while_loop(lambda s: (jnp.nanmax(s[3]) > tolerance) & (s[4] < most), alternate, state)
+
+    x = jnp.log(jnp.maximum(scatter2 * unit**2, 1e-20))
+    state = (x, jnp.zeros((len(y), k)), jnp.zeros((len(y), k, k)), jnp.full_like(x, jnp.inf), 0)
+    if learn_scatter and alternations > 1:
+        near, *_ = run(alternator(np.float32)[1], state, 1e-4, ROUGH_ALTERNATIONS)
+        state = (jnp.where(jnp.isfinite(near), near, x), *state[1:])
+    solve, alternate = alternator(phi.dtype)
+    x, theta, covariance, remaining, _ = run(alternate, state, 1e-7, alternations)
+    converged = remaining <= 1e-7
+    theta, covariance = jax.lax.cond(converged.all(), lambda: (theta, covariance), lambda: solve(x, theta))
+    scatter2 = jnp.exp(x) / unit**2 if learn_scatter else scatter2
+    return Pixels(theta / unit, covariance / unit**2, scatter2, converged)
