@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from . import demo, plots
+from . import demo, reports
 from .errors import BadInput, CannotDo, bad_input
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
 from .posterior import load
+from .reports import significant
 from .stars import Stars
 from .tables import format_of, read_table, read_wavelength, write_table
 
@@ -109,9 +110,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-# ---- the commands ----
-
-
 def _demo(a: argparse.Namespace, written: list[Path]) -> None:
     if a.out.exists() and not a.out.is_dir():
         raise bad_input(f"--out {a.out}, which is a file", "a folder")
@@ -137,7 +135,7 @@ def _fit(a: argparse.Namespace, written: list[Path]) -> None:
     model = Cannon(order=a.order, label_noise=not a.no_label_noise)
     start = time.perf_counter()
     posterior = fit(model, stars, TRAINING[a.inference](), seed=a.seed, progress=_progress(a))
-    _say(demo.training_report(posterior, time.perf_counter() - start))
+    _say(reports.training(posterior, time.perf_counter() - start))
     posterior.info["columns"] = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
     posterior.info["source"] = os.path.basename(a.table)
     written.append(posterior.save(a.output))
@@ -159,8 +157,8 @@ def _infer(a: argparse.Namespace, written: list[Path]) -> None:
     known = result.error[np.isfinite(result.error).all(1)]
     if len(known):
         bars = zip(result.frame.names, result.frame.units, np.median(known, 0), strict=True)
-        _say("  median error bars: " + ", ".join(f"{n} {plots._round(float(x), 3)} {u}".rstrip() for n, u, x in bars))
-    for line in demo.diagnostics_report(result):
+        _say("  median error bars: " + ", ".join(f"{n} {significant(float(x), 3)} {u}".rstrip() for n, u, x in bars))
+    for line in reports.diagnostics(result):
         _say(line)
     _say(f"wrote {a.output}: {len(table)} rows, {len(table.colnames)} columns")
 
@@ -171,7 +169,7 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     moments: Any = posterior.data["moments"]
     size = Path(a.model).stat().st_size / 1e6
     _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
-    _say(demo.training_report(posterior))
+    _say(reports.training(posterior))
     grid = "" if frame.coordinate is None else f", {frame.coordinate[0]:.6g} to {frame.coordinate[-1]:.6g}"
     scatter = np.nanmedian(posterior.moments.scatter)
     _say(f"  spectra: {frame.n_pixel} pixels{grid}; median scatter {scatter:.2g} {frame.flux_unit}".rstrip())
@@ -180,7 +178,7 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     training = frame.physical(posterior.moments.training_u)
     rows = zip(frame.names, frame.units, posterior.moments.label_scatter, training.T, strict=True)
     for name, unit, tau, values in rows:
-        numbers = [plots._round(float(x), 3) for x in (tau, np.nanmean(values), np.nanstd(values))]
+        numbers = [significant(float(x), 3) for x in (tau, np.nanmean(values), np.nanstd(values))]
         _say(f"  {name:<12} {unit or '-':<6} {numbers[0]:>9} {numbers[1]:>9} {numbers[2]:>9}")
     told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
     _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
@@ -190,9 +188,6 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
         _say("  columns: " + ", ".join(f"{k} {v}" for k, v in info["columns"].items()))
     rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
     _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
-
-
-# ---- options ----
 
 
 def _label_options(p: argparse.ArgumentParser, required: bool) -> None:
@@ -238,9 +233,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
-
-
-# ---- what the commands share ----
 
 
 def _stars(path: str, columns: dict[str, Any], labels: Any = None, labels_error: Any = None) -> Stars:
