@@ -229,6 +229,8 @@ class EM:
         if self.noisy:
             sites |= {"label_scatter": moments.label_scatter, "u": self.u}
             sites["true_labels"] = frame.physical(self.u)
+        elif self.has_latents:
+            sites["labels_missing"] = self.u[~self.catalogue.observed]
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
 
 
