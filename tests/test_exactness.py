@@ -154,9 +154,6 @@ def test_gradient_is_zero_at_the_classic_mode():
     assert (np.abs(d_theta) / size_theta).max() < 1e-6
 
 
-# ---- sampling ----
-
-
 def assert_same_posterior(a, b, what):
     """Draws (chain, draw, ...): means within 0.1 sd and sds within 10 per cent, beyond four Monte Carlo errors."""
     size = np.minimum(ess(a), ess(b))
@@ -191,11 +188,18 @@ def compare_training(stars, model, gibbs, nuts, nuts_rhat):
         assert_same_posterior(a[name], b[name], name)
 
 
+@pytest.mark.parametrize(
+    ("gibbs", "nuts"),
+    [
+        (Gibbs(draws=1000, warmup=150, thin=2), NUTS(draws=500, warmup=300)),
+        pytest.param(Gibbs(draws=4000, warmup=500, thin=2), NUTS(draws=2000, warmup=500), marks=pytest.mark.slow),
+    ],
+    ids=["short", "long"],
+)
 @in_float64
-def test_gibbs_and_nuts_draw_from_one_posterior():
+def test_gibbs_and_nuts_draw_from_one_posterior(gibbs, nuts):
     stars, _ = simulate(40, 8, order=1, seed=2, missing=True)
-    model = Cannon(order=1, label_noise="joint")
-    compare_training(stars, model, Gibbs(draws=1500, warmup=300, thin=2), NUTS(draws=600, warmup=400), 1.02)
+    compare_training(stars, Cannon(order=1, label_noise="joint"), gibbs, nuts, 1.02)
 
 
 @pytest.mark.slow
