@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
+import dataclasses
 import importlib.metadata
+import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from . import demo, plots
-from .errors import BadInput, CannotDo, bad_input
+from . import demo, reports
+from .errors import BadInput, CannotDo, bad_input, index_of
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
-from .models.cannon import Cannon
+from .model import MODELS, Model
 from .posterior import load
+from .priors import HalfNormal, Prior
+from .reports import significant
 from .stars import Stars
 from .tables import format_of, read_table, read_wavelength, write_table
 
 TRAINING = {"map": MAP, "gibbs": Gibbs, "nuts": NUTS, "svi": SVI}
+_BY_NAME = {name.lower(): model for name, model in sorted(MODELS.items())}
+_PRIORS = {prior.__name__: prior for prior in (*get_args(Prior), HalfNormal)}
 TEST = {"laplace": Laplace, "importance": Importance, "nuts": NUTS, "map": MAP}
 COLUMNS = ("flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
 """Options that say where things stand in a table; a model file remembers those of its training."""
@@ -78,14 +86,25 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
-    p.description = "Train a Cannon on a table of labels and spectra (FITS, ECSV or Parquet)."
-    p.epilog = "Example: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR -o model.nc"
+    p.description = "Train a model on a table of labels and spectra (FITS, ECSV or Parquet)."
+    p.epilog = (
+        "Example: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --set order=3 -o model.nc"
+    )
     p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
     _label_options(p, required=True)
     _table_options(p)
-    p.add_argument("--order", type=int, choices=(1, 2, 3), default=2, help="of the polynomial (default: 2)")
-    p.add_argument("--no-label-noise", action="store_true", help="training labels are exact (the classic Cannon)")
-    p.add_argument("--inference", choices=TRAINING, default="map", help="(default: map)")
+    p.add_argument("--model", type=str.lower, choices=_BY_NAME, default="cannon", help="(default: %(default)s)")
+    p.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="a hyperparameter of the model, its value in JSON or Python; again for others",
+    )
+    p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
+    p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
+    p.add_argument("--inference", choices=TRAINING, help="(default: the model's own)")
     _output_options(p, "MODEL.nc", "the model file to write")
     _run_options(p)
     p.set_defaults(run=_fit)
@@ -109,9 +128,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-# ---- the commands ----
-
-
 def _demo(a: argparse.Namespace, written: list[Path]) -> None:
     if a.out.exists() and not a.out.is_dir():
         raise bad_input(f"--out {a.out}, which is a file", "a folder")
@@ -132,12 +148,15 @@ def _demo(a: argparse.Namespace, written: list[Path]) -> None:
 
 def _fit(a: argparse.Namespace, written: list[Path]) -> None:
     _may_write(a.output, a.overwrite)
+    model = _model(a)
     stars = _stars(a.table, vars(a), a.labels, a.labels_error)
     _say(f"{a.table}: {_counts(stars)}")
-    model = Cannon(order=a.order, label_noise=not a.no_label_noise)
+    with _taken(a):
+        model.bind(stars)
     start = time.perf_counter()
-    posterior = fit(model, stars, TRAINING[a.inference](), seed=a.seed, progress=_progress(a))
-    _say(demo.training_report(posterior, time.perf_counter() - start))
+    inference = TRAINING[a.inference]() if a.inference else None
+    posterior = fit(model, stars, inference, seed=a.seed, progress=_progress(a))
+    _say(reports.training(posterior, time.perf_counter() - start))
     posterior.info["columns"] = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
     posterior.info["source"] = os.path.basename(a.table)
     written.append(posterior.save(a.output))
@@ -159,8 +178,8 @@ def _infer(a: argparse.Namespace, written: list[Path]) -> None:
     known = result.error[np.isfinite(result.error).all(1)]
     if len(known):
         bars = zip(result.frame.names, result.frame.units, np.median(known, 0), strict=True)
-        _say("  median error bars: " + ", ".join(f"{n} {plots._round(float(x), 3)} {u}".rstrip() for n, u, x in bars))
-    for line in demo.diagnostics_report(result):
+        _say("  median error bars: " + ", ".join(f"{n} {significant(float(x), 3)} {u}".rstrip() for n, u, x in bars))
+    for line in reports.diagnostics(result):
         _say(line)
     _say(f"wrote {a.output}: {len(table)} rows, {len(table.colnames)} columns")
 
@@ -171,7 +190,7 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     moments: Any = posterior.data["moments"]
     size = Path(a.model).stat().st_size / 1e6
     _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
-    _say(demo.training_report(posterior))
+    _say(reports.training(posterior))
     grid = "" if frame.coordinate is None else f", {frame.coordinate[0]:.6g} to {frame.coordinate[-1]:.6g}"
     scatter = np.nanmedian(posterior.moments.scatter)
     _say(f"  spectra: {frame.n_pixel} pixels{grid}; median scatter {scatter:.2g} {frame.flux_unit}".rstrip())
@@ -180,7 +199,7 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     training = frame.physical(posterior.moments.training_u)
     rows = zip(frame.names, frame.units, posterior.moments.label_scatter, training.T, strict=True)
     for name, unit, tau, values in rows:
-        numbers = [plots._round(float(x), 3) for x in (tau, np.nanmean(values), np.nanstd(values))]
+        numbers = [significant(float(x), 3) for x in (tau, np.nanmean(values), np.nanstd(values))]
         _say(f"  {name:<12} {unit or '-':<6} {numbers[0]:>9} {numbers[1]:>9} {numbers[2]:>9}")
     told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
     _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
@@ -190,9 +209,6 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
         _say("  columns: " + ", ".join(f"{k} {v}" for k, v in info["columns"].items()))
     rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
     _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
-
-
-# ---- options ----
 
 
 def _label_options(p: argparse.ArgumentParser, required: bool) -> None:
@@ -226,6 +242,30 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, where VALUE is JSON, a Python literal, a prior such as Normal(scale=0.1), or a word."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as order=3")
+    for read in (json.loads, ast.literal_eval, _prior):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+            return name, read(value)
+    if not value.isidentifier():
+        raise argparse.ArgumentTypeError(
+            f"{value!r}, the value of {name}, is neither JSON nor Python: such as 3, true, joint, [1, 2], "
+            f"{', '.join(f'{prior}()' for prior in _PRIORS)}"
+        )
+    return name, value
+
+
+def _prior(text: str) -> Any:
+    call = ast.parse(text, mode="eval").body
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _PRIORS):
+        raise ValueError(text)
+    given = {word.arg or "": ast.literal_eval(word.value) for word in call.keywords}
+    return _PRIORS[call.func.id](*map(ast.literal_eval, call.args), **given)
+
+
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -240,7 +280,31 @@ def _positive(text: str) -> int:
     return value
 
 
-# ---- what the commands share ----
+def _model(a: argparse.Namespace) -> Model:
+    """The model named, with the hyperparameters that were set."""
+    model = _BY_NAME[a.model]
+    short = ([("order", a.order)] if a.order else []) + ([("label_noise", False)] if a.no_label_noise else [])
+    known = [field.name for field in dataclasses.fields(model) if field.init and field.name != "frame"]
+    settings: dict[str, Any] = {}
+    for name, value in [*a.set, *short]:
+        index_of(name, known, f"hyperparameter of {model.__name__}")
+        if name in settings:
+            raise bad_input(f"{name}={settings[name]!r} and {name}={value!r}", "one of them")
+        settings[name] = value
+    with _taken(a):
+        return model(**settings)
+
+
+@contextlib.contextmanager
+def _taken(a: argparse.Namespace) -> Iterator[None]:
+    """Hyperparameters come from the command line: what Python cannot make of them is bad input, not a bug."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as problem:
+        if isinstance(problem, BadInput) or not a.set:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in a.set)
+        raise bad_input(f"--set {given}", f"values that {a.model} can take", str(problem)) from problem
 
 
 def _stars(path: str, columns: dict[str, Any], labels: Any = None, labels_error: Any = None) -> Stars:

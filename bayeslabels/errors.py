@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class BadInput(ValueError):
     """Data or settings that cannot mean what was intended."""
@@ -23,3 +26,12 @@ def bad_input(got: str, expected: str, cause: str | None = None, fix: str | None
     if fix:
         message += f"; write: {fix}"
     return BadInput(message)
+
+
+def index_of(name: str, names: Iterable[str], kind: str) -> int:
+    """Where a name stands among names; refuses one that is not there once, naming those that are near."""
+    names = list(names)
+    if (n := names.count(name)) != 1:
+        near = difflib.get_close_matches(name, map(str, names), 3, 0.4) or names[:5]
+        raise bad_input(f"{kind} {name!r}, which is there {n} times", "one of " + ", ".join(map(repr, near)))
+    return names.index(name)

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binom, norm
+from scipy.stats import norm
 
+from .calibration import Labels, Result, compared, coverage, label_scatter, z_scores
 from .errors import bad_input
 from .posterior import Posterior
+from .reports import significant
 from .simulate import Truth
 from .star_posterior import StarPosterior
 from .stars import Block, Stars
@@ -23,17 +25,20 @@ from .stars import Block, Stars
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
 """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
+ONE_SIGMA = 0.6827
+"""Probability of the interval from one standard deviation below to one above the mean."""
 
-def one_to_one(result: StarPosterior, truth: Any, *, axes: Sequence[Axes] | None = None) -> Figure:
+
+def one_to_one(result: Result, truth: Labels, *, axes: Sequence[Axes] | None = None) -> Figure:
     """Inferred against true labels, a panel per label, with bias and scatter.
 
     Args:
         truth: (N, M) in label units; `Stars` with labels, such as a catalogue's; or a `simulate.Truth`.
         axes: one per label; None: a new figure.
     """
-    known, spread = _known(result, truth)
-    names, units = result.frame.names, result.frame.units
-    reference = "true" if spread is None else "catalogue"
+    reference = compared(result, truth, scatter=_scatter(result, truth))
+    known, names, units = reference.value, result.frame.names, result.frame.units
+    spread = np.sqrt(np.einsum("nmm->nm", reference.covariance)) if isinstance(truth, Stars) else None
     figure, panels = _panels(len(names), axes)
     for m, (ax, name) in enumerate(zip(panels, names, strict=True)):
         x, y = known[:, m], result.mean[:, m]
@@ -44,7 +49,7 @@ def one_to_one(result: StarPosterior, truth: Any, *, axes: Sequence[Axes] | None
         low, high = np.nanpercentile(np.concatenate([x[ok], y[ok]]), [0.2, 99.8])
         margin = 0.06 * (high - low) or 1.0
         limits = (low - margin, high + margin)
-        xerr = None if spread is None else np.where(np.isfinite(spread[ok, m]), spread[ok, m], 0)
+        xerr = None if spread is None else spread[ok, m]
         many = ok.sum() > 400
         ax.plot(limits, limits, color=BLACK, lw=1, ls="--", zorder=3)
         ax.errorbar(
@@ -53,18 +58,20 @@ def one_to_one(result: StarPosterior, truth: Any, *, axes: Sequence[Axes] | None
         )  # fmt: skip
         offset = (y - x)[ok]
         unit = f" {units[m]}" if units[m] else ""
-        text = f"bias {offset.mean():+.2g}{unit}\nrms {_round(np.sqrt((offset**2).mean()))}{unit}\n{ok.sum()} stars"
+        text = (
+            f"bias {offset.mean():+.2g}{unit}\nrms {significant(np.sqrt((offset**2).mean()))}{unit}\n{ok.sum()} stars"
+        )
         ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9, bbox=_paper())
         outside = int(((x[ok] < limits[0]) | (x[ok] > limits[1]) | (y[ok] < limits[0]) | (y[ok] > limits[1])).sum())
         if outside > 2:
             ax.text(0.96, 0.04, f"{outside} stars beyond", transform=ax.transAxes, ha="right", fontsize=8, color=GREY)
-        ax.set(xlim=limits, ylim=limits, xlabel=f"{reference} {_label(name, units[m])}", aspect="equal")
+        ax.set(xlim=limits, ylim=limits, xlabel=f"{_kind(truth)} {_label(name, units[m])}", aspect="equal")
         ax.set_ylabel(f"inferred {_label(name, units[m])}")
         ax.locator_params(nbins=5)
     return figure
 
 
-def calibration(result: StarPosterior, truth: Any, *, axes: Any = None) -> Figure:
+def calibration(result: Result, truth: Labels, *, axes: Any = None) -> Figure:
     """Whether the error bars hold: z scores against the unit normal (top), and coverage (bottom), per label.
 
     z = (inferred - true) / error. Against the labels of `Stars`, a catalogue's, the error includes theirs and tau.
@@ -74,10 +81,12 @@ def calibration(result: StarPosterior, truth: Any, *, axes: Any = None) -> Figur
     Args:
         truth: as in `one_to_one`. axes: (2, M); None: a new figure.
     """
-    z = _z(result, truth)
+    tau = _scatter(result, truth)
+    z = -z_scores(result, truth, scatter=tau)
     names = result.frame.names
     figure, panels = _panels(2 * len(names), axes, rows=2)
-    level = np.linspace(0, 1, 201)
+    level = np.linspace(0, 1, 202)[1:-1]
+    curve, one_sigma = (coverage(result, truth, p, scatter=tau) for p in (level, ONE_SIGMA))
     for m, name in enumerate(names):
         top, bottom = panels[m], panels[len(names) + m]
         one = z[np.isfinite(z[:, m]), m]
@@ -97,15 +106,12 @@ def calibration(result: StarPosterior, truth: Any, *, axes: Any = None) -> Figur
             text += f"\n{beyond} beyond 4"
         top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=9)
         top.legend(loc="upper right", fontsize=9, frameon=False)
-        inside = np.searchsorted(np.sort(2 * norm.cdf(abs(one)) - 1), level, "right") / len(one)
-        low, high = (binom.ppf(q, len(one), level) / len(one) for q in (0.025, 0.975))
+        low, high = curve.low[:, m], curve.high[:, m]
         bottom.fill_between(level, low, high, color=GREY, alpha=0.35, lw=0, label="95% of calibrated samples")
         bottom.plot(level, level, color=BLACK, lw=1, ls="--")
-        bottom.plot(level, inside, color=BLUE, lw=2, label="these stars")
-        at = float(np.mean(abs(one) < 1))
-        bottom.plot(
-            [norm.cdf(1) - norm.cdf(-1)], [at], "o", color=ORANGE, ms=6, label=f"within 1 error: {100 * at:.0f}%"
-        )
+        bottom.plot(level, curve.share[:, m], color=BLUE, lw=2, label="these stars")
+        share = one_sigma.share[m]
+        bottom.plot([ONE_SIGMA], [share], "o", color=ORANGE, ms=6, label=f"within the 68% interval: {100 * share:.0f}%")
         bottom.set(xlabel="probability of the interval", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         bottom.set_ylabel(f"fraction of stars inside ({name})")
         bottom.legend(loc="lower right", fontsize=8, frameon=False)
@@ -137,7 +143,7 @@ def coefficients(
             sd = np.sqrt(moments.coefficient_covariance[:, k[0], k[0]])
             ax.fill_between(x, value - sd, value + sd, color=ORANGE, alpha=0.5, lw=0, step="mid")
             _steps(ax, x, value, BLUE)
-        ax.set_ylabel(f"{name}\nper {_round(frame.scale[m])} {frame.units[m]}".rstrip())
+        ax.set_ylabel(f"{name}\nper {significant(frame.scale[m])} {frame.units[m]}".rstrip())
     _steps(panels[-1], x, moments.scatter, GREEN)
     panels[-1].set_ylabel("scatter s\n" + _flux_unit(posterior))
     panels[-1].set_ylim(0, None)
@@ -168,7 +174,7 @@ def corner(result: StarPosterior, star: int | str = 0, *, truth: Any = None) -> 
     known = None
     if truth is not None:
         one = not isinstance(truth, Truth | Stars) and np.ndim(truth) == 1
-        known = np.asarray(truth, float) if one else _known(result, truth)[0][row]
+        known = np.asarray(truth, float) if one else compared(result, truth).value[row]
     m = len(frame.names)
     figure = Figure(figsize=(2.4 * m + 0.6, 2.4 * m + 0.6), layout="constrained")
     panels = figure.subplots(m, m, squeeze=False)
@@ -259,7 +265,7 @@ def spectrum(
     top.legend(loc="upper right", ncols=3, fontsize=9, frameon=False)
     top.tick_params(labelbottom=False)
     values = predicted["labels"].value[0]
-    parts = [f"{n} {_round(v, 4)} {u}".rstrip() for n, v, u in zip(frame.names, values, frame.units, strict=True)]
+    parts = [f"{n} {significant(v, 4)} {u}".rstrip() for n, v, u in zip(frame.names, values, frame.units, strict=True)]
     top.set_title(f"{star.id[0] if star.id is not None else index}:  " + ",  ".join(parts), fontsize=10, loc="left")
     bottom.axhspan(-1, 1, color=GREY, alpha=0.25, lw=0)
     bottom.plot(x, (flux - mean) / np.hypot(error, band), ".", ms=3, color=BLACK)
@@ -269,9 +275,6 @@ def spectrum(
         ax.set_xlim(x.min(), x.max())
     figure.align_ylabels(panels)
     return figure
-
-
-# ---- what the pictures share ----
 
 
 def _panels(n: int, axes: Any, rows: int = 1, wide: bool = False, ratios: Any = None) -> tuple[Figure, list[Axes]]:
@@ -286,28 +289,9 @@ def _panels(n: int, axes: Any, rows: int = 1, wide: bool = False, ratios: Any = 
     return figure, list(figure.subplots(rows, columns, squeeze=False, height_ratios=ratios).ravel())
 
 
-def _known(result: StarPosterior, truth: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reference labels (N, M), and for a catalogue's their total error."""
-    frame, shape = result.frame, result.mean.shape
-    spread = None
-    if isinstance(truth, Stars):
-        if "labels" not in truth or truth["labels"].names != frame.names:
-            raise bad_input("stars without these labels", f"labels {frame.names}")
-        block = truth["labels"]
-        values = np.where(block.observed, block.value, np.nan)
-        variance = np.where(block.observed, block.filled()[1], np.nan)
-        spread = np.sqrt(variance + np.asarray(result.info["label_scatter"]) ** 2)
-    else:
-        values = np.asarray(truth.test_labels if isinstance(truth, Truth) else truth, float)
-    if values.shape != shape:
-        raise bad_input(f"truth of shape {values.shape}", f"{shape}, a row per star and a column per label")
-    return values, spread
-
-
-def _z(result: StarPosterior, truth: Any) -> np.ndarray:
-    known, spread = _known(result, truth)
-    error = result.error if spread is None else np.hypot(result.error, spread)
-    return (result.mean - known) / error
+def _scatter(result: Result, truth: Labels) -> np.ndarray | None:
+    """tau, where the labels compared with are a catalogue's."""
+    return label_scatter(result) if isinstance(truth, Stars) else None
 
 
 def _kind(truth: Any) -> str:
@@ -316,14 +300,6 @@ def _kind(truth: Any) -> str:
 
 def _label(name: str, unit: str) -> str:
     return f"{name} [{unit}]" if unit else name
-
-
-def _round(x: float, digits: int = 2) -> str:
-    """Significant digits, without an exponent."""
-    if not np.isfinite(x) or x == 0:
-        return f"{x:.3g}"
-    decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(x)))))
-    return f"{x:.{min(decimals, 8 if abs(x) < 1 else 3)}f}"
 
 
 def _value(name: str, low: float, middle: float, high: float, unit: str) -> str:

@@ -176,18 +176,19 @@ class Posterior:
         return u, spread
 
     def summary(self) -> QTable:
-        """One row per label: name, unit, tau, and mean and sd of the population of true labels."""
+        """One row per label: name, unit, tau, and mean and sd of the population of true labels, NaN if it is flat."""
         frame, moments = self.model.require_frame(), self.moments
         if not self.model.labels_are_latent:
             columns = {"label": list(frame.names), "unit": list(frame.units), "label_scatter": moments.label_scatter}
             return QTable(columns)
+        learned = np.nan if self.model.fixed_population is not None else 1.0
         return QTable(
             {
                 "label": list(frame.names),
                 "unit": list(frame.units),
                 "label_scatter": moments.label_scatter,
-                "population_mean": frame.physical(moments.population_mean),
-                "population_sd": frame.scale * np.sqrt(np.diag(moments.population_covariance)),
+                "population_mean": learned * frame.physical(moments.population_mean),
+                "population_sd": learned * frame.scale * np.sqrt(np.diag(moments.population_covariance)),
             }
         )
 

@@ -5,8 +5,6 @@ Missing is missing: a value or an error that is NaN or infinite drops that numbe
 
 from __future__ import annotations
 
-import difflib
-import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +14,26 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from astropy import units as u
-from astropy.io.fits import FITS_rec
-from astropy.table import Column, QTable
-from astropy.utils.masked import Masked
+from astropy.table import QTable
 
-from .errors import BadInput, bad_input
+from .columns import (
+    SUFFIXES,
+    Numbers,
+    column_of,
+    convert,
+    default_names,
+    error_from_ivar,
+    has_suffix,
+    layout_of,
+    numbers,
+    read_blocks,
+    table_of,
+    unit_strings,
+    where_wrong,
+)
+from .errors import BadInput, bad_input, index_of
 
 Array: TypeAlias = Any  # NumPy as built; whatever a JAX transformation puts there afterwards
-Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all columns, or one each
-
-MAX_NAMED = 64  # wider blocks are spectra: their columns have coords, not names
-META = "BLBLOCKS"  # at most eight characters, so that a FITS header holds it
-SUFFIXES = ("error", "ivar", "unit", "names", "coords")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +83,14 @@ class Block:
         unit: Any = None,
         coords: Mapping[str, Any] | None = None,
     ):
-        spread = None if error is None else _numbers(error, "error")
-        self.__dict__.update(_valid(_numbers(value, "value"), spread, names, unit, coords))
+        spread = None if error is None else numbers(error, "error")
+        self.__dict__.update(_valid(numbers(value, "value"), spread, names, unit, coords))
 
     @classmethod
     def from_ivar(cls, value: Any, ivar: Any, *, names: Any = None, unit: Any = None, coords: Any = None) -> Block:
         """A block from inverse variances, of any shape of ``error`` but covariances; 0 or NaN: missing."""
-        error = _error_from_ivar(_numbers(ivar, "ivar"), "ivar")
-        return _make(cls, **_valid(_numbers(value, "value"), error, names, unit, coords))
+        error = error_from_ivar(numbers(ivar, "ivar"), "ivar")
+        return _make(cls, **_valid(numbers(value, "value"), error, names, unit, coords))
 
     def tree_flatten(self) -> tuple[Any, Any]:
         return (self.value, self.error), (self.names, self.unit, self._coords)
@@ -164,7 +169,7 @@ class Block:
         """The columns of these names or indices, in this order; or of a slice or mask."""
         if not isinstance(columns, slice):
             columns = [columns] if isinstance(columns, str | int) else list(columns)
-            columns = [_find(c, self.names or (), "column") if isinstance(c, str) else c for c in columns]
+            columns = [index_of(c, self.names or (), "column") if isinstance(c, str) else c for c in columns]
         at = np.arange(self.n_dim)[columns]
         if not 0 < len(at) == len(set(at)):
             raise bad_input(f"columns {at.tolist()}", "at least one, each once")
@@ -172,7 +177,7 @@ class Block:
         if error is not None:
             error = error[:, at[:, None], at] if self.has_covariance else error[:, at]
         names = self.names and tuple(self.names[i] for i in at)
-        unit = _unit([self.unit[i] for i in at], len(at), "") if isinstance(self.unit, tuple) else self.unit
+        unit = unit_strings([self.unit[i] for i in at], len(at), "") if isinstance(self.unit, tuple) else self.unit
         coords = tuple((name, _Static(static.array[at])) for name, static in self._coords)
         return _make(Block, value=self.value[:, at], error=error, names=names, unit=unit, _coords=coords)
 
@@ -204,7 +209,7 @@ class Stars:
 
     def __init__(self, *, id: Any = None, **blocks: Block):
         for name, block in blocks.items():
-            if name.startswith("_") or name in ("id", "n_star") or hasattr(Stars, name) or _suffix(name):
+            if name.startswith("_") or name in ("id", "n_star") or hasattr(Stars, name) or has_suffix(name):
                 raise bad_input(f"a block named {name!r}", f"a name that is free, and ends in none of {SUFFIXES}")
             if not isinstance(block, Block):
                 raise bad_input(f"{name}: {type(block).__name__}", "a Block", fix=f"{name}=Block({name}, error)")
@@ -254,7 +259,7 @@ class Stars:
     def __getitem__(self, key: Any) -> Any:
         """A block by its name; or the stars of a slice, mask, integer array, or one integer (of one star)."""
         if isinstance(key, str):
-            _find(key, self._blocks, "block")
+            index_of(key, self._blocks, "block")
             return self._blocks[key]
         rows = _rows(key, len(self))
         n_star = rows.shape[0] if isinstance(rows, jax.Array) else len(np.arange(len(self))[rows])
@@ -266,7 +271,7 @@ class Stars:
     def drop(self, *names: str) -> Stars:
         """Without these blocks, which a model will then sample."""
         for name in names:
-            _find(name, self._blocks, "block")
+            index_of(name, self._blocks, "block")
         kept = {name: block for name, block in self._blocks.items() if name not in names}
         return _make(Stars, **{**self.__dict__, "_blocks": kept})
 
@@ -294,74 +299,22 @@ class Stars:
         Raises:
             BadInput: columns that are not there, and all that `Block` and `Stars` refuse.
         """
-        if not columns and META in getattr(table, "meta", {}):
-            columns = json.loads(table.meta[META])
-            id = id or columns.pop("id", None)
-        names = [key for key in columns if not _suffix(key)]
-        for key, spec in columns.items():
-            block, _, suffix = key.rpartition("_")
-            if suffix in SUFFIXES and block not in names:
-                raise bad_input(f"{key} without {block}", "both")
-            if suffix in ("err", "sigma", "cov") and block in names:
-                raise bad_input(key, "the whole word", fix=f"{block}_error={spec!r}")
-        blocks = {name: _read(table, name, columns) for name in names}
-        return cls(id=None if id is None else _column(table, id), **blocks)
+        layout, id = layout_of(table, id, columns)
+        blocks = {name: _make(Block, **_valid(**parts, name=name)) for name, parts in read_blocks(table, layout)}
+        return cls(id=None if id is None else column_of(table, id), **blocks)
 
     def to_table(self) -> QTable:
         """An astropy table: ``id``, a column per name (a vector column for unnamed blocks), and errors.
 
         Covariances are one column without a unit. `from_table` restores the stars, also after FITS or ECSV.
         """
-        out: dict[str, Any] = {} if self.id is None else {"id": Column(self.id)}
-        layout: dict[str, Any] = {} if self.id is None else {"id": "id"}
-
-        def put(column: str, block: str, data: Array, unit: str | None) -> str:
-            column = column if column not in out else f"{block}_{column}"
-            if column in out:
-                raise bad_input(f"two columns {column!r}", "one", "blocks that share names", "rename one of them")
-            out[column] = Column(np.asarray(data), unit=unit or None)
-            return column
-
-        for name, block in self._blocks.items():
-            value, error, units = block.value, block.error, block.units
-            single = isinstance(block.unit, str) or block.n_dim == 1
-            coords = {key: array.tolist() for key, array in block.coords.items()}
-            layout |= {f"{name}_unit": block.unit, f"{name}_names": block.names, f"{name}_coords": coords}
-            if block.names is None or block.names == _default_names(block.n_dim) or block.n_dim > MAX_NAMED:
-                layout[name] = put(name, name, value, units[0] if single else None)
-                if error is not None:
-                    unit = _spread_unit(units[0]).to_string() if single and not block.has_covariance else None
-                    layout[f"{name}_error"] = put(f"{name}_error", name, error, unit)
-                continue
-            layout[name] = [put(x, name, value[:, i], units[i]) for i, x in enumerate(block.names)]
-            if block.has_covariance:
-                layout[f"{name}_error"] = put(f"{name}_error", name, error, None)
-            elif error is not None:
-                spread = [(f"{x}_error", i, _spread_unit(units[i]).to_string()) for i, x in enumerate(layout[name])]
-                layout[f"{name}_error"] = [put(x, name, error[:, i], unit) for x, i, unit in spread]
-        return QTable(out, meta={META: json.dumps(layout)})
+        return table_of(self.id, self._blocks)
 
 
 def _make(cls: Any, **fields: Any) -> Any:
     new = object.__new__(cls)
     new.__dict__.update(fields)
     return new
-
-
-def _default_names(n_dim: int) -> tuple[str, ...] | None:
-    return tuple(map(str, range(n_dim))) if n_dim <= MAX_NAMED else None
-
-
-def _suffix(name: str) -> bool:
-    return "_" in name and name.rpartition("_")[2] in SUFFIXES
-
-
-def _find(name: str, names: Iterable[str], kind: str) -> int:
-    names = list(names)
-    if (n := names.count(name)) != 1:
-        near = difflib.get_close_matches(name, map(str, names), 3, 0.4) or names[:5]
-        raise bad_input(f"{kind} {name!r}, which is there {n} times", "one of " + ", ".join(map(repr, near)))
-    return names.index(name)
 
 
 def _rows(rows: Any, n_star: int) -> Any:
@@ -378,89 +331,6 @@ def _rows(rows: Any, n_star: int) -> Any:
     return rows if len(rows) else slice(0, 0)
 
 
-def _numbers(data: Any, what: str) -> Numbers:
-    """Native floats, NaN where masked, and their unit."""
-    unit, mask = getattr(data, "unit", None), None
-    if isinstance(data, Masked):
-        mask, data = np.asarray(data.mask), data.unmasked
-    elif isinstance(data, np.ma.MaskedArray):
-        mask, data = np.ma.getmaskarray(data), np.ma.getdata(data)
-    array = np.asarray(data)
-    try:
-        if array.dtype == object:
-            vectors = array.size and np.ndim(array.flat[0])
-            nullable = hasattr(data, "to_numpy") and not vectors
-            array = data.to_numpy(float, na_value=np.nan) if nullable else np.array(array.tolist(), float)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(array.dtype)
-    except (TypeError, ValueError) as why:
-        raise bad_input(f"{what} that is not numeric ({why})", "real numbers, NaN where missing") from None
-    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
-    array = np.array(array, np.float32 if single else np.float64)
-    if mask is not None:
-        array[mask] = np.nan
-    return array, [unit]
-
-
-def _unit(unit: Any, n_dim: int, what: str) -> Any:
-    """Units as strings, which can be compared and hashed; one string where all columns agree."""
-    units = [unit] if unit is None or isinstance(unit, str) or hasattr(unit, "to_string") else list(unit)
-    if len(units) not in (1, n_dim):
-        raise bad_input(f"{len(units)} units for {n_dim} columns of {what}", "one, or one per column")
-    strings = []
-    for x in units:
-        try:
-            strings.append("" if x is None else u.Unit(str(x) if isinstance(x, u.UnrecognizedUnit) else x).to_string())
-        except (ValueError, TypeError):
-            fix = f'unit="K" (from_table: {what}_unit="K"), or unit="" for none'
-            raise bad_input(f"unit {str(x)!r} of {what}", "one that astropy knows", fix=fix) from None
-    if all(x is None for x in units):
-        return None
-    return strings[0] if len(set(strings)) == 1 else tuple(strings)
-
-
-def _spread_unit(unit: Any) -> Any:
-    """The unit of an error: mag for mag(AB), dex for dex(cm / s2), else the unit itself."""
-    return getattr(u.Unit(unit), "function_unit", u.Unit(unit))
-
-
-def _convert(numbers: Numbers, unit: Any, what: str, spread: bool = False) -> np.ndarray:
-    """The numbers in the units of their block; numbers without a unit are taken to be in it."""
-    array, own = numbers
-    of = _spread_unit if spread else u.Unit
-    n_dim = array.shape[-1]
-    to = unit if isinstance(unit, tuple) else (unit,) * n_dim
-    pairs = list(zip(own * n_dim if len(own) == 1 else own, to, strict=True))
-    for pair in set(pairs):
-        if pair[0] is None or isinstance(pair[0], u.UnrecognizedUnit):
-            continue
-        at = [i for i, other in enumerate(pairs) if other == pair]
-        try:
-            array[..., at] = of(pair[0]).to(of(pair[1] or ""), array[..., at])
-        except u.UnitConversionError:
-            fix = f'unit="{pair[0]}" (in from_table <block>_unit=), if that is meant'
-            raise bad_input(
-                f"{what} in {str(pair[0])!r}", f"what converts to {pair[1] or 'no unit'!r}", fix=fix
-            ) from None
-    return array
-
-
-def _error_from_ivar(ivar: Numbers, what: str) -> Numbers:
-    array, units = ivar
-    if array.ndim == 3:
-        raise bad_input("inverse covariances", "inverse variances", fix="error=np.linalg.inv(ivar)")
-    if (wrong := (array < 0) | np.isposinf(array)).any():
-        raise bad_input(f"{what} {_where(wrong, 'negative or infinite')}", "0 or NaN where missing", "a sentinel")
-    units = [None if x is None or isinstance(x, u.UnrecognizedUnit) else u.Unit(x) ** -0.5 for x in units]
-    return np.where(array > 0, array, np.nan) ** -0.5, units
-
-
-def _where(wrong: np.ndarray, how: str, names: Sequence[str] | None = None) -> str:
-    star, *column = np.argwhere(np.atleast_1d(wrong))[0].tolist()
-    at = f"star {star}" + "".join(f", column {names[i] if names else i}" for i in column)
-    return f"{how} in {wrong.sum()} of {wrong.size}, first at {at}"
-
-
 def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords: Any, name: str = "") -> dict[str, Any]:
     """The fields of a block, which messages call ``name``."""
     what, error_name = name or "value", f"{name}_error" if name else "error"
@@ -468,14 +338,14 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
     if x.ndim != 2 or not x.shape[1]:
         raise bad_input(f"{what} of shape {x.shape}", "(n_star, n_dim), or (n_star,)")
     n_dim = x.shape[1]
-    unit = _unit(unit if unit is not None else value[1], n_dim, what)
-    x = _convert((x, value[1]), unit, what)
-    names = _default_names(n_dim) if names is None else (names,) if isinstance(names, str) else tuple(names)
+    unit = unit_strings(unit if unit is not None else value[1], n_dim, what)
+    x = convert((x, value[1]), unit, what)
+    names = default_names(n_dim) if names is None else (names,) if isinstance(names, str) else tuple(names)
     if names is not None and (len(names) != n_dim or len(set(names)) < n_dim):
         raise bad_input(f"names {names} of {what}", f"{n_dim}, each once")
     spread = None
     if error is not None:
-        spread = _convert((_shaped(error[0], x, what, error_name), error[1]), unit, error_name, spread=True)
+        spread = convert((_shaped(error[0], x, what, error_name), error[1]), unit, error_name, spread=True)
         _check(spread, x, error_name, names, f"{name}_ivar=..." if name else "Block.from_ivar(value, ivar)")
         spread = spread.astype(x.dtype, copy=False)
         spread.flags.writeable = False
@@ -514,7 +384,7 @@ def _check(error: np.ndarray, x: np.ndarray, what: str, names: Any, from_ivar: s
     if (wrong := there & (spread <= 0)).any():
         fix = f"{from_ivar}, or error=np.where(error > 0, error, np.nan) to mark missing"
         cause = "inverse variances, or a sentinel for missing"
-        raise bad_input(f"{what} {_where(wrong, 'zero or negative', names)}", "errors above 0", cause, fix)
+        raise bad_input(f"{what} {where_wrong(wrong, 'zero or negative', names)}", "errors above 0", cause, fix)
     if (there & (spread < np.finfo(x.dtype).tiny ** (1 / 2 if error.ndim == 2 else 1))).any():
         fix = 'flux / 1e-17, unit="1e-17 W / (m2 nm)", or float64'
         raise bad_input(f"{what} so small that its square is 0 in {x.dtype}", "numbers nearer to 1", fix=fix)
@@ -526,9 +396,9 @@ def _check(error: np.ndarray, x: np.ndarray, what: str, names: Any, from_ivar: s
     even = np.abs(matrix - matrix.swapaxes(1, 2)) <= np.sqrt(np.finfo(error.dtype).eps)
     if (wrong := ~even.all((1, 2))).any():
         cure = "covariances, 0 where uncorrelated, NaN on the diagonal where missing"
-        raise bad_input(f"{what} {_where(wrong, 'not symmetric or not finite')}", cure)
+        raise bad_input(f"{what} {where_wrong(wrong, 'not symmetric or not finite')}", cure)
     if (wrong := np.linalg.eigvalsh(matrix)[:, 0] <= 0).any():
-        raise bad_input(f"{what} {_where(wrong, 'not positive definite')}", "covariances", "correlations of 1")
+        raise bad_input(f"{what} {where_wrong(wrong, 'not positive definite')}", "covariances", "correlations of 1")
 
 
 def _identifiers(id: Any) -> np.ndarray:
@@ -546,49 +416,3 @@ def _identifiers(id: Any) -> np.ndarray:
     array = array.astype(array.dtype.newbyteorder("="))
     array.flags.writeable = False
     return array
-
-
-def _column(table: Any, column: str) -> Any:
-    if not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
-        raise bad_input(f"a {type(table).__name__}", "a table", fix="Stars.from_table(Table.read(path), ...)")
-    names = getattr(getattr(table, "dtype", None), "names", None)
-    _find(column, getattr(table, "colnames", table) if names is None else names, "column")
-    return table[column]
-
-
-def _stack(table: Any, columns: Any) -> Numbers:
-    """The numbers of one vector column, or of several scalar ones."""
-    if not isinstance(columns, str):
-        parts = [_stack(table, column) for column in columns]
-        if any(array.ndim != 1 for array, _ in parts):
-            raise bad_input(f"a vector column among {columns}", "scalar columns, or one vector column")
-        return np.column_stack([array for array, _ in parts]), [units[0] for _, units in parts]
-    array, units = _numbers(_column(table, columns), columns)
-    if isinstance(table, FITS_rec):
-        header = table.columns[columns]
-        units = [header.unit and u.Unit(header.unit, format="fits", parse_strict="silent")]
-        if header.null not in (None, ""):
-            array[array == header.null] = np.nan
-    return array, units
-
-
-def _named(columns: Any) -> bool:
-    some = [columns] if isinstance(columns, str) else columns if isinstance(columns, list | tuple) else []
-    return len(some) > 0 and all(isinstance(x, str) for x in some)
-
-
-def _read(table: Any, name: str, columns: Mapping[str, Any]) -> Block:
-    spec = columns[name]
-    error, ivar, unit, names, coords = (columns.get(f"{name}_{key}") for key in SUFFIXES)
-    if not _named(spec):
-        raise bad_input(f"{name}={spec!r}", "the name of a column, or several", fix=f'{name}="COLUMN"')
-    if error is not None and ivar is not None:
-        raise bad_input(f"both {name}_error and {name}_ivar", "one of them")
-    value = _stack(table, spec)
-    if names is None and (not isinstance(spec, str) or value[0].ndim == 1):
-        names = spec
-    if error is not None:
-        error = _stack(table, error) if _named(error) else _numbers(error, f"{name}_error")
-    if ivar is not None:
-        error = _error_from_ivar(_stack(table, ivar), f"{name}_ivar")
-    return _make(Block, **_valid(value, error, names, unit, coords, name))

@@ -48,6 +48,17 @@ def test_wrong_error_bars_are_seen(inflate, side):
     assert np.allclose(calibration.robust_scatter(calibration.z_scores(result, truth)) * inflate, 1, atol=0.1)
 
 
+def test_coverage_of_several_levels():
+    result, truth, *_ = made_up(n=200)
+    truth[:5, 0] = np.nan
+    several = calibration.coverage(result, truth, [0.3, 0.9])
+    for level, one in zip((0.3, 0.9), zip(*several[:3], strict=True), strict=True):
+        for part, alone in zip(one, calibration.coverage(result, truth, level), strict=False):
+            np.testing.assert_array_equal(part, alone)
+    at = np.abs(calibration.pit(result, truth) - 0.5) <= 0.45
+    np.testing.assert_array_equal(several.share[1], at.sum(0) / [195, 200])
+
+
 def test_scatter_counts_like_an_error():
     result, _, noisy, error = made_up(n=300)
     both = calibration.z_scores(result, noisy, scatter=error[0])
@@ -94,6 +105,7 @@ def test_cross_validation():
     z = calibration.z_scores(values, stars)
     assert (abs(z.std(0) - 1) < 3 / np.sqrt(2 * n_star)).all()
     np.testing.assert_allclose(values.log_density, calibration.log_density(values, stars, values.label_scatter))
+    np.testing.assert_array_equal(calibration.label_scatter(values), np.zeros((n_star, 2)))
     assert values.elpd == pytest.approx(values.log_density.sum())
     table = values.table()
     assert table["id"].tolist() == stars.id.tolist()

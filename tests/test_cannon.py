@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpyro.infer.util import log_density
 
 import bayeslabels as bl
-from bayeslabels import Cannon, priors
+from bayeslabels import MAP, Cannon, priors
+from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.star_posterior import Flags
 
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])
@@ -103,3 +105,182 @@ def test_noisy_labels_joint_beats_classic():
     assert (rmse[0] < rmse[1]).all()
     assert joint.label_scatter().keys() == set(NAMES)
     assert len(joint.summary()) == 2
+
+
+def test_noisy_labels_of_simulated_stars_are_modelled_jointly():
+    posterior = bl.fit(Cannon(), survey(label_error=0.4)[0])
+    assert posterior.model.label_noise == "joint"
+    scores = {score["variant"]: score["log_density"] for score in posterior.info["selection"]}
+    assert scores["label_noise='joint'"] > scores["label_noise='cut'"]
+
+
+def test_outliers_among_the_training_labels_are_dropped_and_counted():
+    stars, _ = survey(label_error=0.1)
+    labels, planted = stars.labels.value.copy(), [3, 50, 99, 120, 180]
+    labels[planted] += 3 * SPREAD * np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [1, 1]])
+    dirty = stars.with_block(labels=bl.Block(labels, stars.labels.error, names=NAMES))
+    posterior = bl.fit(Cannon(label_noise=False, outlier_sigma=10), dirty)
+    assert posterior.info["n_outlier"] == 5
+    assert posterior.info["n_star"] == 195
+    clean = bl.fit(Cannon(label_noise=False), stars[np.delete(np.arange(200), planted)])
+    np.testing.assert_allclose(posterior.moments.coefficients, clean.moments.coefficients, rtol=1e-10)
+
+
+@pytest.mark.parametrize("noise", ["joint", "cut"])
+def test_missing_noisy_training_labels(noise):
+    """With a fifth of the labels gone the answers stay where they were, within their error bars, which hold."""
+    stars, _ = survey(label_error=0.2)
+    test, truth = survey(300, seed=2)
+    labels = stars.labels.value.copy()
+    labels[np.random.default_rng(5).random(labels.shape) < 0.2] = np.nan
+    gaps = stars.with_block(labels=bl.Block(labels, stars.labels.error, names=NAMES))
+    whole, some = (bl.infer(bl.fit(Cannon(label_noise=noise), x), test.drop("labels")) for x in (stars, gaps))
+    moved = (some.mean - whole.mean) / whole.error
+    assert (np.sqrt(np.mean(moved**2, 0)) < 0.8).all()
+    assert (np.abs(np.log(np.median(some.error / whole.error, 0))) < np.log(1.2)).all()
+    assert (np.sqrt(np.mean(((some.mean - truth) / some.error) ** 2, 0)) < 1.2).all()
+
+
+def test_covariances_of_the_labels_are_used():
+    """Label errors correlated by 0.95: the difference of the labels is known four times as well as from their sds."""
+    covariance = 0.4**2 * np.array([[1, 0.95], [0.95, 1]])
+    theta = np.random.default_rng(1).normal(size=(60, 3)) * 0.1 + np.array([1, 0, 0])
+
+    def stars(n, seed, correlated):
+        rng = np.random.default_rng(seed)
+        u = rng.normal(size=(n, 2))
+        flux = np.column_stack([np.ones(n), u]) @ theta.T + 0.08 * rng.normal(size=(n, 60))
+        noisy = CENTRE + SPREAD * (u + rng.multivariate_normal(np.zeros(2), covariance, n))
+        stated = np.tile(covariance * np.outer(SPREAD, SPREAD), (n, 1, 1)) if correlated else 0.4 * SPREAD
+        return bl.Stars(labels=bl.Block(noisy, stated, names=NAMES), flux=bl.Block(flux, 0.08)), u
+
+    rmse = {}
+    for correlated in (True, False):
+        posterior = bl.fit(Cannon(order=1, label_noise="joint"), stars(600, 13, correlated)[0])
+        test, u = stars(300, 14, correlated)
+        result = bl.infer(posterior, test)
+        offset = (result.mean - CENTRE) / SPREAD - u
+        for name, sign in (("difference", -1), ("sum", 1)):
+            along = np.array([1, sign]) / SPREAD
+            sd = np.sqrt(np.einsum("i,nij,j->n", along, result.cov, along))
+            rmse[correlated, name] = np.sqrt(np.mean((offset[:, 0] + sign * offset[:, 1]) ** 2))
+            if correlated:
+                z = (offset[:, 0] + sign * offset[:, 1]) / sd
+                assert 0.8 < np.sqrt(np.mean(z**2)) < 1.2
+    assert rmse[True, "difference"] < 0.75 * rmse[False, "difference"]
+
+
+def test_a_cold_start_finds_the_right_mode_of_every_star():
+    """Spectra that are nearly even in a label: one starting point leaves a fifth of the stars on its wrong side."""
+    theta = np.random.default_rng(1).normal(size=(60, 6)) * np.array([0.1, 0.02, 0.02, 0.1, 0.1, 0.1])
+
+    def stars(seed):
+        rng = np.random.default_rng(seed)
+        u = rng.normal(size=(300, 2))
+        flux = (u[:, None] ** EXPONENTS).prod(-1) @ theta.T + 1 + 0.01 * rng.normal(size=(300, 60))
+        return bl.Stars(labels=bl.Block(CENTRE + SPREAD * u, names=NAMES), flux=bl.Block(flux, 0.01))
+
+    posterior, test = bl.fit(Cannon(label_noise=False), stars(1)), stars(2)
+    wrong = {}
+    for starts in (1, MAP().starts):
+        result = bl.infer(posterior, test.drop("labels"), MAP(starts=starts))
+        wrong[starts] = (np.abs(result.mean - test.labels.value) > 6 * result.error).any(1).sum()
+    assert wrong[1] > 30
+    assert wrong[MAP().starts] == 0
+
+
+def test_noisy_labels_and_spectra_together_are_the_product_of_gaussians():
+    """A linear model with everything that was learned taken as known: an oracle in NumPy."""
+    rng = np.random.default_rng(6)
+    u = rng.normal(size=(250, 2))
+    theta = rng.normal(size=(20, 3)) * 0.1 + np.array([1, 0, 0])
+    flux = np.column_stack([np.ones(250), u]) @ theta.T + 0.1 * rng.normal(size=(250, 20))
+    labels = bl.Block(CENTRE + SPREAD * (u + 0.3 * rng.normal(size=u.shape)), 0.3 * SPREAD, names=NAMES)
+    stars = bl.Stars(labels=labels, flux=bl.Block(flux, 0.1))
+    posterior = bl.fit(Cannon(order=1, label_noise="joint"), stars[:200])
+    learned = posterior.moments
+    known = learned._replace(
+        coefficient_covariance=np.zeros_like(learned.coefficient_covariance),
+        label_system_covariance=np.zeros_like(learned.label_system_covariance),
+        label_scatter=np.array([60.0, 0.2]),
+    )
+    posterior, test = posterior.with_moments(known), stars[200:]
+    result = bl.infer(posterior, test)
+
+    frame, slope = posterior.model.frame, learned.coefficients[:, 1:] / posterior.model.frame.scale
+    prior = np.linalg.inv(learned.population_covariance * np.outer(frame.scale, frame.scale))
+    catalogue = np.diag(1 / ((0.3 * SPREAD) ** 2 + known.label_scatter**2))
+    weight = 1 / (0.1**2 + learned.scatter**2)
+    covariance = np.linalg.inv(prior + catalogue + (slope.T * weight) @ slope)
+    residual = test.flux.value - learned.coefficients[:, 0] + slope @ frame.centre
+    information = (residual * weight) @ slope + test.labels.value @ catalogue
+    information += prior @ (frame.centre + frame.scale * learned.population_mean)
+    np.testing.assert_allclose(result.mean, information @ covariance, rtol=1e-7)
+    np.testing.assert_allclose(result.cov, np.broadcast_to(covariance, result.cov.shape), rtol=1e-6)
+    for block in ("labels", "flux"):
+        assert (bl.infer(posterior, test.drop(block)).error > 1.1 * result.error).all()
+
+
+def test_what_was_learned_of_the_labels_in_their_units(exact, classic):
+    rng = np.random.default_rng(8)
+    truth = survey(600)[1]
+    tau, error = np.array([150.0, 0.1]), np.array([60.0, 0.2])
+    labels = truth + np.hypot(tau, error) * rng.normal(size=truth.shape)
+    block = bl.Block(labels, error, names=NAMES, unit=("K", "dex"))
+    posterior = bl.fit(Cannon(label_noise="joint"), survey(600)[0].with_block(labels=block))
+    scatter = posterior.label_scatter()
+    assert list(scatter) == list(NAMES)
+    # the sd of a sample of 600 is known to 1 / sqrt(1200), and the stated errors are taken off it
+    doubt = np.hypot(tau, error) ** 2 / (tau * np.sqrt(1200))
+    assert (np.abs(np.array(list(scatter.values())) - tau) < 3.5 * doubt).all()
+    summary = posterior.summary()
+    assert list(summary["label"]) == list(NAMES)
+    assert list(summary["unit"]) == ["K", "dex"]
+    np.testing.assert_array_equal(summary["label_scatter"], list(scatter.values()))
+    assert (np.abs(summary["population_mean"] - truth.mean(0)) < 4 * np.hypot(tau, error) / np.sqrt(600)).all()
+    np.testing.assert_allclose(summary["population_sd"], truth.std(0), rtol=0.1)
+
+    flat = classic.summary()
+    assert np.isnan(flat["population_sd"]).all()
+    assert np.isnan(flat["population_mean"]).all()
+    assert classic.label_scatter() == {"TEFF": 0.0, "LOGG": 0.0}
+    learned = bl.fit(Cannon(label_noise=False, population="learned"), exact[0]).summary()
+    np.testing.assert_allclose(learned["population_sd"], exact[1].std(0), rtol=0.05)
+
+
+def holes(stars, seed=1):
+    """These stars without some of their labels, one of them without any; and which are gone."""
+    labels = stars.labels.value.copy()
+    gone = np.random.default_rng(seed).random(labels.shape) < 0.15
+    gone[7] = True
+    labels[gone] = np.nan
+    return stars.with_block(labels=bl.Block(labels, names=NAMES)), gone
+
+
+@in_float64
+def test_missing_exact_labels_complete_the_program():
+    stars, _ = survey(30, 12)
+    gaps, gone = holes(stars)
+    model = Cannon(label_noise=False).bind(gaps)
+    values = {"coefficients": 0.1 * np.random.default_rng(0).normal(size=(12, 6)), "scatter": np.full(12, 0.02)}
+    missing = model.frame.scaled(stars.labels.value)[gone]
+    whole = float(log_density(model, (stars,), {}, values)[0])
+    completed = log_density(model, (gaps,), {}, values | {"labels_missing": missing})[0]
+    assert float(completed) == pytest.approx(whole, rel=1e-12)
+    other = log_density(model, (gaps,), {}, values | {"labels_missing": missing[::-1]})[0]
+    assert abs(other - whole) > 1
+
+
+def test_minibatches_with_missing_exact_labels():
+    """Each missing label is its own star's, whichever stars are in the batch: against Gibbs, which has no batches."""
+    gaps, gone = holes(survey(60, 12, seed=3)[0])
+    model = Cannon(order=1, label_noise=False).bind(gaps)
+    approximate = bl.SVI(steps=2000, batch_size=20).fit(model, gaps, 0, False).draws["labels_missing"]
+    exact = bl.Gibbs(chains=2, draws=300, warmup=100).fit(model, gaps, 0, False).draws["labels_missing"]
+    assert approximate.shape[2:] == exact.shape[2:] == (gone.sum(),)
+    sd = exact.std((0, 1))
+    shift = (approximate.mean((0, 1)) - exact.mean((0, 1))) / sd
+    assert np.sqrt(np.mean(shift**2)) < 0.5
+    # a mean field leaves out correlations, those between two missing labels of a star too
+    np.testing.assert_allclose(approximate.std((0, 1)) / sd, 1, atol=0.4)
+    assert (sd < 0.5).all()

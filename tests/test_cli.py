@@ -1,3 +1,4 @@
+import argparse
 import functools
 import warnings
 
@@ -10,6 +11,7 @@ from astropy.table import QTable, Table
 import bayeslabels as bl
 from bayeslabels import cli, demo
 from bayeslabels.cli import main
+from bayeslabels.model import MODELS
 from bayeslabels.simulate import simulate
 from bayeslabels.tables import read_table, read_wavelength, write_table
 
@@ -64,6 +66,43 @@ def test_the_model_file_loads_and_remembers_its_columns(files, capsys):
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("order=3", 3), ("label_noise=false", False), ("label_noise=False", False), ("label_noise=joint", "joint"),
+        ("scatter=null", None), ("scatter=1e-3", 1e-3), ('terms=[{}, {"TEFF": 2}]', [{}, {"TEFF": 2}]),
+        ("bounds={'TEFF': (-1, 2)}", {"TEFF": (-1, 2)}), ("coefficient_prior=Flat()", bl.priors.Flat()),
+        ("coefficient_prior=Laplace(scale=0.1)", bl.priors.Laplace(0.1)), ("a='b=c'", "b=c"),
+    ],
+)  # fmt: skip
+def test_hyperparameters_from_text(text, value):
+    assert cli._setting(text) == (text.split("=")[0], value)
+
+
+@pytest.mark.parametrize(
+    "text", ["x=__import__('os')", "x=Normal(open('f'))", "x=Normal(1)(2)", "x=print()", "=1", "x="]
+)
+def test_a_hyperparameter_runs_no_code(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli._setting(text)
+
+
+def test_fit_sets_hyperparameters_of_any_model(files, tmp_path):
+    base = ["fit", f"{files}/train.fits", *LABELS, "--flux-error", "FLUX_ERR"]
+    settings = ["order=1", "label_noise=false", "scatter=0.02", "coefficient_prior=Normal(scale=0.5)"]
+    chosen = [word for text in settings for word in ("--set", text)]
+    assert main([*base, "--model", "Cannon", *chosen, "-o", f"{tmp_path}/m.nc"]) == 0
+    model = bl.load(tmp_path / "m.nc").model
+    assert (model.order, model.label_noise, model.scatter) == (1, False, 0.02)
+    assert model.coefficient_prior == bl.priors.Normal(0.5)
+
+
+def test_every_model_can_be_named(capsys):
+    assert main(["fit", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name.lower() in said for name in MODELS)
+
+
 def test_outputs_are_not_overwritten_unless_asked(files, tmp_path, capsys):
     out = tmp_path / "out.ecsv"
     out.write_text("precious")
@@ -89,6 +128,11 @@ def test_outputs_are_not_overwritten_unless_asked(files, tmp_path, capsys):
         (["info", "{}/train.fits"], "Posterior.save"),
         (["infer", "{}/model.nc", "{}/test.fits", "-o", "catalogue.txt"], ".ecsv"),
         (["infer", "{}/model.nc", "{}/test.fits", "--flux", "NO", "-o", "c.fits"], "NO"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "oder=2"], "'order'"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "order=7"], "order=7"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "order=1", "--order", "2"], "order=1 and order=2"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "scatter=none"], "--set scatter='none'"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "censor=3"], "--set censor=3"),
         (["demo", *LABELS], "--data"),
         (["demo", "--data", "{}/train.fits"], "--labels"),
     ],
@@ -115,7 +159,16 @@ def test_a_damaged_file_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["fit"], ["infer", "a", "b", "-o", "c", "--inference", "magic"], ["demo", "--seed", "-1"]]
+    "command",
+    [
+        [],
+        ["fit"],
+        ["fit", "t.fits", *LABELS, "-o", "m.nc", "--model", "cannons"],
+        ["fit", "t.fits", *LABELS, "-o", "m.nc", "--set", "order"],
+        ["fit", "t.fits", *LABELS, "-o", "m.nc", "--set", "scatter=0.1 K"],
+        ["infer", "a", "b", "-o", "c", "--inference", "magic"],
+        ["demo", "--seed", "-1"],
+    ],
 )
 def test_wrong_usage(command, capsys):
     assert main(command) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import pytest
 from numpyro.infer.util import log_density
 from scipy import stats as distributions
@@ -16,6 +18,7 @@ import bayeslabels as bl
 from bayeslabels import MAP, NUTS, Block, Cannon, Gibbs, Importance, Laplace, Stars, priors
 from bayeslabels.inference.diagnostics import ess, rhat
 from bayeslabels.inference.starwise import label_terms
+from bayeslabels.model import Model
 from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
@@ -154,9 +157,6 @@ def test_gradient_is_zero_at_the_classic_mode():
     assert (np.abs(d_theta) / size_theta).max() < 1e-6
 
 
-# ---- sampling ----
-
-
 def assert_same_posterior(a, b, what):
     """Draws (chain, draw, ...): means within 0.1 sd and sds within 10 per cent, beyond four Monte Carlo errors."""
     size = np.minimum(ess(a), ess(b))
@@ -191,11 +191,18 @@ def compare_training(stars, model, gibbs, nuts, nuts_rhat):
         assert_same_posterior(a[name], b[name], name)
 
 
+@pytest.mark.parametrize(
+    ("gibbs", "nuts"),
+    [
+        (Gibbs(draws=1000, warmup=150, thin=2), NUTS(draws=500, warmup=300)),
+        pytest.param(Gibbs(draws=4000, warmup=500, thin=2), NUTS(draws=2000, warmup=500), marks=pytest.mark.slow),
+    ],
+    ids=["short", "long"],
+)
 @in_float64
-def test_gibbs_and_nuts_draw_from_one_posterior():
+def test_gibbs_and_nuts_draw_from_one_posterior(gibbs, nuts):
     stars, _ = simulate(40, 8, order=1, seed=2, missing=True)
-    model = Cannon(order=1, label_noise="joint")
-    compare_training(stars, model, Gibbs(draws=1500, warmup=300, thin=2), NUTS(draws=600, warmup=400), 1.02)
+    compare_training(stars, Cannon(order=1, label_noise="joint"), gibbs, nuts, 1.02)
 
 
 @pytest.mark.slow
@@ -259,3 +266,39 @@ def test_test_step_is_the_programs_posterior(trained, reference, inference):
     sd = draws.std((0, 1))
     np.testing.assert_array_less(np.abs(result.mean - draws.mean((0, 1))) / sd, 0.1)
     np.testing.assert_allclose(result.error / sd, 1, atol=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanModel(Model):
+    """The mean and the spread of the fluxes: a program that is not linear in labels, and has no MAP to start from."""
+
+    possible: bool = True
+
+    def __call__(self, stars, batch_size=None):
+        mean = numpyro.sample("mean", dist.Uniform(0.0, 2.0))
+        spread = numpyro.sample("spread", dist.HalfNormal(1.0))
+        numpyro.deterministic("square", spread**2)
+        numpyro.sample("flux", dist.Normal(mean, spread), obs=jnp.asarray(stars.flux.value))
+        if not self.possible:
+            numpyro.factor("never", -jnp.inf)
+
+    def bind(self, stars):
+        return self
+
+    def check(self, stars):
+        pass
+
+
+def test_nuts_on_any_program():
+    flux = 1 + 0.1 * np.random.default_rng(0).normal(size=(50, 8))
+    stars = Stars(flux=Block(flux, 0.1))
+    trained = NUTS(chains=2, draws=400, warmup=200).fit(MeanModel(), stars, 0, False)
+    assert trained.moments is None
+    assert trained.stats["converged"]
+    draws, error = trained.draws, flux.std() / np.sqrt(400)
+    assert abs(draws["mean"].mean() - flux.mean()) < 5 * error / np.sqrt(ess(draws["mean"]))
+    assert draws["mean"].std() == pytest.approx(error, rel=0.2)
+    np.testing.assert_allclose(draws["square"], draws["spread"] ** 2, rtol=1e-12)
+    assert draws["spread"].mean() == pytest.approx(flux.std(), rel=0.02)
+    with pytest.raises(bl.BadInput, match="no starting point"):
+        NUTS(chains=2, draws=5, warmup=5).fit(MeanModel(possible=False), stars, 0, False)

@@ -266,10 +266,10 @@ def test_coordinate_descent_within_bounds():
 # ---- importance weights ----
 
 
-@pytest.mark.parametrize("n_draw", [100, 900])
+@pytest.mark.parametrize("n_draw", [99, 100, 226, 900, 1000, 4001])
 @pytest.mark.parametrize("width", [0.7, 1.3, 3.0])
 def test_pareto_smoothing_as_in_arviz(n_draw, width):
-    """A normal target, a narrower or wider proposal; sizes whose tail of min(S / 5, 3 sqrt(S)) needs no rounding."""
+    """A normal target under a wider proposal, whose ratios are bounded, or a narrower one, with heavy tails."""
     x = np.random.default_rng(9).normal(size=n_draw) / np.sqrt(width)
     log_ratio = -0.5 * (1 - width) * x**2
     weights, khat = smooth_weights(log_ratio)
@@ -277,6 +277,15 @@ def test_pareto_smoothing_as_in_arviz(n_draw, width):
     np.testing.assert_allclose(khat, expected_khat, atol=1e-6)
     np.testing.assert_allclose(weights, expected, atol=1e-6)
     np.testing.assert_allclose(np.exp(weights).sum(), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "n_draw"), [(0.3, 1000), (0.9, 1000), (1.5, 777)])
+def test_pareto_smoothing_of_pareto_ratios_as_in_arviz(shape, n_draw):
+    ratio = np.random.default_rng(3).pareto(1 / shape, n_draw)
+    weights, khat = smooth_weights(np.log(ratio))
+    expected, expected_khat = array_stats.psislw(-np.log(ratio))
+    np.testing.assert_allclose(khat, expected_khat, atol=1e-6)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 # ---- modes ----

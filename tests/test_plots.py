@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import bayeslabels as bl
-from bayeslabels import plots
+from bayeslabels import calibration, plots
 from bayeslabels.simulate import simulate
 
 
@@ -51,6 +51,19 @@ def test_calibration(survey, tmp_path):
     z = (result.mean - truth.test_labels) / result.error
     assert f"sd {z[:, 0].std():.2f}" in texts[0]
     assert len(figure.axes) == 6
+    level, share = figure.axes[4].lines[1].get_data()
+    np.testing.assert_array_equal(share, calibration.coverage(result, truth, level).share[:, 1])
+
+
+def test_calibration_against_a_catalogue_counts_its_errors_and_tau(survey, tmp_path):
+    _, result, test, truth = survey
+    error, tau = np.array([40, 0.1, 0.1]), np.array([70.0, 0.3, 0.2])
+    labels = truth.test_labels + np.hypot(error, tau) * np.random.default_rng(0).normal(size=(40, 3))
+    catalogue = test.with_block(labels=bl.Block(labels, error, names=truth.names, unit=["K", "dex", "dex"]))
+    scattered = bl.StarPosterior(result.data, result.frame, result.info | {"label_scatter": tau.tolist()})
+    texts = drawn(plots.calibration(scattered, catalogue), tmp_path)
+    z = (result.mean - labels) / np.sqrt(result.error**2 + error**2 + tau**2)
+    assert f"mean {z[:, 1].mean():+.2f}\nsd {z[:, 1].std():.2f}" in texts[1]
 
 
 def test_on_axes_given(survey):
@@ -91,5 +104,5 @@ def test_spectrum(survey, tmp_path):
 
 def test_truth_of_another_shape_is_refused(survey):
     _, result, _, truth = survey
-    with pytest.raises(bl.BadInput, match="truth of shape"):
+    with pytest.raises(bl.BadInput, match="labels of shape"):
         plots.calibration(result, truth.test_labels[:3])

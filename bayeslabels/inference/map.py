@@ -97,7 +97,7 @@ class EM:
         self.labels = (LatentLabels if model.labels_are_latent else LabelOutputs)(model, model.catalogue(stars))
         self.value, self.error = value, error
         ok = np.isfinite(value) & (np.isfinite(error) if error is not None else True)
-        known = model.measured(stars).observed
+        self.known = known = model.measured(stars).observed
         self.has_latents = model.integrates_labels or not known.all()
         self.u = model.first_guess(stars)
         self.u_covariance = np.zeros((self.n_star, m, m))
@@ -242,6 +242,8 @@ class EM:
         if model.integrates_labels:
             labels = model.require_frame().physical(self.labels.of(self.u))
             sites |= {"label_scatter": moments.label_scatter, names["latents"]: self.u, "true_labels": labels}
+        elif self.has_latents:
+            sites["labels_missing"] = self.u[~self.known]
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
 
 

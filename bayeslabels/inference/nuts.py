@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from numpyro.infer.hmc import hmc
 from numpyro.infer.initialization import init_to_value
-from numpyro.infer.util import initialize_model
+from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 
+from ..errors import bad_input
 from ..linear import LinearModel
 from ..model import Model
 from ..numerics.compress import Statistics
@@ -64,22 +64,32 @@ class NUTS(Inference):
         if isinstance(model, LinearModel):
             point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
             start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}
-        with numpyro.handlers.seed(rng_seed=key):
-            info = initialize_model(key, program, init_strategy=init_to_value(values=start))
-        kernel = NumPyroNUTS(program, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth)
+        # jitted as a whole: operation by operation, every site would be compiled by itself, for minutes
+        potential = jax.jit(functools.partial(potential_energy, program, (), {}))
+        first = jax.jit(lambda key: initialize_model(key, program, init_strategy=init_to_value(values=start))[0])(key)
+        if not np.isfinite(first.potential_energy):
+            raise bad_input(
+                "no starting point at which the model's density is finite",
+                "one among 100 draws of those parameters that have no MAP",
+                "a prior that excludes the data, or numbers of very different size",
+            )
         sampler = MCMC(
-            kernel,
+            NumPyroNUTS(
+                potential_fn=potential, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth
+            ),
             num_warmup=self.warmup or 1000,
             num_samples=self.draws,
             num_chains=self.chains,
             chain_method="vectorized",
             progress_bar=bool(progress),
         )
-        initial = jittered(dict(info.param_info.z), self.chains, 0.05, seed)
+        initial = jittered(dict(first.z), self.chains, 0.05, seed)
         if self.chains == 1:
             initial = {name: x[0] for name, x in initial.items()}
         sampler.run(key, init_params=initial, extra_fields=("diverging", "energy"))
-        draws = {name: np.asarray(x) for name, x in sampler.get_samples(group_by_chain=True).items()}
+        constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
+        sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(sampler.get_samples(group_by_chain=True))
+        draws = {name: np.asarray(x) for name, x in sampled.items()}
         extra = sampler.get_extra_fields(group_by_chain=True)
         stats = {
             "n_divergent": int(extra["diverging"].sum()),

@@ -109,11 +109,10 @@ class Cannon(LinearModel):
         if model.integrates_labels:
             tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
 
+        exact = _completed(model.measured(stars)) if tau is None and "labels" in stars else None
+
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            if tau is not None or "labels" not in stars:
-                u = numpyro.sample("u", population)
-            else:
-                u = _pinned(population, model.catalogue(stars).rows(rows))
+            u = numpyro.sample("u", population, obs=None if exact is None else exact[rows])
             numpyro.deterministic("true_labels", frame.centre + frame.scale * u)
             if tau is not None:
                 model.label_sites(u, tau, stars, rows)
@@ -192,14 +191,11 @@ class Cannon(LinearModel):
         return low, high
 
 
-def _pinned(population: dist.Distribution, measured: Measured) -> Any:
-    """Exact labels: observed where known, free where missing, all under the population."""
-    missing = ~np.asarray(measured.observed)
-    u: Any = measured.value
-    if missing.any():
-        rows, columns = np.nonzero(missing)
-        free = numpyro.sample(
-            "labels_missing", dist.ImproperUniform(dist.constraints.real, (), event_shape=(len(rows),)), infer={}
-        )
-        u = jnp.asarray(u).at[rows, columns].set(free)
-    return numpyro.sample("u", population, obs=u)
+def _completed(measured: Measured) -> Any:
+    """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones."""
+    missing = np.nonzero(~np.asarray(measured.observed))
+    u = jnp.asarray(measured.value)
+    if not len(missing[0]):
+        return u
+    improper = dist.ImproperUniform(dist.constraints.real, (), event_shape=missing[0].shape)
+    return u.at[missing].set(numpyro.sample("labels_missing", improper))

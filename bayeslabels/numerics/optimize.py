@@ -168,9 +168,9 @@ def find_modes(
     mode, found at once.
     """
     if features.order == 1:
-        problem = (statistics, jnp.asarray(precision), jnp.asarray(information), features)
-        location, covariance = linear_posterior(statistics.gram, statistics.linear, *problem[1:])
-        at = objective(location, *problem)
+        prior = (jnp.asarray(precision), jnp.asarray(information))
+        location, covariance = linear_posterior(statistics.gram, statistics.linear, *prior, features)
+        at = objective(location, statistics, *prior, features)
         return Modes(location[None], covariance[None], at[None], jnp.isfinite(at)[None])
     j, n, _ = starts.shape
     problem = (statistics, jnp.asarray(precision), jnp.asarray(information))

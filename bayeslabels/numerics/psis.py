@@ -13,11 +13,11 @@ from .linalg import Array
 def smooth_weights(log_ratio: Array) -> tuple[Array, Array]:
     """Normalised, smoothed log weights (S,) and k-hat from log importance ratios (S,) of one star.
 
-    The largest min(S / 5, 3 sqrt(S)) ratios are replaced by the expected order statistics of a generalised Pareto
-    distribution fitted to them (Zhang & Stephens 2009), with the prior of PSIS on k.
+    The largest min(S / 5, 3 sqrt(S)) ratios, rounded down, are replaced by the expected order statistics of a
+    generalised Pareto distribution fitted to them (Zhang & Stephens 2009), with the prior of PSIS on k.
     """
     s = len(log_ratio)
-    tail = int(np.ceil(min(0.2 * s, 3 * np.sqrt(s))))
+    tail = max(1, int(min(0.2 * s, 3 * np.sqrt(s))))
     log_ratio = log_ratio - log_ratio.max()
     _, where = jax.lax.top_k(log_ratio.astype(np.float32), tail + 1)  # in float64 XLA sorts everything
     where = where[jnp.argsort(-log_ratio[where])]
