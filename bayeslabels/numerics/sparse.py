@@ -11,10 +11,12 @@ theta_j = 0. Features that stay zero cost one product X'g per round and no curva
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from threadpoolctl import ThreadpoolController
 
 from .linalg import Array
 
@@ -53,7 +55,11 @@ def minimise(
     tolerance: of the subgradient, in units of the square root of each feature's curvature (the change of theta in
     posterior standard deviations), so that it does not depend on the features' scales.
     """
-    theta = np.array(start, float)
+    with _threads_for(x.size):
+        return _minimise(x, likelihood, l1, ridge, np.array(start, float), tolerance, max_iterations)
+
+
+def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
     eta = x[:, np.flatnonzero(theta)] @ theta[theta != 0]
     value, slope, curvature = likelihood(eta)
     scale = np.sqrt(_diagonal(x, curvature) + ridge + 1e-300)
@@ -77,7 +83,8 @@ def minimise(
             half = columns * np.sqrt(curvature)[:, None]
             gram = half.T @ half
             gram[np.diag_indices_from(gram)] += ridge[chosen]
-            new = solve_quadratic(gram, gram @ part - gradient, l1[chosen], part, 0.1 * target)
+            with _threads_for(gram.size):
+                new = solve_quadratic(gram, gram @ part - gradient, l1[chosen], part, 0.1 * target)
             step = new - part
             along = columns @ step
             expected = gradient @ step + (l1[chosen] * (np.abs(new) - np.abs(part))).sum()
@@ -177,6 +184,15 @@ def _newton_on_support(a: np.ndarray, b: np.ndarray, l1: np.ndarray, t: np.ndarr
         if kept:
             return t
     return t
+
+
+def _threads_for(numbers: int) -> AbstractContextManager[Any]:
+    """One BLAS thread for a matrix too small to share: the others would spin, at up to ten times the CPU time."""
+    return ThreadpoolController().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
+
+
+SHARED = 5_000_000
+"""Numbers in a matrix from which several threads are worth their while."""
 
 
 def _working_set(theta: np.ndarray, violation: np.ndarray, l1: np.ndarray) -> np.ndarray:
