@@ -26,11 +26,17 @@ _LOG_W = np.log(_W) + 0.5 * _T**2
 
 
 class Derivatives(NamedTuple):
-    """ln p, its first derivative and minus its second derivative in eta, and Fisher's approximation of the last."""
+    """ln p(y - zero | eta, s, sigma): value, first derivatives in eta and zero, minus the second ones.
+
+    fisher: Fisher's approximation of eta_eta, never negative.
+    """
 
     value: Array
-    slope: Array
-    curvature: Array
+    eta: Array
+    zero: Array
+    eta_eta: Array
+    eta_zero: Array
+    zero_zero: Array
     fisher: Array
 
 
@@ -42,17 +48,28 @@ def log_likelihood(y: Array, sigma: Array, eta: Array, s: Array) -> Array:
 
 @jax.jit
 def derivatives(y: Array, sigma: Array, eta: Array, s: Array) -> Derivatives:
-    """ln p and its derivatives in eta, from the moments of the integrand: exact for the quadrature rule."""
+    """From the moments of the integrand over the nodes; y is the measured number less the zero point."""
     terms, true = _integrand(y, sigma, eta, s)
     value = jax.scipy.special.logsumexp(terms, axis=-1)
     weight = jnp.exp(terms - value[..., None])
-    y, variance = jnp.asarray(y)[..., None], jnp.asarray(sigma)[..., None] ** 2
-    inner = true * (y - true) / variance
-    slope = (weight * inner).sum(-1)
-    bend = (weight * true * (2 * true - y) / variance).sum(-1)
-    curvature = bend - (weight * (inner - slope[..., None]) ** 2).sum(-1)
+    variance = jnp.asarray(sigma)[..., None] ** 2
+    pull = (jnp.asarray(y)[..., None] - true) / variance
+
+    def mean(at_nodes):
+        return (weight * at_nodes).sum(-1)
+
+    of_eta, of_zero = mean(true * pull), mean(pull)
+    from_eta, from_zero = true * pull - of_eta[..., None], pull - of_zero[..., None]
     centre2 = jnp.exp(2 * jnp.minimum(eta, LARGEST))
-    return Derivatives(value, slope, curvature, centre2 / (variance[..., 0] + s**2 * centre2))
+    return Derivatives(
+        value,
+        of_eta,
+        of_zero,
+        mean(true * (true / variance - pull) - from_eta**2),
+        mean(true / variance - from_eta * from_zero),
+        mean(1 / variance - from_zero**2),
+        centre2 / (variance[..., 0] + s**2 * centre2),
+    )
 
 
 LARGEST = 300.0
@@ -129,5 +146,5 @@ def cold_start(x: Array, y: np.ndarray, sigma: np.ndarray, l1: np.ndarray, ridge
 
 
 def _minus_log_likelihood(y, sigma, s, eta):
-    value, slope, curvature, fisher = (np.asarray(a) for a in derivatives(y, sigma, eta, s))
-    return -value, -slope, np.maximum(curvature, 0.1 * fisher)
+    d = derivatives(y, sigma, eta, s)
+    return -np.asarray(d.value), -np.asarray(d.eta), np.maximum(d.eta_eta, 0.1 * d.fisher)

@@ -55,7 +55,7 @@ def minimise(
     tolerance: of the subgradient, in units of the square root of each feature's curvature (the change of theta in
     posterior standard deviations), so that it does not depend on the features' scales.
     """
-    with _threads_for(x.size):
+    with threads_for(x.size):
         return _minimise(x, likelihood, l1, ridge, np.array(start, float), tolerance, max_iterations)
 
 
@@ -83,7 +83,7 @@ def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
             half = columns * np.sqrt(curvature)[:, None]
             gram = half.T @ half
             gram[np.diag_indices_from(gram)] += ridge[chosen]
-            with _threads_for(gram.size):
+            with threads_for(gram.size):
                 new = solve_quadratic(gram, gram @ part - gradient, l1[chosen], part, 0.1 * target)
             step = new - part
             along = columns @ step
@@ -186,7 +186,7 @@ def _newton_on_support(a: np.ndarray, b: np.ndarray, l1: np.ndarray, t: np.ndarr
     return t
 
 
-def _threads_for(numbers: int) -> AbstractContextManager[Any]:
+def threads_for(numbers: int) -> AbstractContextManager[Any]:
     """One BLAS thread for a matrix too small to share: the others would spin, at up to ten times the CPU time."""
     return ThreadpoolController().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
 
