@@ -1,0 +1,131 @@
+"""Gaussian posteriors under sparse priors, against closed forms, quadrature and simulated truth."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from bayeslabels.numerics.lognormal import log_likelihood
+from bayeslabels.numerics.shrinkage import _averaged, fit_posterior, horseshoe, laplace, normal
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def make(n=500, d=40, used=5, seed=0, s=0.08, zero=-0.03, error=0.05, feature_error=0.0):
+    rng = np.random.default_rng(seed)
+    x = np.column_stack([np.ones(n), rng.normal(size=(n, d - 1))])
+    theta = np.r_[-0.3, -0.7, 0.4, rng.choice([-0.15, 0.15], used), np.zeros(d - 3 - used)]
+    true = np.exp(x @ theta + s * rng.normal(size=n))
+    sigma = error * np.exp(0.3 * rng.normal(size=n))
+    seen = x + feature_error * rng.normal(size=x.shape) * (np.arange(d) > 0)
+    return seen, true + zero + sigma * rng.normal(size=n), sigma, theta, true
+
+
+SPARSE = np.arange(40) >= 3
+RIDGE = np.where(SPARSE, 10.0, 1e-2)
+
+
+@pytest.mark.parametrize("point", [0.01, 0.3, 2.0])
+def test_horseshoe_ridge_is_the_expectation(point):
+    """E[1/l^2 | theta^2] / t^2 under p(l | theta) ~ N(theta | 0, t^2 l^2) / (1 + l^2), by quadrature in ln l."""
+    second = np.full(50, point**2)
+    ridge = horseshoe(second, slab=1e6)[0]
+    scales = np.exp(np.linspace(-12, 12, 1201)) * point
+    log_l = np.linspace(-25, 25, 20_001)
+    l2 = np.exp(2 * log_l)
+
+    def evidence(t, power):
+        log_f = -0.5 * point**2 / (t**2 * l2) - np.log(t) - np.log1p(l2) - 2 * power * log_l
+        return np.trapezoid(np.exp(log_f), log_l)
+
+    best = scales[np.argmax([evidence(t, 0) for t in scales])]
+    expected = evidence(best, 1) / evidence(best, 0) / best**2
+    assert ridge == pytest.approx(expected, rel=0.05)
+
+
+def test_ridges_of_the_other_priors():
+    second = np.array([0.01, 0.04, 0.09])
+    np.testing.assert_allclose(normal(second), 1 / second.mean())
+    np.testing.assert_allclose(laplace(second), 1 / (0.2 * np.array([0.1, 0.2, 0.3])))
+    shrunk = horseshoe(np.r_[np.full(99, 1e-6), 1.0])
+    assert shrunk[-1] < 1e-3 * shrunk[0]
+
+
+def test_averaged_likelihood():
+    """Derivatives of the expectation over eta against finite differences of a 60-point rule."""
+    y, sigma, eta, s, spread = (np.array(a) for a in ([-0.1, 0.5, 2.0], [0.2, 0.05, 0.02], [-1.0, -0.6, 0.5], 0.1, 0.1))
+    s, spread, node, weight = np.full(3, s), np.full(3, spread), *np.polynomial.hermite_e.hermegauss(60)
+    h = 1e-4
+
+    def oracle(zero, eta):
+        at = eta[:, None] + spread[:, None] * node
+        value = log_likelihood((y - zero)[:, None], sigma[:, None], at, s[:, None])
+        return np.asarray(value) @ weight / weight.sum()
+
+    out = _averaged(0.02, eta, s, y, sigma, spread)
+    np.testing.assert_allclose(out.eta, (oracle(0.02, eta + h) - oracle(0.02, eta - h)) / (2 * h), rtol=1e-2, atol=0.05)
+    np.testing.assert_allclose(
+        out.zero, (oracle(0.02 + h, eta) - oracle(0.02 - h, eta)) / (2 * h), rtol=1e-2, atol=0.05
+    )
+    cross = (
+        oracle(0.02 + h, eta + h) - oracle(0.02 + h, eta - h) - oracle(0.02 - h, eta + h) + oracle(0.02 - h, eta - h)
+    )
+    np.testing.assert_allclose(out.eta_zero, -cross / (4 * h * h), rtol=0.03, atol=1.0)
+
+
+def test_precise_parallaxes_give_the_linear_posterior():
+    """As sigma -> 0, ln y is Gaussian about x theta: covariance (X' X / s^2 + ridge)^-1, s as REML has it."""
+    x, y, sigma, _, true = make(error=1e-5, zero=0.0)
+    q = fit_posterior(x, y, sigma, ridge=RIDGE, zero_prior=(0.0, 0.0), tolerance=1e-6, max_iterations=300)
+    precision = x.T @ x / q.s**2 + np.diag(RIDGE)
+    mean = np.linalg.solve(precision, x.T @ np.log(true) / q.s**2)
+    np.testing.assert_allclose(q.mean[:-1], mean, atol=1e-4)
+    np.testing.assert_allclose(q.covariance[:-1, :-1], np.linalg.inv(precision), atol=2e-7)
+    residual = np.log(true) - x @ mean
+    edf = np.trace(np.linalg.solve(precision, x.T @ x / q.s**2))
+    assert q.s == pytest.approx(np.sqrt(residual @ residual / (500 - edf)), rel=5e-3)
+
+
+@pytest.mark.parametrize("prior", [normal, laplace, horseshoe])
+def test_new_stars_are_calibrated(prior):
+    """z of ln(true) over new stars, coverage within 3.5 binomial sds, zero point and s recovered."""
+    x, y, sigma, _, true = make(n=1600, feature_error=0.05, seed=3)
+    train, test = slice(0, 600), slice(600, None)
+    variance = np.full(x.shape, 0.05**2) * (np.arange(40) > 0)
+    q = fit_posterior(
+        x[train], y[train], sigma[train], ridge=RIDGE, sparse=SPARSE, prior=prior, variance=variance[train]
+    )  # fmt: skip
+    eta, sd = q.predict(x[test], variance[test])
+    z = (np.log(true[test]) - eta) / sd
+    assert q.converged
+    assert 0.9 < z.std() < 1.1
+    assert abs((np.abs(z) < 1).mean() - 0.683) < 3.5 * np.sqrt(0.683 * 0.317 / 1000)
+    assert abs(q.mean[-1] + 0.03) < 3.5 * np.sqrt(q.covariance[-1, -1])
+    assert q.s == pytest.approx(0.08, abs=0.03)
+
+
+def test_sparse_priors_beat_the_normal_one_where_truth_is_sparse():
+    x, y, sigma, theta, _ = make(n=150, d=40, used=2, seed=1)
+    error = {}
+    for prior in (normal, horseshoe):
+        q = fit_posterior(x, y, sigma, ridge=RIDGE, sparse=SPARSE, prior=prior)
+        error[prior] = np.sqrt(np.mean((q.mean[3:-1] - theta[3:]) ** 2))
+    assert error[horseshoe] < 0.8 * error[normal]
+
+
+def test_coefficients_and_zero_point_are_calibrated():
+    """z of the wide coefficients and of the zero point over 20 simulated sets, at S/N near 5."""
+    z = []
+    for seed in range(20):
+        x, y, sigma, theta, _ = make(n=300, d=8, used=5, seed=seed, error=0.2)
+        q = fit_posterior(x, y, sigma, ridge=np.full(8, 1e-2), zero_prior=(0.0, 1.0))
+        z.append((q.mean - np.r_[theta, -0.03]) / np.sqrt(np.diag(q.covariance)))
+    z = np.array(z)
+    inside = (np.abs(z) < 1).mean()
+    assert abs(inside - 0.683) < 4 * np.sqrt(0.683 * 0.317 / z.size)
+    assert (np.abs(z.mean(0)) < 4 / np.sqrt(20)).all()
