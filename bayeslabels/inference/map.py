@@ -100,6 +100,7 @@ class EM:
         self.known = known = model.measured(stars).observed
         self.has_latents = model.integrates_labels or not known.all()
         self.u = model.first_guess(stars)
+        self.seen_labels = self.labels.of(self.u)
         self.u_covariance = np.zeros((self.n_star, m, m))
         self.allowed = model.allowed().astype(float)
         self.flux_scale = frame.flux_scale
@@ -115,6 +116,11 @@ class EM:
         self.learned: dict[str, np.ndarray] = {}
         needed = 1 if isinstance(model.prior, Learned) else self.allowed.sum(1)
         self.trained = ok.sum(0) > needed
+        self.typical_variance = np.zeros(n_pixel)
+        if error is not None:
+            few = slice(None, None, max(1, self.n_star // 500))
+            total = np.square(error[few], where=ok[few], out=np.zeros(error[few].shape)).sum(0)
+            self.typical_variance = total / np.maximum(ok[few].sum(0), 1)
         self.pixel_converged = np.ones(n_pixel, bool)
         self.theta = np.zeros((n_pixel, k))
         self.covariance = np.zeros((n_pixel, k, k))
@@ -126,7 +132,7 @@ class EM:
         self.objectives: list[float] = []
 
     def train(self, start: bool = False) -> float:
-        """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln s."""
+        """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of their ln noise."""
         k = self.features.size
         phi, second = _moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
         integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
@@ -162,13 +168,13 @@ class EM:
             zero = jnp.zeros(len(linear))
             self.statistics = Statistics(unpack(gram, k), linear, constant, zero, zero)
             self.labels.learn_coefficients(phi[: self.n_star], unpack(second[: self.n_star], k))
-        used = self.trained & (self.scatter2 > 1e-12 * self.flux_scale**2)
-        ratio = np.log(self.scatter2[used] / before[used])
+        floor = self.typical_variance + 1e-12 * self.flux_scale**2
+        ratio = np.log((self.scatter2 + floor) / (before + floor))[self.trained]
         return float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
 
     def update_latents(self) -> float:
         """E step, then population, tau and a move of the latents' system; returns the labels' change in sds."""
-        old = self.labels.of(self.u)
+        old = self.seen_labels
         prior = np.linalg.inv(self.population)
         precision, information = self.labels.on_latents(self.labels.precision())
         precision, information = precision + prior, information + prior @ self.mean
@@ -190,7 +196,8 @@ class EM:
             self.population = (offset.T @ offset + self.u_covariance.sum(0) + np.eye(m)) / (n + 2 * m + 3)
         self.labels.learn_scatter(self.u, self.u_covariance)
         sd = np.sqrt(np.maximum(np.einsum("nmm->nm", self.labels.spread(self.u_covariance)), 1e-8))
-        return float(np.sqrt(np.mean(((self.labels.of(self.u) - old) / sd) ** 2, axis=0)).max())
+        self.seen_labels = self.labels.of(self.u)
+        return float(np.sqrt(np.mean(((self.seen_labels - old) / sd) ** 2, axis=0)).max())
 
     def _objective(self, u: Array, covariance: Array, prior: np.ndarray) -> float:
         """What no step decreases: the log density of scatter, tau, C, m and Sigma, bounded from below over theta.
