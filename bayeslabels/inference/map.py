@@ -132,7 +132,7 @@ class EM:
         self.objectives: list[float] = []
 
     def train(self, start: bool = False) -> float:
-        """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of their ln noise."""
+        """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
         k = self.features.size
         phi, second = _moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
         integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
