@@ -25,7 +25,7 @@ from .numerics.linalg import in_float64, inverse_observed
 from .posterior import Posterior, provenance
 from .progress import bar
 from .star_posterior import Flags, StarPosterior
-from .stars import Stars
+from .stars import Block, Stars
 
 FOLDS = 5
 """Folds of the training set for held-out labels."""
@@ -114,9 +114,13 @@ def infer(
     with bar(len(stars), "test step", progress) as shown:
         for start in range(0, len(stars), batch_size):
             batch = stars if len(stars) <= batch_size else stars[start : start + batch_size]
-            problem = prepare(model, posterior.moments, batch, seed, starts)
-            draws = inference.infer(problem, seed + start, progress)
-            parts.append(_finish(model, posterior.moments, batch, problem, draws, seed))
+            groups = []
+            for labels, mask in model.pixels_for():
+                seen = batch if mask is None else batch.with_block(flux=_masked(batch, mask))
+                problem = prepare(model, posterior.moments, seen, seed, starts)
+                draws = inference.infer(problem, seed + start, progress)
+                groups.append((labels, _finish(model, posterior.moments, seen, problem, draws, seed)))
+            parts.append(groups[0][1] if len(groups) == 1 else _joined(groups))
             shown.update(len(batch))
     data = xr.DataTree.from_dict({name: xr.concat([p[name] for p in parts], "star") for name in ("posterior", "stars")})
     info = {
@@ -329,6 +333,8 @@ def _finish(
     coords: dict[str, Any] = {"star": ids, "labels": list(frame.names), "labels_bis": list(frame.names)}
     per_label = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
     table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
+    for name, (value, error, unit) in model.further(moments, stars, latent, latent_covariance).items():
+        table |= {name: (("star",), value, {"unit": unit}), f"{name}_error": (("star",), error, {"unit": unit})}
     names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
     coords |= {"latent": names, "latent_bis": names}
     table["latents"] = (("star", "latent"), latent)
@@ -344,6 +350,33 @@ def _finish(
         "posterior": draws.drop_vars(["labels_bis", "latent", "latent_bis"]),
         "stars": xr.Dataset(table, coords=coords),
     }
+
+
+def _masked(stars: Stars, mask: np.ndarray) -> Block:
+    """The flux without the pixels outside the mask."""
+    flux = stars["flux"]
+    return Block(np.where(mask, flux.value, np.nan), flux.error, names=flux.names, unit=flux.unit, coords=flux.coords)
+
+
+def _joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[str, xr.Dataset]:
+    """Labels that were inferred from different pixels, each from its own result; all else is the first result's.
+
+    Covariances between labels of different groups, which no one likelihood gives, are zero.
+    """
+    first = {name: data.copy(deep=True) for name, data in groups[0][1].items()}
+    own = first["stars"]["covariance"].values
+    keep = np.zeros(own.shape[1:], bool)
+    for labels, result in groups:
+        at = list(labels)
+        keep[np.ix_(at, at)] = True
+        first["posterior"]["true_labels"].values[..., at] = result["posterior"]["true_labels"].values[..., at]
+        for name in ("mean", "p16", "p50", "p84"):
+            first["stars"][name].values[:, at] = result["stars"][name].values[:, at]
+        rows = np.ix_(range(len(own)), at, at)
+        own[rows] = result["stars"]["covariance"].values[rows]
+        first["stars"]["flags"].values[:] |= result["stars"]["flags"].values
+    own[:, ~keep] = 0.0
+    return first
 
 
 def _labels_of(

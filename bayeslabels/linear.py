@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +123,14 @@ class LinearModel(Model):
     @abstractmethod
     def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest value of each coefficient, (K,) each; infinite where free."""
+
+    def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:
+        """Groups of labels with the mask (L,) of the pixels that they are inferred from, None: all."""
+        return [(tuple(range(len(self.require_frame().names))), None)]
+
+    def further(self, moments: Any, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+        """What a star has beside its labels, {name: (mean (N,), sd (N,), unit)}, given its latents' posterior."""
+        return {}
 
     # ---- what is shared ----
 

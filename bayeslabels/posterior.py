@@ -39,8 +39,8 @@ def _dims(model: LinearModel) -> tuple[dict[str, list[str]], dict[str, list[str]
     }
     sites = {
         names["coefficients"]: ["pixel", "feature"],
-        "coefficients_mean": ["feature"],
-        "coefficients_covariance": ["feature", "feature_bis"],
+        f"{names['coefficients']}_mean": ["feature"],
+        f"{names['coefficients']}_covariance": ["feature", "feature_bis"],
         names["latents"]: ["star", own],
         "true_labels": ["star", "labels"],
         names.get("label_coefficients", "label_coefficients"): ["labels", "feature"],

@@ -106,6 +106,9 @@ class StarPosterior:
                 columns[f"{name}_{percent}"] = put(stars[percent].values[:, m])
             if tau[m] > 0 and not self.info.get("label_scatter_included"):
                 columns[f"{name}_catalogue_error"] = put(np.hypot(self.error[:, m], tau[m]))
+        for key, x in stars.items():
+            if "unit" in x.attrs:
+                columns[str(key)] = x.values * units.Unit(x.attrs["unit"]) if x.attrs["unit"] else x.values
         for extra in ("chi2", "n_pixel", "label_distance", "khat", "rhat", "ess", "flags"):
             if extra in stars:
                 columns[extra] = stars[extra].values

@@ -81,17 +81,23 @@ def modes(a):
         print(f"  {far.sum()} beyond 6 sigma of the truth, {(far & flagged).sum()} of them flagged")
 
 
-def miles(a):
-    with fits.open(a.shared / "data" / "miles_train.fits") as file:
+def miles_stars(shared):
+    """FGK stars of the MILES library, normalised; neither their fluxes nor their labels have errors."""
+    with fits.open(shared / "data" / "miles_train.fits") as file:
         table, wavelength = file[1].data, np.asarray(file[2].data["WAVELENGTH"], float)
         labels = np.column_stack([table[n] for n in ("TEFF", "LOGG", "FE_H")]).astype(float)
         flux = np.asarray(table["FLUX"], float)
     keep = np.isfinite(labels).all(1) & (labels[:, 0] > 4200) & (labels[:, 0] < 6500) & (labels[:, 2] > -2.2)
     labels, flux = labels[keep], normalize_gaussian(wavelength, flux[keep], None)[0]
-    stars = bl.Stars(
+    return bl.Stars(
         labels=bl.Block(labels, names=("TEFF", "LOGG", "FE_H"), unit=UNITS[:3]),
         flux=bl.Block(flux, coords={"pixel": wavelength}),
     )
+
+
+def miles(a):
+    stars = miles_stars(a.shared)
+    labels = stars.labels.value
     fold = np.random.default_rng(0).permutation(len(stars)) % a.folds
     for name, model in (("default", bl.Cannon()), ("classic", bl.Cannon(label_noise=False))):
         mean, error, tau = (np.full(labels.shape, np.nan) for _ in range(3))

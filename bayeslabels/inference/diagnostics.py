@@ -31,5 +31,5 @@ def identified(model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray
     if not isinstance(model, LinearModel) or model.labels_are_latent:
         return draws
     hyper = {f"{model.sites['coefficients']}_{what}" for what in ("mean", "covariance")}
-    free = {*model.sites.values(), *hyper, "coefficients_mean", "coefficients_covariance"}
+    free = {*model.sites.values(), *hyper}
     return {name: x for name, x in draws.items() if name not in free}

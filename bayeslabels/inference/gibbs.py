@@ -137,9 +137,9 @@ class Data(NamedTuple):
     value, variance (J, N, B), 0 and `MISSING` where missing; allowed (J, B, K); trained, guess2 (J, B): whether a pixel
     is, and the s_l^2 at which Fisher scoring starts; precision (K, K): fixed, of the prior; matrix (K, K): of Sigma's
     prior; labels, observed (N, M): catalogue labels, where known; label_covariance (N, M, M); free (N, P): which
-    latents are sampled; guess_u (N, P): where Gauss-Newton starts; width_scatter, width_mean and width_label, of the priors of
-    s_l, m and C; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M), inverse (K, S): points that
-    determine a polynomial, and the inverse of its values there.
+    latents are sampled; guess_u (N, P): where Gauss-Newton starts; width_scatter, width_mean and width_label, of the
+    priors of s_l, m and C; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M), inverse (K, S): points
+    that determine a polynomial, and the inverse of its values there.
     """
 
     value: Array
@@ -225,7 +225,8 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
         em.scatter_scale, width_mean, model.label_prior, step, nodes, inverse,
     )  # fmt: skip
 
-    theta = np.nan_to_num(point[model.sites["coefficients"]])
+    site = model.sites["coefficients"]
+    theta = np.nan_to_num(point[site])
     jitter = rng.standard_normal((n_chain, m, m + 1))
     noise = 0.3 * rng.standard_normal((n_chain, n_star, p))
     if not outputs:
@@ -237,8 +238,8 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     chains = State(
         np.broadcast_to(_blocks(theta, 0.0), (n_chain, *trained.shape, k)),
         np.sqrt(guess2) * np.exp(0.2 * em.learn_scatter * rng.standard_normal((n_chain, *guess2.shape))),
-        np.broadcast_to(point.get("coefficients_mean", np.zeros(k)), (n_chain, k)),
-        np.broadcast_to(point.get("coefficients_covariance", np.eye(k)), (n_chain, k, k)),
+        np.broadcast_to(point.get(f"{site}_mean", np.zeros(k)), (n_chain, k)),
+        np.broadcast_to(point.get(f"{site}_covariance", np.eye(k)), (n_chain, k, k)),
         np.where(free, u + noise, u),
         c + shaken * np.ones((n_chain, 1, 1)),
         np.sqrt(tau2 + 1e-4) * np.exp(0.2 * rng.standard_normal((n_chain, m))),
@@ -301,7 +302,7 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     if not plan.fixed_population:
         draws |= {name: raw[name] for name in ("population_mean", "population_covariance")}
     if plan.prior == "learned":
-        draws |= {"coefficients_mean": raw["m"], "coefficients_covariance": raw["sigma"]}
+        draws |= {f"{names['coefficients']}_mean": raw["m"], f"{names['coefficients']}_covariance": raw["sigma"]}
     if plan.noisy:
         draws |= {"label_scatter": raw["tau"] * frame.scale, names["latents"]: raw["u"]}
     elif plan.latent:

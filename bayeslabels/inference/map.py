@@ -163,7 +163,8 @@ class EM:
             theta, covariance = self.theta[self.trained], self.covariance[self.trained].mean(0)
             prior, mean, sigma = self.model.prior.update(theta, covariance, self.flux_scale)
             self.prior = self.prior._replace(precision=prior.precision, information=prior.information)
-            self.learned = {"coefficients_mean": mean, "coefficients_covariance": sigma}
+            name = self.model.sites["coefficients"]
+            self.learned = {f"{name}_mean": mean, f"{name}_covariance": sigma}
         if self.has_latents:
             zero = jnp.zeros(len(linear))
             self.statistics = Statistics(unpack(gram, k), linear, constant, zero, zero)

@@ -7,6 +7,7 @@ z_n ~ N(0, I_P),   B_l ~ N(m, Sigma)                              m, Sigma learn
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ import numpyro.distributions as dist
 from ..errors import bad_input
 from ..linear import LinearModel, Measured
 from ..numerics.features import Monomials
-from ..numerics.linalg import leading_directions
+from ..numerics.linalg import inverse_observed, leading_directions
 from ..priors import Learned, Prior
 from ..stars import Stars
 
@@ -50,8 +51,8 @@ class Lux(LinearModel):
             the labels.
         outputs: further blocks of stars that are linear in the latents, such as a second survey's labels or
             magnitudes; beside `labels` they are inferred, reported and, where a star has them, data.
-        label_scatter: "held-out": tau from the labels of stars left out of training, so that error bars hold for new
-            stars; "joint": as the training stars have it.
+        label_scatter: "joint": tau as the training stars have it; "held-out": from stars left out of training, a
+            noisier measure that also holds where training overfits.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: of B. The default learns its mean and covariance across pixels, so that the widths need no
             tuning and latents that the spectra do not need are switched off.
@@ -68,7 +69,7 @@ class Lux(LinearModel):
 
     latent_size: int | Literal["auto"] = "auto"
     outputs: tuple[str, ...] = ()
-    label_scatter: Literal["held-out", "joint"] = "held-out"
+    label_scatter: Literal["joint", "held-out"] = "joint"
     coefficient_prior: Prior = field(default_factory=Learned)
     label_width: float = 1.0
     intercept: bool = True
@@ -108,6 +109,15 @@ class Lux(LinearModel):
             numpyro.deterministic("true_labels", frame.centre + frame.scale * labels)
             model.label_sites(labels, tau, stars, rows)
             model.flux_site(features(z) @ b.T, scatter, stars, rows)
+
+    def bind(self, stars: Stars) -> Self:
+        """As every model of spectra; the labels' centre leaves to the offset, or to A z, what is theirs."""
+        bound = super().bind(stars)
+        frame = bound.require_frame()
+        centre = frame.centre.copy() if self.intercept else np.zeros(len(frame.names))
+        if self.intercept and self.offset is not None:
+            centre[frame.columns("labels")] -= self.offset[0]
+        return bound.replace(frame=dataclasses.replace(frame, centre=centre))
 
     def variants(self) -> tuple[Self, ...]:
         if self.latent_size != "auto":
@@ -178,6 +188,37 @@ class Lux(LinearModel):
         both = observed[:, :, None] & observed[:, None, :]
         value = np.where(observed, measured.value - mean * self.shifted, 0.0)
         return Measured(value, measured.covariance + both * shared, observed)
+
+    def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:
+        frame = self.require_frame()
+        groups: list[tuple[tuple[int, ...], np.ndarray | None]] = []
+        for name, mask in (self.masks or {}).items():
+            mask = np.asarray(mask, bool)
+            if name not in frame.names or mask.shape != (frame.n_pixel,) or not mask.any():
+                raise bad_input(
+                    f"masks[{name!r}] of shape {mask.shape}",
+                    f"a mask of {frame.n_pixel} pixels, some of them True, for one of {frame.names}",
+                )
+            groups.append(((frame.names.index(name),), mask))
+        rest = tuple(m for m, name in enumerate(frame.names) if name not in (self.masks or {}))
+        return [(rest, None), *groups] if rest else groups
+
+    def further(self, moments: Any, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+        """mu_n given z_n and the labels: normal, with precision 1 / sd^2 + 1' R^-1 1; then averaged over z_n."""
+        if self.offset is None or "labels" not in stars:
+            return {}
+        mean, sd = self.offset
+        frame, features, one = self.require_frame(), self.features, self.shifted
+        value, noise, observed = LinearModel.catalogue(self, stars)
+        phi, c = np.asarray(features(jnp.asarray(u))), moments.label_coefficients
+        noise = noise + np.diag((moments.label_scatter / frame.scale) ** 2 + 1e-12)
+        noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
+        weights = np.asarray(inverse_observed(jnp.asarray(noise), jnp.asarray(observed))) @ one
+        precision = sd**-2 + weights @ one
+        mu = (mean / sd**2 + ((value - phi @ c.T) * weights).sum(1)) / precision
+        slope = weights @ (c @ np.asarray(features.jacobian(jnp.zeros(u.shape[1])))) / precision[:, None]
+        variance = 1 / precision + np.einsum("np,npq,nq->n", slope, spread, slope)
+        return {"offset": (mu, np.sqrt(variance), frame.units[0])}
 
     def first_guess(self, stars: Stars) -> np.ndarray:
         """The leading directions of the spectra, each pixel in units of its typical error."""
