@@ -21,7 +21,7 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     frame, names, features = model.require_frame(), model.sites, model.features
     flat = {name: np.asarray(x, float).reshape(-1, *x.shape[2:]) for name, x in draws.items()}
     if not model.labels_are_latent:
-        flat = _aligned(flat, names)
+        flat = _aligned(flat, model)
     theta = flat[names["coefficients"]] * model.allowed()
     n_draw, m, p = len(theta), len(frame.names), features.n_label
     mean = theta.mean(0)
@@ -49,22 +49,42 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     return Moments(mean, covariance, scatter, tau, *population, coefficients, system, u)
 
 
-def _aligned(flat: dict[str, np.ndarray], names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Draws of latents and coefficients rotated onto the last draw: they are defined up to a rotation only."""
+def _aligned(flat: dict[str, np.ndarray], model: LinearModel) -> dict[str, np.ndarray]:
+    """Draws of latents and coefficients in one system of latents, of mean 0 and variance I.
+
+    They are defined up to a rotation only, and a system that wanders by more is undone by coefficients that wander with
+    it: the latents of every draw are taken onto their mean over draws by the best affine map.
+    """
+    names, features = model.sites, model.features
     z = flat[names["latents"]]
     target = z[-1]
+    for _ in range(3):
+        target = np.mean([draw @ _rotation(draw, target) for draw in z], 0)
+    constant = bool(np.asarray(features(jnp.zeros(z.shape[2]))).any())
+    ones = np.ones((*z.shape[:2], 1 if constant else 0))
+    phi = np.concatenate([ones, z], 2)
+    maps = np.array([np.linalg.lstsq(x, np.concatenate([ones[0], target], 1), rcond=None)[0] for x in phi])
+    moved = phi @ maps
+    gram = np.einsum("dnj,dnk->jk", moved, moved) / moved[..., 0].size
+    whiten = np.eye(len(gram))
+    if constant:
+        whiten[0, 1:] = -gram[0, 1:]
+        gram = whiten.T @ gram @ whiten
+    own = slice(1, None) if constant else slice(None)
+    whiten[:, own] = whiten[:, own] @ np.linalg.inv(np.linalg.cholesky(gram[own, own])).T
+    maps = maps @ whiten
+    back = np.swapaxes(np.linalg.inv(maps), 1, 2)
     out = dict(flat)
-    rotations = []
-    for draw in z:
-        left, _, right = np.linalg.svd(draw.T @ target)
-        rotations.append(left @ right)
-    turn = np.array(rotations)
-    out[names["latents"]] = z @ turn
+    out[names["latents"]] = (phi @ maps)[..., own]
     for site in (names["coefficients"], names["label_coefficients"]):
-        x = flat[site].copy()
-        x[..., -z.shape[2] :] = x[..., -z.shape[2] :] @ turn
-        out[site] = x
+        out[site] = flat[site] @ back
     return out
+
+
+def _rotation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The orthogonal matrix that takes a (N, P) nearest to b."""
+    left, _, right = np.linalg.svd(a.T @ b)
+    return left @ right
 
 
 def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) -> dict[str, Array]:

@@ -138,23 +138,18 @@ class LabelOutputs(LatentLabels):
         return offset @ move.T, move @ covariance @ move.T, prior
 
     def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
-        """C once more, and its covariance, from the labels given every star's latents by its flux alone.
+        """Covariance of C, from what the labels say of every star's latents as its flux alone has them.
 
-        label_n | flux_n ~ N(C E[phi_n], V_n + tau^2 + slope Cov(u_n | flux_n) slope'): that is all that the labels say
-        of C. Given the latents, which the labels themselves help to find, they would seem to say more.
+        label_n | flux_n ~ N(C E[phi_n], V_n + tau^2 + slope Cov(u_n | flux_n) slope'). Given the latents, which the
+        labels themselves help to find, they would seem to say more.
         """
         eye = jnp.broadcast_to(jnp.eye(u.shape[1]), (len(u), u.shape[1], u.shape[1]))
         mean, spread = linear_posterior(gram, linear, eye, jnp.zeros(u.shape), self.features)
         phi = self.features(mean)
-        second = phi[:, :, None] * phi[:, None, :]
-        noise = jnp.asarray(self.catalogue.covariance) + jnp.diag(jnp.asarray(self.tau2) + 1e-10)
-        covariance = None
-        for _ in range(4):
-            total = noise + self.slope @ spread @ self.slope.T
-            precision = inverse_observed(total, jnp.asarray(self.catalogue.observed))
-            c, covariance = regress_labels(jnp.asarray(self.catalogue.value), precision, phi, second, self.width)
-            self.coefficients = np.asarray(c)
-        return np.asarray(covariance)
+        value, noise, observed = self.catalogue
+        total = noise + np.diag(self.tau2 + 1e-10) + self.slope @ spread @ self.slope.T
+        precision = _inverse_observed(total, observed)
+        return np.asarray(regress_labels(value, precision, phi, phi[:, :, None] * phi[:, None, :], self.width)[1])
 
 
 _inverse_observed = jax.jit(inverse_observed)

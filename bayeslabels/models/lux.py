@@ -57,7 +57,7 @@ class Lux(LinearModel):
         coefficient_prior: of B. The default learns its mean and covariance across pixels, so that the widths need no
             tuning and latents that the spectra do not need are switched off.
         scatter_distribution: prior of the s_l where they are learned.
-        label_width: A_mp ~ N(0, label_width^2), scaled labels.
+        label_width: A_mp ~ N(0, label_width^2), scaled labels; None: 1 / sqrt(P), with which labels have variance 1.
         intercept: whether the features are (1, z), or z alone as in the paper (where one latent starts at 1).
         offset: (mean, sd) in label units of an offset added to all labels of a star, one draw per star and Gaussian:
             a distance modulus shared by magnitudes, say. All labels then have one unit.
@@ -71,7 +71,7 @@ class Lux(LinearModel):
     outputs: tuple[str, ...] = ()
     label_scatter: Literal["joint", "held-out"] = "joint"
     coefficient_prior: Prior = field(default_factory=Learned)
-    label_width: float = 1.0
+    label_width: float | None = None
     intercept: bool = True
     offset: tuple[float, float] | None = None
     masks: Mapping[str, np.ndarray] | None = None
@@ -94,7 +94,7 @@ class Lux(LinearModel):
         """The NumPyro program; every block of labels and `flux` is observed where present."""
         model = self.bound(stars)
         frame, features = model.require_frame(), model.features
-        wide = dist.Normal(0.0, model.label_width).expand([len(frame.names), features.size]).to_event(2)
+        wide = dist.Normal(0.0, model.label_prior).expand([len(frame.names), features.size]).to_event(2)
         a = numpyro.sample("A", wide)
         b = model.prior.sample("B", frame.n_pixel, features.size, frame.flux_scale)
         scatter = model.scatter_site()
@@ -161,7 +161,7 @@ class Lux(LinearModel):
 
     @property
     def label_prior(self) -> float:
-        return self.label_width
+        return self.label_width or self.features.n_label**-0.5
 
     def allowed(self) -> np.ndarray:
         return np.ones((self.require_frame().n_pixel, self.features.size), bool)
