@@ -12,6 +12,7 @@ import bayeslabels as bl
 from bayeslabels.errors import BadInput
 from bayeslabels.inference.diagnostics import ess, rhat
 from bayeslabels.inference.starwise import prepare
+from bayeslabels.models.lux import derivative_spectra
 from bayeslabels.numerics.linalg import in_float64
 
 NAMES, UNITS = ("TEFF", "LOGG", "FE_H"), ("K", "dex", "dex")
@@ -238,6 +239,20 @@ def test_masks_hide_pixels_from_one_label(train):
     whole = bl.infer(bl.fit(bl.Lux(4), train), test, bl.MAP())
     assert (result.error[:, 2] > whole.error[:, 2]).all()
     np.testing.assert_allclose(result.mean[:, :2], whole.mean[:, :2], rtol=1e-9)
+
+
+def test_derivative_spectra(trained):
+    mean, sd = derivative_spectra(trained, 0.01)
+    assert mean.shape == sd.shape == (3, 60)
+    test = simulate(40, seed=2, flux_error=0.01)[0].drop("labels")
+    flux = bl.Block(test.flux.value, np.full(test.flux.value.shape, 0.01))
+    step = np.where(np.arange(60) == 17, 1e-4, 0.0)
+    moved = bl.Block(test.flux.value + step, flux.error)
+    before, after = (bl.infer(trained, bl.Stars(flux=x), bl.MAP()).mean for x in (flux, moved))
+    slope = ((after - before) / 1e-4).mean(0)
+    assert (np.abs(slope - mean[:, 17]) < 0.05 * np.abs(mean).max(1) + 2 * sd[:, 17]).all()
+    with pytest.raises(BadInput, match="of Lux"):
+        derivative_spectra(bl.fit(bl.Cannon(order=1, label_noise=False), simulate(60)[0]), 0.01)
 
 
 def test_saved_and_loaded(trained, tmp_path):

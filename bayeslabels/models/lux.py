@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from ..errors import bad_input
 from ..linear import LinearModel, Measured
 from ..numerics.features import Monomials
-from ..numerics.linalg import inverse_observed, leading_directions
+from ..numerics.linalg import in_float64, inverse_observed, leading_directions
 from ..priors import Learned, Prior
 from ..stars import Stars
 
@@ -231,3 +231,32 @@ class Lux(LinearModel):
         return np.sqrt(len(stars)) * leading_directions(
             value / np.where(typical > 0, typical, 1.0), self.features.n_label
         )
+
+
+@in_float64
+def derivative_spectra(
+    posterior: Any, flux_error: float | np.ndarray, *, draws: int = 100, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """How each label is read off the spectrum: d label / d flux = A B^+ (M, L), label units per flux unit, and its sd.
+
+    The paper (Horta+25 eq. 13) takes the pseudoinverse of B; here, for a star with flux errors (a number or (L,)), it is
+    the map from flux to the latents' posterior mean, (I + B' W B)^-1 B' W with W = 1 / (flux_error^2 + s^2): the same
+    where the flux determines all latents, and finite where it does not. Mean and sd over the training posterior of A
+    and B; pixels that could not be trained have 0.
+    """
+    model, moments = posterior.model, posterior.moments
+    if model.labels_are_latent:
+        raise bad_input(f"a posterior of {type(model).__name__}", "one of Lux", fix="fit(Lux(...), stars)")
+    rng, scale = np.random.default_rng([seed, 433494437]), model.require_frame().scale
+    p, used = model.features.n_label, np.isfinite(moments.scatter)
+    weight = np.where(used, 1 / (np.asarray(flux_error, float) ** 2 + np.nan_to_num(moments.scatter) ** 2), 0.0)
+    b, spread = moments.coefficients[used], moments.coefficient_covariance[used]
+    m, k = moments.label_coefficients.shape
+    roots = np.linalg.cholesky(spread), np.linalg.cholesky(moments.label_system_covariance.reshape(m * k, m * k))
+    found = np.zeros((draws, m, len(weight)))
+    for out in found:
+        draw = (b + np.einsum("ljk,lk->lj", roots[0], rng.standard_normal(b.shape)))[:, -p:]
+        a = (moments.label_coefficients + (roots[1] @ rng.standard_normal(m * k)).reshape(m, k))[:, -p:]
+        weighted = draw.T * weight[used]
+        out[:, used] = scale[:, None] * (a @ np.linalg.solve(np.eye(p) + weighted @ draw, weighted))
+    return found.mean(0), found.std(0)
