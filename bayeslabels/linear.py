@@ -132,8 +132,6 @@ class LinearModel(Model):
         """What a star has beside its labels, {name: (mean (N,), sd (N,), unit)}, given its latents' posterior."""
         return {}
 
-    # ---- what is shared ----
-
     @property
     def label_blocks(self) -> tuple[str, ...]:
         """The blocks whose columns together are the M labels."""
@@ -191,8 +189,6 @@ class LinearModel(Model):
             )
         return block.value, block.error
 
-    # ---- sites of the NumPyro program ----
-
     def scatter_site(self) -> Array:
         """s_l (L,), sampled where it is learned."""
         fixed, frame = self.scatter_prior, self.require_frame()
@@ -222,8 +218,6 @@ class LinearModel(Model):
             return
         value, variance, observed = (jnp.asarray(x)[rows] for x in stars["flux"].filled())
         numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
-
-    # ---- where the training step starts ----
 
     def first_guess(self, stars: Stars) -> np.ndarray:
         """Latents (N, P) that the training step starts from."""

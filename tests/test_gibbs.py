@@ -48,9 +48,6 @@ def train(model, stars, inference=SHORT, seed=0):
     return inference.fit(model.bind(stars), stars, seed, False)
 
 
-# ---- every sweep leaves the posterior invariant ----
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prior_after_moves(plan, move, n_move, data, keys):
     """Parameters from the prior, data given them, moves: the parameters are again draws from the prior."""
@@ -132,9 +129,6 @@ def test_sweeps_started_from_the_prior_stay_in_the_prior(prior):
 @in_float64
 def test_affine_moves_started_from_the_prior_stay_in_the_prior(prior):
     assert_prior(prior, gibbs._affine, 20, 2048)
-
-
-# ---- what fit returns ----
 
 
 @in_float64
@@ -222,9 +216,6 @@ def test_no_test_step():
     posterior = bl.fit(Cannon(order=1, label_noise=False), stars, progress=False)
     with pytest.raises(CannotDo, match="infer"):
         bl.infer(posterior, stars, Gibbs())
-
-
-# ---- missing data, exact labels, censoring ----
 
 
 def test_missing_pixels_and_labels_and_a_dead_pixel():

@@ -49,9 +49,6 @@ def trained(train):
     return bl.fit(bl.Lux(4), train, seed=1)
 
 
-# ---- the density ----
-
-
 @in_float64
 def test_the_program_has_the_density_of_its_equations():
     stars = simulate(20, n_pixel=7, n_latent=2)[0]
@@ -111,9 +108,6 @@ def test_latents_of_a_star_against_dense_algebra(trained):
         gain = np.linalg.solve(total, b[:, 1:]).T
         np.testing.assert_allclose(problem.modes.location[0][n], gain @ (value[n, ok] - b[:, 0]), atol=1e-8)
         np.testing.assert_allclose(problem.modes.covariance[0][n], np.eye(4) - gain @ b[:, 1:], atol=1e-8)
-
-
-# ---- the training step ----
 
 
 def test_the_objective_never_decreases(train, trained):
@@ -178,9 +172,6 @@ def test_scatter_without_given_errors():
     s = bl.fit(bl.Lux(5), bl.Stars(flux=bl.Block(flux), labels=labels)).moments.scatter
     assert abs(s.mean() - true.mean()) < 0.002
     assert np.corrcoef(s, true)[0, 1] > 0.99
-
-
-# ---- outputs ----
 
 
 def test_an_offset_that_all_labels_share():
@@ -263,9 +254,6 @@ def test_saved_and_loaded(trained, tmp_path):
     assert "z0" in again.data["posterior"]["A"].coords["feature"].values.tolist()
 
 
-# ---- the full posterior ----
-
-
 @pytest.mark.slow
 def test_gibbs_and_nuts_agree_on_what_is_identified():
     _compare(80, 20, {"draws": 1500, "warmup": 500, "thin": 4}, {"draws": 1000, "warmup": 800})
@@ -297,9 +285,6 @@ def test_gibbs_integrates_what_map_approximates(train, trained):
     sure, quick = np.sqrt(result.error**2 - tau[0] ** 2), np.sqrt(fast.error**2 - tau[1] ** 2)
     assert np.abs(np.median(quick / sure, 0) - 1).max() < 0.1
     assert np.abs(((result.mean - true) / result.error).std(0) - 1).max() < 0.2
-
-
-# ---- bad input ----
 
 
 @pytest.mark.parametrize(

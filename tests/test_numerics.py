@@ -29,9 +29,6 @@ def positive_definite(rng, *shape):
     return a @ np.swapaxes(a, -1, -2) + 0.1 * np.eye(shape[-1])
 
 
-# ---- features ----
-
-
 @pytest.mark.parametrize(("order", "n_label"), [(1, 3), (2, 1), (2, 3), (3, 2)])
 def test_monomials_are_products(order, n_label):
     features = Monomials.up_to(order, n_label)
@@ -78,9 +75,6 @@ def test_gaussian_moments_of_quadratic_features(n_label):
     np.testing.assert_allclose(second, np.einsum("s,nsk,nsl->nkl", weights, phi, phi), rtol=1e-9, atol=1e-9)
 
 
-# ---- linear algebra ----
-
-
 def test_solves_and_inverses():
     rng = np.random.default_rng(2)
     a, b = positive_definite(rng, 6, 5), rng.normal(size=(6, 5))
@@ -111,9 +105,6 @@ def test_inverse_of_the_observed_block():
         block = np.ix_(seen, seen)
         expected[n][block] = np.linalg.inv(covariance[n][block])
     np.testing.assert_allclose(inverse_observed(covariance, observed), expected, rtol=1e-9, atol=1e-12)
-
-
-# ---- compression ----
 
 
 @pytest.mark.parametrize("n_pixel", [7, 300])
@@ -181,9 +172,6 @@ def test_compress_in_any_unit_of_flux():
             np.testing.assert_allclose(other.gram, one.gram, rtol=1e-5, atol=1e-4)
             np.testing.assert_allclose(other.linear, one.linear, rtol=1e-5, atol=1e-4)
             np.testing.assert_allclose(other.constant - 9 * np.log(unit), one.constant, rtol=1e-5, atol=1e-4)
-
-
-# ---- training pixels ----
 
 
 @pytest.mark.parametrize("with_errors", [True, False])
@@ -263,9 +251,6 @@ def test_coordinate_descent_within_bounds():
     assert ((t == low) | (t == high)).any()
 
 
-# ---- importance weights ----
-
-
 @pytest.mark.parametrize("n_draw", [99, 100, 226, 900, 1000, 4001])
 @pytest.mark.parametrize("width", [0.7, 1.3, 3.0])
 def test_pareto_smoothing_as_in_arviz(n_draw, width):
@@ -286,9 +271,6 @@ def test_pareto_smoothing_of_pareto_ratios_as_in_arviz(shape, n_draw):
     expected, expected_khat = array_stats.psislw(-np.log(ratio))
     np.testing.assert_allclose(khat, expected_khat, atol=1e-6)
     np.testing.assert_allclose(weights, expected, atol=1e-6)
-
-
-# ---- modes ----
 
 
 def test_both_modes_of_a_quartic():

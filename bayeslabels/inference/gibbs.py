@@ -113,9 +113,6 @@ def _refuse(model: LinearModel) -> None:
         raise CannotDo("Gibbs does not sample coefficients within bounds: use NUTS() or MAP(), or bounds=None")
 
 
-# ---- what a run consists of ----
-
-
 class Plan(NamedTuple):
     """What the compiled sweep depends on. prior: "flat", "normal" or "learned"."""
 
@@ -335,9 +332,6 @@ def _diagnose(draws: dict[str, np.ndarray], rates: dict[str, np.ndarray]) -> dic
         if name == "u":
             stats[f"acceptance_{name}_min"] = float(rate.min())
     return stats
-
-
-# ---- one sweep ----
 
 
 def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[State, dict[str, Array]]:
@@ -661,9 +655,6 @@ def _flow(xi, row, m):
     chosen = jnp.arange(m) == row
     line = jnp.where(chosen, jnp.expm1(rate), stretch * xi[1:])
     return jnp.eye(m) + chosen[:, None] * line, chosen * stretch * xi[0]
-
-
-# ---- densities and draws ----
 
 
 def _label_covariance(data: Data, tau: Array) -> Array:

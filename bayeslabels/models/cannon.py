@@ -123,8 +123,6 @@ class Cannon(LinearModel):
             return (self.replace(label_noise="joint"), self.replace(label_noise="cut"))
         return (self,)
 
-    # ---- the linear structure ----
-
     @cached_property
     def features(self) -> Monomials:
         names = self.require_frame().names

@@ -125,8 +125,6 @@ class Lux(LinearModel):
         m = len(self.require_frame().names)
         return tuple(self.replace(latent_size=size * m) for size in LADDER)
 
-    # ---- the linear structure ----
-
     @cached_property
     def features(self) -> Monomials:
         if self.latent_size == "auto":

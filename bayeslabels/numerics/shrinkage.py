@@ -111,9 +111,6 @@ def fit_posterior(
     return GaussianPosterior(np.r_[theta, zero], covariance, float(np.exp(log_s)), ridge, count, converged)
 
 
-# ---- the priors, as ridges ----
-
-
 def normal(second_moment: np.ndarray) -> np.ndarray:
     """theta_j ~ N(0, t^2), t learned."""
     return np.full(len(second_moment), 1 / second_moment.mean())
@@ -147,8 +144,6 @@ def _scaled_exp1(u: np.ndarray) -> np.ndarray:
     series = inverse * (1 - inverse * (1 - 2 * inverse * (1 - 3 * inverse * (1 - 4 * inverse))))
     return np.where(u < 50, np.exp(small) * exp1(small), series)
 
-
-# ---- the likelihood averaged over q ----
 
 _T, _W = np.polynomial.hermite_e.hermegauss(5)
 _W = _W / _W.sum()
