@@ -121,12 +121,18 @@ def calibration(result: Result, truth: Labels, *, axes: Any = None) -> Figure:
 def coefficients(
     posterior: Posterior, *, wavelength_unit: str | None = None, axes: Sequence[Axes] | None = None
 ) -> Figure:
-    """Mean spectrum, the first-order coefficient of every label, and the scatter, against wavelength.
+    """Mean spectrum, the first-order coefficient of every label, and the scatter, against wavelength: of the Cannon.
 
     A first-order coefficient is the change of flux with one scaled label, given in the legend of its panel; its band is
     one standard deviation. `wavelength_unit` is written on the axis.
     """
     frame, moments = posterior.model.require_frame(), posterior.moments
+    if not posterior.model.labels_are_latent:
+        name = type(posterior.model).__name__
+        raise bad_input(
+            f"a posterior of {name}, whose coefficients are of latents", "one of a model of flux given labels",
+            fix="bayeslabels.models.lux.derivative_spectra(posterior, flux_error)",
+        )  # fmt: skip
     exponents = np.array(posterior.model.features.exponents)
     x, xlabel = _wavelength(posterior, wavelength_unit)
     figure, panels = _panels(len(frame.names) + 2, axes, rows=len(frame.names) + 2, wide=True)
@@ -240,11 +246,14 @@ def spectrum(
     frame = posterior.model.require_frame()
     if "flux" not in star:
         raise bad_input("stars without flux", "spectra")
-    if result is not None:
-        labels = Block(result.mean[index : index + 1], names=frame.names, unit=frame.units)
-        predicted = star.with_block(labels=labels)
-    else:
-        predicted = star
+    predicted, values = star, np.full(len(frame.names), np.nan)
+    for block in posterior.model.label_blocks:
+        at = frame.columns(block)
+        if result is not None:
+            labels = Block(result.mean[[index], at], names=frame.names[at], unit=frame.units[at])
+            predicted = predicted.with_block(**{block: labels})
+        if block in predicted:
+            values[at] = predicted[block].value[0]
     mean, band = (a[0] for a in posterior.predict(predicted, with_error=True))
     x, xlabel = _wavelength(posterior, wavelength_unit)
     flux = np.where(star["flux"].observed[0], star["flux"].value[0], np.nan)
@@ -264,7 +273,6 @@ def spectrum(
     top.set_ylim(base - 0.06 * span, base + 1.22 * span)
     top.legend(loc="upper right", ncols=3, fontsize=9, frameon=False)
     top.tick_params(labelbottom=False)
-    values = predicted["labels"].value[0]
     parts = [f"{n} {significant(v, 4)} {u}".rstrip() for n, v, u in zip(frame.names, values, frame.units, strict=True)]
     top.set_title(f"{star.id[0] if star.id is not None else index}:  " + ",  ".join(parts), fontsize=10, loc="left")
     bottom.axhspan(-1, 1, color=GREY, alpha=0.25, lw=0)

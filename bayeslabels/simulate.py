@@ -119,28 +119,52 @@ def _giants(n: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([teff + 60 * rng.standard_normal(n), logg, iron, magnesium], 1)
 
 
+class Lines(NamedTuple):
+    """The absorption lines of the simulated spectra, (J,) each.
+
+    centre, width: of the Gaussian profile, Angstrom; strength: log10 of the central optical depth at `TYPICAL`;
+    deepest: depth of a saturated line, of 1; excitation: of the lower level, eV; ionised: of an ion, else of a neutral
+    atom; magnesium: of magnesium, else of iron.
+    """
+
+    centre: np.ndarray
+    width: np.ndarray
+    strength: np.ndarray
+    deepest: np.ndarray
+    excitation: np.ndarray
+    ionised: np.ndarray
+    magnesium: np.ndarray
+
+
+def line_list(n_pixel: int) -> Lines:
+    """The lines in spectra of so many pixels, the same in every survey."""
+    rng = np.random.default_rng(42)
+    n_line = max(6, n_pixel // 4)
+    centre = START * np.exp(STEP * rng.uniform(-3, n_pixel + 3, n_line))
+    return Lines(
+        centre,
+        width=centre * STEP * rng.uniform(1.2, 1.7, n_line),
+        strength=rng.normal(-0.2, 0.35, n_line),
+        deepest=rng.uniform(0.2, 0.7, n_line),
+        excitation=rng.uniform(0.0, 5.0, n_line),
+        ionised=rng.uniform(size=n_line) < 0.3,
+        magnesium=rng.uniform(size=n_line) < 0.12,
+    )
+
+
 def _spectra(physical: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
     """Normalised flux (n, L): the product of the transmissions of all lines.
 
     A neutral metal line of excitation chi follows 10^(0.5 (5 - chi) (theta - theta_0)) with theta = 5040 K / Teff, an
     ionised one g^(-1/3): the electron pressure of a cool giant goes as g^(1/3).
     """
-    lines = np.random.default_rng(42)  # the same elements in every survey
-    n_line = max(6, len(wavelength) // 4)
-    centre = wavelength[0] * np.exp(STEP * lines.uniform(-3, len(wavelength) + 3, n_line))
-    width = centre * STEP * lines.uniform(1.2, 1.7, n_line)
-    strength = lines.normal(-0.2, 0.35, n_line)
-    deepest = lines.uniform(0.2, 0.7, n_line)
-    excitation = lines.uniform(0.0, 5.0, n_line)
-    ionised = lines.uniform(size=n_line) < 0.3
-    magnesium = lines.uniform(size=n_line) < 0.12
-
+    lines = line_list(len(wavelength))
     teff, logg, iron, mg = physical.T[..., None]
     cool = 5040 / teff - 5040 / TYPICAL["TEFF"]
-    slope = np.where(ionised, -0.35 * excitation, 0.5 * (5.0 - excitation))
-    pressure = np.where(ionised, -1 / 3, 0.06) * (logg - TYPICAL["LOGG"])
-    abundance = 0.65 * (iron - TYPICAL["FE_H"] + magnesium * (mg - TYPICAL["MG_FE"]))
-    tau = 10 ** (strength + abundance + slope * cool + pressure)
-    depth = deepest * tau / (1 + tau)
-    profile = np.exp(-0.5 * ((wavelength - centre[:, None]) / width[:, None]) ** 2)
+    slope = np.where(lines.ionised, -0.35 * lines.excitation, 0.5 * (5.0 - lines.excitation))
+    pressure = np.where(lines.ionised, -1 / 3, 0.06) * (logg - TYPICAL["LOGG"])
+    abundance = 0.65 * (iron - TYPICAL["FE_H"] + lines.magnesium * (mg - TYPICAL["MG_FE"]))
+    tau = 10 ** (lines.strength + abundance + slope * cool + pressure)
+    depth = lines.deepest * tau / (1 + tau)
+    profile = np.exp(-0.5 * ((wavelength - lines.centre[:, None]) / lines.width[:, None]) ** 2)
     return np.exp(np.log1p(-depth) @ profile)

@@ -102,6 +102,19 @@ def test_spectrum(survey, tmp_path):
         plots.spectrum(posterior, test, 1, result=result, region=(1, 2))
 
 
+def test_of_a_model_whose_labels_are_outputs(tmp_path):
+    train, test, _ = simulate(80, 25, n_test=4)
+    colour = bl.Block(train.labels.value[:, :1] / 4000, 0.05, names=("BP_RP",), unit="mag")
+    posterior = bl.fit(bl.Lux(3, outputs=("magnitudes",)), train.with_block(magnitudes=colour), bl.MAP(tolerance=0.1))
+    figure = plots.spectrum(posterior, test, 1, result=bl.infer(posterior, test, bl.MAP()))
+    drawn(figure, tmp_path)
+    assert "BP_RP" in figure.axes[0].get_title("left")
+    title = plots.spectrum(posterior, train, 1).axes[0].get_title("left")
+    assert f"TEFF {train.labels.value[1, 0]:.0f}" in title
+    with pytest.raises(bl.BadInput, match="derivative_spectra"):
+        plots.coefficients(posterior)
+
+
 def test_truth_of_another_shape_is_refused(survey):
     _, result, _, truth = survey
     with pytest.raises(bl.BadInput, match="labels of shape"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bayeslabels import BadInput
-from bayeslabels.simulate import simulate
+from bayeslabels.simulate import line_list, simulate
 
 
 def test_a_survey_has_what_a_survey_has():
@@ -52,6 +52,17 @@ def test_a_quadratic_describes_the_flux_to_three_per_mille():
     residual = truth.training_flux - design @ np.linalg.lstsq(design, truth.training_flux, rcond=None)[0]
     assert 1e-5 < residual.std() < 0.003
     assert truth.training_flux.std(0).max() > 0.03
+
+
+def test_magnesium_acts_where_its_lines_are():
+    train, _, truth = simulate(400, 120, ("TEFF", "LOGG", "FE_H", "MG_FE"))
+    lines, grid = line_list(120), train["flux"].coords["pixel"]
+    known = np.column_stack([np.ones(400), truth.training_labels])
+    slope = np.linalg.lstsq(known, truth.training_flux, rcond=None)[0][4]
+    reach = np.abs(grid[:, None] - lines.centre[lines.magnesium]) < 3 * lines.width[lines.magnesium]
+    assert 0 < lines.magnesium.sum() < len(lines.centre)
+    assert slope[np.argmin(slope)] == slope[reach.any(1)].min()
+    assert np.abs(slope[~reach.any(1)]).max() < 0.2 * np.abs(slope).max()
 
 
 def test_a_label_left_out_does_not_vary():
