@@ -87,7 +87,7 @@ class LinearModel(Model):
         return np.broadcast_to(fixed, (n_pixel,)).copy()
 
     @property
-    def label_prior(self) -> float:
+    def label_coefficient_width(self) -> float:
         """Width of the Normal prior of C, scaled labels; where labels are outputs."""
         return 1.0
 

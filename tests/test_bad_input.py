@@ -109,6 +109,12 @@ def test_fewer_stars_than_coefficients(training):
         bl.fit(CLASSIC, training[:3])
 
 
+@pytest.mark.parametrize("prior", ["anything", 0.1, bl.priors.HalfNormal()])
+def test_coefficient_prior_that_is_none(prior):
+    with pytest.raises(BadInput, match=r"got coefficient_prior=.*expected 'auto', None \(flat\) or one of priors"):
+        bl.Cannon(coefficient_prior=prior)
+
+
 def test_one_star(trained, training, spectra):
     with pytest.raises(BadInput, match=r"1 values|1 training star"):
         bl.fit(CLASSIC, training[0])

@@ -295,6 +295,7 @@ def test_gibbs_integrates_what_map_approximates(train, trained):
         ({"label_scatter": "both"}, "'joint'"),
         ({"offset": (1.0, 0.0)}, "sd > 0"),
         ({"outputs": "magnitudes"}, "tuple of block names"),
+        ({"coefficient_prior": "auto"}, "coefficient_prior='auto'.*priors.Flat"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

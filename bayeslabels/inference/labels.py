@@ -6,6 +6,7 @@ covariance V_n + diag(tau^2), V_n as stated in the catalogue; all in scaled labe
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import jax
@@ -23,19 +24,52 @@ PINNED = 1e10
 """Precision, in scaled labels, of a label that is exact."""
 
 
-class LatentLabels:
-    """Catalogue labels that measure the latents themselves, exactly or with noise."""
+class CatalogueLabels(ABC):
+    """The catalogue's labels in the training step, and what is learned of them.
+
+    Attributes:
+        tau2: (M,), square of the label scatter.
+        coefficients: C (M, K); 0 where the labels measure the latents themselves.
+        noisy: whether there is noise at all; if not, labels that are present are exact.
+        width: sd of the Normal prior of C.
+    """
 
     def __init__(self, model: LinearModel, catalogue: Measured):
         self.features, self.catalogue = model.features, catalogue
-        self.noisy, self.width = model.integrates_labels, model.label_prior
+        self.noisy, self.width = model.integrates_labels, model.label_coefficient_width
         m = catalogue.value.shape[1]
         self.tau2 = np.full(m, 0.09 if self.noisy else 0.0)
         self.coefficients = np.zeros((m, self.features.size))
-        full = set(self.features.exponents) == set(self.features.up_to(self.features.order, m).exponents)
-        unbounded = not np.isfinite(model.coefficient_bounds()).any()
-        self.movable = self.noisy and full and unbounded and isinstance(model.prior, Learned)
-        self.movable = self.movable and bool(model.allowed().all())
+
+    @abstractmethod
+    def of(self, u: Array) -> np.ndarray:
+        """True labels (N, M) at latents (N, P)."""
+
+    @abstractmethod
+    def spread(self, covariance: Array) -> np.ndarray:
+        """Covariance (N, M, M) of the true labels from that of the latents (N, P, P)."""
+
+    @abstractmethod
+    def on_latents(self, precision: Array) -> tuple[Array, Array]:
+        """Precision (N, P, P) and information (N, P) that labels of precision (N, M, M) give of the latents."""
+
+    @abstractmethod
+    def learn_coefficients(self, phi: Array, second: Array) -> None:
+        """Mode of C given E[phi] (N, K) and E[phi phi'] (N, K, K)."""
+
+    @abstractmethod
+    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
+        """An affine move of the latents that leaves every predicted flux as it is (parameter-expanded EM, Liu+98).
+
+        u (N, P) and covariance (N, P, P) of the latents, and the prior of theta, before and after.
+        """
+
+    @abstractmethod
+    def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
+        """Covariance (M, K, M, K) of the label system.
+
+        u (N, P): latents; gram (N, K, K), linear (N, K): what the spectra say of phi_n.
+        """
 
     def precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""
@@ -45,18 +79,6 @@ class LatentLabels:
             return PINNED * eye * observed[:, :, None]
         return _inverse_observed(noise + eye * self.tau2, observed)
 
-    def on_latents(self, precision: Array) -> tuple[Array, Array]:
-        """Precision (N, P, P) and information (N, P) that the labels give of the latents."""
-        return precision, jnp.einsum("nmk,nk->nm", precision, jnp.asarray(self.catalogue.value))
-
-    def of(self, u: Array) -> np.ndarray:
-        """True labels (N, M) at latents (N, P)."""
-        return np.asarray(u)
-
-    def spread(self, covariance: Array) -> np.ndarray:
-        """Covariance (N, M, M) of the true labels from that of the latents."""
-        return np.asarray(covariance)
-
     def log_density(self, u: Array) -> float:
         """ln p(catalogue labels | u) + ln p(C, tau), up to a constant."""
         precision, observed = self.precision(), jnp.asarray(self.catalogue.observed)
@@ -65,30 +87,49 @@ class LatentLabels:
         density = 0.5 * jnp.linalg.slogdet(full)[1] - 0.5 * jnp.einsum("ni,nij,nj->n", offset, precision, offset)
         return float(density.sum()) - 0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum())
 
-    def learn_coefficients(self, phi: Array, second: Array) -> None:
-        """There are none."""
-
-    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
-        """An affine move of the label system that leaves every predicted flux as it is (parameter-expanded EM)."""
-        if self.movable:
-            u, covariance = _affine_move(u, covariance, self.catalogue, self.precision())
-        return u, covariance, prior
-
     def learn_scatter(self, u: np.ndarray, covariance: np.ndarray) -> None:
+        """Mode of tau given the latents' means (N, P) and covariances (N, P, P)."""
         if self.noisy:
             value, noise, observed = self.catalogue
             offset = np.where(observed, value - self.of(u), 0.0)
             self.tau2 = np.asarray(_scatter_of_labels(self.tau2, offset, self.spread(covariance), noise, observed))
 
+
+class LatentLabels(CatalogueLabels):
+    """Catalogue labels that measure the latents themselves, exactly or with noise."""
+
+    def __init__(self, model: LinearModel, catalogue: Measured):
+        super().__init__(model, catalogue)
+        features = self.features
+        full = set(features.exponents) == set(features.up_to(features.order, features.n_label).exponents)
+        bounded = np.isfinite(model.coefficient_bounds()).any() or not model.allowed().all()
+        self.movable = self.noisy and full and not bounded and isinstance(model.prior, Learned)
+
+    def of(self, u: Array) -> np.ndarray:
+        return np.asarray(u)
+
+    def spread(self, covariance: Array) -> np.ndarray:
+        return np.asarray(covariance)
+
+    def on_latents(self, precision: Array) -> tuple[Array, Array]:
+        return precision, jnp.einsum("nmk,nk->nm", precision, jnp.asarray(self.catalogue.value))
+
+    def learn_coefficients(self, phi: Array, second: Array) -> None:
+        """There are none."""
+
+    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
+        if self.movable:
+            u, covariance = _affine_move(u, covariance, self.catalogue, self.precision())
+        return u, covariance, prior
+
     def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
-        """Covariance (M, K, M, K) of the label system."""
         m, k = self.coefficients.shape
         if not self.noisy:
             return np.zeros((m, k, m, k))
         return label_system_covariance(self.features, u, self.precision(), np.asarray(gram).mean(0))
 
 
-class LabelOutputs(LatentLabels):
+class LabelOutputs(CatalogueLabels):
     """Catalogue labels that are outputs of the latents, as the flux is."""
 
     def __init__(self, model: LinearModel, catalogue: Measured):
@@ -113,7 +154,6 @@ class LabelOutputs(LatentLabels):
         return np.asarray(self.slope @ covariance @ self.slope.T)
 
     def learn_coefficients(self, phi: Array, second: Array) -> None:
-        """Mode of C given E[phi] (N, K) and E[phi phi'] (N, K, K)."""
         value = jnp.asarray(self.catalogue.value)
         self.coefficients = np.asarray(regress_labels(value, self.precision(), phi, second, self.width)[0])
 

@@ -89,6 +89,12 @@ class Cannon(LinearModel):
             raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint' or 'cut'")
         if self.population not in ("auto", "learned", "flat"):
             raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
+        if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
+            raise bad_input(
+                f"coefficient_prior={self.coefficient_prior!r}",
+                "'auto', None (flat) or one of priors.Flat, Normal, Laplace and Learned",
+                fix="Cannon(coefficient_prior=bayeslabels.priors.Normal())",
+            )
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program; `u` is observed where labels are present and exact, `flux` where present."""

@@ -56,11 +56,13 @@ class Lux(LinearModel):
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: of B. The default learns its mean and covariance across pixels, so that the widths need no
             tuning and latents that the spectra do not need are switched off.
-        scatter_distribution: prior of the s_l where they are learned.
+        scatter_distribution: prior of the s_l where they are learned; None as its scale: the typical flux.
         label_width: A_mp ~ N(0, label_width^2), scaled labels; None: 1 / sqrt(P), with which labels have variance 1.
         intercept: whether the features are (1, z), or z alone as in the paper (where one latent starts at 1).
         offset: (mean, sd) in label units of an offset added to all labels of a star, one draw per star and Gaussian:
             a distance modulus shared by magnitudes, say. All labels then have one unit.
+        outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
+            scatters; None: none.
         masks: {label: (L,) mask of the pixels that it may be inferred from} (section 5). Conditions the test step;
             other labels use all pixels.
 
@@ -87,6 +89,12 @@ class Lux(LinearModel):
             raise bad_input(f"label_scatter={self.label_scatter!r}", "'held-out' or 'joint'")
         if self.offset is not None and not (len(self.offset) == 2 and self.offset[1] > 0):
             raise bad_input(f"offset={self.offset!r}", "(mean, sd) with sd > 0, in label units", fix="offset=(11, 3)")
+        if not isinstance(self.coefficient_prior, Prior):
+            raise bad_input(
+                f"coefficient_prior={self.coefficient_prior!r}",
+                "one of priors.Flat, Normal, Laplace and Learned",
+                fix="Lux(coefficient_prior=bayeslabels.priors.Normal())",
+            )
         if isinstance(self.outputs, str):
             raise bad_input(f"outputs={self.outputs!r}", "a tuple of block names", fix=f"outputs=({self.outputs!r},)")
 
@@ -94,7 +102,7 @@ class Lux(LinearModel):
         """The NumPyro program; every block of labels and `flux` is observed where present."""
         model = self.bound(stars)
         frame, features = model.require_frame(), model.features
-        wide = dist.Normal(0.0, model.label_prior).expand([len(frame.names), features.size]).to_event(2)
+        wide = dist.Normal(0.0, model.label_coefficient_width).expand([len(frame.names), features.size]).to_event(2)
         a = numpyro.sample("A", wide)
         b = model.prior.sample("B", frame.n_pixel, features.size, frame.flux_scale)
         scatter = model.scatter_site()
@@ -105,7 +113,7 @@ class Lux(LinearModel):
             labels = features(z) @ a.T
             if model.offset is not None:
                 mu = numpyro.sample("offset", dist.Normal(*model.offset))
-                labels = labels + mu[:, None] * model.shifted
+                labels = labels + mu[:, None] * model.unit_offset
             numpyro.deterministic("true_labels", frame.centre + frame.scale * labels)
             model.label_sites(labels, tau, stars, rows)
             model.flux_site(features(z) @ b.T, scatter, stars, rows)
@@ -158,7 +166,7 @@ class Lux(LinearModel):
         return self.coefficient_prior
 
     @property
-    def label_prior(self) -> float:
+    def label_coefficient_width(self) -> float:
         return self.label_width or self.features.n_label**-0.5
 
     def allowed(self) -> np.ndarray:
@@ -168,8 +176,8 @@ class Lux(LinearModel):
         return np.full(self.features.size, -np.inf), np.full(self.features.size, np.inf)
 
     @property
-    def shifted(self) -> np.ndarray:
-        """What one unit of the offset adds to every scaled label, (M,)."""
+    def unit_offset(self) -> np.ndarray:
+        """What an offset of 1, in label units, adds to every scaled label, (M,)."""
         frame = self.require_frame()
         one = np.zeros(len(frame.names))
         one[frame.columns("labels")] = 1 / frame.scale[frame.columns("labels")]
@@ -182,9 +190,9 @@ class Lux(LinearModel):
             return measured
         mean, sd = self.offset
         observed = measured.observed
-        shared = sd**2 * self.shifted[:, None] * self.shifted
+        shared = sd**2 * self.unit_offset[:, None] * self.unit_offset
         both = observed[:, :, None] & observed[:, None, :]
-        value = np.where(observed, measured.value - mean * self.shifted, 0.0)
+        value = np.where(observed, measured.value - mean * self.unit_offset, 0.0)
         return Measured(value, measured.covariance + both * shared, observed)
 
     def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:
@@ -206,7 +214,7 @@ class Lux(LinearModel):
         if self.offset is None or "labels" not in stars:
             return {}
         mean, sd = self.offset
-        frame, features, one = self.require_frame(), self.features, self.shifted
+        frame, features, one = self.require_frame(), self.features, self.unit_offset
         value, noise, observed = LinearModel.catalogue(self, stars)
         phi, c = np.asarray(features(jnp.asarray(u))), moments.label_coefficients
         noise = noise + np.diag((moments.label_scatter / frame.scale) ** 2 + 1e-12)
@@ -237,10 +245,15 @@ def derivative_spectra(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How each label is read off the spectrum: d label / d flux = A B^+ (M, L), label units per flux unit, and its sd.
 
-    The paper (Horta+25 eq. 13) takes the pseudoinverse of B; here, for a star with flux errors (a number or (L,)), it is
-    the map from flux to the latents' posterior mean, (I + B' W B)^-1 B' W with W = 1 / (flux_error^2 + s^2): the same
-    where the flux determines all latents, and finite where it does not. Mean and sd over the training posterior of A
-    and B; pixels that could not be trained have 0.
+    The paper (Horta+25 eq. 13) takes the pseudoinverse of B; here it is the map from flux to the latents' posterior
+    mean, (I + B' W B)^-1 B' W with W = 1 / (flux_error^2 + s^2): the same where the flux determines all latents, and
+    finite where it does not. Pixels that could not be trained have 0.
+
+    Args:
+        posterior: of `Lux`.
+        flux_error: of the star that is read, a number or (L,), in flux units.
+        draws: from the training posterior of A and B, of which mean and sd are taken.
+        seed: same seed, same draws.
     """
     model, moments = posterior.model, posterior.moments
     if model.labels_are_latent:
