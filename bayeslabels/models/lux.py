@@ -78,6 +78,7 @@ class Lux(LinearModel):
 
     global_sites: ClassVar[tuple[str, ...]] = ("A", "B", "scatter", "label_scatter")
     sites: ClassVar[dict[str, str]] = {"coefficients": "B", "latents": "z", "label_coefficients": "A"}
+    smaller: ClassVar[str] = "Lux(2)"
     labels_are_latent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -239,9 +240,9 @@ def derivative_spectra(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How each label is read off the spectrum: d label / d flux = A B^+ (M, L), label units per flux unit, and its sd.
 
-    The paper (Horta+25 eq. 13) takes the pseudoinverse of B; here, for a star with flux errors (a number or (L,)), it is
-    the map from flux to the latents' posterior mean, (I + B' W B)^-1 B' W with W = 1 / (flux_error^2 + s^2): the same
-    where the flux determines all latents, and finite where it does not. Mean and sd over the training posterior of A
+    The paper (Horta+25 eq. 13) takes the pseudoinverse of B; here, for a star with flux errors (a number or (L,)), it
+    is the map from flux to the latents' posterior mean, (I + B' W B)^-1 B' W with W = 1 / (flux_error^2 + s^2): the
+    same where the flux determines all latents, and finite where it does not. Mean and sd over the training posterior of A
     and B; pixels that could not be trained have 0.
     """
     model, moments = posterior.model, posterior.moments
