@@ -1,5 +1,6 @@
 """Data-driven models of stars, with error bars that hold."""
 
+from . import families as _families  # noqa: F401  (registers every kind of models)
 from . import priors
 from .calibration import cross_validate
 from .errors import BadInput, CannotDo, NotConverged
