@@ -25,11 +25,17 @@ from bayeslabels.errors import CannotDo
 from bayeslabels.linear import LinearModel
 from bayeslabels.model import MODELS
 
-EXAMPLES = {"Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal())}
+EXAMPLES = {
+    "Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal()),
+    "Lux": bl.Lux(3, label_scatter="joint", coefficient_prior=bl.priors.Normal()),
+}
 """A small instance of a model, with proper priors, so that it can be simulated."""
-CHEAP = {"Cannon": bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal())}
+CHEAP = {
+    "Cannon": bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal()),
+    "Lux": EXAMPLES["Lux"],
+}
 """For inferences that compile the whole program: few sites."""
-BLOCKS = {"Cannon": ("labels", "flux")}
+BLOCKS = {"Cannon": ("labels", "flux"), "Lux": ("labels", "flux")}
 """The blocks that a model measures; all of them by default."""
 QUICK = {
     "Gibbs": {"chains": 2, "draws": 20, "warmup": 20},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+
+from ..linear import LinearModel
 
 
 def rhat(draws: np.ndarray) -> np.ndarray:
@@ -20,3 +24,12 @@ def ess(draws: np.ndarray) -> np.ndarray:
         return np.full(draws.shape[2:], np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(effective_sample_size(np.asarray(draws)))
+
+
+def identified(model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The sites that chains can agree on: not latents, and what multiplies them, where any rotation serves as well."""
+    if not isinstance(model, LinearModel) or model.labels_are_latent:
+        return draws
+    hyper = {f"{model.sites['coefficients']}_{what}" for what in ("mean", "covariance")}
+    free = {*model.sites.values(), *hyper, "coefficients_mean", "coefficients_covariance"}
+    return {name: x for name, x in draws.items() if name not in free}

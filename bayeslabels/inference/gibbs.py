@@ -5,7 +5,9 @@ One sweep draws, each given all the rest:
 theta_l           Gaussian, all pixels from one matrix product
 s_l               Metropolis-Hastings with a folded t proposal in s_l; s_l^2 from two Fisher-scoring steps
 m, Sigma          Gaussian, inverse Wishart (prior `Learned`)
-u_n               Metropolis-Hastings from the compressed spectra, t proposals at the Gauss-Newton optimum
+u_n               Metropolis-Hastings from the compressed spectra, t proposals at the Gauss-Newton optimum; Gaussian if
+                  phi is linear
+C                 Gaussian, where the labels are outputs C phi(u)
 tau, mu, Lambda   folded random walk, Gaussian, inverse Wishart
 (u, theta) -> (A u + c, T' theta)    an affine move of the label system that leaves every flux as it is
 
@@ -28,13 +30,14 @@ from ..errors import CannotDo
 from ..linear import FLAT_POPULATION, LinearModel
 from ..numerics.compress import PIXELS
 from ..numerics.features import Monomials
-from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, unpack
+from ..numerics.linalg import Array, after, in_float64, inverse_psd, outer_pairs, unpack
 from ..priors import Flat, Laplace, Learned
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Trained
-from .diagnostics import ess, rhat
+from .diagnostics import ess, identified, rhat
 from .draws import moments_from_draws
+from .labels import outputs_on_latents
 from .map import EM, MAP
 
 MISSING = 1e200
@@ -92,7 +95,7 @@ class Gibbs(Inference):
         raw = {name: np.moveaxis(np.concatenate([x[name] for x in kept]), 0, 1)[:, : self.draws] for name in kept[0]}
         draws = _sites(model, stars, raw, plan, start)
         rates = {name: np.mean([x[name].mean(0) for x in accepted], axis=0).mean(0) for name in accepted[0]}
-        stats = _diagnose(draws, rates)
+        stats = _diagnose(identified(model, draws), rates)
         stats |= {name: start.stats[name] for name in ("n_star", "n_pixel_trained", "n_pixel_dropped")}
         stats["n_pixel_not_converged"] = 0
         if not stats["converged"]:
@@ -122,19 +125,20 @@ class Plan(NamedTuple):
     latent: bool
     noisy: bool
     affine: bool
+    outputs: bool
     fixed_population: bool
     freedom: int
     n_trained: int
 
 
 class Data(NamedTuple):
-    """Pixels in J blocks of B, N stars, M labels.
+    """Pixels in J blocks of B, N stars, M labels, P latents (the labels themselves, P = M, unless they are outputs).
 
     value, variance (J, N, B), 0 and `MISSING` where missing; allowed (J, B, K); trained, guess2 (J, B): whether a pixel
     is, and the s_l^2 at which Fisher scoring starts; precision (K, K): fixed, of the prior; matrix (K, K): of Sigma's
-    prior; labels, observed, free (N, M): catalogue labels, where known, and which true labels are sampled;
-    label_covariance (N, M, M); guess_u (N, M): where Gauss-Newton starts; width_scatter and width_mean, of the priors
-    of s_l and m; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M), inverse (K, S): points that
+    prior; labels, observed (N, M): catalogue labels, where known; label_covariance (N, M, M); free (N, P): which
+    latents are sampled; guess_u (N, P): where Gauss-Newton starts; width_scatter, width_mean and width_label, of the priors of
+    s_l, m and C; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M), inverse (K, S): points that
     determine a polynomial, and the inverse of its values there.
     """
 
@@ -152,20 +156,22 @@ class Data(NamedTuple):
     guess_u: Array
     width_scatter: Array
     width_mean: Array
+    width_label: Array
     step: Array
     nodes: Array
     inverse: Array
 
 
 class State(NamedTuple):
-    """One chain: theta (J, B, K), s (J, B), m (K,), Sigma (K, K), u (N, M), tau in scaled labels (M,), mu (M,),
-    Lambda (M, M), and the logarithms of the random walks' widths, (M,) each."""
+    """One chain: theta (J, B, K), s (J, B), m (K,), Sigma (K, K), u (N, P), C (M, K), tau in scaled labels (M,),
+    mu (P,), Lambda (P, P), and the logarithms of the random walks' widths, (M,) each."""
 
     theta: Array
     s: Array
     m: Array
     sigma: Array
     u: Array
+    c: Array
     tau: Array
     mu: Array
     population: Array
@@ -192,45 +198,52 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     width_mean, freedom, matrix = Learned().hyper(k, f)
     noisy = em.labels.noisy
     catalogue = em.labels.catalogue
-    free = np.ones((n_star, m), bool) if noisy else ~catalogue.observed
-    u = np.where(free, moments.training_u, catalogue.value)
+    outputs, p = not model.labels_are_latent, features.n_label
+    free = np.ones((n_star, p), bool) if noisy else ~catalogue.observed
+    u = moments.training_u if outputs else np.where(free, moments.training_u, catalogue.value)
 
-    nodes = np.random.default_rng(0).uniform(-2, 2, (4 * k, m))
+    nodes = np.random.default_rng(0).uniform(-2, 2, (4 * k, p))
     inverse = np.linalg.pinv(np.asarray(features(jnp.asarray(nodes))))
     tau2 = (moments.label_scatter / frame.scale) ** 2
     spread = np.einsum("nmm->nm", catalogue.covariance) + tau2
     weight = catalogue.observed / np.maximum(spread, 1e-10)
-    design = np.concatenate([np.ones((n_star, 1)), u], 1)
+    full = set(features.exponents) == set(Monomials.up_to(features.order, p).exponents)
+    affine = noisy and full and bool(em.allowed.all()) and not outputs
+    design = np.concatenate([np.ones((n_star, 1)), u[:, :m]], 1)
     gram = np.einsum("ni,nm,nj->mij", design, weight, design) + np.eye(m + 1)
     step = np.linalg.cholesky(np.linalg.inv(gram))
 
-    full = set(features.exponents) == set(Monomials.up_to(features.order, m).exponents)
     fixed = model.fixed_population is not None
     plan = Plan(
         features, type(prior).__name__.lower(), em.learn_scatter, bool(free.any()), noisy,
-        noisy and full and bool(em.allowed.all()), fixed, round(freedom), int(em.trained.sum()),
+        affine, outputs, fixed, round(freedom), int(em.trained.sum()),
     )  # fmt: skip
     data = Data(
         y, variance, _blocks(em.allowed, 1.0), trained, guess2,
         np.zeros((k, k)) if isinstance(prior, Flat | Learned) else prior.numeric(k, f).precision,
         matrix, catalogue.value, catalogue.covariance, catalogue.observed, free, u,
-        em.scatter_scale, width_mean, step, nodes, inverse,
+        em.scatter_scale, width_mean, model.label_prior, step, nodes, inverse,
     )  # fmt: skip
 
-    theta = np.nan_to_num(point["coefficients"])
+    theta = np.nan_to_num(point[model.sites["coefficients"]])
     jitter = rng.standard_normal((n_chain, m, m + 1))
-    shift = 2.0 * np.einsum("mij,cmj->cmi", step, jitter) if plan.affine else np.zeros((n_chain, m, m + 1))
-    sd = np.sqrt(1 / np.maximum(weight + 1, 1e-10))
-    noise = rng.standard_normal((n_chain, n_star, m)) * 0.3 * sd
+    noise = 0.3 * rng.standard_normal((n_chain, n_star, p))
+    if not outputs:
+        noise *= np.sqrt(1 / np.maximum(weight + 1, 1e-10))
+    if affine:
+        noise += 2.0 * np.einsum("ni,mij,cmj->cnm", design, step, jitter)
+    c = moments.label_coefficients
+    shaken = 0.1 * rng.standard_normal((n_chain, *c.shape)) if outputs else 0.0
     chains = State(
         np.broadcast_to(_blocks(theta, 0.0), (n_chain, *trained.shape, k)),
         np.sqrt(guess2) * np.exp(0.2 * em.learn_scatter * rng.standard_normal((n_chain, *guess2.shape))),
         np.broadcast_to(point.get("coefficients_mean", np.zeros(k)), (n_chain, k)),
         np.broadcast_to(point.get("coefficients_covariance", np.eye(k)), (n_chain, k, k)),
-        np.where(free, u + noise + np.einsum("ni,cmi->cnm", design, shift), u),
+        np.where(free, u + noise, u),
+        c + shaken * np.ones((n_chain, 1, 1)),
         np.sqrt(tau2 + 1e-4) * np.exp(0.2 * rng.standard_normal((n_chain, m))),
-        np.broadcast_to(moments.population_mean, (n_chain, m)),
-        np.broadcast_to(moments.population_covariance, (n_chain, m, m)),
+        np.broadcast_to(moments.population_mean, (n_chain, p)),
+        np.broadcast_to(moments.population_covariance, (n_chain, p, p)),
         np.broadcast_to(np.log(np.sqrt((tau2 + 1e-4) / n_star)), (n_chain, m)),
         np.full((n_chain, m), np.log(2.4 / np.sqrt(m + 1))),
     )
@@ -265,6 +278,8 @@ def _run(plan: Plan, data: Data, state: State, keys: Array, gain: Array):
             sites["u"] = state.u
         if plan.noisy:
             sites["tau"] = state.tau
+        if plan.outputs:
+            sites["c"] = state.c
         return state, (sites, jax.tree.map(lambda x: x.mean(0), rates))
 
     state, (sites, rates) = jax.lax.scan(draw, state, (keys, gain))
@@ -279,7 +294,8 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     head = raw["theta"].shape[:2]
     theta = raw["theta"].reshape(*head, -1, model.features.size)[:, :, : frame.n_pixel]
     theta = np.where(blank[:, None], np.nan, theta)
-    draws = {"coefficients": theta}
+    names = model.sites
+    draws = {names["coefficients"]: theta}
     if plan.learn_scatter:
         draws["scatter"] = np.where(blank, np.nan, raw["s"].reshape(*head, -1)[:, :, : frame.n_pixel])
     if not plan.fixed_population:
@@ -287,12 +303,22 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     if plan.prior == "learned":
         draws |= {"coefficients_mean": raw["m"], "coefficients_covariance": raw["sigma"]}
     if plan.noisy:
-        draws |= {"label_scatter": raw["tau"] * frame.scale, "u": raw["u"]}
+        draws |= {"label_scatter": raw["tau"] * frame.scale, names["latents"]: raw["u"]}
     elif plan.latent:
         draws["labels_missing"] = raw["u"][:, :, ~model.measured(stars).observed]
+    if plan.outputs:
+        draws[names["label_coefficients"]] = raw["c"]
     if plan.latent:
-        draws["true_labels"] = frame.physical(raw["u"])
+        labels = raw["u"] if not plan.outputs else _label_values(model.features, raw["u"], raw["c"])
+        draws["true_labels"] = frame.physical(labels)
     return draws
+
+
+def _label_values(features: Monomials, u: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """C phi(u) for draws u (chain, draw, N, P) of features of first order and c (chain, draw, M, K)."""
+    origin = jnp.zeros(features.n_label)
+    slope = c @ np.asarray(features.jacobian(origin))
+    return u @ np.swapaxes(slope, -1, -2) + (c @ np.asarray(features(origin)))[:, :, None]
 
 
 def _diagnose(draws: dict[str, np.ndarray], rates: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -319,14 +345,16 @@ def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[
     state, gram, linear, rates = _pixels(plan, data, state, keys[0])
     if plan.prior == "learned":
         state = _hyper(plan, data, state, keys[1])
-    if plan.latent:
+    if plan.outputs:
+        state = _outputs(plan, data, state, gram, linear, keys[2])
+    elif plan.latent:
         u, rates["u"] = _labels(plan, data, state, gram, linear, keys[2])
         state = state._replace(u=u)
     if not plan.fixed_population:
         state = _population(state, keys[3])
     if plan.noisy:
         k1, k2 = jax.random.split(keys[4])
-        state, rates["tau"] = _label_scatter(data, state, k1, gain)
+        state, rates["tau"] = _label_scatter(plan, data, state, k1, gain)
         if plan.affine:
             state, rates["affine"] = _affine(plan, data, state, k2, gain)
     return state, rates
@@ -509,10 +537,33 @@ def _population(state: State, key: Array) -> State:
     return state._replace(mu=mu, population=population)
 
 
-def _label_scatter(data: Data, state: State, key: Array, gain: Any):
+def _outputs(plan: Plan, data: Data, state: State, gram: Array, linear: Array, key: Array) -> State:
+    """Latents of all stars, then C: both Gaussian, phi being linear."""
+    k1, k2 = jax.random.split(key)
+    features = plan.features
+    origin = jnp.zeros(features.n_label)
+    at_zero, jacobian = features(origin), features.jacobian(origin)
+    seen = jnp.moveaxis(_label_precision(data, state.tau), -1, 0)
+    precision, information = outputs_on_latents(data.labels, seen, state.c, at_zero, jacobian)
+    prior = after(inverse_psd(state.population), state.sigma)
+    g = unpack(gram, features.size)
+    precision = precision + prior + jacobian.T @ g @ jacobian
+    information = information + prior @ state.mu + (linear - g @ at_zero) @ jacobian
+    u = _gaussian(precision, information, jax.random.normal(k1, state.u.shape))
+    phi = features(u)
+    m, k = state.c.shape
+    flat = seen.reshape(-1, m * m).T @ (phi[:, :, None] * phi[:, None, :]).reshape(-1, k * k)
+    total = jnp.moveaxis(flat.reshape(m, m, k, k), 2, 1).reshape(m * k, m * k) + jnp.eye(m * k) / data.width_label**2
+    right = jnp.einsum("nij,nj->ni", seen, data.labels).T @ phi
+    c = _gaussian(total, right.reshape(m * k), jax.random.normal(k2, (m * k,))).reshape(m, k)
+    return state._replace(u=u, c=c)
+
+
+def _label_scatter(plan: Plan, data: Data, state: State, key: Array, gain: Any):
     """tau_m, one at a time, by a random walk folded at zero; prior HalfNormal(1) in scaled labels."""
     m = len(state.tau)
-    offset = jnp.where(data.observed, data.labels - state.u, 0.0).T
+    true = plan.features(state.u) @ state.c.T if plan.outputs else state.u
+    offset = jnp.where(data.observed, data.labels - true, 0.0).T
 
     def density(tau):
         return _label_density(data, offset, tau) - 0.5 * (tau**2).sum()

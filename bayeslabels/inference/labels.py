@@ -39,11 +39,11 @@ class LatentLabels:
 
     def precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""
-        observed = jnp.asarray(self.catalogue.observed)
-        eye = jnp.eye(observed.shape[1])
+        _, noise, observed = self.catalogue
+        eye = np.eye(observed.shape[1])
         if not self.noisy:
             return PINNED * eye * observed[:, :, None]
-        return inverse_observed(jnp.asarray(self.catalogue.covariance) + eye * self.tau2, observed)
+        return _inverse_observed(noise + eye * self.tau2, observed)
 
     def on_latents(self, precision: Array) -> tuple[Array, Array]:
         """Precision (N, P, P) and information (N, P) that the labels give of the latents."""
@@ -76,7 +76,9 @@ class LatentLabels:
 
     def learn_scatter(self, u: np.ndarray, covariance: np.ndarray) -> None:
         if self.noisy:
-            self.tau2 = _scatter_of_labels(self.tau2, self.of(u), self.spread(covariance), self.catalogue)
+            value, noise, observed = self.catalogue
+            offset = np.where(observed, value - self.of(u), 0.0)
+            self.tau2 = np.asarray(_scatter_of_labels(self.tau2, offset, self.spread(covariance), noise, observed))
 
     def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
         """Covariance (M, K, M, K) of the label system."""
@@ -155,11 +157,15 @@ class LabelOutputs(LatentLabels):
         return np.asarray(covariance)
 
 
+_inverse_observed = jax.jit(inverse_observed)
+
+
+@jax.jit
 def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tuple[Array, Array]:
     """Precision (N, P, P) and information (N, P) of the latents from labels (N, M) of precision (N, M, M)."""
-    slope = jnp.asarray(coefficients @ jacobian)
+    slope = coefficients @ jacobian
     half = slope.T @ precision
-    return half @ slope, jnp.einsum("npm,nm->np", half, jnp.asarray(value) - coefficients @ at_zero)
+    return half @ slope, jnp.einsum("npm,nm->np", half, value - coefficients @ at_zero)
 
 
 @jax.jit
@@ -221,21 +227,21 @@ def _affine_move(u, covariance, catalogue: Measured, precision):
     return u + design @ g.T, slope @ covariance @ slope.T
 
 
-def _scatter_of_labels(tau2: np.ndarray, u: np.ndarray, covariance: np.ndarray, catalogue: Measured) -> np.ndarray:
-    """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels, prior HalfNormal(1), scaled."""
-    m = len(tau2)
-    offset = np.where(catalogue.observed, catalogue.value - u, 0.0)
+@jax.jit
+def _scatter_of_labels(tau2, offset, covariance, noise, observed):
+    """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels, prior HalfNormal(1), scaled.
+
+    offset (N, M) of the labels from the true ones, whose covariance (N, M, M) is given; noise (N, M, M) as stated.
+    """
     second = offset[:, :, None] * offset[:, None, :] + covariance
-    x = np.log(np.maximum(tau2, 1e-12))
-    for _ in range(8):
-        precision = np.asarray(
-            inverse_observed(
-                jnp.asarray(catalogue.covariance) + jnp.eye(m) * np.exp(x), jnp.asarray(catalogue.observed)
-            )
-        )
+    eye = jnp.eye(len(tau2))
+
+    def step(_, x):
+        t = jnp.exp(x)
+        precision = inverse_observed(noise + eye * t, observed)
         explained = precision @ second @ precision
-        t = np.exp(x)
-        gradient = 0.5 * t * np.einsum("nmm->m", precision - explained) + 0.5 * t
-        fisher = 0.5 * t**2 * (np.einsum("nmm->nm", precision) ** 2).sum(0) + 0.5 * t
-        x = np.clip(x - np.clip(gradient / fisher, -1.5, 1.5), np.log(1e-10), 4.0)
-    return np.exp(x)
+        gradient = 0.5 * t * jnp.einsum("nmm->m", precision - explained) + 0.5 * t
+        fisher = 0.5 * t**2 * (jnp.einsum("nmm->nm", precision) ** 2).sum(0) + 0.5 * t
+        return jnp.clip(x - jnp.clip(gradient / fisher, -1.5, 1.5), np.log(1e-10), 4.0)
+
+    return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, 1e-12))))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..linear import LinearModel
-from ..numerics.compress import PIXELS, Statistics, known, pad_stars, padded, pixel_blocks, power_of_two
+from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
 from ..numerics.optimize import descend, linear_posterior, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
@@ -132,7 +132,7 @@ class EM:
         self.objectives: list[float] = []
 
     def train(self, start: bool = False) -> float:
-        """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of their ln noise."""
+        """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
         k = self.features.size
         phi, second = _moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
         integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
@@ -143,7 +143,7 @@ class EM:
             "penalised": self.penalised,
             "alternations": 100 if not integrate else (10 if start else 1),
         }
-        size = min(PIXELS, len(self.theta))
+        size = min(pixels_at_once(self.n_star), len(self.theta))
         gram = linear = constant = jnp.zeros(())
         before, unit = self.scatter2.copy(), power_of_two(self.flux_scale)
         for rows, y, e in pixel_blocks(self.value, self.error, size):
@@ -181,7 +181,8 @@ class EM:
         if self.features.order == 1:
             gram, linear = (x[: self.n_star] for x in self.statistics[:2])
             u, covariance = linear_posterior(gram, linear, precision, information, self.features)
-            self.objectives.append(self._objective(u, covariance, prior))
+            if self.model.fixed_population is not None:
+                self.objectives.append(self._objective(u, covariance, prior))
         else:
             terms = (self.statistics, pad_stars(precision, prior), pad_stars(information), self.features)
             u, *_ = descend(pad_stars(self.u), *terms, 20)
@@ -206,11 +207,7 @@ class EM:
                + ln p(s, tau, C, m, Sigma), up to a constant; u and covariance: of the latents given all the rest.
         """
         gram, linear, constant = (x[: self.n_star] for x in self.statistics[:3])
-        phi = self.features(u)
-        at_best = jnp.einsum("nk,nk->n", linear, phi) - 0.5 * jnp.einsum("nj,njk,nk->n", phi, gram, phi) - constant
-        offset = u - self.mean
-        at_best = at_best - 0.5 * jnp.einsum("ni,ij,nj->n", offset, prior, offset) + 0.5 * np.linalg.slogdet(prior)[1]
-        latents = float((at_best + 0.5 * jnp.linalg.slogdet(covariance)[1]).sum())
+        latents = float(_evidence(gram, linear, constant, self.features(u), u - self.mean, covariance, prior))
         scatter = -0.5 * float((self.scatter2[self.trained] / self.scatter_scale**2).sum()) * self.learn_scatter
         total = latents + self.labels.log_density(u) + scatter
         theta, spread = self.theta[self.trained], self.covariance[self.trained]
@@ -252,6 +249,15 @@ class EM:
         elif self.has_latents:
             sites["labels_missing"] = self.u[~self.known]
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
+
+
+@jax.jit
+def _evidence(gram, linear, constant, phi, offset, covariance, prior):
+    """Sum over stars of the log integral over the latents, from its value at their posterior means."""
+    at_best = (linear * phi).sum(1) - 0.5 * jnp.einsum("nj,njk,nk->n", phi, gram, phi) - constant
+    at_best = at_best - 0.5 * ((offset @ prior) * offset).sum(1) + 0.5 * jnp.linalg.slogdet(prior)[1]
+    diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=1, axis2=2)
+    return (at_best + jnp.log(diagonal).sum(1)).sum()
 
 
 def _divergence(theta: np.ndarray, covariance: np.ndarray, prior: CoefficientPrior) -> float:

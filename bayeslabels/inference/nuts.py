@@ -23,7 +23,7 @@ from ..numerics.linalg import in_float64
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, StarDraws, Trained
-from .diagnostics import ess, rhat
+from .diagnostics import ess, identified, rhat
 from .draws import jittered, moments_from_draws
 from .map import MAP
 from .starwise import StarProblem, draw_mixture
@@ -91,10 +91,11 @@ class NUTS(Inference):
         sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(sampler.get_samples(group_by_chain=True))
         draws = {name: np.asarray(x) for name, x in sampled.items()}
         extra = sampler.get_extra_fields(group_by_chain=True)
+        known = identified(model, draws)
         stats = {
             "n_divergent": int(extra["diverging"].sum()),
-            "rhat_max": max(float(np.nanmax(rhat(x))) for x in draws.values()),
-            "ess_min": min(float(np.nanmin(ess(x))) for x in draws.values()),
+            "rhat_max": max(float(np.nanmax(rhat(x))) for x in known.values()),
+            "ess_min": min(float(np.nanmin(ess(x))) for x in known.values()),
         }
         stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
         moments = moments_from_draws(model, stars, draws) if isinstance(model, LinearModel) else None

@@ -31,6 +31,11 @@ STARS = 256
 """Stars are padded to a multiple of this, so that one compiled program serves many sample sizes."""
 
 
+def pixels_at_once(n_star: int) -> int:
+    """Pixels in a block of the training step: blocks of so many stars stay near the cache, and calls few."""
+    return int(2 ** np.clip(np.round(np.log2(300_000 / n_star)), np.log2(PIXELS), 10))
+
+
 class Statistics(NamedTuple):
     """G (N, K, K), b (N, K), c (N,), sum_l w_nl y_nl^2 (N,) and the number of pixels used (N,)."""
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .compress import known
-from .linalg import Array, outer_pairs, pack, pairs, solve_and_invert, unpack
+from .linalg import Array, pack, pairs, solve_and_invert, unpack
 
 SMALLEST_LOG_VARIANCE = -46.0
 """ln s_l^2, flux in units near its typical size, of a scatter that is zero for every purpose (s = 1e-10)."""
@@ -124,13 +124,10 @@ def train_block(
     prior = CoefficientPrior(
         prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
     )
-    spread_pairs = 0.0 if exact else phi_pairs - outer_pairs(phi)
 
     def alternator(number):
         """One alternation with the sums over stars in `number`; solves are in float64."""
-        y_, variance_, phi_, pairs_, spread_ = (
-            jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs, spread_pairs)
-        )
+        y_, variance_, phi_, pairs_ = (jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs))
 
         def solve(x, theta):
             w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
@@ -143,11 +140,14 @@ def train_block(
 
         def residual2(theta, covariance):
             effective = theta * allowed
-            r2 = (y_ - effective.astype(number) @ phi_.T) ** 2
+            mean = effective.astype(number) @ phi_.T
+            r2 = (y_ - mean) ** 2
+            spread = covariance * both if integrate else 0.0
             if not exact:
-                r2 = r2 + (outer_pairs(effective) * multiplicity).astype(number) @ spread_.T
-            if integrate:
-                r2 = r2 + (pack(covariance * both) * multiplicity).astype(number) @ pairs_.T
+                r2 = r2 - mean**2
+                spread = spread + effective[:, :, None] * effective[:, None, :]
+            if integrate or not exact:
+                r2 = r2 + (pack(spread) * multiplicity).astype(number) @ pairs_.T
             return jnp.maximum(r2, 0.0)
 
         def alternate(state):
