@@ -8,6 +8,7 @@ from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
 from .models.lux import Lux
+from .models.parallax import Parallax
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -25,6 +26,7 @@ __all__ = [
     "Laplace",
     "Lux",
     "NotConverged",
+    "Parallax",
     "Posterior",
     "StarPosterior",
     "Stars",
