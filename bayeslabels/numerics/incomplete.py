@@ -50,21 +50,27 @@ def learn(x: np.ndarray, observed: np.ndarray, n_factor: int, *, iterations: int
     variance = np.maximum((centred**2).sum(0) / count, 1e-30)
     scaled = centred / np.sqrt(variance)
     q = max(1, min(n_factor, x.shape[1] - 1, len(x) - 1))
-    _, size, axes = np.linalg.svd(scaled[:: max(1, len(x) // 2000)], full_matrices=False)
-    size = size[:q] / np.sqrt(len(scaled[:: max(1, len(x) // 2000)]))
-    noise = np.maximum(1 - ((axes[:q].T * size) ** 2).sum(1), 0.05)
-    fit = Population(np.zeros(len(mean)), axes[:q].T * size, noise)
+    basis = np.random.default_rng(0).standard_normal((x.shape[1], min(q + 8, x.shape[1])))
+    for _ in range(4):  # subspace iteration
+        basis = np.linalg.qr(scaled.T @ (scaled @ basis))[0]
+    _, size, turn = np.linalg.svd(scaled @ basis, full_matrices=False)
+    loadings = (basis @ turn[:q].T) * size[:q] / np.sqrt(len(x))
+    fit = Population(np.zeros(len(mean)), loadings, np.maximum(1 - (loadings**2).sum(1), 0.05))
     weight = observed.astype(float)
     for _ in range(iterations):
         z, spread = fit.factors(scaled, observed)
         one = np.column_stack([np.ones(len(z)), z])
-        second = np.zeros((len(z), q + 1, q + 1))
-        second[:, 1:, 1:] = spread
-        second += one[:, :, None] * one[:, None, :]
-        gram = (weight.T @ second.reshape(len(z), -1)).reshape(-1, q + 1, q + 1)
-        cross = (scaled * weight).T @ one
+        if len(spread) < len(z):  # nothing is missing: one matrix for all columns
+            gram = (one.T @ one)[None]
+            gram[0, 1:, 1:] += len(z) * spread[0]
+        else:
+            second = np.zeros((len(z), q + 1, q + 1))
+            second[:, 1:, 1:] = spread
+            second += one[:, :, None] * one[:, None, :]
+            gram = (weight.T @ second.reshape(len(z), -1)).reshape(-1, q + 1, q + 1)
+        cross = scaled.T @ one
         solved = np.linalg.solve(gram + 1e-9 * np.eye(q + 1), cross[:, :, None])[..., 0]
-        noise = np.maximum((((scaled * weight) ** 2).sum(0) - (solved * cross).sum(1)) / count, FLOOR)
+        noise = np.maximum(((scaled**2).sum(0) - (solved * cross).sum(1)) / count, FLOOR)
         new = Population(solved[:, 0], solved[:, 1:], noise)
         change = np.abs(np.log(new.noise / fit.noise)).max()
         fit = new
