@@ -48,6 +48,8 @@ class FeatureFrame:
         mean, loadings, noise: of the features' population, scaled (`numerics.incomplete.Population`).
         unit: of the quantity predicted.
         farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
+        outlier: mean and sd of measured parallaxes that have nothing to do with the features: those of the training
+            stars, three times as wide.
     """
 
     names: tuple[str, ...]
@@ -63,6 +65,7 @@ class FeatureFrame:
     noise: np.ndarray
     unit: str
     farthest: float
+    outlier: np.ndarray
 
     @property
     def population(self) -> Population:
@@ -127,6 +130,11 @@ class LogLinearModel(Model):
     @abstractmethod
     def zero_prior(self) -> tuple[float, float]:
         """Mean and sd of the zero point; sd 0: fixed."""
+
+    @property
+    @abstractmethod
+    def has_outliers(self) -> bool:
+        """Whether some measured parallaxes are taken to be wrong."""
 
     @property
     @abstractmethod
@@ -240,12 +248,16 @@ class LogLinearModel(Model):
 
 
 class Measured(dist.Distribution):
-    """exp(eta + s eps) + zero + N(0, sigma^2): the lognormal integrated out of its density."""
+    """exp(eta + s eps) + zero + N(0, sigma^2): the lognormal integrated out of its density.
+
+    fraction: of values that are N(*outlier) instead; draws are of those that are right.
+    """
 
     arg_constraints = {name: dist.constraints.real for name in ("eta", "s", "zero", "sigma")}
     support = dist.constraints.real
 
-    def __init__(self, eta: Array, s: Array, zero: Array, sigma: Array):
+    def __init__(self, eta: Array, s: Array, zero: Array, sigma: Array, fraction: Any = None, outlier: Any = None):
+        self.fraction, self.outlier = fraction, outlier
         self.eta, self.s, self.zero, self.sigma = jnp.broadcast_arrays(eta, s, zero, sigma)
         super().__init__(batch_shape=jnp.shape(self.eta), validate_args=False)
 
@@ -254,7 +266,16 @@ class Measured(dist.Distribution):
         return jnp.exp(self.eta + self.s * z[0]) + self.zero + self.sigma * z[1]
 
     def log_prob(self, value: Array) -> Array:
-        return log_likelihood(value - self.zero, self.sigma, self.eta, self.s)
+        good = log_likelihood(value - self.zero, self.sigma, self.eta, self.s)
+        if self.fraction is None:
+            return good
+        bad = outlier_density(value, self.sigma, self.outlier)
+        return jnp.logaddexp(good + jnp.log1p(-self.fraction), bad + jnp.log(self.fraction))
+
+
+def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
+    """ln p of a measured value that is wrong: N(mean, sd^2 + sigma^2)."""
+    return dist.Normal(outlier[0], jnp.sqrt(outlier[1] ** 2 + sigma**2)).log_prob(value)
 
 
 def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:
@@ -308,8 +329,12 @@ def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
     seen = measured[:, 1:]
     population = learn(x[few], seen[few], FACTORS, iterations=30 if x.shape[1] > 100 else 200)
     own = (population.factors(x[few], seen[few])[0] ** 2).sum(1)
+    target = stars[model.predicted]
+    low, middle, high = np.percentile(target.value[target.observed], [15.87, 50, 84.13])
+    outlier = np.array([middle, 1.5 * (high - low)])
     farthest = 2 * float(np.quantile(own, 0.99))
     return FeatureFrame(
         tuple(names), tuple(units), tuple(source), tuple(columns), np.array(log), np.array(penalised), centre, scale,
         *population, stars[model.predicted].units[0], farthest,
+        outlier,
     )  # fmt: skip

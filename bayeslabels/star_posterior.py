@@ -34,6 +34,8 @@ class Flags(IntFlag):
     """More than half of the pixels are missing."""
     MISSING_BAND = 256
     """A magnitude (or another feature outside of the spectra) is missing; it was integrated over."""
+    OUTLIER = 512
+    """The measured parallax is wrong with probability above one half: left out of `parallax_combined`."""
 
 
 def flag_names(value: int) -> tuple[str, ...]:
@@ -42,7 +44,8 @@ def flag_names(value: int) -> tuple[str, ...]:
 
 
 EXTRA = (
-    "chi2", "n_pixel", "label_distance", "feature_distance", "n_missing", "zero_point", "khat", "rhat", "ess", "flags",
+    "chi2", "n_pixel", "label_distance", "feature_distance", "n_missing", "zero_point", "outlier_probability",
+    "khat", "rhat", "ess", "flags",
 )  # fmt: skip
 """Columns of a table that follow the quantities, where there are such."""
 

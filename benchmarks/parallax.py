@@ -146,7 +146,7 @@ def giants_real(a):
         ),
         parallax=bl.Block(get("PARALLAX"), get("PARALLAX_ERROR"), unit="mas"),
     )  # fmt: skip
-    model = bl.Parallax(features=("magnitudes", "labels"))
+    model = bl.Parallax(features=("magnitudes", "labels"), outliers=True)
     start = time.process_time()
     cv = bl.cross_validate(model, stars, folds=a.folds, progress=False)
     y, sigma = stars["parallax"].value[:, 0], stars["parallax"].error[:, 0]
@@ -157,11 +157,13 @@ def giants_real(a):
         f"{len(stars)} giants, {ok.sum()} with a parallax, {(y < 0).sum()} negative, "
         f"{stars['magnitudes'].n_missing} magnitudes missing, {time.process_time() - start:.0f} CPU s"
     )
+    wrong = cv.stars["outlier_probability"].values > 0.5
     low, high = np.percentile(z[ok], [15.87, 84.13])
+    print(f"  {wrong.sum()} outliers; z of the others {z[ok & ~wrong].mean():+.3f} +- {z[ok & ~wrong].std():.3f}")
     print(f"  z of the measured parallaxes {z[ok].mean():+.3f} +- {z[ok].std():.3f}, robust {(high - low) / 2:.3f}")
     print(f"  zero point {np.unique(zero_point).round(4)}, beyond 5 sigma {(np.abs(z[ok]) > 5).sum()}")
     for snr in ((-np.inf, 1), (1, 5), (5, 10), (10, 20), (20, 50), (50, np.inf)):
-        row = ok & (y / sigma > snr[0]) & (y / sigma <= snr[1])
+        row = ok & ~wrong & (y / sigma > snr[0]) & (y / sigma <= snr[1])
         if row.sum() > 5:
             print(
                 f"  S/N {snr[0]:g} to {snr[1]:g}: {row.sum()} stars, z {z[row].mean():+.2f} +- {z[row].std():.2f}, "
@@ -171,7 +173,7 @@ def giants_real(a):
 
 
 def far(a):
-    train, test, true, d = giants(a, 4000, 300, 11)
+    train, test, true, _ = giants(a, 4000, 300, 11)
     posterior = bl.fit(bl.Parallax(), train, progress=False)
     rng = np.random.default_rng(0)
     distance = np.exp(rng.uniform(np.log(1.0), np.log(20.0), len(test)))

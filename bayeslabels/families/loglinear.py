@@ -16,15 +16,23 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import xarray as xr
 from astropy.table import QTable
-from scipy.special import ndtri
+from scipy.special import expit, ndtri
 
 from ..astro.parallax import combine
 from ..errors import bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
-from ..inference.loglinear import LogLinearMoments, fit_gaussian, fit_mode, moments_of
-from ..loglinear import Features, LogLinearModel
+from ..inference.loglinear import (
+    LogLinearMoments,
+    fit_gaussian,
+    fit_mode,
+    ln_parallax,
+    moments_of,
+    with_coefficients,
+    without_outliers,
+)
+from ..loglinear import LogLinearModel, outlier_density
 from ..numerics.lognormal import log_likelihood
 from ..posterior import Posterior
 from ..star_posterior import Flags
@@ -57,19 +65,28 @@ class LogLinearFamily(Family):
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if isinstance(inference, MAP):
-            return fit_mode(model, stars, seed)
+            return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
         if isinstance(inference, Laplace):
-            return fit_gaussian(model, stars, inference.draws, seed)
+            return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
         trained = inference.fit(model, stars, seed, progress)
+        trained.draws = with_coefficients(model, trained.draws)
         trained.moments = moments_of(model, trained.draws)
         return trained
 
     def layout(self, model: Any) -> Layout:
         coords = {"feature": list(model.require_frame().names)}
-        sites: dict[str, list[str]] = {"coefficients": ["feature"], "zero_point": [], "scatter": [], "global_scale": []}
+        sites: dict[str, list[str]] = {
+            "coefficients": ["feature"],
+            "zero_point": [],
+            "scatter": [],
+            "global_scale": [],
+            "outlier_fraction": [],
+        }
         moments: dict[str, list[str]] = {
             "coefficients": ["feature"], "coefficient_factor": ["feature", "factor"],
-            "coefficient_variance": ["feature"], "zero_point": [], "zero_point_error": [], "scatter": [],
+            "coefficient_variance": ["feature"], "zero_point": [], "zero_point_error": [],
+            "scatter": [],
+            "outlier_fraction": [],
         }  # fmt: skip
         return Layout(coords, sites, moments)
 
@@ -82,7 +99,8 @@ class LogLinearFamily(Family):
         y, sigma, seen = np.zeros(len(stars)), np.ones(len(stars)), np.zeros(len(stars), bool)
         if model.predicted in stars:
             y, sigma, seen = model.target(stars)
-        value = np.where(seen, y, np.nan)
+        wrong = np.where(seen, outlier_probability(model, moments, y, sigma, eta, sd), 0.0)
+        value = np.where(seen & (wrong < 0.5), y, np.nan)
         both = combine(eta, sd, value, np.hypot(sigma, moments.zero_point_error), moments.zero_point)
         n_draw = getattr(inference, "draws", 1)
         rng = np.random.default_rng([seed + first, 49979687])
@@ -100,6 +118,7 @@ class LogLinearFamily(Family):
         flags = np.zeros(len(stars), int)
         flags |= Flags.NO_DATA * (blank & ~seen)
         flags |= Flags.OUTSIDE_TRAINING * (x.distance > frame.farthest)
+        flags |= Flags.OUTLIER * (wrong > 0.5)
         flags |= Flags.MISSING_BAND * bands.any(1)
         flags |= Flags.MISSING_DATA * (n_missing > 0.5 * (len(frame.names) - 1))
         for values in (mean, error, at):
@@ -113,7 +132,7 @@ class LogLinearFamily(Family):
         zero = moments.zero_point + model.offset(stars)
         per_star = {
             "ln_parallax": eta, "ln_parallax_error": sd, "zero_point": zero, "feature_distance": x.distance,
-            "n_missing": n_missing, "flags": flags,
+            "n_missing": n_missing, "outlier_probability": wrong, "flags": flags,
         }  # fmt: skip
         table |= {name: (("star",), values) for name, values in per_star.items()}
         sampled = xr.Dataset(
@@ -141,10 +160,10 @@ class LogLinearFamily(Family):
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
         y, sigma, seen = posterior.model.target(stars)
         at = result.stars
-        sigma = np.hypot(sigma, posterior.moments.zero_point_error)
-        density = log_likelihood(
-            y - posterior.moments.zero_point, sigma, at["ln_parallax"].values, at["ln_parallax_error"].values
+        density, bad = _log_densities(
+            posterior.model, posterior.moments, y, sigma, at["ln_parallax"].values, at["ln_parallax_error"].values
         )
+        density = np.logaddexp(density, bad)
         return np.where(seen, np.asarray(density), np.nan)
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
@@ -168,20 +187,17 @@ class LogLinearFamily(Family):
         return f"{model.predicted} from {len(model.require_frame().names) - 1} features"
 
 
-def ln_parallax(model: Any, moments: LogLinearMoments, x: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (N,) of ln parallax given the features."""
-    theta, factor, own = moments.coefficients, moments.coefficient_factor, moments.coefficient_variance
-    second = (factor**2).sum(1) + own
-    variance = moments.scatter**2 + ((x.value @ factor) ** 2).sum(1) + x.value**2 @ own
-    variance = variance + np.asarray(model.feature_variance(theta, x))
-    if not x.complete:
-        frame = model.require_frame()
-        for n in np.flatnonzero(~x.measured.all(1)):
-            missing = np.flatnonzero(~x.measured[n])
-            along = frame.loadings[missing - 1].T @ factor[missing]
-            spread = x.spread[n]
-            variance[n] += np.einsum("qr,qp,rp->", spread, along, along, optimize=True)
-            variance[n] += frame.noise[missing - 1] @ second[missing]
-            loadings = frame.loadings[missing - 1]
-            variance[n] += ((loadings @ spread) * loadings).sum(1) @ own[missing]
-    return x.value @ theta, np.sqrt(variance)
+def outlier_probability(model: Any, moments: LogLinearMoments, y: Any, sigma: Any, eta: Any, sd: Any) -> np.ndarray:
+    """That a measured parallax (N,) has nothing to do with the features."""
+    good, bad = _log_densities(model, moments, y, sigma, eta, sd)
+    return expit(bad - good)
+
+
+def _log_densities(
+    model: Any, moments: LogLinearMoments, y: Any, sigma: Any, eta: Any, sd: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln of (1 - f) p(y | right) and of f p(y | wrong), (N,) each."""
+    f = float(moments.outlier_fraction)
+    good = log_likelihood(y - moments.zero_point, np.hypot(sigma, moments.zero_point_error), eta, sd)
+    bad = np.asarray(outlier_density(y, sigma, model.require_frame().outlier))
+    return np.asarray(good) + np.log1p(-f), bad + (np.log(f) if f > 0 else -np.inf)

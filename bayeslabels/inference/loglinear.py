@@ -8,13 +8,16 @@ posterior of theta and zero point together (`numerics.shrinkage`).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
 
 from ..errors import CannotDo
-from ..loglinear import Features, LogLinearModel
+from ..loglinear import Features, LogLinearModel, outlier_density
 from ..numerics import shrinkage
 from ..numerics.linalg import in_float64
 from ..numerics.lognormal import derivatives, fit_log_linear, log_likelihood
@@ -33,7 +36,8 @@ class LogLinearMoments(NamedTuple):
     """What the test step of a log-linear model integrates over; features scaled as in the model's frame.
 
     coefficients (D,), with covariance F F' + diag(v): coefficient_factor F (D, R), coefficient_variance v (D,);
-    zero_point and zero_point_error, in the unit of the parallax; scatter s. The last three are scalars.
+    zero_point and zero_point_error, in the unit of the parallax; scatter s; outlier_fraction. The last four:
+    scalars.
     """
 
     coefficients: np.ndarray
@@ -42,6 +46,7 @@ class LogLinearMoments(NamedTuple):
     zero_point: np.ndarray
     zero_point_error: np.ndarray
     scatter: np.ndarray
+    outlier_fraction: np.ndarray
 
 
 class Data(NamedTuple):
@@ -63,16 +68,41 @@ def data_of(model: LogLinearModel, stars: Stars) -> Data:
     return Data(model.design(stars), y, sigma).rows(seen)
 
 
+@in_float64
+def without_outliers(model: Any, stars: Stars, train: Callable[[Data], Trained]) -> Trained:
+    """Train on the parallaxes that are right with probability above one half, until that set is settled.
+
+    The fraction of the others has the prior Beta(1, 20).
+    """
+    data = data_of(model, stars)
+    if not model.has_outliers:
+        return train(data)
+    kept, outlier, fraction = np.ones(len(data.y), bool), model.require_frame().outlier, 0.01
+    for _ in range(10):
+        trained = train(data.rows(kept))
+        moments = trained.moments
+        eta, sd = ln_parallax(model, moments, data.features)
+        good = np.asarray(log_likelihood(data.y - moments.zero_point, data.sigma, eta, sd))
+        bad = np.asarray(outlier_density(data.y, data.sigma, outlier))
+        for _ in range(20):
+            wrong = expit(bad - good + logit(fraction))
+            fraction = wrong.sum() / (len(wrong) + 19)
+        before, kept = kept, wrong < 0.5
+        if (kept == before).all():
+            break
+    trained.moments = moments._replace(outlier_fraction=np.array(fraction))
+    return replace(trained, stats={**trained.stats, "n_outlier": int((~before).sum())})
+
+
 # ---- MAP ----
 
 
 @in_float64
-def fit_mode(model: Any, stars: Stars, seed: int, tolerance: float = 1e-5) -> Trained:
+def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trained:
     """The mode under the Laplace or Normal prior."""
     prior, frame = model.at_mode, model.require_frame()
     if isinstance(prior, Horseshoe):
         raise CannotDo("MAP needs a prior with a mode: Parallax(coefficient_prior=priors.Laplace()), or use Laplace()")
-    data = data_of(model, stars)
     penalised = frame.penalised
     path = _Path(data, penalised, model.wide_precision, isinstance(prior, Laplace), model.zero_prior)
     s, strength, scores = model.fixed_scatter, None, []
@@ -91,7 +121,7 @@ def fit_mode(model: Any, stars: Stars, seed: int, tolerance: float = 1e-5) -> Tr
     zero, optimum = path.with_zero(strength, s, tolerance)
     d = len(optimum.theta)
     moments = LogLinearMoments(
-        optimum.theta, np.zeros((d, 1)), np.zeros(d), np.array(zero), np.array(0.0), np.array(float(s))
+        optimum.theta, np.zeros((d, 1)), np.zeros(d), np.array(zero), np.array(0.0), np.array(float(s)), np.array(0.0)
     )
     stats = {
         "converged": bool(optimum.converged),
@@ -224,12 +254,11 @@ def _choose(path: _Path, guess: float, s: float | None, strength: float | None, 
 
 
 @in_float64
-def fit_gaussian(model: LogLinearModel, stars: Stars, draws: int, seed: int) -> Trained:
+def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Trained:
     """The Gaussian posterior of coefficients and zero point."""
     frame, prior = model.require_frame(), model.sparse_prior
     if model.fixed_scatter is not None:
         raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
-    data = data_of(model, stars)
     penalised = frame.penalised
     ridge = np.where(penalised, 100.0, model.wide_precision)
     q = shrinkage.fit_posterior(
@@ -241,7 +270,7 @@ def fit_gaussian(model: LogLinearModel, stars: Stars, draws: int, seed: int) -> 
     factor = np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
     moments = LogLinearMoments(
         q.mean[:-1], factor, np.zeros(len(factor)), np.array(q.mean[-1]), np.array(np.sqrt(q.covariance[-1, -1])),
-        np.array(q.s),
+        np.array(q.s), np.array(0.0),
     )  # fmt: skip
     rng = np.random.default_rng([seed, 15485863])
     joint = q.covariance + 1e-14 * np.trace(covariance) / len(factor) * np.eye(len(q.mean))
@@ -280,19 +309,49 @@ def point(model: LogLinearModel, moments: LogLinearMoments) -> dict[str, np.ndar
     return {name: np.asarray(x)[None, None] for name, x in sites.items()}
 
 
+def with_coefficients(model: LogLinearModel, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Draws of the program's sites, with the coefficients per unit of the features among them."""
+    return {**draws, "coefficients": _theta(model, draws) / model.require_frame().scale}
+
+
+def _theta(model: LogLinearModel, draws: dict[str, np.ndarray]) -> np.ndarray:
+    penalised = model.require_frame().penalised
+    theta = np.zeros((*draws["wide"].shape[:2], len(penalised)))
+    theta[..., ~penalised] = draws["wide"]
+    if penalised.any():
+        theta[..., penalised] = draws["sparse"]
+    return theta
+
+
 def moments_of(model: LogLinearModel, draws: dict[str, np.ndarray]) -> LogLinearMoments:
     """From draws of the program's sites {site: (chain, draw, ...)}; fewer draws than coefficients: independent ones."""
-    flat = {name: np.asarray(x, float).reshape(-1, *x.shape[2:]) for name, x in draws.items()}
-    frame = model.require_frame()
-    theta: Any = np.zeros((len(flat["wide"]), len(frame.names)))
-    theta[:, ~frame.penalised] = flat["wide"]
-    if frame.penalised.any():
-        theta[:, frame.penalised] = flat["sparse"]
+    theta = _theta(model, draws)
+    theta = theta.reshape(-1, theta.shape[-1])
     mean, d = theta.mean(0), theta.shape[1]
-    variance: np.ndarray
-    factor, variance = np.zeros((d, 1)), theta.var(0, ddof=1) if len(theta) > 1 else np.zeros(d)
+    factor, variance = np.zeros((d, 1)), theta.var(0, ddof=min(1, len(theta) - 1))
     if len(theta) > 4 * d:
-        factor, variance = np.linalg.cholesky(np.cov(theta.T).reshape(d, d) + 1e-14 * np.eye(d)), np.zeros(d)
-    zero = flat.get("zero_point", np.full(len(theta), model.zero_prior[0]))
-    s = flat.get("scatter", np.full(len(theta), model.fixed_scatter or 0.0))
-    return LogLinearMoments(mean, factor, variance, zero.mean(), zero.std(), np.sqrt((s**2).mean()))
+        spread = np.cov(theta.T).reshape(d, d)
+        factor, variance = np.linalg.cholesky(spread + 1e-14 * np.trace(spread) * np.eye(d)), np.zeros(d)
+    zero = np.asarray(draws.get("zero_point", model.zero_prior[0]))
+    s = np.asarray(draws.get("scatter", model.fixed_scatter))
+    fraction = np.asarray(draws.get("outlier_fraction", 0.0))
+    return LogLinearMoments(mean, factor, variance, zero.mean(), zero.std(), np.sqrt((s**2).mean()), fraction.mean())
+
+
+def ln_parallax(model: Any, moments: LogLinearMoments, x: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (N,) of ln parallax given the features."""
+    theta, factor, own = moments.coefficients, moments.coefficient_factor, moments.coefficient_variance
+    second = (factor**2).sum(1) + own
+    variance = moments.scatter**2 + ((x.value @ factor) ** 2).sum(1) + x.value**2 @ own
+    variance = variance + np.asarray(model.feature_variance(theta, x))
+    if not x.complete:
+        frame = model.require_frame()
+        for n in np.flatnonzero(~x.measured.all(1)):
+            missing = np.flatnonzero(~x.measured[n])
+            along = frame.loadings[missing - 1].T @ factor[missing]
+            spread = x.spread[n]
+            variance[n] += np.einsum("qr,qp,rp->", spread, along, along, optimize=True)
+            variance[n] += frame.noise[missing - 1] @ second[missing]
+            loadings = frame.loadings[missing - 1]
+            variance[n] += ((loadings @ spread) * loadings).sum(1) @ own[missing]
+    return x.value @ theta, np.sqrt(variance)

@@ -48,6 +48,8 @@ class Parallax(LogLinearModel):
         zero_point: mean and sd of the zero point's Normal prior, in the parallax's unit; sd 0: fixed. What is known of
             it star by star (`astro.parallax.gaia_zero_point`) goes into a block ``zero_point`` of the stars.
         scatter: None: learned; else fixed.
+        outliers: whether some of the measured parallaxes (bad astrometry, dwarfs among giants) have nothing to do with
+            the features; their fraction is learned, they are left out of the training and of `parallax_combined`.
         scatter_distribution: prior of the scatter where it is learned, HalfNormal(1) by default.
 
     Source: Hogg, Eilers & Rix 2019 (arXiv:1810.09468).
@@ -59,9 +61,17 @@ class Parallax(LogLinearModel):
     wide: float = 10.0
     zero_point: tuple[float, float] = (0.0, 0.05)
     scatter: float | None = None
+    outliers: bool = False
     scatter_distribution: HalfNormal = field(default_factory=lambda: HalfNormal(1.0))
 
-    global_sites: ClassVar[tuple[str, ...]] = ("wide", "sparse", "global_scale", "zero_point", "scatter")
+    global_sites: ClassVar[tuple[str, ...]] = (
+        "wide",
+        "sparse",
+        "global_scale",
+        "zero_point",
+        "scatter",
+        "outlier_fraction",
+    )
 
     def __post_init__(self) -> None:
         for name in ("features", "sparse"):
@@ -84,6 +94,9 @@ class Parallax(LogLinearModel):
         design = model.design(stars)
         theta = model.coefficient_sites()
         s = scatter_site(model.scatter, model.scatter_distribution)
+        frame, wrong = model.require_frame(), None
+        if model.outliers:
+            wrong = numpyro.sample("outlier_fraction", dist.Beta(1.0, 20.0))
         mean, sd = model.zero_point
         zero = numpyro.sample("zero_point", dist.Normal(mean, sd)) if sd > 0 else jnp.asarray(mean)
 
@@ -99,7 +112,7 @@ class Parallax(LogLinearModel):
                 )
                 return
             value, variance, observed = (jnp.asarray(a)[rows] for a in stars["parallax"].filled())
-            measured = Measured(eta, s_n, zero_n, jnp.sqrt(variance)).mask(observed).to_event(1)
+            measured = Measured(eta, s_n, zero_n, jnp.sqrt(variance), wrong, frame.outlier).mask(observed).to_event(1)
             numpyro.sample("parallax", measured, obs=value)
 
     # ---- what the family asks ----
@@ -133,6 +146,10 @@ class Parallax(LogLinearModel):
     @property
     def zero_prior(self) -> tuple[float, float]:
         return self.zero_point
+
+    @property
+    def has_outliers(self) -> bool:
+        return self.outliers
 
     @property
     def fixed_scatter(self) -> float | None:
