@@ -39,11 +39,15 @@ class GaussianPosterior(NamedTuple):
     converged: bool
 
     def predict(self, x: Array, variance: Array | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd of ln(true) of new stars: coefficients, features' errors (their variances, (N, D)) and s."""
+        """Mean and sd of ln(true) of new stars: coefficients, features' errors (their variances, (N, D)) and s.
+
+        v_n = s^2 + x_n' Cov x_n + theta' C_n theta, without tr(C_n Cov): the errors e_n of x_n = t_n + e_n are in
+        x_n' Cov x_n already, whose expectation is t_n' Cov t_n + tr(C_n Cov).
+        """
         theta, covariance = self.mean[:-1], self.covariance[:-1, :-1]
         total = self.s**2 + ((x @ covariance) * x).sum(1)
         if variance is not None:
-            total = total + variance @ (theta**2 + np.diag(covariance))
+            total = total + variance @ theta**2
         return x @ theta, np.sqrt(total)
 
 
@@ -74,11 +78,15 @@ def fit_posterior(
     n, d = x.shape
     mean, width = zero_prior
     ridge, zero, log_s = np.array(ridge, float), mean, np.log(s_start)
+    shrunk = np.zeros(d) if sparse is None else sparse.astype(float)
     theta = cold_start(x, y - zero, sigma, np.zeros(d), ridge)
     squares, spread, covariance, converged, count = theta**2, np.zeros(n), np.zeros((d + 1, d + 1)), False, 0
+    noise = (
+        squares  # of coefficients without a learned prior at the mean: their spread would feed on itself through s_n
+    )
     with threads_for(x.size):
         for count in range(1, max_iterations + 1):
-            extra = np.zeros(n) if variance is None else variance @ squares
+            extra = np.zeros(n) if variance is None else variance @ noise
             before = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
             for _ in range(2):
                 s = np.sqrt(np.exp(2 * log_s) + extra)
@@ -102,7 +110,8 @@ def fit_posterior(
             spread = np.sqrt(np.maximum(((x @ covariance[:d, :d]) * x).sum(1), 0.0))
             if prior is not None and sparse is not None:
                 ridge[sparse] = prior(squares[sparse])
-            extra = np.zeros(n) if variance is None else variance @ squares
+            noise = theta**2 + shrunk * np.diag(covariance)[:d]
+            extra = np.zeros(n) if variance is None else variance @ noise
             log_s = _scatter(log_s, zero, x @ theta, y, sigma, spread, extra)
             after = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
             if np.abs(after - before).max() < tolerance and count > 3:
