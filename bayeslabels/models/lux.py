@@ -242,8 +242,8 @@ def derivative_spectra(
 
     The paper (Horta+25 eq. 13) takes the pseudoinverse of B; here, for a star with flux errors (a number or (L,)), it
     is the map from flux to the latents' posterior mean, (I + B' W B)^-1 B' W with W = 1 / (flux_error^2 + s^2): the
-    same where the flux determines all latents, and finite where it does not. Mean and sd over the training posterior of A
-    and B; pixels that could not be trained have 0.
+    same where the flux determines all latents, and finite where it does not. Mean and sd over the training posterior of
+    A and B; pixels that could not be trained have 0.
     """
     model, moments = posterior.model, posterior.moments
     if model.labels_are_latent:
