@@ -19,6 +19,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from .columns import default_names
 from .errors import bad_input
 from .model import Model
 from .numerics.incomplete import Population, learn
@@ -241,7 +242,8 @@ class LogLinearModel(Model):
         y, sigma, seen = self.target(stars)
         ridge = np.where(frame.penalised, 100.0, np.maximum(self.wide_precision, 1e-8))
         theta = cold_start(features.value[seen], y[seen] - self.zero_prior[0], sigma[seen], 0 * ridge, ridge)
-        point = {"wide": theta[~frame.penalised], "scatter": np.array(0.1), "zero_point": np.array(self.zero_prior[0])}
+        zero = np.array(float(self.zero_prior[0]))
+        point = {"wide": theta[~frame.penalised], "scatter": np.array(0.1), "zero_point": zero}
         if frame.penalised.any():
             point |= {"sparse": theta[frame.penalised], "global_scale": np.array(0.1)}
         return point
@@ -305,7 +307,9 @@ def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
         block: Block = stars[spec.removeprefix("ln ")]
         logarithm = spec.startswith("ln ")
         along = next(iter(block.coords.values()), np.arange(block.n_dim))
-        own = block.names if block.names and not block.coords else [f"{spec[3 * logarithm :]} {x}" for x in along]
+        own = list(block.names or ())
+        if not own or block.coords or block.names == default_names(block.n_dim):
+            own = [f"{spec.removeprefix('ln ')} {x}" for x in along]
         names += [f"ln {name}" if logarithm else name for name in own]
         units += [""] * block.n_dim if logarithm else list(block.units)
         source += [spec.removeprefix("ln ")] * block.n_dim

@@ -2,7 +2,7 @@
 
     python benchmarks/parallax.py objective                    the reference objective and its optimality
     python benchmarks/parallax.py heldout [--methods laplace map horseshoe svi] [--seed 3] [--pixels 991]
-    python benchmarks/parallax.py zero    [--seeds 3 4 5] [--stars 2000 8000]
+    python benchmarks/parallax.py zero    [--seeds 3 4 5] [--stars 2000] [--pixels 991]
     python benchmarks/parallax.py cuts    [--seeds 0 1 2 3]    30 % of the parallaxes at S/N < 1, kept and cut
     python benchmarks/parallax.py giants  [--folds 5]          real photometry, labels and parallaxes of Green+21
     python benchmarks/parallax.py far                          by distance, 1 to 20 kpc
@@ -98,7 +98,7 @@ def heldout(a):
 def zero(a):
     for n in a.stars:
         for seed in a.seeds:
-            train, test, true, _ = giants(a, n, 200, seed, zero=-0.048)
+            train, test, true, _ = giants(a, n, a.pixels + 9, seed, zero=-0.048)
             posterior = bl.fit(bl.Parallax(), train, progress=False)
             print(f"{n} stars, seed {seed}, injected -0.048 mas:")
             report(posterior, bl.infer(posterior, test, progress=False), true)

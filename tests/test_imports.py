@@ -20,7 +20,7 @@ MAY_KNOW = {
     "priors": {"numerics", "errors"},
     "model": {"errors", "stars"},
     "linear": {"errors", "model", "numerics", "priors", "stars"},
-    "loglinear": {"errors", "model", "numerics", "priors", "stars"},
+    "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
     "models": {"linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
     "inference": {"linear", "loglinear", "model", "numerics", "stars", "priors", "progress", "errors", "inference"},
 }
