@@ -1,5 +1,6 @@
 """Data-driven models of stars, with error bars that hold."""
 
+from . import families as _families  # noqa: F401  (registers every kind of models)
 from . import priors
 from .calibration import cross_validate
 from .errors import BadInput, CannotDo, NotConverged
@@ -7,6 +8,7 @@ from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
 from .models.lux import Lux
+from .models.parallax import Parallax
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -24,6 +26,7 @@ __all__ = [
     "Laplace",
     "Lux",
     "NotConverged",
+    "Parallax",
     "Posterior",
     "StarPosterior",
     "Stars",

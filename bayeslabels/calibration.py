@@ -9,18 +9,21 @@ labels, and the probability integral transform (PIT) is uniform.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from astropy import units
 from astropy.table import QTable
 from scipy.stats import binom, norm
 
 from .errors import bad_input
+from .family import family_of
 from .fit import fit, fold_of, infer
 from .inference.base import Inference
-from .model import Frame, Model
+from .model import Model
 from .progress import bar
 from .simulate import Truth
 from .star_posterior import StarPosterior
@@ -41,6 +44,10 @@ class CrossValidation:
         samples (draw, N, M): of the true labels.
         frame: names and units of the labels, scales of all stars together.
         info: inference, settings, seed, and what was chosen in every fold.
+        stars: per-star results of the test step, such as percentiles.
+
+    For `Parallax` the "labels" are `parallax_sp`, in which a star's own parallax has no part, not even through
+    training, `parallax_combined` with it, and `distance`; `log_density` is that of the measured parallax.
     """
 
     id: np.ndarray
@@ -51,8 +58,9 @@ class CrossValidation:
     fold: np.ndarray
     flags: np.ndarray
     samples: np.ndarray
-    frame: Frame
+    frame: Any
     info: dict[str, Any]
+    stars: xr.Dataset = field(default_factory=xr.Dataset, repr=False)
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -94,6 +102,9 @@ class CrossValidation:
             if self.label_scatter[:, m].any():
                 numbers[f"{name}_catalogue_error"] = np.hypot(sd, self.label_scatter[:, m])
             columns |= {key: x * units.Unit(unit) if unit else x for key, x in numbers.items()}
+            for percent in [x for x in ("p16", "p50", "p84") if x in self.stars and "quantity" in self.stars.dims]:
+                x = self.stars[percent].values[:, m]
+                columns[f"{name}_{percent}"] = x * units.Unit(unit) if unit else x
         return QTable(columns | {"log_density": self.log_density, "fold": self.fold, "flags": self.flags})
 
     def __repr__(self) -> str:
@@ -123,32 +134,38 @@ def cross_validate(
         model, stars, inference: as in `fit`. infer_with: the test step's inference, as in `infer`.
         folds: the stars are split at random, by seed, into so many equal parts.
     """
-    frame = model.bind(stars).require_frame()
+    family = family_of(model)
     fold = fold_of(len(stars), folds, seed)
-    n, m = len(stars), len(frame.names)
-    mean, scatter, density = np.full((n, m), np.nan), np.zeros((n, m)), np.full(n, np.nan)
-    cov, flags = np.full((n, m, m), np.nan), np.zeros(n, int)
-    samples: dict[int, np.ndarray] = {}
+    n, parts = len(stars), []
+    density = np.full(n, np.nan)
     info: dict[str, Any] = {"seed": seed, "selection": [], "converged": []}
     with bar(folds, "cross-validation", progress) as shown:
         for f in range(folds):
             out = fold == f
             posterior = fit(model, stars[~out], inference, seed=seed, progress=False)
-            result = infer(posterior, stars[out].drop("labels"), infer_with, seed=seed, progress=False)
-            mean[out], cov[out], flags[out] = result.mean, result.cov, result.flags
-            scatter[out] = posterior.moments.label_scatter
-            density[out] = log_density(result, stars[out], posterior.moments.label_scatter)
-            samples[f] = np.stack([result.draws(name) for name in frame.names], -1)
+            test = family.held_out_view(posterior.model, stars[out])
+            result = infer(posterior, test, infer_with, seed=seed, progress=False)
+            density[out] = family.log_density(posterior, result, stars[out])
+            parts.append(result)
             info["selection"].append(posterior.info.get("selection"))
             info["converged"].append(posterior.info.get("converged"))
             shown.update()
+    order = np.argsort(np.concatenate([np.flatnonzero(fold == f) for f in range(folds)]))
+
+    def joined(of: Callable[[StarPosterior], Any]) -> np.ndarray:
+        return np.concatenate([of(part) for part in parts])[order]
+
+    names = parts[0].frame.names
+    scatter = joined(lambda x: np.tile(x.info.get("label_scatter", np.zeros(len(names))), (len(x), 1)))
+    samples = joined(lambda x: np.stack([x.draws(name).T for name in names], -1)).swapaxes(0, 1)
     info |= {"inference": posterior.info["inference"], "settings": posterior.info["settings"]}
     info |= {"infer_with": result.info["inference"], "versions": result.info["versions"]}
-    joined = np.empty((len(samples[0]), n, m))
-    for f, part in samples.items():
-        joined[:, fold == f] = part
     ids = np.arange(n) if stars.id is None else stars.id
-    return CrossValidation(ids, mean, cov, scatter, density, fold, flags, joined, frame, info)
+    frame = family.quantities(model.bind(stars))
+    return CrossValidation(
+        ids, joined(lambda x: x.mean), joined(lambda x: x.cov), scatter, density, fold, joined(lambda x: x.flags),
+        samples, frame, info, xr.concat([x.stars for x in parts], "star").isel(star=order),
+    )  # fmt: skip
 
 
 Result = StarPosterior | CrossValidation

@@ -62,6 +62,8 @@ class LinearModel(Model):
 
     sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
     """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
+    smaller: ClassVar[str] = "Cannon(order=1)"
+    """What to write for a model of fewer coefficients."""
     labels_are_latent: ClassVar[bool] = True
     """Whether the latents are the true labels, scaled. If not, tau is the scatter of the true labels about C phi."""
 
@@ -144,8 +146,7 @@ class LinearModel(Model):
         if isinstance(model.prior, Flat) and len(stars) <= n_free:
             raise bad_input(
                 f"{len(stars)} training stars for {n_free} coefficients a pixel", f"at least {n_free + 1}",
-                "too high an order for this training set",
-                f"{type(self).__name__}(..., coefficient_prior=priors.Normal()), or a smaller model",
+                "too high an order for this training set", f"{self.smaller} or coefficient_prior=priors.Normal()",
             )  # fmt: skip
         if len(stars) < 3:
             raise bad_input(f"{len(stars)} training star(s)", "at least 3")

@@ -67,7 +67,7 @@ class Frame:
 class Model(ABC):
     """Base of all models: hyperparameters and priors in, NumPyro program out."""
 
-    frame: Frame | None = field(default=None, kw_only=True, repr=False, compare=False)
+    frame: Any = field(default=None, kw_only=True, repr=False, compare=False)
     global_sites: ClassVar[tuple[str, ...]] = ()
     """Names of the sites shared by all stars."""
 
@@ -94,11 +94,15 @@ class Model(ABC):
         self.check(stars)
         return self
 
+    def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
+        """Values of sites near a good optimum, where a model knows some; for samplers and stochastic optimisers."""
+        return {}
+
     def variants(self) -> tuple[Self, ...]:
         """The models that these settings leave open, to be ranked by held-out density."""
         return (self,)
 
-    def require_frame(self) -> Frame:
+    def require_frame(self) -> Any:
         if self.frame is None:
             raise bad_input(
                 f"a {type(self).__name__} that has not seen training stars", "a bound model", fix="model.bind(stars)"

@@ -127,7 +127,7 @@ def coefficients(
     one standard deviation. `wavelength_unit` is written on the axis.
     """
     frame, moments = posterior.model.require_frame(), posterior.moments
-    if not posterior.model.labels_are_latent:
+    if not getattr(posterior.model, "labels_are_latent", False):
         name = type(posterior.model).__name__
         raise bad_input(
             f"a posterior of {name}, whose coefficients are of latents", "one of a model of flux given labels",

@@ -9,7 +9,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from arviz_base import convert_to_datatree
@@ -18,41 +17,14 @@ from astropy.table import QTable
 from . import models as _models  # noqa: F401  (registers every model)
 from . import state
 from .errors import BadInput, bad_input
-from .inference.base import Moments, Trained
-from .inference.starwise import prepare
-from .linear import LinearModel
+from .family import family_of
+from .inference.base import Trained
+from .model import Model
 from .numerics.linalg import in_float64
 from .stars import Stars
 
 FORMAT = 1
 """Version of the file layout."""
-
-
-def _dims(model: LinearModel) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Dimensions of the draws' sites and of the moments."""
-    own, names = "labels" if model.labels_are_latent else "latent", model.sites
-    shared = {
-        "scatter": ["pixel"],
-        "label_scatter": ["labels"],
-        "population_mean": [own],
-        "population_covariance": [own, f"{own}_bis"],
-    }
-    sites = {
-        names["coefficients"]: ["pixel", "feature"],
-        f"{names['coefficients']}_mean": ["feature"],
-        f"{names['coefficients']}_covariance": ["feature", "feature_bis"],
-        names["latents"]: ["star", own],
-        "true_labels": ["star", "labels"],
-        names.get("label_coefficients", "label_coefficients"): ["labels", "feature"],
-    }
-    moments = {
-        "coefficients": ["pixel", "feature"],
-        "coefficient_covariance": ["pixel", "feature", "feature_bis"],
-        "label_coefficients": ["labels", "feature"],
-        "label_system_covariance": ["labels", "feature", "labels_bis", "feature_bis"],
-        "training_u": ["training_star", own],
-    }
-    return shared | sites, shared | moments
 
 
 class Posterior:
@@ -61,30 +33,16 @@ class Posterior:
     Attributes:
         model: the model as trained, bound to its training stars' names, units and scales.
         data: xarray.DataTree in ArviZ's schema: `posterior` (chain, draw, ...), `sample_stats`, `moments`.
-        moments: means and covariances that the test step integrates over.
+        moments: what the test step integrates over, such as means and covariances.
         info: how it was made: inference, seed, versions, convergence, dropped pixels, selection.
     """
 
-    def __init__(self, model: LinearModel, data: xr.DataTree, moments: Moments, info: dict[str, Any]):
+    def __init__(self, model: Any, data: xr.DataTree, moments: Any, info: dict[str, Any]):
         self.model, self.data, self.moments, self.info = model, data, moments, info
 
     @classmethod
-    def from_training(cls, model: LinearModel, trained: Trained, info: dict[str, Any]) -> Posterior:
-        frame = model.require_frame()
-        latents = list(frame.names)
-        if not model.labels_are_latent:
-            latents = [f"{model.sites['latents']}{p}" for p in range(model.features.n_label)]
-        features = list(model.features.names(tuple(latents)))
-        dims, moment_dims = _dims(model)
-        coords: dict[str, Any] = {
-            "labels": list(frame.names),
-            "labels_bis": list(frame.names),
-            "latent": latents,
-            "latent_bis": latents,
-            "feature": features,
-            "feature_bis": features,
-            "pixel": np.arange(frame.n_pixel) if frame.coordinate is None else frame.coordinate,
-        }
+    def from_training(cls, model: Model, trained: Trained, info: dict[str, Any]) -> Posterior:
+        coords, dims, moment_dims = family_of(model).layout(model)
         draws = {k: v for k, v in trained.draws.items() if k in dims}
         data = convert_to_datatree(draws, coords=coords, dims={k: dims[k] for k in draws})
         if trained.moments is None:
@@ -99,12 +57,11 @@ class Posterior:
             data["sample_stats"] = xr.DataTree(xr.Dataset(traces))
         return cls(model, data, trained.moments, {**info, **trained.stats})
 
-    def with_moments(self, moments: Moments) -> Posterior:
+    def with_moments(self, moments: Any) -> Posterior:
         """This posterior with other moments for the test step."""
         data = self.data.copy()
-        group = (
-            data["moments"].to_dataset().assign({k: (d, getattr(moments, k)) for k, d in _dims(self.model)[1].items()})
-        )
+        dims = family_of(self.model).layout(self.model).moments
+        group = data["moments"].to_dataset().assign({k: (d, getattr(moments, k)) for k, d in dims.items()})
         data["moments"] = xr.DataTree(group)
         return Posterior(self.model, data, moments, self.info)
 
@@ -118,85 +75,27 @@ class Posterior:
         return dict(zip(self.model.require_frame().names, self.moments.label_scatter.tolist(), strict=True))
 
     @in_float64
-    def predict(self, stars: Stars, name: str = "flux", with_error: bool = False) -> Any:
-        """Mean of `flux` (N, L), or of a block of labels (N, M), given the other blocks that the stars have.
+    def predict(self, stars: Stars, name: str | None = None, with_error: bool = False) -> Any:
+        """Mean of a block or quantity given what else the stars have; with_error: and its sd.
 
-        With labels exactly known the flux is that of the features at the labels; labels that are outputs of latents
-        (Lux) and their errors first tell of the latents. with_error adds the predictive sd,
+        Of models of spectra `flux` (N, L) by default, given labels, or a block of labels that are outputs of latents
+        (Lux), given flux. The sd is predictive,
 
             sd_nl^2 = s_l^2 + tr[Cov(theta_l) E(phi_n phi_n')] + theta_l' Cov(phi_n) theta_l
 
-        of the noise-free spectrum of one star. Pixels that could not be trained and stars without data are NaN.
+        of the noise-free spectrum of one star. Of `Parallax`: `parallax` (N, 1), given the features. Pixels that could
+        not be trained and stars without data are NaN.
         """
-        model, moments = self.model, self.moments
-        if name not in ("flux", *model.label_blocks) or (name != "flux" and model.labels_are_latent):
-            known = ("flux",) if model.labels_are_latent else ("flux", *model.label_blocks)
-            raise bad_input(f"predict(..., {name!r})", f"one of {known}", "a quantity that this model does not have")
-        given = [block for block in ("flux", *model.label_blocks) if block in stars and block != name]
-        if not given:
-            raise bad_input(
-                f"stars without {'labels' if name == 'flux' else 'flux'}", f"a block to predict {name} from",
-                fix="infer(posterior, stars).table() gives labels",
-            )  # fmt: skip
-        model.check(stars)
-        u, spread = self._latents(stars, given)
-        phi = np.asarray(model.features(jnp.asarray(u)))
-        jacobian = np.asarray(model.features.jacobian(jnp.asarray(u)))
-        if name != "flux":
-            at, frame = model.require_frame().columns(name), model.require_frame()
-            c = moments.label_coefficients[at]
-            mean = frame.centre[at] + frame.scale[at] * (phi @ c.T)
-            own = np.einsum("mk,nkp,npq,njq,mj->nm", c, jacobian, spread, jacobian, c, optimize=True)
-            system = moments.label_system_covariance[at][:, :, at]
-            own += np.einsum("nk,mkmj,nj->nm", phi, system, phi, optimize=True)
-            sd = np.sqrt(own * frame.scale[at] ** 2 + moments.label_scatter[at] ** 2)
-            return (mean, sd) if with_error else mean
-        theta = moments.coefficients
-        mean = phi @ theta.T
-        if not with_error:
-            return mean
-        of_phi = np.einsum("nkp,npq,njq->nkj", jacobian, spread, jacobian, optimize=True)
-        second = (phi[:, :, None] * phi[:, None, :] + of_phi).reshape(len(phi), -1)
-        variance = second @ moments.coefficient_covariance.reshape(len(theta), -1).T
-        variance += of_phi.reshape(len(phi), -1) @ (theta[:, :, None] * theta[:, None, :]).reshape(len(theta), -1).T
-        return mean, np.sqrt(variance + moments.scatter**2)
-
-    def _latents(self, stars: Stars, given: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Latents (N, P) and covariance (N, P, P) of stars by the blocks `given`."""
-        model = self.model
-        if model.labels_are_latent:
-            catalogue = model.catalogue(stars)
-            u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
-            return u, np.zeros(catalogue.covariance.shape)
-        part = stars.drop(*[block for block in stars.blocks if block not in given])
-        modes = prepare(model, self.moments, part, 0, 1).modes
-        u, spread = np.array(modes.location[0]), np.array(modes.covariance[0])
-        blank = ~np.any([part[block].observed.any(1) for block in given], 0)
-        u[blank] = np.nan
-        return u, spread
+        return family_of(self.model).predict(self, stars, name, with_error)
 
     def summary(self) -> QTable:
-        """One row per label: name, unit, tau, and mean and sd of the population of true labels, NaN if it is flat."""
-        frame, moments = self.model.require_frame(), self.moments
-        if not self.model.labels_are_latent:
-            columns = {"label": list(frame.names), "unit": list(frame.units), "label_scatter": moments.label_scatter}
-            return QTable(columns)
-        learned = np.nan if self.model.fixed_population is not None else 1.0
-        return QTable(
-            {
-                "label": list(frame.names),
-                "unit": list(frame.units),
-                "label_scatter": moments.label_scatter,
-                "population_mean": learned * frame.physical(moments.population_mean),
-                "population_sd": learned * frame.scale * np.sqrt(np.diag(moments.population_covariance)),
-            }
-        )
+        """What was learned, a row per label (tau, and the population of true labels, NaN if it is flat) or feature."""
+        return family_of(self.model).summary(self)
 
     def __repr__(self) -> str:
-        frame = self.model.require_frame()
         return (
             f"Posterior of {type(self.model).__name__} by {self.info.get('inference', '?')}: "
-            f"{', '.join(frame.names)} from {frame.n_pixel} pixels, {self.info.get('n_star', '?')} training stars, "
+            f"{family_of(self.model).describe(self.model)}, {self.info.get('n_star', '?')} training stars, "
             f"{'converged' if self.info.get('converged') else 'NOT CONVERGED'}"
         )
 
@@ -253,10 +152,7 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     model = state.loads(tree.attrs["model"], arrays)
     info = json.loads(tree.attrs["info"])
     trained = tree["moments"].to_dataset()
-    known = {name: trained[name].values for name in Moments._fields if name in trained}
-    if "label_coefficients" not in known:  # a file of before labels could be outputs
-        known["label_coefficients"] = np.zeros(known["label_system_covariance"].shape[:2])
-    moments = Moments(**known)
+    moments = family_of(model).read_moments({str(name): values.values for name, values in trained.items()})
     del tree["model"]
     for name in ("bayeslabels_format", "model", "info"):
         del tree.attrs[name]

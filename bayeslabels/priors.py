@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from .numerics import horseshoe
 from .numerics.linalg import Array
 from .numerics.regression import CoefficientPrior
 
@@ -47,6 +49,10 @@ class Normal:
         widths = jnp.asarray(self._widths(n_feature, scale))
         return numpyro.sample(name, dist.Normal(0.0, widths).expand([n_pixel, n_feature]).to_event(2))
 
+    def sample_sparse(self, name: str, n: int) -> Array:
+        t = global_scale(self.scale)
+        return numpyro.sample(name, dist.Normal(0.0, t).expand([n]).to_event(1))
+
     def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
         return _gaussian(self._widths(n_feature, scale) ** -2)
 
@@ -68,6 +74,10 @@ class Laplace:
     def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         scales = jnp.asarray(self._scales(n_feature, scale))
         return numpyro.sample(name, dist.Laplace(0.0, scales).expand([n_pixel, n_feature]).to_event(2))
+
+    def sample_sparse(self, name: str, n: int) -> Array:
+        t = global_scale(self.scale)
+        return numpyro.sample(name, dist.Laplace(0.0, t).expand([n]).to_event(1))
 
     def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
         prior = _gaussian(np.zeros(n_feature))
@@ -134,7 +144,50 @@ class HalfNormal:
         return numpyro.sample(name, dist.HalfNormal(self.width(scale)).expand([n_pixel]).to_event(1))
 
 
+@dataclass(frozen=True)
+class Horseshoe:
+    """theta_j ~ N(0, t^2 l_j^2), l_j ~ half-Cauchy(1), times a slab N(0, slab^2): most are nothing, some are free.
+
+    scale: t; None: learned, half-Cauchy(1) (Carvalho+2010; the slab as in Piironen & Vehtari 2017).
+    """
+
+    scale: float | None = None
+    slab: float = 2.0
+
+    def sample_sparse(self, name: str, n: int) -> Array:
+        t = global_scale(self.scale)
+        return numpyro.sample(name, HorseshoeDistribution(jnp.broadcast_to(t, (n,)), self.slab).to_event(1))
+
+
+class HorseshoeDistribution(dist.Distribution):
+    """The local scales integrated out. The density is that of the horseshoe times exp(-theta^2 / (2 slab^2)), up to
+    a factor that hardly depends on t while t << slab."""
+
+    arg_constraints = {"t": dist.constraints.positive}
+    support = dist.constraints.real
+
+    def __init__(self, t: Array, slab: float):
+        self.t, self.slab = t, slab
+        super().__init__(batch_shape=jnp.shape(t), validate_args=False)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        at, local = jax.random.split(key)
+        shape = (*sample_shape, *self.batch_shape)
+        width = self.t * jnp.abs(jax.random.cauchy(local, shape))
+        return jax.random.normal(at, shape) / jnp.sqrt(width**-2 + self.slab**-2)
+
+    def log_prob(self, value: Array) -> Array:
+        return horseshoe.log_density(value, self.t) - 0.5 * (value / self.slab) ** 2
+
+
+def global_scale(scale: float | None) -> Array:
+    """t, sampled where it is learned."""
+    return jnp.asarray(scale) if scale is not None else numpyro.sample("global_scale", dist.HalfCauchy(1.0))
+
+
 Prior = Flat | Normal | Laplace | Learned
+SparsePrior = Normal | Laplace | Horseshoe
+"""Of the coefficients of log-linear models."""
 
 
 def _gaussian(precision_diagonal: np.ndarray) -> CoefficientPrior:

@@ -11,7 +11,6 @@ from astropy import units
 from astropy.table import QTable
 
 from .errors import bad_input
-from .model import Frame
 
 
 class Flags(IntFlag):
@@ -33,6 +32,10 @@ class Flags(IntFlag):
     """R-hat above 1.02: the chains do not agree."""
     MISSING_DATA = 128
     """More than half of the pixels are missing."""
+    MISSING_BAND = 256
+    """A magnitude (or another feature outside of the spectra) is missing; it was integrated over."""
+    OUTLIER = 512
+    """The measured parallax is wrong with probability above one half: left out of `parallax_combined`."""
 
 
 def flag_names(value: int) -> tuple[str, ...]:
@@ -40,16 +43,25 @@ def flag_names(value: int) -> tuple[str, ...]:
     return tuple(flag.name or "" for flag in Flags if flag & int(value))
 
 
+EXTRA = (
+    "chi2", "n_pixel", "label_distance", "feature_distance", "n_missing", "zero_point", "outlier_probability",
+    "khat", "rhat", "ess", "flags",
+)  # fmt: skip
+"""Columns of a table that follow the quantities, where there are such."""
+
+
 class StarPosterior:
-    """Posteriors of the labels of N stars.
+    """Posteriors of N stars' labels, or of whatever else the model infers of a star: M named quantities with units.
 
     Attributes:
-        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units; `stars` holds
-            per star mean, covariance, percentiles, chi2, n_pixel, flags and the inference's diagnostics.
+        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units, or
+            `quantities` (chain, draw, star, quantity); `stars` holds per star mean, covariance, percentiles, flags,
+            what tells of the fit (chi2, n_pixel, ...) and the inference's diagnostics.
+        frame: `names` and `units` of the quantities.
         info: how it was made, including what was integrated over.
     """
 
-    def __init__(self, data: xr.DataTree, frame: Frame, info: dict[str, Any]):
+    def __init__(self, data: xr.DataTree, frame: Any, info: dict[str, Any]):
         self.data, self.frame, self.info = data, frame, info
 
     def __len__(self) -> int:
@@ -83,7 +95,9 @@ class StarPosterior:
         """Draws (chain * draw, N) of one label, in its own unit."""
         if name not in self.frame.names:
             raise bad_input(f"draws({name!r})", f"one of {self.frame.names}")
-        values = self.data["posterior"].to_dataset()["true_labels"].sel(labels=name).values
+        along = self.stars["mean"].dims[1]
+        draws = self.data["posterior"].to_dataset()
+        values = next(x for x in draws.values() if along in x.dims).sel({along: name}).values
         return values.reshape(-1, values.shape[-1])
 
     def table(self) -> QTable:
@@ -96,7 +110,7 @@ class StarPosterior:
         """
         stars = self.stars
         columns: dict[str, Any] = {"id": stars["star"].values}
-        tau = np.array(self.info["label_scatter"])
+        tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
         for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
             quantity = units.Unit(unit) if unit else None
             put = lambda x, q=quantity: x * q if q is not None else x  # noqa: E731
@@ -109,9 +123,7 @@ class StarPosterior:
         for key, x in stars.items():
             if "unit" in x.attrs:
                 columns[str(key)] = x.values * units.Unit(x.attrs["unit"]) if x.attrs["unit"] else x.values
-        for extra in ("chi2", "n_pixel", "label_distance", "khat", "rhat", "ess", "flags"):
-            if extra in stars:
-                columns[extra] = stars[extra].values
+        columns |= {extra: stars[extra].values for extra in EXTRA if extra in stars}
         meta: dict[str, Any] = {
             key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
         }

@@ -11,9 +11,13 @@ import numpy as np
 
 from . import priors
 from .errors import BadInput
+from .loglinear import FeatureFrame
 from .model import MODELS, Frame
 
-_PRIORS = {c.__name__: c for c in (priors.Flat, priors.Normal, priors.Laplace, priors.Learned, priors.HalfNormal)}
+_PRIORS = {
+    c.__name__: c
+    for c in (priors.Flat, priors.Normal, priors.Laplace, priors.Learned, priors.HalfNormal, priors.Horseshoe)
+}
 
 
 def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -40,7 +44,7 @@ def decode(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The value behind `encode`'s output; only known types are made."""
     if not isinstance(state, dict):
         return state
-    (kind, *_), known = state, _PRIORS | MODELS | {"Frame": Frame}
+    (kind, *_), known = state, _PRIORS | MODELS | {"Frame": Frame, "FeatureFrame": FeatureFrame}
     if kind == "array":
         return np.array(arrays[state["array"]])
     if kind == "mapping":

@@ -76,7 +76,7 @@ def _prior_after_moves(plan, move, n_move, data, keys):
         sd = jnp.where(known, jnp.sqrt(data.variance + s[:, None] ** 2), 0.0)
         value = jnp.where(known, flux + sd * jax.random.normal(keys[9], flux.shape), 0.0)
         widths = jnp.log(jnp.array([[0.5] * m, [1.0] * m]))
-        state = gibbs.State(theta, s, mean, sigma, u, tau, mu, population, *widths)
+        state = gibbs.State(theta, s, mean, sigma, u, jnp.zeros((m, theta.shape[-1])), tau, mu, population, *widths)
         # proposals may depend on the data, not on the state
         design = jnp.concatenate([jnp.ones((n, 1)), labels], 1)
         weight = data.observed / (jnp.diagonal(data.label_covariance, axis1=1, axis2=2) + 1)

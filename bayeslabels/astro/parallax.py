@@ -117,7 +117,8 @@ class Combined(NamedTuple):
     """Posterior of N stars' true parallaxes [mas] and distances [kpc].
 
     parallax, parallax_error: mean and sd (N,); parallax_percentiles, distance_percentiles (N, 5) at `PERCENTILES`;
-    distance: median (N,); ln_parallax, ln_parallax_error: mean and sd of ln(parallax / mas) (N,).
+    distance: median (N,); ln_parallax, ln_parallax_error: mean and sd of ln(parallax / mas) (N,); distance_mean,
+    distance_error: mean and sd (N,); cumulative: probability below ln(parallax) = grid, (N, GRID) both.
     """
 
     parallax: Array
@@ -127,6 +128,16 @@ class Combined(NamedTuple):
     distance_percentiles: Array
     ln_parallax: Array
     ln_parallax_error: Array
+    distance_mean: Array
+    distance_error: Array
+    grid: Array
+    cumulative: Array
+
+    def draws(self, uniform: Array) -> Array:
+        """Parallaxes (S, N) at the cumulative probabilities (S, N)."""
+        return np.exp(
+            np.stack([np.interp(q, c, u) for q, c, u in zip(uniform.T, self.cumulative, self.grid, strict=True)], 1)
+        )
 
 
 def combine(
@@ -178,9 +189,16 @@ def combine(
     sd = np.sqrt((p * (true - mean[:, None]) ** 2).sum(1))
     sd_u = np.sqrt((p * (u - mean_u[:, None]) ** 2).sum(1))
     distance = np.exp(-at[:, ::-1])
+    far = (p / true).sum(1)
+    sd_far = np.sqrt((p * (1 / true - far[:, None]) ** 2).sum(1))
     put = lambda x: x.reshape(shape + x.shape[1:])  # noqa: E731
     middle = len(PERCENTILES) // 2
-    return Combined(*(put(x) for x in (mean, sd, np.exp(at), distance[:, middle], distance, mean_u, sd_u)))
+    return Combined(
+        *(
+            put(x)
+            for x in (mean, sd, np.exp(at), distance[:, middle], distance, mean_u, sd_u, far, sd_far, u, cumulative)
+        )
+    )
 
 
 GRID = 201

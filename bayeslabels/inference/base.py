@@ -7,8 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ..errors import CannotDo
-from ..linear import LinearModel
 from ..model import Model
 from ..stars import Stars
 
@@ -36,13 +34,13 @@ class Moments(NamedTuple):
 
 @dataclass
 class Trained:
-    """What a training step returns: draws {site: (chain, draw, ...)}, moments if linear, and diagnostics.
+    """What a training step returns: draws {site: (chain, draw, ...)}, the family's moments, and diagnostics.
 
     `stats`: scalars and short strings; `traces`: arrays per iteration or draw, such as the loss.
     """
 
     draws: dict[str, np.ndarray]
-    moments: Moments | None
+    moments: Any
     stats: dict[str, Any] = field(default_factory=dict)
     traces: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -67,27 +65,15 @@ class Inference:
     """Base of all inferences."""
 
     trains: ClassVar[type[Model] | None] = None
-    """The kind of model that the training step accepts; None: this inference has no training step."""
+    """The kind of model that `fit` trains; None: none. Families may train with it in their own way (`Family.train`)."""
     infers: ClassVar[type[Model] | None] = None
-    """The kind of model that the test step accepts."""
+    """The kind of model that `infer` serves."""
 
     def fit(self, model: Any, stars: Stars, seed: int, progress: bool | None) -> Trained:
-        raise NotImplementedError  # pragma: no cover - guarded by `require`
+        raise NotImplementedError  # pragma: no cover - guarded by `Family.require`
 
     def infer(self, problem: Any, seed: int, progress: bool | None) -> StarDraws:
-        raise NotImplementedError  # pragma: no cover - guarded by `require`
-
-    def require(self, model: Model, verb: str) -> None:
-        """Refuse a model or verb that this inference cannot serve, saying what is missing and what can."""
-        kind = self.trains if verb == "fit" else self.infers
-        name, other = type(self).__name__, {"fit": "MAP(), Gibbs() or NUTS()", "infer": "Laplace() or NUTS()"}[verb]
-        if kind is None:
-            raise CannotDo(f"{name} has no {verb} step: use {other}")
-        if not isinstance(model, kind):
-            missing = "a likelihood linear in features of the labels" if kind is LinearModel else kind.__name__
-            raise CannotDo(
-                f"{name} needs {missing}, which {type(model).__name__} does not declare: use NUTS() or SVI()"
-            )
+        raise NotImplementedError  # pragma: no cover - guarded by `Family.require`
 
     def settings(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -60,7 +60,7 @@ class NUTS(Inference):
     def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None) -> Trained:
         key = jax.random.key(seed)
         program = functools.partial(model, stars)
-        start: dict[str, Any] = {}
+        start: dict[str, Any] = {name: jnp.asarray(x) for name, x in model.starting_point(stars).items()}
         if isinstance(model, LinearModel):
             point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
             start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}

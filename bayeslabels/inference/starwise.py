@@ -83,7 +83,8 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
             value, error, moments.coefficients, moments.scatter,
             theta_covariance=moments.coefficient_covariance, feature_pairs=at,
         )  # fmt: skip
-        modes = find_modes(statistics, precision, information, features, np.asarray(modes.location))
+        found = np.isfinite(np.asarray(modes.objective)).any(1)
+        modes = find_modes(statistics, precision, information, features, np.asarray(modes.location)[found])
     return StarProblem(features, statistics, jnp.asarray(precision), jnp.asarray(information), modes)
 
 

@@ -54,6 +54,8 @@ class SVI(Inference):
         if self.start == "map" and isinstance(model, LinearModel):
             point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
             start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}
+        elif self.start == "map":
+            start = {name: jnp.asarray(x) for name, x in model.starting_point(stars).items()}
         strategy = init_to_value(values=start) if start else init_to_uniform()
 
         def program(stars: Stars) -> Any:

@@ -80,6 +80,7 @@ class Lux(LinearModel):
 
     global_sites: ClassVar[tuple[str, ...]] = ("A", "B", "scatter", "label_scatter")
     sites: ClassVar[dict[str, str]] = {"coefficients": "B", "latents": "z", "label_coefficients": "A"}
+    smaller: ClassVar[str] = "Lux(2)"
     labels_are_latent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

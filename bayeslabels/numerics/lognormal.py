@@ -80,11 +80,12 @@ def _integrand(y, sigma, eta, s):
     """ln of the integrand times the rule's weights, and exp(eta + s z), at the nodes, (..., NODES)."""
     y, sigma, eta, s = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in (y, sigma, eta, s)))
     centre, width = jax.lax.stop_gradient(_mode(*(jax.lax.stop_gradient(a) for a in (y, sigma, eta, s))))
-    z = centre[..., None] + width[..., None] * _T
+    node, log_w = (jnp.asarray(a, width.dtype) for a in (_T, _LOG_W))
+    z = centre[..., None] + width[..., None] * node
     true = jnp.exp(jnp.minimum(eta[..., None] + s[..., None] * z, LARGEST))
     misfit = (y[..., None] - true) / sigma[..., None]
     log_norm = jnp.log(width) - jnp.log(sigma) - np.log(2 * np.pi)
-    return log_norm[..., None] + _LOG_W - 0.5 * misfit**2 - 0.5 * z**2, true
+    return log_norm[..., None] + log_w - 0.5 * misfit**2 - 0.5 * z**2, true
 
 
 def _mode(y, sigma, eta, s):

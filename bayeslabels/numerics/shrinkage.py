@@ -39,11 +39,15 @@ class GaussianPosterior(NamedTuple):
     converged: bool
 
     def predict(self, x: Array, variance: Array | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd of ln(true) of new stars: coefficients, features' errors (their variances, (N, D)) and s."""
+        """Mean and sd of ln(true) of new stars: coefficients, features' errors (their variances, (N, D)) and s.
+
+        v_n = s^2 + x_n' Cov x_n + theta' C_n theta, without tr(C_n Cov): the errors e_n of x_n = t_n + e_n are in
+        x_n' Cov x_n already, whose expectation is t_n' Cov t_n + tr(C_n Cov).
+        """
         theta, covariance = self.mean[:-1], self.covariance[:-1, :-1]
         total = self.s**2 + ((x @ covariance) * x).sum(1)
         if variance is not None:
-            total = total + variance @ (theta**2 + np.diag(covariance))
+            total = total + variance @ theta**2
         return x @ theta, np.sqrt(total)
 
 
@@ -74,15 +78,20 @@ def fit_posterior(
     n, d = x.shape
     mean, width = zero_prior
     ridge, zero, log_s = np.array(ridge, float), mean, np.log(s_start)
+    shrunk = np.zeros(d) if sparse is None else sparse.astype(float)
     theta = cold_start(x, y - zero, sigma, np.zeros(d), ridge)
     squares, spread, covariance, converged, count = theta**2, np.zeros(n), np.zeros((d + 1, d + 1)), False, 0
+    noise = (
+        squares  # of coefficients without a learned prior at the mean: their spread would feed on itself through s_n
+    )
+    tilt = np.zeros(n)
     with threads_for(x.size):
         for count in range(1, max_iterations + 1):
-            extra = np.zeros(n) if variance is None else variance @ squares
+            extra = np.zeros(n) if variance is None else variance @ noise
             before = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
             for _ in range(2):
                 s = np.sqrt(np.exp(2 * log_s) + extra)
-                out = _averaged(zero, x @ theta, s, y, sigma, spread)
+                out = _averaged(zero, x @ theta, s, y, sigma, spread, tilt)
                 h = np.maximum(np.asarray(out.eta_eta), 1e-3 * np.max(out.eta_eta))
                 half = x * np.sqrt(h)[:, None]
                 a = np.empty((d + 1, d + 1))
@@ -100,10 +109,12 @@ def fit_posterior(
                 covariance[d, d] = 0.0
             squares = theta**2 + np.diag(covariance)[:d]
             spread = np.sqrt(np.maximum(((x @ covariance[:d, :d]) * x).sum(1), 0.0))
+            tilt = x @ covariance[:d, d] / np.maximum(spread, 1e-300)
             if prior is not None and sparse is not None:
                 ridge[sparse] = prior(squares[sparse])
-            extra = np.zeros(n) if variance is None else variance @ squares
-            log_s = _scatter(log_s, zero, x @ theta, y, sigma, spread, extra)
+            noise = theta**2 + shrunk * np.diag(covariance)[:d]
+            extra = np.zeros(n) if variance is None else variance @ noise
+            log_s = _scatter(log_s, zero, x @ theta, y, sigma, spread, tilt, extra)
             after = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
             if np.abs(after - before).max() < tolerance and count > 3:
                 converged = True
@@ -150,26 +161,30 @@ _W = _W / _W.sum()
 
 
 @jax.jit
-def _averaged(zero, eta, s, y, sigma, spread):
-    """`Derivatives` of E[ln p(y_n - zero | eta, s, sigma)] over eta ~ N(eta_n, spread_n^2)."""
-    each = derivatives(y - zero, sigma, eta + _T[:, None] * spread, s)
+def _averaged(zero, eta, s, y, sigma, spread, tilt=0.0):
+    """`Derivatives` of E[ln p(y_n - zero | eta, s, sigma)] over eta ~ N(eta_n, spread_n^2), the zero point with it.
+
+    tilt: Cov(eta_n, zero) / spread_n. The two are nearly opposite where distant stars say little: averaged over eta
+    alone, exp(eta) would pull the zero point up.
+    """
+    each = derivatives(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
     return Derivatives(*(_W @ part for part in each))
 
 
-def _scatter(log_s, zero, eta, y, sigma, spread, extra):
+def _scatter(log_s, zero, eta, y, sigma, spread, tilt, extra):
     """ln s that maximises the averaged likelihood with a half-normal(1) prior, by safeguarded Newton steps."""
     for _ in range(3):
-        slope, curvature = _scatter_derivatives(log_s, zero, eta, y, sigma, spread, extra)
+        slope, curvature = _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra)
         move = slope / curvature if curvature > 0 else np.sign(slope)
         log_s = max(log_s + float(np.clip(move, -0.5, 0.5)), -9.0)
     return log_s
 
 
 @jax.jit
-def _scatter_derivatives(log_s, zero, eta, y, sigma, spread, extra):
+def _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra):
     def total(log_s):
         s = jnp.sqrt(jnp.exp(2 * log_s) + extra)
-        expected = _W @ log_likelihood(y - zero, sigma, eta + _T[:, None] * spread, s)
+        expected = _W @ log_likelihood(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
         return expected.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
 
     return jax.grad(total)(log_s), -jax.grad(jax.grad(total))(log_s)

@@ -1,0 +1,132 @@
+"""What the verbs, files and tables ask of a kind of models; one file per kind in families/ answers.
+
+A family is found by the base class of a model (`family_of`): nothing else branches on what a model is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import xarray as xr
+from astropy.table import QTable
+
+from .errors import CannotDo, bad_input
+from .inference.base import Inference, Trained
+from .model import Model
+from .stars import Stars
+
+FAMILIES: dict[type[Model], Family] = {}
+"""The families, by the base class of their models."""
+
+
+@dataclass
+class Choice:
+    """What is settled before training: the model, bound to its training stars; the stars kept; what to tell of it.
+
+    `held_out`: whatever `Family.complete` wants to know again.
+    """
+
+    model: Any
+    stars: Stars
+    info: dict[str, Any] = field(default_factory=dict)
+    held_out: Any = None
+
+
+class Layout(NamedTuple):
+    """Coordinates, and the dimensions of the sites' draws (after chain and draw) and of the moments, by name."""
+
+    coords: dict[str, Any]
+    sites: dict[str, list[str]]
+    moments: dict[str, list[str]]
+
+
+class Family(ABC):
+    """A kind of models: how they are trained, what is inferred of a star, and how both are told."""
+
+    kind: ClassVar[type[Model]]
+    moments: ClassVar[Any]
+    """NamedTuple of arrays: what the test step integrates over."""
+    fit_by: ClassVar[Inference]
+    infer_by: ClassVar[Inference]
+    """The inferences where the user names none."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        FAMILIES[cls.kind] = cls()
+
+    def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
+        """Whether an inference serves these models, for "fit" or "infer"."""
+        kind = inference.trains if verb == "fit" else inference.infers
+        return kind is not None and issubclass(self.kind, kind)
+
+    def require(self, inference: Inference, model: Model, verb: str) -> None:
+        """Refuse an inference that does not serve this model, saying what does."""
+        if not self.accepts(inference, verb):
+            names = sorted(x.__name__ for x in Inference.__subclasses__() if self.accepts(x, verb))
+            others = " or ".join(f"{name}()" for name in names)
+            raise CannotDo(f"{type(inference).__name__} has no {verb} step for {type(model).__name__}: use {others}")
+
+    def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
+        """Settle what the model's settings leave open."""
+        return Choice(model.bind(stars), stars)
+
+    def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
+        return inference.fit(model, stars, seed, progress)
+
+    def complete(self, posterior: Any, choice: Choice) -> Any:
+        """The posterior with what only held-out stars could tell."""
+        return posterior
+
+    @abstractmethod
+    def layout(self, model: Any) -> Layout: ...
+
+    def read_moments(self, arrays: dict[str, np.ndarray]) -> Any:
+        """The moments from the arrays of a file."""
+        return self.moments(**{name: arrays[name] for name in self.moments._fields})
+
+    @abstractmethod
+    def infer(
+        self, posterior: Any, stars: Stars, inference: Inference, seed: int, first: int, progress: bool | None
+    ) -> dict[str, xr.Dataset]:
+        """`posterior` (draws) and `stars` (summaries and flags) of a batch of stars, a row each; first: its place."""
+
+    @abstractmethod
+    def held_out_view(self, model: Any, stars: Stars) -> Stars:
+        """Stars without what the test step is asked for and would otherwise take as data."""
+
+    def batch_size(self, model: Any) -> int:
+        """Stars at a time."""
+        return 4096
+
+    @abstractmethod
+    def quantities(self, model: Any) -> Any:
+        """`names` and `units` of what is inferred of every star."""
+
+    @abstractmethod
+    def about(self, posterior: Any) -> dict[str, Any]:
+        """For a result's `info`: what was integrated over."""
+
+    @abstractmethod
+    def log_density(self, posterior: Any, result: Any, stars: Stars) -> np.ndarray:
+        """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""
+
+    @abstractmethod
+    def predict(self, posterior: Any, stars: Stars, name: str | None, with_error: bool) -> Any: ...
+
+    @abstractmethod
+    def summary(self, posterior: Any) -> QTable: ...
+
+    @abstractmethod
+    def describe(self, model: Any) -> str:
+        """What is made from what, in a line."""
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model."""
+    for base in type(model).__mro__:
+        if base in FAMILIES:
+            return FAMILIES[base]
+    raise bad_input(f"a {type(model).__name__}", "a model", fix="fit(Cannon(order=2), stars)")

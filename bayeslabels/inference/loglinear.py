@@ -1,0 +1,348 @@
+"""Training steps of log-linear models: the sparse mode, the Gaussian posterior, and moments from draws.
+
+MAP: theta at the mode under an L1 (or ridge) penalty, exact zeros included; the penalty and s by the density of held-
+out parallaxes, with warm starts along the penalties; the zero point at the mode of its profile. Laplace: the Gaussian
+posterior of theta and zero point together (`numerics.shrinkage`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+
+from ..errors import CannotDo
+from ..loglinear import Features, LogLinearModel, outlier_density
+from ..numerics import shrinkage
+from ..numerics.linalg import in_float64
+from ..numerics.lognormal import derivatives, fit_log_linear, log_likelihood
+from ..numerics.sparse import Optimum
+from ..priors import Horseshoe, Laplace, Normal
+from ..stars import Stars
+from .base import Trained
+
+FOLDS = 3
+"""Folds of the training set that choose the penalty and the scatter."""
+STEP = 10**-0.25
+"""Ratio of one penalty to the one before."""
+
+
+class LogLinearMoments(NamedTuple):
+    """What the test step of a log-linear model integrates over; features scaled as in the model's frame.
+
+    coefficients (D,), with covariance F F' + diag(v): coefficient_factor F (D, R), coefficient_variance v (D,);
+    zero_point and zero_point_error, in the unit of the parallax; scatter s; outlier_fraction. The last four:
+    scalars.
+    """
+
+    coefficients: np.ndarray
+    coefficient_factor: np.ndarray
+    coefficient_variance: np.ndarray
+    zero_point: np.ndarray
+    zero_point_error: np.ndarray
+    scatter: np.ndarray
+    outlier_fraction: np.ndarray
+
+
+class Data(NamedTuple):
+    """Training stars with a parallax: features, parallax and error (N,)."""
+
+    features: Features
+    y: np.ndarray
+    sigma: np.ndarray
+
+    def rows(self, keep: np.ndarray) -> Data:
+        x = self.features
+        spread = x.spread if len(x.spread) == 1 else x.spread[keep]
+        part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.distance[keep])
+        return Data(part, self.y[keep], self.sigma[keep])
+
+
+def data_of(model: LogLinearModel, stars: Stars) -> Data:
+    y, sigma, seen = model.target(stars)
+    return Data(model.design(stars), y, sigma).rows(seen)
+
+
+@in_float64
+def without_outliers(model: Any, stars: Stars, train: Callable[[Data], Trained]) -> Trained:
+    """Train on the parallaxes that are right with probability above one half, until that set is settled.
+
+    The fraction of the others has the prior Beta(1, 20).
+    """
+    data = data_of(model, stars)
+    if not model.has_outliers:
+        return train(data)
+    kept, outlier, fraction = np.ones(len(data.y), bool), model.require_frame().outlier, 0.01
+    for _ in range(10):
+        trained = train(data.rows(kept))
+        moments = trained.moments
+        eta, sd = ln_parallax(model, moments, data.features)
+        good = np.asarray(log_likelihood(data.y - moments.zero_point, data.sigma, eta, sd))
+        bad = np.asarray(outlier_density(data.y, data.sigma, outlier))
+        for _ in range(20):
+            wrong = expit(bad - good + logit(fraction))
+            fraction = wrong.sum() / (len(wrong) + 19)
+        before, kept = kept, wrong < 0.5
+        if (kept == before).all():
+            break
+    trained.moments = moments._replace(outlier_fraction=np.array(fraction))
+    return replace(trained, stats={**trained.stats, "n_outlier": int((~before).sum())})
+
+
+@in_float64
+def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trained:
+    """The mode under the Laplace or Normal prior."""
+    prior, frame = model.at_mode, model.require_frame()
+    if isinstance(prior, Horseshoe):
+        raise CannotDo("MAP needs a prior with a mode: Parallax(coefficient_prior=priors.Laplace()), or use Laplace()")
+    penalised = frame.penalised
+    path = _Path(data, penalised, model.wide_precision, isinstance(prior, Laplace), model.zero_prior)
+    s, strength, scores = model.fixed_scatter, None, []
+    if prior.scale is not None or not penalised.any():
+        strength = _strength(prior) if prior.scale is not None else 0.0
+    if s is None or strength is None:
+        guess = 0.1 if s is None else s
+        for _ in range(3):
+            found = _choose(path, guess, s, strength, seed)
+            best = max(found, key=lambda row: row[1])
+            scores, moved, guess = found, abs(np.log(best[2] / guess)), best[2]
+            if moved < 0.1:
+                break
+        strength, s = best[0], best[2]
+    assert strength is not None
+    zero, optimum = path.with_zero(strength, s, tolerance)
+    d = len(optimum.theta)
+    moments = LogLinearMoments(
+        optimum.theta, np.zeros((d, 1)), np.zeros(d), np.array(zero), np.array(0.0), np.array(float(s)), np.array(0.0)
+    )
+    stats = {
+        "converged": bool(optimum.converged),
+        "iterations": int(optimum.iterations),
+        "objective": float(optimum.objective),
+        "violation": float(optimum.violation),
+        "penalty": float(strength),
+        "n_zero": int((optimum.theta[penalised] == 0).sum()),
+        "n_penalised": int(penalised.sum()),
+        "penalties": [{"penalty": row[0], "log_density": row[1], "scatter": row[2]} for row in scores],
+    }
+    return Trained(point(model, moments), moments, stats)
+
+
+def _strength(prior: Any) -> float:
+    scale = float(prior.scale)
+    return 1 / scale if isinstance(prior, Laplace) else scale**-2
+
+
+class _Path:
+    """Optima of the same stars under changing penalties, each started from the one before."""
+
+    def __init__(self, data: Data, penalised: np.ndarray, wide: np.ndarray, l1: bool, zero_prior: tuple[float, float]):
+        self.data, self.penalised, self.wide, self.l1, self.zero_prior = data, penalised, wide, l1, zero_prior
+        self.theta: np.ndarray | None = None
+        self.zero = zero_prior[0]
+
+    def fresh(self, rows: np.ndarray) -> _Path:
+        return _Path(self.data.rows(rows), self.penalised, self.wide, self.l1, self.zero_prior)
+
+    def scatter(self, s: float) -> np.ndarray:
+        """s_n at the last optimum's coefficients."""
+        if self.theta is None or s == 0:
+            return np.full(len(self.data.y), s)
+        return np.sqrt(s**2 + self.data.features.variance @ self.theta**2)
+
+    def at(self, strength: float, s: float, tolerance: float) -> Optimum:
+        x, penalty = self.data.features.value, np.where(self.penalised, strength, 0.0)
+        l1, ridge = (penalty, np.zeros(len(penalty))) if self.l1 else (0 * penalty, penalty)
+        out = fit_log_linear(
+            x, self.data.y - self.zero, self.data.sigma, l1=l1, ridge=ridge + np.where(self.penalised, 0.0, self.wide),
+            s=self.scatter(s), start=self.theta, tolerance=tolerance,
+        )  # fmt: skip
+        self.theta = out.theta
+        return out
+
+    def pull(self, s: float) -> float:
+        """Derivative in the zero point of the log density at the last optimum."""
+        assert self.theta is not None
+        eta = self.data.features.value @ self.theta
+        slope = np.asarray(derivatives(self.data.y - self.zero, self.data.sigma, eta, self.scatter(s)).zero).sum()
+        return float(slope - (self.zero - self.zero_prior[0]) / self.zero_prior[1] ** 2)
+
+    def with_zero(self, strength: float, s: float, tolerance: float) -> tuple[float, Optimum]:
+        """The optimum in theta and zero point: the root of the profile's derivative."""
+        if s > 0:
+            self.at(strength, s, 1e-2)  # s_n depends on the coefficients
+        if self.zero_prior[1] > 0:
+
+            def profile(zero: float) -> float:
+                self.zero = zero
+                self.at(strength, s, 1e-2)
+                return self.pull(s)
+
+            here, width = self.zero, 0.1 * self.zero_prior[1]
+            value = profile(here)
+            for _ in range(12):
+                edge = here + np.sign(value) * width
+                beyond = profile(edge)
+                if beyond * value <= 0:
+                    for _ in range(8):  # of the secant: warm starts make the profile depend on where it came from
+                        if abs(edge - here) < 1e-5 or beyond == value:
+                            break
+                        middle = here + (edge - here) * np.clip(value / (value - beyond), 0.1, 0.9)
+                        new = profile(middle)
+                        if new * value > 0:
+                            here, value = middle, new
+                        else:
+                            edge, beyond = middle, new
+                    break
+                here, value, width = edge, beyond, 2 * width
+        return self.zero, self.at(strength, s, tolerance)
+
+    def largest(self, s: float) -> float:
+        """A penalty above which every coefficient is zero, or about that."""
+        self.at(1e12, s, 1e-2)
+        assert self.theta is not None
+        eta = self.data.features.value @ self.theta
+        slope = np.asarray(derivatives(self.data.y - self.zero, self.data.sigma, eta, self.scatter(s)).eta)
+        steepest = np.abs((slope @ self.data.features.value)[self.penalised]).max()
+        return float(steepest) if self.l1 else 1e3 * float(steepest)
+
+
+def _choose(path: _Path, guess: float, s: float | None, strength: float | None, seed: int) -> list[Any]:
+    """[penalty, mean log density of held-out parallaxes, s] along falling penalties, until the density falls."""
+    n = len(path.data.y)
+    fold = np.random.default_rng([seed, 2718]).permutation(n) % FOLDS
+    parts = [(path.fresh(fold != f), path.data.rows(fold == f)) for f in range(FOLDS)]
+    start = path.fresh(np.ones(n, bool)).largest(guess) if strength is None else strength
+    rows: list[Any] = []
+    for k in range(1 if strength is not None else 24):
+        penalty = start * STEP**k
+        seen = []
+        for part, out in parts:
+            if k == 0:
+                part.zero, _ = part.with_zero(penalty, guess, 1e-2)
+            elif k % 4 == 0:
+                part.with_zero(penalty, guess, 1e-2)
+            theta = part.at(penalty, guess, 1e-2).theta
+            eta, variance = out.features.value @ theta, out.features.variance @ theta**2
+            seen.append((out.y - part.zero, out.sigma, eta, variance))
+        y, sigma, eta, variance = (np.concatenate(x) for x in zip(*seen, strict=True))
+
+        def density(ln_s: float, y=y, sigma=sigma, eta=eta, variance=variance) -> float:
+            return float(np.asarray(log_likelihood(y, sigma, eta, np.sqrt(np.exp(2 * ln_s) + variance))).mean())
+
+        if s is None:
+            best = minimize_scalar(
+                lambda t: -density(t), bounds=(-7.0, 0.5), method="bounded", options={"xatol": 1e-2}
+            ).x
+        else:
+            best = np.log(max(s, 1e-9))
+        rows.append((penalty, density(best), float(np.exp(best))))
+        if k > 3 and rows[-1][1] < rows[-2][1] < rows[-3][1]:
+            break
+    return rows
+
+
+@in_float64
+def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Trained:
+    """The Gaussian posterior of coefficients and zero point."""
+    frame, prior = model.require_frame(), model.sparse_prior
+    if model.fixed_scatter is not None:
+        raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
+    penalised = frame.penalised
+    ridge = np.where(penalised, 100.0, model.wide_precision)
+    q = shrinkage.fit_posterior(
+        data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
+        prior=_ridge(prior) if penalised.any() else None,
+        variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
+    )  # fmt: skip
+    covariance = q.covariance[:-1, :-1]
+    factor = np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    moments = LogLinearMoments(
+        q.mean[:-1], factor, np.zeros(len(factor)), np.array(q.mean[-1]), np.array(np.sqrt(q.covariance[-1, -1])),
+        np.array(q.s), np.array(0.0),
+    )  # fmt: skip
+    rng = np.random.default_rng([seed, 15485863])
+    joint = q.covariance + 1e-14 * np.trace(covariance) / len(factor) * np.eye(len(q.mean))
+    sample = q.mean + rng.standard_normal((draws, len(q.mean))) @ np.linalg.cholesky(joint).T
+    sites = {
+        "coefficients": (sample[:, :-1] / frame.scale)[None],
+        "zero_point": sample[None, :, -1],
+        "scatter": np.full((1, draws), q.s),
+    }
+    stats = {"converged": bool(q.converged), "iterations": int(q.iterations)}
+    return Trained(sites, moments, stats)
+
+
+def _ridge(prior: Any) -> shrinkage.Ridge:
+    """The prior as a ridge, its scale fixed or learned."""
+    if isinstance(prior, Horseshoe):
+        if prior.scale is not None:
+            raise CannotDo("Laplace learns the horseshoe's scale: priors.Horseshoe(), or use NUTS()")
+        return functools.partial(shrinkage.horseshoe, slab=prior.slab)
+    t = prior.scale
+    if isinstance(prior, Normal):
+        return shrinkage.normal if t is None else (lambda second: np.full(len(second), t**-2))
+    return shrinkage.laplace if t is None else lambda second: 1 / (t * np.sqrt(second))
+
+
+def point(model: LogLinearModel, moments: LogLinearMoments) -> dict[str, np.ndarray]:
+    """The point estimate, as one chain of one draw."""
+    sites = {
+        "coefficients": moments.coefficients / model.require_frame().scale,
+        "zero_point": moments.zero_point,
+        "scatter": moments.scatter,
+    }
+    return {name: np.asarray(x)[None, None] for name, x in sites.items()}
+
+
+def with_coefficients(model: LogLinearModel, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Draws of the program's sites, with the coefficients per unit of the features among them."""
+    return {**draws, "coefficients": _theta(model, draws) / model.require_frame().scale}
+
+
+def _theta(model: LogLinearModel, draws: dict[str, np.ndarray]) -> np.ndarray:
+    penalised = model.require_frame().penalised
+    theta = np.zeros((*draws["wide"].shape[:2], len(penalised)))
+    theta[..., ~penalised] = draws["wide"]
+    if penalised.any():
+        theta[..., penalised] = draws["sparse"]
+    return theta
+
+
+def moments_of(model: LogLinearModel, draws: dict[str, np.ndarray]) -> LogLinearMoments:
+    """From draws of the program's sites {site: (chain, draw, ...)}; fewer draws than coefficients: independent ones."""
+    theta = _theta(model, draws)
+    theta = theta.reshape(-1, theta.shape[-1])
+    mean, d = theta.mean(0), theta.shape[1]
+    factor, variance = np.zeros((d, 1)), theta.var(0, ddof=min(1, len(theta) - 1))
+    if len(theta) > 4 * d:
+        spread = np.cov(theta.T).reshape(d, d)
+        factor, variance = np.linalg.cholesky(spread + 1e-14 * np.trace(spread) * np.eye(d)), np.zeros(d)
+    zero = np.asarray(draws.get("zero_point", model.zero_prior[0]))
+    s = np.asarray(draws.get("scatter", model.fixed_scatter))
+    fraction = np.asarray(draws.get("outlier_fraction", 0.0))
+    return LogLinearMoments(mean, factor, variance, zero.mean(), zero.std(), np.sqrt((s**2).mean()), fraction.mean())
+
+
+def ln_parallax(model: Any, moments: LogLinearMoments, x: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (N,) of ln parallax given the features."""
+    theta, factor, own = moments.coefficients, moments.coefficient_factor, moments.coefficient_variance
+    second = (factor**2).sum(1) + own
+    variance = moments.scatter**2 + ((x.value @ factor) ** 2).sum(1) + x.value**2 @ own
+    variance = variance + np.asarray(model.feature_variance(theta, x))
+    if not x.complete:
+        frame = model.require_frame()
+        for n in np.flatnonzero(~x.measured.all(1)):
+            missing = np.flatnonzero(~x.measured[n])
+            along = frame.loadings[missing - 1].T @ factor[missing]
+            spread = x.spread[n]
+            variance[n] += np.einsum("qr,qp,rp->", spread, along, along, optimize=True)
+            variance[n] += frame.noise[missing - 1] @ second[missing]
+            loadings = frame.loadings[missing - 1]
+            variance[n] += ((loadings @ spread) * loadings).sum(1) @ own[missing]
+    return x.value @ theta, np.sqrt(variance)

@@ -1,0 +1,340 @@
+"""Models of a positive quantity whose logarithm is linear in features of the stars, measured with Gaussian noise.
+
+    parallax_n = exp(eta_n + s_n eps_n) + zero_n + N(0, sigma_n^2),   eta_n = theta . x_n,   eps_n ~ N(0, 1)
+    s_n^2 = s^2 + theta' C_n theta
+
+x_n: measured features with the errors C_n. What is missing of x_n has the mean and covariance that the features'
+Gaussian population gives it, conditional on what is measured: never a filled value.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from .columns import default_names
+from .errors import bad_input
+from .model import Model
+from .numerics.incomplete import Population, learn
+from .numerics.linalg import Array
+from .numerics.lognormal import cold_start, log_likelihood
+from .priors import HalfNormal, SparsePrior
+from .stars import Block, Stars
+
+FACTORS = 24
+"""Factors of the features' population, at most."""
+POPULATION_STARS = 3000
+"""Training stars that the population of many features is learned from."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureFrame:
+    """What a log-linear model takes from its training stars: its features' names, units and scales.
+
+    x = (feature - centre) / scale; x_0 = 1, the constant. scale is 1 for logarithms and magnitudes, whose columns share
+    a meaning, and otherwise (p97.5 - p2.5) / 4 of each column.
+
+    Attributes:
+        names, units: of the D features, the constant first.
+        source: block of each feature, "" for the constant; log: whether its logarithm is taken; penalised: whether it
+            has the sparse prior; (D,) each.
+        columns: of each block, its column names as they must be met again, None for unnamed ones.
+        mean, loadings, noise: of the features' population, scaled (`numerics.incomplete.Population`).
+        unit: of the quantity predicted.
+        farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
+        outlier: mean and sd of measured parallaxes that have nothing to do with the features: those of the training
+            stars, three times as wide.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    source: tuple[str, ...]
+    columns: tuple[tuple[str, ...] | None, ...]
+    log: np.ndarray
+    penalised: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+    mean: np.ndarray
+    loadings: np.ndarray
+    noise: np.ndarray
+    unit: str
+    farthest: float
+    outlier: np.ndarray
+
+    @property
+    def population(self) -> Population:
+        return Population(self.mean, self.loadings, self.noise)
+
+
+class Features(NamedTuple):
+    """Scaled features of N stars.
+
+    value (N, D): measured, or of what is missing the population's mean given the measured; variance (N, D): squared
+    errors, of what is missing the diagonal of its covariance; measured (N, D); spread (N, Q, Q): covariance of the
+    population's factors given the measured, (1, Q, Q) if nothing is missing; distance (N,): Mahalanobis distance^2 of
+    the factors.
+    """
+
+    value: Array
+    variance: Array
+    measured: Array
+    spread: Array
+    distance: Array
+
+    def rows(self, index: Any) -> Features:
+        return Features(*(x if len(x) == 1 else jnp.asarray(x)[index] for x in self))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing of any star."""
+        return len(self.spread) < len(self.value)
+
+
+@dataclass(frozen=True)
+class LogLinearModel(Model):
+    """parallax_n = exp(theta . x_n + s_n eps_n) + zero_n + N(0, sigma_n^2), with features x_n from any blocks."""
+
+    frame: FeatureFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    @property
+    @abstractmethod
+    def feature_blocks(self) -> tuple[str, ...]:
+        """The blocks that features come from, "ln " before those whose logarithm is taken."""
+
+    @property
+    @abstractmethod
+    def sparse_blocks(self) -> tuple[str, ...]:
+        """Those of them whose coefficients have the sparse prior."""
+
+    @property
+    @abstractmethod
+    def predicted(self) -> str:
+        """The block that is predicted."""
+
+    @property
+    @abstractmethod
+    def sparse_prior(self) -> SparsePrior: ...
+
+    @property
+    @abstractmethod
+    def wide_precision(self) -> np.ndarray:
+        """(D,) 1 / sd^2 of the Normal prior of the coefficients that are not sparse."""
+
+    @property
+    @abstractmethod
+    def zero_prior(self) -> tuple[float, float]:
+        """Mean and sd of the zero point; sd 0: fixed."""
+
+    @property
+    @abstractmethod
+    def has_outliers(self) -> bool:
+        """Whether some measured parallaxes are taken to be wrong."""
+
+    @property
+    @abstractmethod
+    def fixed_scatter(self) -> float | None: ...
+
+    def bind(self, stars: Stars) -> Self:
+        for name in (self.predicted, *(spec.removeprefix("ln ") for spec in self.feature_blocks)):
+            if name not in stars:
+                raise bad_input(
+                    f"stars with the blocks {', '.join(stars.blocks)}",
+                    f"a block {name!r}, which the training step needs",
+                    fix=f"Stars({name}=..., ...), or {type(self).__name__}(features=(...)) without it",
+                )  # fmt: skip
+        target = stars[self.predicted]
+        if target.n_dim != 1 or target.error is None:
+            raise bad_input(
+                f"{self.predicted} of {target.n_dim} columns{'' if target.error is not None else ' without errors'}",
+                "one number per star and its error",
+            )
+        if (n := int(target.observed.sum())) < 3:
+            raise bad_input(f"{n} stars with a {self.predicted}", "at least 3")
+        return self.replace(frame=_frame(self, stars))
+
+    def check(self, stars: Stars) -> None:
+        frame = self.require_frame()
+        sizes = {name: frame.source.count(name) for name in dict.fromkeys(frame.source[1:])}
+        columns = dict(zip(sizes, frame.columns, strict=True))
+        for name, size in sizes.items():
+            if name not in stars:
+                raise bad_input(
+                    f"stars without {name}", "the blocks of the features; what is missing in them is NaN",
+                    fix=f"stars.with_block({name}=Block(np.full(({len(stars)}, {size}), np.nan), names=...))",
+                )  # fmt: skip
+            if stars[name].n_dim != size or stars[name].names != columns[name]:
+                raise bad_input(
+                    f"{name} {stars[name].names or f'of {stars[name].n_dim} columns'}",
+                    f"{columns[name] or f'{size} columns'}, as in training", "columns swapped or renamed",
+                    f"{name}.select({columns[name]!r})" if columns[name] else "",
+                )  # fmt: skip
+            units = tuple(u for u, s in zip(frame.units, frame.source, strict=True) if s == name)
+            if not frame.log[frame.source.index(name)] and stars[name].units != units:
+                raise bad_input(f"{name} in {stars[name].units}", f"{units}, as in training")
+        if self.predicted in stars and stars[self.predicted].units[0] != frame.unit:
+            raise bad_input(
+                f"{self.predicted} in {stars[self.predicted].units[0]!r}", f"{frame.unit!r}, as in training"
+            )
+
+    def design(self, stars: Stars) -> Features:
+        """The scaled features of stars that fit the frame."""
+        frame = self.require_frame()
+        value, variance, measured = _raw(self.feature_blocks, stars)
+        value = np.where(measured, (value - frame.centre) / frame.scale, 0.0)
+        variance = np.where(measured, variance / frame.scale**2, 0.0)
+        population = frame.population
+        z, spread = population.factors(value[:, 1:], measured[:, 1:])
+        distance = (z**2).sum(1)
+        if not measured.all():
+            own = np.einsum("jq,nqr,jr->nj", population.loadings, spread, population.loadings, optimize=True)
+            value[:, 1:] = np.where(measured[:, 1:], value[:, 1:], population.expected(z))
+            variance[:, 1:] = np.where(measured[:, 1:], variance[:, 1:], own + population.noise)
+        return Features(value, variance, measured, spread, distance)
+
+    def target(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Measured value less its known zero point, error and mask, (N,) each; missing are 0 with error 1."""
+        value, variance, observed = (np.asarray(x)[:, 0] for x in stars[self.predicted].filled())
+        return np.where(observed, value - self.offset(stars), 0.0), np.sqrt(variance), observed
+
+    def offset(self, stars: Stars) -> np.ndarray:
+        """The known part of the zero point (N,): the block `zero_point`, 0 where there is none."""
+        if "zero_point" not in stars:
+            return np.zeros(len(stars))
+        return np.asarray(stars["zero_point"].filled()[0])[:, 0]
+
+    def coefficient_sites(self) -> Array:
+        """theta (D,), scaled; the sites are `wide`, `sparse` and what the sparse prior adds."""
+        frame = self.require_frame()
+        sparse = np.flatnonzero(frame.penalised)
+        wide = np.flatnonzero(~frame.penalised)
+        sd = jnp.asarray(self.wide_precision[wide] ** -0.5)
+        theta = jnp.zeros(len(frame.names)).at[wide].set(numpyro.sample("wide", dist.Normal(0.0, sd).to_event(1)))
+        if len(sparse):
+            theta = theta.at[sparse].set(self.sparse_prior.sample_sparse("sparse", len(sparse)))
+        numpyro.deterministic("coefficients", theta / frame.scale)
+        return theta
+
+    def feature_variance(self, theta: Array, features: Features) -> Array:
+        """theta' C_n theta (N,): independent errors of what is measured, the covariance of what is missing."""
+        frame = self.require_frame()
+        measured = jnp.asarray(features.measured)
+        variance = jnp.where(measured, features.variance, 0.0) @ theta**2
+        if features.complete:
+            return variance
+        missing = jnp.where(measured, 0.0, theta)[:, 1:]
+        along = missing @ jnp.asarray(frame.loadings)
+        return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ frame.noise
+
+    def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
+        """Values of the sites near the good optimum, away from where exp(eta) underflows."""
+        frame, features = self.require_frame(), self.design(stars)
+        y, sigma, seen = self.target(stars)
+        ridge = np.where(frame.penalised, 100.0, np.maximum(self.wide_precision, 1e-8))
+        theta = cold_start(features.value[seen], y[seen] - self.zero_prior[0], sigma[seen], 0 * ridge, ridge)
+        zero = np.array(float(self.zero_prior[0]))
+        point = {"wide": theta[~frame.penalised], "scatter": np.array(0.1), "zero_point": zero}
+        if frame.penalised.any():
+            point |= {"sparse": theta[frame.penalised], "global_scale": np.array(0.1)}
+        return point
+
+
+class Measured(dist.Distribution):
+    """exp(eta + s eps) + zero + N(0, sigma^2): the lognormal integrated out of its density.
+
+    fraction: of values that are N(*outlier) instead; draws are of those that are right.
+    """
+
+    arg_constraints = {name: dist.constraints.real for name in ("eta", "s", "zero", "sigma")}
+    support = dist.constraints.real
+
+    def __init__(self, eta: Array, s: Array, zero: Array, sigma: Array, fraction: Any = None, outlier: Any = None):
+        self.fraction, self.outlier = fraction, outlier
+        self.eta, self.s, self.zero, self.sigma = jnp.broadcast_arrays(eta, s, zero, sigma)
+        super().__init__(batch_shape=jnp.shape(self.eta), validate_args=False)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        z = jax.random.normal(key, (2, *sample_shape, *self.batch_shape))
+        return jnp.exp(self.eta + self.s * z[0]) + self.zero + self.sigma * z[1]
+
+    def log_prob(self, value: Array) -> Array:
+        good = log_likelihood(value - self.zero, self.sigma, self.eta, self.s)
+        if self.fraction is None:
+            return good
+        bad = outlier_density(value, self.sigma, self.outlier)
+        return jnp.logaddexp(good + jnp.log1p(-self.fraction), bad + jnp.log(self.fraction))
+
+
+def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
+    """ln p of a measured value that is wrong: N(mean, sd^2 + sigma^2)."""
+    return dist.Normal(outlier[0], jnp.sqrt(outlier[1] ** 2 + sigma**2)).log_prob(value)
+
+
+def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:
+    """s, sampled where it is learned."""
+    return jnp.asarray(fixed) if fixed is not None else numpyro.sample("scatter", dist.HalfNormal(prior.width(1.0)))
+
+
+def _raw(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (N, D) in their own units with the constant first, variances, and which are measured."""
+    one = np.ones((len(stars), 1))
+    parts = [(one, 0 * one, one > 0)]
+    for spec in specs:
+        value, variance, observed = (np.asarray(x, float) for x in stars[spec.removeprefix("ln ")].filled())
+        known = observed > 0
+        if spec.startswith("ln "):
+            known &= value > 0
+            value = np.where(known, value, 1.0)
+            value, variance = np.log(value), variance / value**2
+        parts.append((value, variance, known))
+    value, variance, measured = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
+    return value, np.where(measured, variance, 0.0), measured
+
+
+def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
+    names, units, source, log, penalised, shared, columns = ["1"], [""], [""], [False], [False], [True], []
+    for spec in model.feature_blocks:
+        block: Block = stars[spec.removeprefix("ln ")]
+        logarithm = spec.startswith("ln ")
+        along = next(iter(block.coords.values()), np.arange(block.n_dim))
+        own = list(block.names or ())
+        if not own or block.coords or block.names == default_names(block.n_dim):
+            own = [f"{spec.removeprefix('ln ')} {x}" for x in along]
+        names += [f"ln {name}" if logarithm else name for name in own]
+        units += [""] * block.n_dim if logarithm else list(block.units)
+        source += [spec.removeprefix("ln ")] * block.n_dim
+        log += [logarithm] * block.n_dim
+        penalised += [spec in model.sparse_blocks] * block.n_dim
+        shared += [logarithm or unit == "mag" for unit in block.units]
+        columns.append(block.names)
+    value, _, measured = _raw(model.feature_blocks, stars)
+    if (empty := measured.sum(0) < 2).any():
+        raise bad_input(
+            f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
+            "features that are measured", "a constant or empty column, or fluxes <= 0, which have no logarithm",
+        )  # fmt: skip
+    known = np.where(measured, value, np.nan)
+    low, high = np.nanpercentile(known, [2.5, 97.5], axis=0)
+    centre = np.nanmean(known, 0)
+    scale = np.where(shared, 1.0, np.where(high > low, (high - low) / 4, 1.0))
+    centre[0] = 0.0
+    x = np.where(measured, (value - centre) / scale, 0.0)[:, 1:]
+    few = slice(None, None, max(1, len(x) // POPULATION_STARS) if x.shape[1] > 100 else 1)
+    seen = measured[:, 1:]
+    population = learn(x[few], seen[few], FACTORS, iterations=30 if x.shape[1] > 100 else 200)
+    own = (population.factors(x[few], seen[few])[0] ** 2).sum(1)
+    target = stars[model.predicted]
+    low, middle, high = np.percentile(target.value[target.observed], [15.87, 50, 84.13])
+    outlier = np.array([middle, 1.5 * (high - low)])
+    farthest = 2 * float(np.quantile(own, 0.99))
+    return FeatureFrame(
+        tuple(names), tuple(units), tuple(source), tuple(columns), np.array(log), np.array(penalised), centre, scale,
+        *population, stars[model.predicted].units[0], farthest,
+        outlier,
+    )  # fmt: skip
