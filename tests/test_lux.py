@@ -133,6 +133,7 @@ def test_truth_is_recovered_and_error_bars_hold(trained):
     assert 0.5 < inside < 1.2
 
 
+@pytest.mark.slow
 def test_more_latents_than_needed_do_no_harm(train):
     test, true, _ = simulate(500, seed=2)
     few, many = (bl.infer(bl.fit(bl.Lux(p), train), test.drop("labels"), bl.MAP()) for p in (4, 12))
