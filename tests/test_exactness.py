@@ -78,7 +78,8 @@ def test_compressed_likelihood_is_the_programs(incomplete):
     statistics = compress(*model.output(incomplete), values["coefficients"], values["scatter"], constant=True)
     moments = bl.inference.base.Moments(
         values["coefficients"], np.zeros((20, 6, 6)), values["scatter"], values["label_scatter"],
-        values["population_mean"], values["population_covariance"], np.zeros((2, 6, 6)), values["u"],
+        values["population_mean"], values["population_covariance"], np.zeros((2, 6)), np.zeros((2, 6, 2, 6)),
+        values["u"],
     )  # fmt: skip
     precision, information = label_terms(model, moments, incomplete)
 
