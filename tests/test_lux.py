@@ -288,6 +288,17 @@ def test_gibbs_integrates_what_map_approximates(train, trained):
     assert np.abs(((result.mean - true) / result.error).std(0) - 1).max() < 0.2
 
 
+@pytest.mark.slow
+def test_gibbs_with_latents_to_spare():
+    """Latents that nothing determines do not smear the moments that the test step integrates over."""
+    some, (test, true, _) = simulate(200)[0], simulate(400, seed=2)
+    rms = []
+    for inference in (bl.MAP(), bl.Gibbs(chains=2, draws=200, warmup=100, thin=2)):
+        result = bl.infer(bl.fit(bl.Lux(7), some, inference, seed=1), test.drop("labels"), bl.MAP())
+        rms.append(np.sqrt(((result.mean - true) ** 2).mean(0)))
+    assert (rms[1] < 1.03 * rms[0]).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -53,7 +53,8 @@ def _aligned(flat: dict[str, np.ndarray], model: LinearModel) -> dict[str, np.nd
     """Draws of latents and coefficients in one system of latents, of mean 0 and variance I.
 
     They are defined up to a rotation only, and a system that wanders by more is undone by coefficients that wander with
-    it: the latents of every draw are taken onto their mean over draws by the best affine map.
+    it: the latents of every draw are taken onto their mean over draws by the best affine map, which stays near a
+    rotation in directions that the draws do not agree on.
     """
     names, features = model.sites, model.features
     z = flat[names["latents"]]
@@ -63,7 +64,15 @@ def _aligned(flat: dict[str, np.ndarray], model: LinearModel) -> dict[str, np.nd
     constant = bool(np.asarray(features(jnp.zeros(z.shape[2]))).any())
     ones = np.ones((*z.shape[:2], 1 if constant else 0))
     phi = np.concatenate([ones, z], 2)
-    maps = np.array([np.linalg.lstsq(x, np.concatenate([ones[0], target], 1), rcond=None)[0] for x in phi])
+    goal = np.concatenate([ones[0], target], 1)
+    loose = np.mean([((x @ _rotation(x, target) - target) ** 2).sum(0) for x in z], 0)
+    keep = np.diag(np.concatenate([np.zeros(ones.shape[2]), loose]))
+    maps = np.empty((len(z), *keep.shape))
+    for out, draw, x in zip(maps, z, phi, strict=True):
+        turn = np.eye(len(keep))
+        turn[-z.shape[2] :, -z.shape[2] :] = _rotation(draw, target)
+        turned = x @ turn
+        out[:] = turn @ np.linalg.solve(turned.T @ turned + keep, turned.T @ goal + keep)
     moved = phi @ maps
     gram = np.einsum("dnj,dnk->jk", moved, moved) / moved[..., 0].size
     whiten = np.eye(len(gram))
