@@ -65,8 +65,6 @@ class Posterior:
         data["moments"] = xr.DataTree(group)
         return Posterior(self.model, data, moments, self.info)
 
-    # ---- what was learned ----
-
     def label_scatter(self) -> dict[str, float]:
         """tau of every label, in its own unit: how far the catalogue's labels scatter beyond their stated errors.
 
@@ -98,8 +96,6 @@ class Posterior:
             f"{family_of(self.model).describe(self.model)}, {self.info.get('n_star', '?')} training stars, "
             f"{'converged' if self.info.get('converged') else 'NOT CONVERGED'}"
         )
-
-    # ---- files ----
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a netCDF4 (HDF5) file; written beside and moved into place, so that a crash leaves no torn file."""
