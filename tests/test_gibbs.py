@@ -12,6 +12,7 @@ from scipy import stats
 import bayeslabels as bl
 from bayeslabels import Block, Cannon, CannotDo, Gibbs, Stars, priors
 from bayeslabels.inference import gibbs
+from bayeslabels.inference import sweep as sweeps
 from bayeslabels.inference.map import MAP
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
@@ -58,13 +59,13 @@ def _prior_after_moves(plan, move, n_move, data, keys):
         keys = jax.random.split(key, 11)
         sigma, mean = jnp.eye(k), jnp.zeros(k)
         if plan.prior == "learned":
-            sigma = gibbs._inverse_wishart(keys[0], plan.freedom, data.matrix)
+            sigma = sweeps._inverse_wishart(keys[0], plan.freedom, data.matrix)
             mean = data.width_mean * jax.random.normal(keys[1], (k,))
             theta = mean + jax.random.normal(keys[2], (n_block, width, k)) @ jnp.linalg.cholesky(sigma).T
         else:
             theta = jax.random.normal(keys[2], (n_block, width, k)) / jnp.sqrt(jnp.diagonal(data.precision))
         s = data.width_scatter * jnp.abs(jax.random.normal(keys[3], (n_block, width)))
-        population = gibbs._inverse_wishart(keys[4], m + 2, jnp.eye(m))
+        population = sweeps._inverse_wishart(keys[4], m + 2, jnp.eye(m))
         mu = 10 * jax.random.normal(keys[5], (m,))
         u = mu + jax.random.normal(keys[6], (n, m)) @ jnp.linalg.cholesky(population).T
         tau = jnp.abs(jax.random.normal(keys[7], (m,)))
@@ -76,7 +77,7 @@ def _prior_after_moves(plan, move, n_move, data, keys):
         sd = jnp.where(known, jnp.sqrt(data.variance + s[:, None] ** 2), 0.0)
         value = jnp.where(known, flux + sd * jax.random.normal(keys[9], flux.shape), 0.0)
         widths = jnp.log(jnp.array([[0.5] * m, [1.0] * m]))
-        state = gibbs.State(theta, s, mean, sigma, u, jnp.zeros((m, theta.shape[-1])), tau, mu, population, *widths)
+        state = sweeps.State(theta, s, mean, sigma, u, jnp.zeros((m, theta.shape[-1])), tau, mu, population, *widths)
         # proposals may depend on the data, not on the state
         design = jnp.concatenate([jnp.ones((n, 1)), labels], 1)
         weight = data.observed / (jnp.diagonal(data.label_covariance, axis1=1, axis2=2) + 1)
@@ -122,13 +123,13 @@ def assert_prior(prior, move, n_move, n):
 @pytest.mark.parametrize("prior", [priors.Learned(), priors.Normal(0.5)])
 @in_float64
 def test_sweeps_started_from_the_prior_stay_in_the_prior(prior):
-    assert_prior(prior, gibbs.sweep, 6, 4096)
+    assert_prior(prior, sweeps.sweep, 6, 4096)
 
 
 @pytest.mark.parametrize("prior", [priors.Learned(), priors.Normal(0.5)])
 @in_float64
 def test_affine_moves_started_from_the_prior_stay_in_the_prior(prior):
-    assert_prior(prior, gibbs._affine, 20, 2048)
+    assert_prior(prior, sweeps._affine, 20, 2048)
 
 
 @in_float64
