@@ -6,19 +6,25 @@
     python benchmarks/parallax.py cuts    [--seeds 0 1 2 3]    30 % of the parallaxes at S/N < 1, kept and cut
     python benchmarks/parallax.py giants  [--folds 5]          real photometry, labels and parallaxes of Green+21
     python benchmarks/parallax.py far                          by distance, 1 to 20 kpc
+    python benchmarks/parallax.py clump                        distances against seismic luminosities
+    python benchmarks/parallax.py pixels                       semi-synthetic spectra of the real giants
+    python benchmarks/parallax.py survey  [--stars 14000] [--pixels 7405]    MAP and minibatch SVI, time and memory
 
 Simulated red giants are those of `parallax_giants.py` in the shared cases; every number printed is of stars that were
 not in the training set.
 """
 
 import argparse
+import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 import bayeslabels as bl
+from bayeslabels.family import family_of
 from bayeslabels.inference.loglinear import data_of
 from bayeslabels.numerics.sparse import subgradient
 
@@ -28,6 +34,7 @@ METHODS = {
     "horseshoe": (bl.Parallax(coefficient_prior=bl.priors.Horseshoe()), bl.Laplace()),
     "map": (bl.Parallax(), bl.MAP()),
     "svi": (bl.Parallax(), bl.SVI()),
+    "nuts": (bl.Parallax(), bl.NUTS(chains=2, draws=400, warmup=200)),
 }
 
 
@@ -89,8 +96,6 @@ def heldout(a):
         print(f"{name}: {time.process_time() - start:.1f} CPU s")
         result = bl.infer(posterior, test, progress=False)
         report(posterior, result, true)
-        from bayeslabels.family import family_of
-
         density = family_of(posterior.model).log_density(posterior, result, test)
         print(f"  ln density of the measured parallaxes {density.mean():.4f} per star")
 
@@ -126,7 +131,8 @@ def cuts(a):
         print(f"{name}: mean z of (constant, a, b, c) {z.mean(0).round(2)} +- {1 / np.sqrt(len(z)):.2f}")
 
 
-def giants_real(a):
+def real_giants(a):
+    """Giants of Green+21: magnitudes, labels and every parallax."""
     from astropy.io import fits
 
     with fits.open(a.shared / "data" / "green2021_train.fits") as file:
@@ -135,7 +141,7 @@ def giants_real(a):
     bands = ("G", "BP", "RP", "J", "H", "Ks")
     get = lambda name: np.asarray(t[name], float)[keep]  # noqa: E731
     labels = ("TEFF", "LOGG", "FE_H")
-    stars = bl.Stars(
+    return bl.Stars(
         magnitudes=bl.Block(
             np.column_stack([get(b) for b in bands]), np.column_stack([get(f"{b}_ERR") for b in bands]),
             names=bands, unit="mag",
@@ -146,9 +152,35 @@ def giants_real(a):
         ),
         parallax=bl.Block(get("PARALLAX"), get("PARALLAX_ERROR"), unit="mas"),
     )  # fmt: skip
+
+
+def predictive_z(posterior, result, stars):
+    """Normal quantiles of the measured parallaxes in their whole predictive distribution, outliers included."""
+    m, s, frame = posterior.moments, result.stars, posterior.model.frame
+    y, sigma = stars["parallax"].value[:, 0], np.hypot(stars["parallax"].error[:, 0], m.zero_point_error)
+    node, weight = np.polynomial.hermite_e.hermegauss(80)
+    true = np.exp(s["ln_parallax"].values[:, None] + s["ln_parallax_error"].values[:, None] * node)
+    right = ndtr((y[:, None] - m.zero_point - true) / sigma[:, None]) @ (weight / weight.sum())
+    wrong = ndtr((y - frame.outlier[0]) / np.hypot(frame.outlier[1], sigma))
+    return ndtri(np.clip((1 - m.outlier_fraction) * right + m.outlier_fraction * wrong, 1e-12, 1 - 1e-12))
+
+
+def giants_real(a):
+    stars = real_giants(a)
     model = bl.Parallax(features=("magnitudes", "labels"), outliers=True)
     start = time.process_time()
     cv = bl.cross_validate(model, stars, folds=a.folds, progress=False)
+    fold = np.random.default_rng(0).permutation(len(stars)) % a.folds
+    honest = np.full(len(stars), np.nan)
+    for f in range(a.folds):
+        posterior = bl.fit(model, stars[fold != f], progress=False)
+        out = stars[fold == f]
+        honest[fold == f] = predictive_z(posterior, bl.infer(posterior, out, progress=False), out)
+    honest = honest[np.isfinite(honest)]
+    print(
+        f"z in the whole predictive distribution, outliers included: {honest.mean():+.3f} +- {honest.std():.3f}, 68 % "
+        f"coverage {(np.abs(honest) < 1).mean():.3f}, beyond 3 sigma {(np.abs(honest) > 3).sum()}"
+    )
     y, sigma = stars["parallax"].value[:, 0], stars["parallax"].error[:, 0]
     zero_point = cv.stars["zero_point"].values
     z = (y - zero_point - cv.mean[:, 0]) / np.hypot(sigma, cv.error[:, 0])
@@ -195,9 +227,116 @@ def far(a):
         )
 
 
+def clump(a):
+    """Distance moduli of red-clump stars against those of their seismic radii, up to a smooth bolometric correction."""
+    from astropy.table import Table
+
+    t = Table.read(a.shared / "data" / "red_clump_gaia_seismic_train.ecsv")
+    get = lambda name: np.ma.filled(np.ma.asarray(t[name], float), np.nan)  # noqa: E731
+    labels = np.column_stack([get(x) for x in ("TEFF_COR", "LOGG_SEIS", "FE_H_ADOP_COR")])
+    label_error = np.column_stack([get(x) for x in ("TEFF_COR_ERR", "SIG_LOGG_SEIS", "FE_H_ADOP_COR_ERR")])
+    stars = bl.Stars(
+        magnitudes=bl.Block(
+            np.column_stack([get("GAIAmag"), get("Kmag")]),
+            np.column_stack([np.full(len(t), 0.01), get("e_Kmag")]), names=("G", "K"), unit="mag",
+        ),
+        labels=bl.Block(labels, label_error, names=("TEFF", "LOGG", "FE_H"), unit=("K", "dex", "dex")),
+        parallax=bl.Block(get("parallax"), get("parallax_error"), unit="mas"),
+    )  # fmt: skip
+    features = ("magnitudes", "labels")
+    cv = bl.cross_validate(bl.Parallax(features=features, outliers=True), stars, folds=a.folds, progress=False)
+    radius, teff = get("R_Clump"), get("TEFF_COR")
+    bolometric = 4.74 - 5 * np.log10(radius) - 10 * np.log10(teff / 5772)
+    seismic = get("Kmag") - get("Aks") - bolometric  # distance modulus + BC_K, which is smooth in Teff and [Fe/H]
+    terms = np.column_stack([np.ones(len(t)), (teff - 4800) / 200, get("FE_H_ADOP_COR")])
+    print(f"{len(t)} red-clump stars; robust scatter of distance modulus (mag) against seismology:")
+    for name, parallax, error in (
+        ("spectrophotometric", cv.mean[:, 0], cv.error[:, 0]),
+        ("with Gaia", cv.mean[:, 1], cv.error[:, 1]),
+        ("Gaia alone", get("parallax") - cv.stars["zero_point"].values, get("parallax_error")),
+    ):
+        modulus = 10 - 5 * np.log10(np.maximum(parallax, 1e-3))
+        ok = np.isfinite(modulus + seismic) & np.isfinite(terms).all(1) & (parallax > 0)
+        off = modulus - seismic
+        fit = np.linalg.lstsq(terms[ok], off[ok], rcond=None)[0]
+        rest = off[ok] - terms[ok] @ fit
+        kept = np.abs(rest) < 4 * 1.4826 * np.median(np.abs(rest))
+        fit = np.linalg.lstsq(terms[ok][kept], off[ok][kept], rcond=None)[0]
+        rest = off[ok] - terms[ok] @ fit
+        stated = 2.17 * np.median(error[ok] / parallax[ok])
+        low, high = np.percentile(rest, [15.87, 84.13])
+        slope = np.polyfit(np.clip(seismic[ok], *np.percentile(seismic[ok], [1, 99])), rest, 1)[0]
+        print(f"  {name}: {(high - low) / 2:.3f}, stated {stated:.3f}, slope with distance modulus {slope:+.3f}")
+
+
+def semi_synthetic(a):
+    """The real giants with spectra made from their labels: do pixels help, and which?"""
+    from astropy.io import fits
+
+    with fits.open(a.shared / "data" / "apogee_cannon_coefficients.fits") as file:
+        theta, scatter = np.asarray(file[1].data["THETA"], float), np.asarray(file[1].data["SCATTER"], float)
+        wave, head = np.asarray(file[1].data["WAVELENGTH"], float), file[1].header
+    stars = real_giants(a)
+    teff, logg, feh = stars["labels"].value.T
+    keep = (teff > 3800) & (teff < 5250) & (logg > 0.5) & (feh > -1.0) & (feh < 0.45) & stars["parallax"].observed[:, 0]
+    stars = stars[keep]
+    teff, logg, feh = stars["labels"].value.T
+    base = [head[f"BASE_{x}"] for x in "TGMA"]
+    u = np.column_stack([teff, logg, feh, np.full(len(feh), base[3])]) - base  # alpha as the training set has it
+    pairs = [u[:, i] * u[:, j] for i in range(4) for j in range(i, 4)]
+    phi = np.column_stack([np.ones(len(u)), u, *pairs])
+    lines = np.flatnonzero(np.isfinite(scatter) & (scatter < 0.02) & (scatter > 0))
+    lines = lines[:: max(1, len(lines) // a.pixels)]
+    rng = np.random.default_rng(a.seed)
+    clean = phi @ theta[lines].T
+    flux = clean + np.hypot(0.01, scatter[lines]) * rng.normal(size=clean.shape)
+    stars = stars.with_block(flux=bl.Block(flux, np.full(flux.shape, 0.01), coords={"wavelength": wave[lines]}))
+    print(f"{len(stars)} real giants, semi-synthetic spectra of {len(lines)} pixels")
+    for features in (("magnitudes",), ("magnitudes", "ln flux"), ("magnitudes", "labels")):
+        cv = bl.cross_validate(bl.Parallax(features=features, outliers=True), stars, folds=a.folds, progress=False)
+        wrong = cv.stars["outlier_probability"].values > 0.5
+        error = np.median(cv.error[:, 0] / cv.mean[:, 0])
+        y, sigma = stars["parallax"].value[:, 0], stars["parallax"].error[:, 0]
+        z = (y - cv.stars["zero_point"].values - cv.mean[:, 0]) / np.hypot(sigma, cv.error[:, 0])
+        print(f"  {' + '.join(features)}: median error {100 * error:.1f} %, {wrong.sum()} outliers, z of the others "
+              f"{z[~wrong].std():.3f}, held-out ln density {cv.elpd:.1f} +- {cv.elpd_error:.1f}")  # fmt: skip
+    posterior = bl.fit(bl.Parallax(outliers=True), stars, bl.MAP(), progress=False)
+    table = posterior.summary()
+    pixels = np.array([str(x).startswith("ln ") for x in table["feature"]])
+    size = np.abs(table["coefficient"]) * pixels
+    print(f"  {(size > 0).sum()} of {pixels.sum()} pixels carry weight at the mode; largest per ln flux:")
+    for j in np.argsort(-size)[:12]:
+        print(f"    {table['feature'][j]}: {table['coefficient'][j]:+.3f}")
+
+
+def survey(a):
+    n = a.stars[0] if a.stars != [2000] else 14000
+    pixels = a.pixels if a.pixels != 991 else 7405
+    train, test, true, d = giants(a, n, pixels + 9, a.seed)
+    del d
+    test = test[:1000]
+    true = true[:1000]
+    size = train.flux.value.nbytes
+    print(f"{n} stars, {pixels + 9} features ({size / 2**30:.2f} GiB), memory so far {peak():.1f} GiB", flush=True)
+    svi = bl.SVI(steps=2000, batch_size=500, learning_rate=0.02)
+    for name, inference in (("MAP", bl.MAP()), ("SVI", svi)):
+        start = time.process_time()
+        posterior = bl.fit(bl.Parallax(), train, inference, progress=False)
+        cpu = time.process_time() - start
+        result = bl.infer(posterior, test, progress=False)
+        density = family_of(posterior.model).log_density(posterior, result, test).mean()
+        print(f"{name}: {cpu:.0f} CPU s, peak memory {peak():.1f} GiB, held-out ln density {density:.4f} per star")
+        report(posterior, result, true)
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"objective": objective, "heldout": heldout, "zero": zero, "cuts": cuts, "giants": giants_real, "far": far}
+    cases = {"objective": objective, "heldout": heldout, "zero": zero, "cuts": cuts, "giants": giants_real, "far": far,
+             "clump": clump, "pixels": semi_synthetic, "survey": survey}  # fmt: skip
     cli.add_argument("case", choices=cases)
     cli.add_argument("--methods", nargs="+", choices=METHODS, default=["laplace", "map", "horseshoe"])
     cli.add_argument("--seed", type=int, default=3)

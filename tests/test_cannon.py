@@ -8,6 +8,7 @@ from numpyro.infer.util import log_density
 
 import bayeslabels as bl
 from bayeslabels import MAP, Cannon, priors
+from bayeslabels.family import family_of
 from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.star_posterior import Flags
 
@@ -275,7 +276,8 @@ def test_minibatches_with_missing_exact_labels():
     """Each missing label is its own star's, whichever stars are in the batch: against Gibbs, which has no batches."""
     gaps, gone = holes(survey(60, 12, seed=3)[0])
     model = Cannon(order=1, label_noise=False).bind(gaps)
-    approximate = bl.SVI(steps=2000, batch_size=20).fit(model, gaps, 0, False).draws["labels_missing"]
+    svi = bl.SVI(steps=2000, batch_size=20)
+    approximate = family_of(model).train(model, gaps, svi, 0, False).draws["labels_missing"]
     exact = bl.Gibbs(chains=2, draws=300, warmup=100).fit(model, gaps, 0, False).draws["labels_missing"]
     assert approximate.shape[2:] == exact.shape[2:] == (gone.sum(),)
     sd = exact.std((0, 1))

@@ -21,15 +21,19 @@ from ..calibration import log_density
 from ..errors import BadInput, bad_input
 from ..family import Choice, Family, Layout
 from ..fit import fit, fold_of, infer
-from ..inference.base import Inference, Moments, StarDraws
+from ..inference.base import Inference, Moments, StarDraws, Trained
+from ..inference.draws import moments_from_draws
 from ..inference.importance import KHAT_LIMIT
 from ..inference.labels import label_system_covariance
 from ..inference.laplace import Laplace
 from ..inference.map import MAP
+from ..inference.nuts import NUTS
 from ..inference.starwise import StarProblem, prepare
+from ..inference.svi import SVI
+from ..inference.whitened import Start
 from ..linear import LinearModel
 from ..model import Frame
-from ..numerics.linalg import in_float64, inverse_observed
+from ..numerics.linalg import in_float64, inverse_observed, outer_pairs, pack, pairs
 from ..posterior import Posterior
 from ..progress import bar
 from ..star_posterior import Flags
@@ -66,6 +70,14 @@ class LinearFamily(Family):
         if choice.held_out is None or not choice.model.scatter_from_held_out:
             return posterior
         return _with_label_scatter(posterior, choice.stars, choice.held_out)
+
+    def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
+        if not isinstance(inference, NUTS | SVI):
+            return inference.fit(model, stars, seed, progress)
+        point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
+        trained = inference.fit(model, stars, seed, progress, Start({name: x[0, 0] for name, x in point.items()}))
+        trained.moments = moments_from_draws(model, stars, trained.draws)
+        return trained
 
     def layout(self, model: LinearModel) -> Layout:
         frame = model.require_frame()
@@ -457,9 +469,11 @@ def _labels_of(
         tau = moments.label_scatter / model.require_frame().scale
         covariance += np.diag(tau**2)
         draws = (u @ slope.T) + np.asarray(features(jnp.zeros(features.n_label))) @ c.T
-    covariance += np.einsum("nk,mkjl,nl->nmj", phi, system, phi, optimize=True)
+    m, k = c.shape
+    both = system + np.swapaxes(system, 1, 3)  # the part that is symmetric in k and l is all that counts
+    packed = pack(np.moveaxis(both, 2, 1)).reshape(m * m, -1) * (0.5 * pairs(k)[2])
+    covariance += (outer_pairs(phi) @ packed.T).reshape(-1, m, m)
     if len(u[0]) > 1:
-        m, k = c.shape
         factor = np.linalg.cholesky(system.reshape(m * k, m * k) + 1e-14 * np.eye(m * k))
         for chain in draws:
             for draw in chain:

@@ -29,6 +29,7 @@ from ..inference.loglinear import (
     fit_mode,
     ln_parallax,
     moments_of,
+    start_of,
     with_coefficients,
     without_outliers,
 )
@@ -68,7 +69,7 @@ class LogLinearFamily(Family):
             return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
         if isinstance(inference, Laplace):
             return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
-        trained = inference.fit(model, stars, seed, progress)
+        trained = inference.fit(model, stars, seed, progress, start_of(model, stars))
         trained.draws = with_coefficients(model, trained.draws)
         trained.moments = moments_of(model, trained.draws)
         return trained

@@ -118,9 +118,11 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     weight = catalogue.observed / np.maximum(spread, 1e-10)
     full = set(features.exponents) == set(Monomials.up_to(features.order, p).exponents)
     affine = noisy and full and bool(em.allowed.all()) and not outputs
-    design = np.concatenate([np.ones((n_star, 1)), u[:, :m]], 1)
-    gram = np.einsum("ni,nm,nj->mij", design, weight, design) + np.eye(m + 1)
-    step = np.linalg.cholesky(np.linalg.inv(gram))
+    step = np.zeros((m, m + 1, m + 1))
+    if affine:
+        design = np.concatenate([np.ones((n_star, 1)), u], 1)
+        gram = np.einsum("ni,nm,nj->mij", design, weight, design) + np.eye(m + 1)
+        step = np.linalg.cholesky(np.linalg.inv(gram))
 
     fixed = model.fixed_population is not None
     plan = Plan(

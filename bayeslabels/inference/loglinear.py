@@ -25,6 +25,7 @@ from ..numerics.sparse import Optimum
 from ..priors import Horseshoe, Laplace, Normal
 from ..stars import Stars
 from .base import Trained
+from .whitened import Start
 
 FOLDS = 3
 """Folds of the training set that choose the penalty and the scatter."""
@@ -250,16 +251,10 @@ def _choose(path: _Path, guess: float, s: float | None, strength: float | None, 
 @in_float64
 def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Trained:
     """The Gaussian posterior of coefficients and zero point."""
-    frame, prior = model.require_frame(), model.sparse_prior
+    frame = model.require_frame()
     if model.fixed_scatter is not None:
         raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
-    penalised = frame.penalised
-    ridge = np.where(penalised, 100.0, model.wide_precision)
-    q = shrinkage.fit_posterior(
-        data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
-        prior=_ridge(prior) if penalised.any() else None,
-        variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
-    )  # fmt: skip
+    q = _gaussian(model, data)
     covariance = q.covariance[:-1, :-1]
     factor = np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
     moments = LogLinearMoments(
@@ -276,6 +271,53 @@ def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Tr
     }
     stats = {"converged": bool(q.converged), "iterations": int(q.iterations)}
     return Trained(sites, moments, stats)
+
+
+def _gaussian(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
+    penalised, prior = model.require_frame().penalised, model.sparse_prior
+    ridge = np.where(penalised, 100.0, model.wide_precision)
+    return shrinkage.fit_posterior(
+        data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
+        prior=_ridge(prior) if penalised.any() else None,
+        variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
+    )  # fmt: skip
+
+
+DENSE = 2500
+"""Coefficients up to which the whole covariance is worth its cost as a start."""
+
+
+@in_float64
+def start_of(model: Any, stars: Stars) -> Start:
+    """Where samplers of the program begin, and the scales: the Gaussian posterior, or of many coefficients the mode."""
+    if model.fixed_scatter is not None:
+        return Start(dict(model.starting_point(stars)))
+    frame, data = model.require_frame(), data_of(model, stars)
+    wide, sparse = np.flatnonzero(~frame.penalised), np.flatnonzero(frame.penalised)
+    if len(frame.names) <= DENSE:
+        q = _gaussian(model, data)
+        theta, zero, s = q.mean[:-1], q.mean[-1], q.s
+        second = theta**2 + np.diag(q.covariance)[:-1]
+        covariance = q.covariance + 1e-12 * np.diag(np.diag(q.covariance))
+    else:
+        mode = fit_mode(model.replace(coefficient_prior=Normal()), data, 0, tolerance=1e-2).moments
+        theta, zero, s = mode.coefficients, mode.zero_point, mode.scatter
+        d = derivatives(data.y - zero, data.sigma, data.features.value @ theta, s)
+        ridge = np.where(frame.penalised, 1 / np.mean(theta[sparse] ** 2 + 1e-12), model.wide_precision)
+        second = 1 / (np.asarray(d.fisher) @ np.square(data.features.value) + ridge)
+        covariance = np.r_[second, 1 / (np.sum(d.zero_zero) + 1 / max(model.zero_prior[1], 1e-9) ** 2)]
+        second = theta**2 + second
+    sites = {"wide": theta[wide], "zero_point": np.array(zero), "scatter": np.array(s)}
+    sites |= {"outlier_fraction": np.array(0.01)} if model.has_outliers else {}
+    order, names = wide, ["wide"]
+    if len(sparse):
+        sites |= {"sparse": theta[sparse], "global_scale": np.mean(np.sqrt(second[sparse]))}
+        order, names = np.r_[wide, sparse], ["wide", "sparse"]
+    if model.zero_prior[1] > 0:
+        order, names = np.r_[order, len(theta)], [*names, "zero_point"]
+    if covariance.ndim == 1:
+        return Start(sites, tuple(names), np.sqrt(covariance[order]))
+    return Start(sites, tuple(names), np.linalg.cholesky(covariance[np.ix_(order, order)]))
 
 
 def _ridge(prior: Any) -> shrinkage.Ridge:
@@ -315,14 +357,14 @@ def _theta(model: LogLinearModel, draws: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def moments_of(model: LogLinearModel, draws: dict[str, np.ndarray]) -> LogLinearMoments:
-    """From draws of the program's sites {site: (chain, draw, ...)}; fewer draws than coefficients: independent ones."""
+    """From draws of the program's sites {site: (chain, draw, ...)}; the coefficients' covariance is the draws'."""
     theta = _theta(model, draws)
     theta = theta.reshape(-1, theta.shape[-1])
-    mean, d = theta.mean(0), theta.shape[1]
-    factor, variance = np.zeros((d, 1)), theta.var(0, ddof=min(1, len(theta) - 1))
-    if len(theta) > 4 * d:
-        spread = np.cov(theta.T).reshape(d, d)
-        factor, variance = np.linalg.cholesky(spread + 1e-14 * np.trace(spread) * np.eye(d)), np.zeros(d)
+    mean, d, n = theta.mean(0), theta.shape[1], len(theta)
+    factor, variance = (theta - mean).T / np.sqrt(max(n - 1, 1)), np.zeros(d)
+    if n > d:
+        spread = factor @ factor.T
+        factor = np.linalg.cholesky(spread + 1e-14 * np.trace(spread) * np.eye(d))
     zero = np.asarray(draws.get("zero_point", model.zero_prior[0]))
     s = np.asarray(draws.get("scatter", model.fixed_scatter))
     fraction = np.asarray(draws.get("outlier_fraction", 0.0))

@@ -141,8 +141,8 @@ class EM:
             "integrate": integrate,
             "exact": not self.has_latents,
             "penalised": self.penalised,
-            "alternations": 100 if not integrate else (10 if start else 1),
         }
+        alternations = 100 if not integrate else (10 if start else 1)
         size = min(pixels_at_once(self.n_star), len(self.theta))
         gram = linear = constant = jnp.zeros(())
         before, unit = self.scatter2.copy(), power_of_two(self.flux_scale)
@@ -150,7 +150,8 @@ class EM:
             width = rows.stop - rows.start
             allowed = padded(self.allowed, rows, size, 1.0)
             s2 = padded(self.scatter2, rows, size, 1.0)
-            out = train_block(y, e, phi, second, allowed, self.prior, s2, self.scatter_scale, unit, **options)
+            pixels = y, e, phi, second, allowed, self.prior, s2, self.scatter_scale
+            out = train_block(*pixels, alternations, unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
             if self.has_latents:

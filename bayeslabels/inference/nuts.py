@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ from ..progress import bar
 from ..stars import Stars
 from .base import Inference, StarDraws, Trained
 from .diagnostics import ess, identified, rhat
-from .draws import jittered, moments_from_draws
-from .map import MAP
+from .draws import jittered
 from .starwise import StarProblem, draw_mixture
+from .whitened import Start, Whitened
 
 BATCH = 128
 """Stars sampled side by side."""
@@ -34,7 +34,8 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class NUTS(Inference):
-    """Training step: NUTS on the model's NumPyro program, chains started around its MAP where it has one.
+    """Training step: NUTS on the model's NumPyro program. Chains start around its MAP where it has one, in coordinates
+    whitened by a Gaussian approximation where one is known (`whitened.Start`).
 
     Test step: NUTS on each star's compressed posterior, whitened by its Laplace approximation, chains started from
     draws of the mixture over its modes. The cost does not depend on the number of pixels.
@@ -57,16 +58,15 @@ class NUTS(Inference):
     infers: ClassVar = LinearModel
 
     @in_float64
-    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None) -> Trained:
+    def fit(
+        self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None
+    ) -> Trained:
         key = jax.random.key(seed)
-        program = functools.partial(model, stars)
-        start: dict[str, Any] = {name: jnp.asarray(x) for name, x in model.starting_point(stars).items()}
-        if isinstance(model, LinearModel):
-            point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
-            start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}
+        whitened = Whitened(model, start or Start(dict(model.starting_point(stars))))
+        program, values = functools.partial(whitened, stars), whitened.first
         # jitted as a whole: operation by operation, every site would be compiled by itself, for minutes
         potential = jax.jit(functools.partial(potential_energy, program, (), {}))
-        first = jax.jit(lambda key: initialize_model(key, program, init_strategy=init_to_value(values=start))[0])(key)
+        first = jax.jit(lambda key: initialize_model(key, program, init_strategy=init_to_value(values=values))[0])(key)
         if not np.isfinite(first.potential_energy):
             raise bad_input(
                 "no starting point at which the model's density is finite",
@@ -89,7 +89,7 @@ class NUTS(Inference):
         sampler.run(key, init_params=initial, extra_fields=("diverging", "energy"))
         constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
         sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(sampler.get_samples(group_by_chain=True))
-        draws = {name: np.asarray(x) for name, x in sampled.items()}
+        draws = whitened.back({name: np.asarray(x) for name, x in sampled.items()})
         extra = sampler.get_extra_fields(group_by_chain=True)
         known = identified(model, draws)
         stats = {
@@ -98,8 +98,7 @@ class NUTS(Inference):
             "ess_min": min(float(np.nanmin(ess(x))) for x in known.values()),
         }
         stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
-        moments = moments_from_draws(model, stars, draws) if isinstance(model, LinearModel) else None
-        return Trained(draws, moments, stats, {"energy": np.asarray(extra["energy"])})
+        return Trained(draws, None, stats, {"energy": np.asarray(extra["energy"])})
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:

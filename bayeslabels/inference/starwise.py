@@ -18,10 +18,13 @@ from ..linear import LinearModel
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
-from ..numerics.optimize import Modes, choose_starts, find_modes
+from ..numerics.optimize import TOLERANCE, Modes, choose_starts, find_modes
 from ..stars import Stars
 from .base import Moments, StarDraws
 from .labels import PINNED, outputs_on_latents
+
+DRAFT_PIXELS = 1000
+"""Pixels that are enough for a first estimate of the labels, at which the coefficients are integrated out."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     if "flux" in stars:
         value, error = model.output(stars)
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
-        statistics = compress(value, error, moments.coefficients, moments.scatter, draft=integrate)
+        # a first estimate does not need every pixel of a long spectrum
+        some = slice(None, None, max(1, value.shape[1] // DRAFT_PIXELS) if integrate else 1)
+        shown = value[:, some], None if error is None else error[:, some]
+        statistics = compress(*shown, moments.coefficients[some], moments.scatter[some], draft=integrate)
     else:
         k = features.size
         zero = jnp.zeros(len(stars))
@@ -73,19 +79,24 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
         measured = model.measured(stars)
         first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
-    modes = find_modes(statistics, precision, information, features, first)
+    tolerance = 1e-2 if integrate else TOLERANCE
+    modes = find_modes(statistics, precision, information, features, first, tolerance=tolerance)
     if not model.labels_are_latent and model.catalogue(stars).observed.any():
         precision, information = label_terms(model, moments, stars, np.asarray(features(modes.location[0])))
-        modes = find_modes(statistics, precision, information, features, first)
+        modes = find_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
     if integrate:
         at = outer_pairs(features(modes.location[0]))
         statistics = compress(
             value, error, moments.coefficients, moments.scatter,
             theta_covariance=moments.coefficient_covariance, feature_pairs=at,
         )  # fmt: skip
-        found = np.isfinite(np.asarray(modes.objective)).any(1)
-        modes = find_modes(statistics, precision, information, features, np.asarray(modes.location)[found])
+        modes = find_modes(statistics, precision, information, features, _found(modes))
     return StarProblem(features, statistics, jnp.asarray(precision), jnp.asarray(information), modes)
+
+
+def _found(modes: Modes) -> np.ndarray:
+    """Starting points (J, N, M) from the modes that any star has."""
+    return np.asarray(modes.location)[np.isfinite(np.asarray(modes.objective)).any(1)]
 
 
 def label_terms(

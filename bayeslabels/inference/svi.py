@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from numpyro.infer import SVI as NumPyroSVI
@@ -15,14 +14,12 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.initialization import init_to_uniform, init_to_value
 from numpyro.optim import optax_to_numpyro
 
-from ..linear import LinearModel
 from ..model import Model
 from ..numerics.linalg import Array, in_float64
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Trained
-from .draws import moments_from_draws
-from .map import MAP
+from .whitened import Start, Whitened
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,16 @@ class SVI(Inference):
     trains: ClassVar = Model
 
     @in_float64
-    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None) -> Trained:
+    def fit(
+        self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None
+    ) -> Trained:
         batch = min(self.batch_size or 512, len(stars))
-        start: dict[str, Any] = {}
-        if self.start == "map" and isinstance(model, LinearModel):
-            point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
-            start = {name: jnp.asarray(x[0, 0]) for name, x in point.items()}
-        elif self.start == "map":
-            start = {name: jnp.asarray(x) for name, x in model.starting_point(stars).items()}
-        strategy = init_to_value(values=start) if start else init_to_uniform()
+        first = (start or Start(dict(model.starting_point(stars)))) if self.start == "map" else Start({})
+        whitened = Whitened(model, first)
+        strategy = init_to_value(values=whitened.first) if first.sites else init_to_uniform()
 
         def program(stars: Stars) -> Any:
-            return model(stars, batch_size=batch if batch < len(stars) else None)
+            return whitened(stars, batch_size=batch if batch < len(stars) else None)
 
         guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.01)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.steps, alpha=0.01)
@@ -77,7 +72,7 @@ class SVI(Inference):
                 shown.set_postfix(loss=f"{np.mean(losses[-1]):.4g}")
         params = engine.get_params(state)
         whole = AutoNormalDraws(guide, params)
-        draws = whole(key_draws, self.draws)
+        draws = whitened.back(whole(key_draws, self.draws))
         loss = np.concatenate(losses)
         tail = loss[-len(loss) // 10 :]
         drop = float(np.median(loss[-len(loss) // 5 : -len(loss) // 10]) - np.median(tail))
@@ -86,8 +81,7 @@ class SVI(Inference):
             "final_loss": float(np.median(tail)),
             "batch_size": batch,
         }
-        moments = moments_from_draws(model, stars, draws) if isinstance(model, LinearModel) else None
-        return Trained(draws, moments, stats, {"loss": loss})
+        return Trained(draws, None, stats, {"loss": loss})
 
 
 class AutoNormalDraws:

@@ -35,6 +35,8 @@ SCATTER_FREEDOM, LABEL_FREEDOM = 6, 8
 """Degrees of freedom (even) of the t proposals for s_l and u_n."""
 LABEL_TRIES, TAU_TRIES, AFFINE_TRIES = 3, 2, 3
 """Proposals per sweep for each star, tau_m and row of the affine map."""
+BEYOND = 0.5
+"""Overrelaxation of Gaussian blocks: 0 draws them afresh, near 1 they swing about their means."""
 SCATTER_TARGET, AFFINE_TARGET = 0.44, 0.3
 """Acceptance that the random walks are tuned to during warmup."""
 
@@ -145,7 +147,7 @@ def _pixels(plan: Plan, data: Data, state: State, key: Array):
         z = jax.random.normal(k1, right.shape)
         if plan.prior == "flat":
             z = z * allowed * trained[:, None]
-        theta = _gaussian(gram, right, z)
+        theta = _gaussian(gram, right, z, theta)
         effective = theta * allowed
         accepted = jnp.ones_like(s)
         if plan.learn_scatter:
@@ -312,13 +314,13 @@ def _outputs(plan: Plan, data: Data, state: State, gram: Array, linear: Array, k
     g = unpack(gram, features.size)
     precision = precision + prior + jacobian.T @ g @ jacobian
     information = information + prior @ state.mu + (linear - g @ at_zero) @ jacobian
-    u = _gaussian(precision, information, jax.random.normal(k1, state.u.shape))
+    u = _gaussian(precision, information, jax.random.normal(k1, state.u.shape), state.u)
     phi = features(u)
     m, k = state.c.shape
     flat = seen.reshape(-1, m * m).T @ (phi[:, :, None] * phi[:, None, :]).reshape(-1, k * k)
     total = jnp.moveaxis(flat.reshape(m, m, k, k), 2, 1).reshape(m * k, m * k) + jnp.eye(m * k) / data.width_label**2
     right = jnp.einsum("nij,nj->ni", seen, data.labels).T @ phi
-    c = _gaussian(total, right.reshape(m * k), jax.random.normal(k2, (m * k,))).reshape(m, k)
+    c = _gaussian(total, right.reshape(m * k), jax.random.normal(k2, (m * k,)), state.c.reshape(m * k)).reshape(m, k)
     return state._replace(u=u, c=c)
 
 
@@ -484,12 +486,20 @@ def _up(factor: list[list[Any]], x: Array) -> Array:
     return jnp.stack([sum(factor[k][i] * x[k] for k in range(i, m)) for i in range(m)])
 
 
-def _gaussian(precision: Array, information: Array, z: Array) -> Array:
-    """precision^-1 information + noise of covariance precision^-1 made from z, (..., K)."""
+def _gaussian(precision: Array, information: Array, z: Array, old: Array | None = None) -> Array:
+    """precision^-1 information + noise of covariance precision^-1 made from z, (..., K).
+
+    With the present value `old`, the draw lies on the other side of the mean (Adler 81): the conditional density stays,
+    and blocks that hold each other back, as coefficients and latents do, get past each other sooner.
+    """
     scale = 1 / jnp.sqrt(jnp.diagonal(precision, axis1=-2, axis2=-1))
     factor = jnp.linalg.cholesky(precision * scale[..., :, None] * scale[..., None, :])
-    half = solve_triangular(factor, (scale * information)[..., None], lower=True) + z[..., None]
-    return scale * solve_triangular(jnp.swapaxes(factor, -1, -2), half, lower=False)[..., 0]
+    half = solve_triangular(factor, (scale * information)[..., None], lower=True)[..., 0]
+    if old is None:
+        half = half + z
+    else:
+        half = half + BEYOND * (half - jnp.einsum("...kj,...k->...j", factor, old / scale)) + np.sqrt(1 - BEYOND**2) * z
+    return scale * solve_triangular(jnp.swapaxes(factor, -1, -2), half[..., None], lower=False)[..., 0]
 
 
 def _inverse_wishart(key: Array, freedom: int, matrix: Array) -> Array:

@@ -13,8 +13,11 @@ from .compress import STARS, Statistics
 from .features import Monomials
 from .linalg import Array, after, in_float64, inverse_psd, outer_pairs, pack, pairs
 
-FIRST_STEPS = 6
+FIRST_STEPS = 4
 """Iterations that all starts get together."""
+
+TOLERANCE = 1e-10
+"""Newton decrement, in nats, of a star that has arrived at its mode."""
 
 
 class Modes(NamedTuple):
@@ -45,13 +48,14 @@ def objective(u, statistics: Statistics, precision, information, features: Monom
 
 @functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
 def descend(
-    u, statistics: Statistics, precision, information, features: Monomials, iterations: int = 60, newton: bool = False
-):
+    u, statistics: Statistics, precision, information, features: Monomials,
+    iterations: int = 60, newton: bool = False, tolerance: float = TOLERANCE,
+):  # fmt: skip
     """Levenberg-Marquardt from u (N, M) with prior precision (N, M, M) and information (N, M).
 
     Returns (u, curvature (N, M, M), objective (N,), converged (N,)). The step uses the Gauss-Newton matrix, which is
     positive definite, or with `newton` the full Hessian where that is, which large residuals need; convergence asks
-    for a Newton decrement below 1e-10 nat.
+    for a Newton decrement below `tolerance` nat.
     """
     value = functools.partial(
         objective, statistics=statistics, precision=precision, information=information, features=features
@@ -79,7 +83,7 @@ def descend(
         u = jnp.where(better[:, None], trial, u)
         f = jnp.where(better, f_trial, f)
         damping = jnp.where(better, jnp.maximum(damping * 0.1, 1e-12), jnp.minimum(damping * 8, 1e12))
-        done = decrement < 1e-10 * (1 + 1e-6 * jnp.abs(f))
+        done = decrement < tolerance + 1e-16 * jnp.abs(f)
         return u, f, damping, done, count + 1
 
     def unfinished(state):
@@ -161,6 +165,7 @@ def find_modes(
     *,
     keep: int = 3,
     threshold: float = 12.0,
+    tolerance: float = TOLERANCE,
 ) -> Modes:
     """Distinct optima reached from starts (J, N, M), at most `keep` per star and `threshold` nats from the best.
 
@@ -174,25 +179,27 @@ def find_modes(
         return Modes(location[None], covariance[None], at[None], jnp.isfinite(at)[None])
     j, n, _ = starts.shape
     problem = (statistics, jnp.asarray(precision), jnp.asarray(information))
-    u, f, done = _descend_starts(jnp.asarray(starts), *problem, features)
+    u, f, done = _descend_starts(jnp.asarray(starts), *problem, tolerance, features)
     late = np.flatnonzero(~np.asarray(done))
     if len(late):
         rows = np.resize(late, len(late) + -len(late) % STARS)
-        u, f, done = _descend_late(u, f, done, rows // n, rows % n, *problem, features)
+        u, f, done = _descend_late(u, f, done, rows // n, rows % n, *problem, tolerance, features)
     return _distinct(u, f, done, *problem, features, min(keep, j), threshold)
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
-def _descend_starts(starts, statistics, precision, information, features):
+def _descend_starts(starts, statistics, precision, information, tolerance, features):
     """All starts (J, N, M) of a star side by side, so that its matrices are read once for all of them."""
-    u, _, f, done = jax.vmap(lambda u: descend(u, statistics, precision, information, features, FIRST_STEPS))(starts)
+    u, _, f, done = jax.vmap(
+        lambda u: descend(u, statistics, precision, information, features, FIRST_STEPS, tolerance=tolerance)
+    )(starts)
     return u, f, done
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
-def _descend_late(u, f, done, start, star, statistics, precision, information, features):
+def _descend_late(u, f, done, start, star, statistics, precision, information, tolerance, features):
     own = jax.tree.map(lambda x: x[star], (statistics, precision, information))
-    at, _, value, arrived = descend(u[start, star], *own, features, 100, newton=True)
+    at, _, value, arrived = descend(u[start, star], *own, features, 100, True, tolerance)
     return tuple(x.at[start, star].set(y) for x, y in zip((u, f, done), (at, value, arrived), strict=True))
 
 

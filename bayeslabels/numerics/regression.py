@@ -87,7 +87,7 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
     return x, gradient
 
 
-@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "alternations"))
+@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised"))
 def train_block(
     value,
     error,
@@ -97,15 +97,15 @@ def train_block(
     prior: CoefficientPrior,
     scatter2,
     scatter_scale,
+    alternations,
     unit=1.0,
     *,
     learn_scatter: bool,
     integrate: bool,
     exact: bool,
     penalised: bool,
-    alternations: int,
 ) -> Pixels:
-    """Alternate exact solves of theta with Newton steps in s until neither moves.
+    """Alternate exact solves of theta with Newton steps in s, at most `alternations` times, until neither moves.
 
     value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
     coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s maximises the density
@@ -169,8 +169,9 @@ def train_block(
 
     x = jnp.log(jnp.maximum(scatter2 * unit**2, 1e-20))
     state = (x, jnp.zeros((len(y), k)), jnp.zeros((len(y), k, k)), jnp.full_like(x, jnp.inf), 0)
-    if learn_scatter and alternations > 1:
-        near, *_ = run(alternator(np.float32)[1], state, 1e-4, ROUGH_ALTERNATIONS)
+    if learn_scatter:
+        rough = functools.partial(run, state=state, tolerance=1e-4, most=ROUGH_ALTERNATIONS)
+        near = jax.lax.cond(alternations > 1, lambda: rough(alternator(np.float32)[1])[0], lambda: x)
         state = (jnp.where(jnp.isfinite(near), near, x), *state[1:])
     solve, alternate = alternator(phi.dtype)
     x, theta, covariance, remaining, _ = run(alternate, state, 1e-7, alternations)
