@@ -58,9 +58,7 @@ class NUTS(Inference):
     infers: ClassVar = LinearModel
 
     @in_float64
-    def fit(
-        self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None
-    ) -> Trained:
+    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None) -> Trained:
         key = jax.random.key(seed)
         whitened = Whitened(model, start or Start(dict(model.starting_point(stars))))
         program, values = functools.partial(whitened, stars), whitened.first

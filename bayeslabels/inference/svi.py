@@ -45,9 +45,7 @@ class SVI(Inference):
     trains: ClassVar = Model
 
     @in_float64
-    def fit(
-        self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None
-    ) -> Trained:
+    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None) -> Trained:
         batch = min(self.batch_size or 512, len(stars))
         first = (start or Start(dict(model.starting_point(stars)))) if self.start == "map" else Start({})
         whitened = Whitened(model, first)
