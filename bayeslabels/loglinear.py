@@ -30,6 +30,8 @@ from .stars import Block, Stars
 
 FACTORS = 24
 """Factors of the features' population, at most."""
+ROWS = 2048
+"""Stars whose features are computed at a time."""
 POPULATION_STARS = 3000
 """Training stars that the population of many features is learned from."""
 
@@ -187,8 +189,10 @@ class LogLinearModel(Model):
         """The scaled features of stars that fit the frame."""
         frame = self.require_frame()
         value, variance, measured = _raw(self.feature_blocks, stars)
-        value = np.where(measured, (value - frame.centre) / frame.scale, 0.0)
-        variance = np.where(measured, variance / frame.scale**2, 0.0)
+        value -= frame.centre
+        value /= frame.scale
+        value[~measured] = 0.0
+        variance /= frame.scale**2
         population = frame.population
         z, spread = population.factors(value[:, 1:], measured[:, 1:])
         distance = (z**2).sum(1)
@@ -283,18 +287,24 @@ def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:
 
 def _raw(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (N, D) in their own units with the constant first, variances, and which are measured."""
-    one = np.ones((len(stars), 1))
-    parts = [(one, 0 * one, one > 0)]
-    for spec in specs:
-        value, variance, observed = (np.asarray(x, float) for x in stars[spec.removeprefix("ln ")].filled())
-        known = observed > 0
-        if spec.startswith("ln "):
-            known &= value > 0
-            value = np.where(known, value, 1.0)
-            value, variance = np.log(value), variance / value**2
-        parts.append((value, variance, known))
-    value, variance, measured = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
-    return value, np.where(measured, variance, 0.0), measured
+    blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
+    shape = len(stars), 1 + sum(block.n_dim for block in blocks)
+    value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)  # filled in place: may be most
+    start = 1
+    for spec, block in zip(specs, blocks, strict=True):  # of the memory
+        columns = slice(start, start + block.n_dim)
+        start = columns.stop
+        for first in range(0, len(stars), ROWS):
+            rows = slice(first, first + ROWS)
+            x, v, observed = (np.asarray(a, float) for a in block[rows].filled())
+            known = observed > 0
+            if spec.startswith("ln "):
+                known &= x > 0
+                x = np.where(known, x, 1.0)
+                x, v = np.log(x), v / x**2
+            value[rows, columns], variance[rows, columns] = x, np.where(known, v, 0.0)
+            measured[rows, columns] = known
+    return value, variance, measured
 
 
 def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
@@ -319,16 +329,15 @@ def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
             f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
             "features that are measured", "a constant or empty column, or fluxes <= 0, which have no logarithm",
         )  # fmt: skip
-    known = np.where(measured, value, np.nan)
-    low, high = np.nanpercentile(known, [2.5, 97.5], axis=0)
-    centre = np.nanmean(known, 0)
+    centre = value.sum(0, where=measured) / measured.sum(0)
+    centre[0], many = 0.0, value.shape[1] > 100
+    few = slice(None, None, max(1, len(value) // POPULATION_STARS) if many else 1)
+    value, measured = value[few], measured[few]
+    low, high = np.nanpercentile(np.where(measured, value, np.nan), [2.5, 97.5], axis=0)
     scale = np.where(shared, 1.0, np.where(high > low, (high - low) / 4, 1.0))
-    centre[0] = 0.0
-    x = np.where(measured, (value - centre) / scale, 0.0)[:, 1:]
-    few = slice(None, None, max(1, len(x) // POPULATION_STARS) if x.shape[1] > 100 else 1)
-    seen = measured[:, 1:]
-    population = learn(x[few], seen[few], FACTORS, iterations=30 if x.shape[1] > 100 else 200)
-    own = (population.factors(x[few], seen[few])[0] ** 2).sum(1)
+    x, seen = np.where(measured, (value - centre) / scale, 0.0)[:, 1:], measured[:, 1:]
+    population = learn(x, seen, FACTORS, iterations=30 if many else 200)
+    own = (population.factors(x, seen)[0] ** 2).sum(1)
     target = stars[model.predicted]
     low, middle, high = np.percentile(target.value[target.observed], [15.87, 50, 84.13])
     outlier = np.array([middle, 1.5 * (high - low)])

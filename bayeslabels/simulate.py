@@ -102,6 +102,77 @@ def simulate(
     return Stars(labels=known, flux=spectra[train], id=ids[train]), Stars(flux=spectra[test], id=ids[test]), truth
 
 
+BANDS = {"G": 2.74, "BP": 3.38, "RP": 2.04, "J": 0.72, "H": 0.46, "Ks": 0.30}
+"""Bands of `simulate_disk`, and extinction in them per E(B-V)."""
+SUN = np.array([-8.2, 0.0, 0.0])
+"""Galactocentric position of the Sun, kpc."""
+
+
+class DiskTruth(NamedTuple):
+    """distance (N,) in kpc; position (N, 3), Galactocentric, kpc, the Sun at `SUN`; labels (N, 4) as in `UNITS`."""
+
+    distance: np.ndarray
+    position: np.ndarray
+    labels: np.ndarray
+
+
+def simulate_disk(
+    n_star: int = 2000, n_pixel: int = 200, *, seed: int = 0, zero_point: float = -0.04, limit: float = 13.5
+) -> tuple[Stars, DiskTruth]:
+    """Giants of a disk galaxy as seen from within: magnitudes, spectra, parallaxes of any sign, and the truth.
+
+    The disk is exponential, of scale length 2.6 kpc and height 0.4 kpc; iron falls by 0.06 dex per kpc, dust grows with
+    distance. Absolute magnitudes are linear in the labels with a scatter of 0.07 mag; ln flux is not.
+
+    Args:
+        n_star, n_pixel: their number, and that of the pixels of a spectrum.
+        seed: same seed, same disk.
+        zero_point: of the parallaxes, mas: measured - true.
+        limit: faintest H magnitude seen.
+
+    Example:
+        >>> stars, truth = simulate_disk(500, 40)
+        >>> print(stars.blocks, bool((stars["parallax"].value < 0).any()))
+        ('magnitudes', 'flux', 'parallax') True
+    """
+    if min(n_star, n_pixel) < 1:
+        raise bad_input(f"n_star={n_star}, n_pixel={n_pixel}", "at least 1 each")
+    rng = np.random.default_rng(seed)
+    many = 12 * n_star + 100
+    radius, angle = rng.gamma(2.0, 2.6, many), rng.uniform(-np.pi, np.pi, many)
+    height = rng.laplace(0.0, 0.4, many)
+    position = np.stack([radius * np.cos(angle), radius * np.sin(angle), height], 1)
+    distance = np.linalg.norm(position - SUN, axis=1)
+    physical = _giants(many, rng)
+    gradient = -0.06 * (radius - 8.2)
+    physical[:, 2] = np.clip(physical[:, 2] + gradient, -1.0, 0.5)
+    physical[:, 0] -= 330 * gradient
+    teff, logg, iron, _ = physical.T
+    cool = (teff - 4600) / 500
+    absolute = -1.6 + 2.2 * (logg - 2.45) - 0.5 * cool - 0.15 * iron + rng.normal(0, 0.07, many)
+    colours = np.stack([2.0 - 0.55 * cool, 2.7 - 0.8 * cool, 1.3 - 0.4 * cool, 0.7 - 0.2 * cool, 0.1 - 0.04 * cool], 1)
+    dust = 0.08 * distance * np.exp(-np.abs(height) / 0.3) * rng.gamma(4.0, 0.25, many)
+    true = (absolute + 5 * np.log10(100 * distance))[:, None] + np.column_stack([colours, np.zeros(many)])
+    true += dust[:, None] * np.array(list(BANDS.values()))
+    seen = np.flatnonzero(true[:, list(BANDS).index("H")] < limit)[:n_star]
+    if len(seen) < n_star:
+        raise bad_input(f"limit={limit}", "a limit at which enough stars are seen, such as 13.5")
+    position, distance, physical, true = position[seen], distance[seen], physical[seen], true[seen]
+    wavelength = START * np.exp(STEP * np.arange(n_pixel))
+    noise = 1 / (100 * np.exp(0.3 * rng.standard_normal((n_star, 1))))
+    flux = _spectra(physical, wavelength)
+    flux = flux + noise * rng.standard_normal(flux.shape)
+    error = 0.025 * 10 ** (0.2 * np.maximum(true[:, 0] - 14.0, 0)) * np.exp(0.2 * rng.standard_normal(n_star))
+    parallax = 1 / distance + zero_point + error * rng.standard_normal(n_star)
+    stars = Stars(
+        magnitudes=Block(true + 0.02 * rng.standard_normal(true.shape), 0.02, names=tuple(BANDS), unit="mag"),
+        flux=Block(flux, np.broadcast_to(noise, flux.shape), coords={"pixel": wavelength}),
+        parallax=Block(parallax, error, unit="mas"),
+        id=np.array([f"giant {i:05d}" for i in range(n_star)]),
+    )
+    return stars, DiskTruth(distance, position, physical)
+
+
 def _per_label(given: Sequence[float] | None, default: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
     values = np.asarray(default if given is None else given, float)
     if values.shape != (len(default),) or not (values >= 0).all():

@@ -15,8 +15,10 @@ not in the training set.
 """
 
 import argparse
+import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -312,13 +314,15 @@ def semi_synthetic(a):
 def survey(a):
     n = a.stars[0] if a.stars != [2000] else 14000
     pixels = a.pixels if a.pixels != 991 else 7405
-    train, test, true, d = giants(a, n, pixels + 9, a.seed)
-    del d
-    test = test[:1000]
-    true = true[:1000]
+    with tempfile.TemporaryDirectory() as folder:
+        simulation = multiprocessing.get_context("spawn").Process(target=write_survey, args=(a, n, pixels, folder))
+        simulation.start()  # in a process of its own, whose memory does not count
+        simulation.join()
+        train, test = (read_survey(folder, part) for part in ("train", "test"))
+        true = np.load(f"{folder}/true.npy")
     size = train.flux.value.nbytes
     print(f"{n} stars, {pixels + 9} features ({size / 2**30:.2f} GiB), memory so far {peak():.1f} GiB", flush=True)
-    svi = bl.SVI(steps=2000, batch_size=500, learning_rate=0.02)
+    svi = bl.SVI(steps=3000, batch_size=500, learning_rate=0.01)
     for name, inference in (("MAP", bl.MAP()), ("SVI", svi)):
         start = time.process_time()
         posterior = bl.fit(bl.Parallax(), train, inference, progress=False)
@@ -327,6 +331,22 @@ def survey(a):
         density = family_of(posterior.model).log_density(posterior, result, test).mean()
         print(f"{name}: {cpu:.0f} CPU s, peak memory {peak():.1f} GiB, held-out ln density {density:.4f} per star")
         report(posterior, result, true)
+
+
+def write_survey(a, n, pixels, folder):
+    train, test, true, _ = giants(a, n, pixels + 9, a.seed)
+    for name, stars in (("train", train), ("test", test[:1000])):
+        for block in stars.blocks:
+            np.save(f"{folder}/{name} {block}.npy", [stars[block].value, stars[block].error])
+    np.save(f"{folder}/true.npy", true[:1000])
+
+
+def read_survey(folder, name):
+    read = {block: np.load(f"{folder}/{name} {block}.npy") for block in ("magnitudes", "parallax", "flux")}
+    magnitudes = bl.Block(*read["magnitudes"], names=BANDS, unit="mag")
+    return bl.Stars(
+        magnitudes=magnitudes, parallax=bl.Block(*read["parallax"], unit="mas"), flux=bl.Block(*read["flux"])
+    )
 
 
 def peak():

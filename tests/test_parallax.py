@@ -14,6 +14,8 @@ from scipy.stats import norm
 import bayeslabels as bl
 from bayeslabels.errors import BadInput, CannotDo
 from bayeslabels.family import family_of
+from bayeslabels.inference.loglinear import start_of
+from bayeslabels.inference.whitened import Whitened
 from bayeslabels.star_posterior import Flags
 
 BANDS = ("a", "b", "c")
@@ -219,6 +221,44 @@ def test_program_density(case):
     assert float(total) == pytest.approx(prior, rel=1e-8)
 
 
+def test_whitened_coordinates_keep_the_density(case):
+    """Up to a constant: theta = centre + F z, whatever F."""
+    stars = case.stars[:50]
+    model = bl.Parallax().bind(stars)
+    start = start_of(model, stars)
+    program = Whitened(model, start)
+    rng = np.random.default_rng(0)
+    rest = {name: start.sites[name] for name in ("scatter", "global_scale")}
+    offsets = []
+    with jax.enable_x64(True):
+        for _ in range(3):
+            z = rng.normal(size=len(start.factor))
+            own = {name: np.asarray(x) for name, x in program.split(z).items()}
+            white = float(log_density(program, (stars,), {}, {**rest, "whitened": z})[0])
+            offsets.append(white - float(log_density(model, (stars,), {}, {**rest, **own})[0]))
+        at_start = program.split(np.zeros(len(start.factor)))
+    np.testing.assert_allclose(offsets, offsets[0], rtol=0, atol=1e-8)
+    for name in start.names:
+        np.testing.assert_allclose(at_start[name], start.sites[name])
+
+
+@pytest.mark.parametrize(
+    "inference", [bl.NUTS(chains=2, draws=200, warmup=200), bl.SVI(steps=1500)], ids=lambda x: type(x).__name__
+)
+def test_the_programs_posterior_is_that_of_laplace(case, posterior, inference):
+    few = bl.fit(bl.Parallax(), case.stars[:600], inference, seed=1)
+    ours, exact = posterior.moments, few.moments
+    assert few.info["converged"]
+    assert abs(ours.zero_point - exact.zero_point) < 0.5 * exact.zero_point_error
+    assert ours.zero_point_error == pytest.approx(exact.zero_point_error, rel=0.25)
+    assert ours.scatter == pytest.approx(exact.scatter, rel=0.1)
+    test = case.stars[600:]
+    a, b = (bl.infer(p, test, bl.MAP()).stars for p in (posterior, few))
+    off = (a["ln_parallax"] - b["ln_parallax"]) / b["ln_parallax_error"]
+    assert np.abs(off.values).max() < 0.3
+    np.testing.assert_allclose(a["ln_parallax_error"], b["ln_parallax_error"], rtol=0.1)
+
+
 def test_known_zero_points(case):
     """A block `zero_point` of the stars is taken off each star's parallax."""
     stars = case.stars[:600]
@@ -264,6 +304,8 @@ def test_refusals(case, posterior):
         bl.Parallax(features="magnitudes")
     with pytest.raises(BadInput, match="sparse"):
         bl.Parallax(features=("magnitudes",), sparse=("ln flux",))
+    with pytest.raises(BadInput, match="'anything'.*priors.Laplace"):
+        bl.Parallax(coefficient_prior="anything")
     with pytest.raises(BadInput, match="block 'flux'"):
         bl.fit(bl.Parallax(), case.stars.drop("flux"))
     with pytest.raises(BadInput, match="without errors"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bayeslabels import BadInput
-from bayeslabels.simulate import line_list, simulate
+from bayeslabels.simulate import SUN, line_list, simulate, simulate_disk
 
 
 def test_a_survey_has_what_a_survey_has():
@@ -78,3 +78,19 @@ def test_a_label_left_out_does_not_vary():
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(BadInput):
         simulate(**{"n_star": 10, "n_pixel": 10, **wrong})
+
+
+def test_disk():
+    stars, truth = simulate_disk(800, 20, seed=3, zero_point=-0.1)
+    again, _ = simulate_disk(800, 20, seed=3, zero_point=-0.1)
+    np.testing.assert_array_equal(stars["parallax"].value, again["parallax"].value)
+    assert stars["magnitudes"].names == ("G", "BP", "RP", "J", "H", "Ks")
+    assert (stars["magnitudes"].value[:, 4] < 13.6).all()
+    np.testing.assert_allclose(np.linalg.norm(truth.position - SUN, axis=1), truth.distance)
+    miss = (stars["parallax"].value[:, 0] + 0.1 - 1 / truth.distance) / stars["parallax"].error[:, 0]
+    assert abs(miss.mean()) < 4 / np.sqrt(800)
+    assert miss.std() == pytest.approx(1, abs=0.1)
+    with pytest.raises(BadInput, match="a limit at which enough stars are seen"):
+        simulate_disk(100, 5, limit=2.0)
+    with pytest.raises(BadInput, match="n_star=0"):
+        simulate_disk(0)

@@ -62,7 +62,7 @@ class LogLinearFamily(Family):
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)
         seen = stars[model.predicted].observed[:, 0]
-        return Choice(bound, stars[seen], {"n_without_parallax": int((~seen).sum())})
+        return Choice(bound, stars if seen.all() else stars[seen], {"n_without_parallax": int((~seen).sum())})
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if isinstance(inference, MAP):

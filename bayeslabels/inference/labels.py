@@ -81,10 +81,10 @@ class CatalogueLabels(ABC):
 
     def log_density(self, u: Array) -> float:
         """ln p(catalogue labels | u) + ln p(C, tau), up to a constant."""
-        precision, observed = self.precision(), jnp.asarray(self.catalogue.observed)
-        offset = jnp.where(observed, self.catalogue.value - self.of(u), 0.0)
-        full = precision + jnp.eye(observed.shape[1]) * ~observed[:, :, None]
-        density = 0.5 * jnp.linalg.slogdet(full)[1] - 0.5 * jnp.einsum("ni,nij,nj->n", offset, precision, offset)
+        precision, observed = np.asarray(self.precision()), self.catalogue.observed
+        offset = np.where(observed, self.catalogue.value - self.of(u), 0.0)
+        full = precision + np.eye(observed.shape[1]) * ~observed[:, :, None]
+        density = 0.5 * np.linalg.slogdet(full)[1] - 0.5 * ((offset[:, None] @ precision)[:, 0] * offset).sum(1)
         return float(density.sum()) - 0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum())
 
     def learn_scatter(self, u: np.ndarray, covariance: np.ndarray) -> None:
@@ -164,15 +164,14 @@ class LabelOutputs(CatalogueLabels):
         """
         if not self.movable:
             return u, covariance, prior
-        constant = bool(self.at_zero.any())
-        centre = u.mean(0) if constant else jnp.zeros(u.shape[1])
+        u, covariance, constant = np.asarray(u), np.asarray(covariance), bool(self.at_zero.any())
+        centre = u.mean(0) if constant else np.zeros(u.shape[1])
         offset = u - centre
-        factor = jnp.linalg.cholesky(offset.T @ offset / len(u) + covariance.mean(0))
-        move = jax.scipy.linalg.solve_triangular(factor, jnp.eye(u.shape[1]), lower=True)
+        move = np.linalg.inv(np.linalg.cholesky(offset.T @ offset / len(u) + covariance.mean(0)))
         nodes = np.concatenate([np.zeros((1, u.shape[1])), np.eye(u.shape[1])])[0 if constant else 1 :]
-        before, after = self.features(nodes), self.features((nodes - centre) @ move.T)
-        forth = jnp.linalg.solve(before, after).T  # phi(moved) = forth phi
-        back = jnp.linalg.inv(forth)
+        before, after = (np.asarray(self.features(x)) for x in (nodes, (nodes - centre) @ move.T))
+        forth = np.linalg.solve(before, after).T  # phi(moved) = forth phi
+        back = np.linalg.inv(forth)
         self.coefficients = np.asarray(self.coefficients @ back)
         prior = prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
         return offset @ move.T, move @ covariance @ move.T, prior
@@ -251,14 +250,14 @@ def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, 
 
 def _affine_move(u, covariance, catalogue: Measured, precision):
     """u -> u + g (1, u), each g the weighted least-squares fit to the catalogue; the fluxes stay as they are."""
-    m = u.shape[1]
-    design = jnp.concatenate([jnp.ones((len(u), 1)), u], 1)
-    weight = jnp.diagonal(precision, axis1=1, axis2=2) * jnp.asarray(catalogue.observed)
-    residual = jnp.where(jnp.asarray(catalogue.observed), jnp.asarray(catalogue.value) - u, 0.0)
-    gram = jnp.einsum("ni,nm,nj->mij", design, weight, design)
-    right = jnp.einsum("ni,nm->mi", design, weight * residual)
-    g = jnp.linalg.solve(gram + 1e-9 * jnp.eye(m + 1), right[..., None])[..., 0]
-    slope = jnp.eye(m) + g[:, 1:]
+    u, covariance, precision, m = np.asarray(u), np.asarray(covariance), np.asarray(precision), u.shape[1]
+    design = np.concatenate([np.ones((len(u), 1)), u], 1)
+    weight = np.einsum("nmm->nm", precision) * catalogue.observed
+    residual = np.where(catalogue.observed, catalogue.value - u, 0.0)
+    gram = np.einsum("ni,nm,nj->mij", design, weight, design, optimize=True)
+    right = (weight * residual).T @ design
+    g = np.linalg.solve(gram + 1e-9 * np.eye(m + 1), right[..., None])[..., 0]
+    slope = np.eye(m) + g[:, 1:]
     return u + design @ g.T, slope @ covariance @ slope.T
 
 

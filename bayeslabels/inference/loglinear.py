@@ -33,6 +33,11 @@ STEP = 10**-0.25
 """Ratio of one penalty to the one before."""
 
 
+LARGE, CHOOSING = 20_000_000, 2000
+"""Numbers in the features from which a random part of so many stars chooses penalty and scatter; the noise against
+which an L1 penalty has to hold, and so the penalty, goes as the square root of the number of stars."""
+
+
 class LogLinearMoments(NamedTuple):
     """What the test step of a log-linear model integrates over; features scaled as in the model's frame.
 
@@ -58,6 +63,8 @@ class Data(NamedTuple):
     sigma: np.ndarray
 
     def rows(self, keep: np.ndarray) -> Data:
+        if keep.all():
+            return self
         x = self.features
         spread = x.spread if len(x.spread) == 1 else x.spread[keep]
         part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.distance[keep])
@@ -107,14 +114,17 @@ def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trai
     if prior.scale is not None or not penalised.any():
         strength = _strength(prior) if prior.scale is not None else 0.0
     if s is None or strength is None:
-        guess = 0.1 if s is None else s
+        guess, part, times = 0.1 if s is None else s, path, 1.0
+        if data.features.value.size > LARGE:
+            some = np.random.default_rng([seed, 3141]).permutation(len(data.y)) < CHOOSING
+            part, times = path.fresh(some), np.sqrt(len(data.y) / some.sum()) if path.l1 else 1.0
         for _ in range(3):
-            found = _choose(path, guess, s, strength, seed)
+            found = _choose(part, guess, s, strength, seed)
             best = max(found, key=lambda row: row[1])
             scores, moved, guess = found, abs(np.log(best[2] / guess)), best[2]
             if moved < 0.1:
                 break
-        strength, s = best[0], best[2]
+        strength, s = best[0] * (times if strength is None else 1.0), best[2]
     assert strength is not None
     zero, optimum = path.with_zero(strength, s, tolerance)
     d = len(optimum.theta)
@@ -300,7 +310,7 @@ def start_of(model: Any, stars: Stars) -> Start:
         second = theta**2 + np.diag(q.covariance)[:-1]
         covariance = q.covariance + 1e-12 * np.diag(np.diag(q.covariance))
     else:
-        mode = fit_mode(model.replace(coefficient_prior=Normal()), data, 0, tolerance=1e-2).moments
+        mode = fit_mode(model.replace(coefficient_prior=Laplace()), data, 0, tolerance=1e-2).moments
         theta, zero, s = mode.coefficients, mode.zero_point, mode.scatter
         d = derivatives(data.y - zero, data.sigma, data.features.value @ theta, s)
         ridge = np.where(frame.penalised, 1 / np.mean(theta[sparse] ** 2 + 1e-12), model.wide_precision)

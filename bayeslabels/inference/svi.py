@@ -54,7 +54,7 @@ class SVI(Inference):
         def program(stars: Stars) -> Any:
             return whitened(stars, batch_size=batch if batch < len(stars) else None)
 
-        guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.01)
+        guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.3 if first.names else 0.01)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.steps, alpha=0.01)
         engine = NumPyroSVI(program, guide, optax_to_numpyro(optax.adam(schedule)), Trace_ELBO())
         key, key_draws = jax.random.split(jax.random.key(seed))

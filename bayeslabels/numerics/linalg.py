@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 Array: TypeAlias = Any
 """A NumPy or a JAX array: both are taken everywhere."""
@@ -93,7 +95,17 @@ def inverse_observed(covariance: Array, observed: Array) -> Array:
 def leading_directions(x: np.ndarray, n: int) -> np.ndarray:
     """The first n left singular vectors (N, n) of x (N, L), by subspace iteration from a fixed start."""
     start = np.random.default_rng(0).standard_normal((x.shape[1], n + 10))
-    basis = np.linalg.qr(x @ start)[0]
-    for _ in range(4):
-        basis = np.linalg.qr(x @ (x.T @ basis))[0]
-    return basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]
+    with threads_for(x.size):
+        basis = np.linalg.qr(x @ start)[0]
+        for _ in range(4):
+            basis = np.linalg.qr(x @ (x.T @ basis))[0]
+        return basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]
+
+
+def threads_for(numbers: int) -> AbstractContextManager[Any]:
+    """One BLAS thread for a matrix too small to share: the others would spin, at up to ten times the CPU time."""
+    return ThreadpoolController().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
+
+
+SHARED = 5_000_000
+"""Numbers in a matrix from which several threads are worth their while."""

@@ -20,9 +20,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import exp1
 
-from .linalg import Array, in_float64
+from .linalg import Array, in_float64, threads_for
 from .lognormal import Derivatives, cold_start, derivatives, log_likelihood
-from .sparse import threads_for
 
 Ridge = Callable[[np.ndarray], np.ndarray]
 """E[theta_j^2] (J,) -> E[1 / scale_j^2] (J,), the prior's global scale re-estimated on the way."""

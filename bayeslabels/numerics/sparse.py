@@ -11,14 +11,12 @@ theta_j = 0. Features that stay zero cost one product X'g per round and no curva
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from threadpoolctl import ThreadpoolController
 
-from .linalg import Array
+from .linalg import Array, threads_for
 
 Likelihood = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """eta (N,) -> minus log likelihood, its derivative and a non-negative curvature, (N,) each."""
@@ -184,15 +182,6 @@ def _newton_on_support(a: np.ndarray, b: np.ndarray, l1: np.ndarray, t: np.ndarr
         if kept:
             return t
     return t
-
-
-def threads_for(numbers: int) -> AbstractContextManager[Any]:
-    """One BLAS thread for a matrix too small to share: the others would spin, at up to ten times the CPU time."""
-    return ThreadpoolController().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
-
-
-SHARED = 5_000_000
-"""Numbers in a matrix from which several threads are worth their while."""
 
 
 def _working_set(theta: np.ndarray, violation: np.ndarray, l1: np.ndarray) -> np.ndarray:
