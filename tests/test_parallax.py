@@ -304,7 +304,7 @@ def test_refusals(case, posterior):
         bl.Parallax(features="magnitudes")
     with pytest.raises(BadInput, match="sparse"):
         bl.Parallax(features=("magnitudes",), sparse=("ln flux",))
-    with pytest.raises(BadInput, match="'anything'.*priors.Laplace"):
+    with pytest.raises(BadInput, match=r"'anything'.*priors\.Laplace"):
         bl.Parallax(coefficient_prior="anything")
     with pytest.raises(BadInput, match="block 'flux'"):
         bl.fit(bl.Parallax(), case.stars.drop("flux"))

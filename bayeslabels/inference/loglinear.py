@@ -110,22 +110,12 @@ def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trai
         raise CannotDo("MAP needs a prior with a mode: Parallax(coefficient_prior=priors.Laplace()), or use Laplace()")
     penalised = frame.penalised
     path = _Path(data, penalised, model.wide_precision, isinstance(prior, Laplace), model.zero_prior)
-    s, strength, scores = model.fixed_scatter, None, []
+    s, strength = model.fixed_scatter, None
+    scores: list[Any] = []
     if prior.scale is not None or not penalised.any():
         strength = _strength(prior) if prior.scale is not None else 0.0
     if s is None or strength is None:
-        guess, part, times = 0.1 if s is None else s, path, 1.0
-        if data.features.value.size > LARGE:
-            some = np.random.default_rng([seed, 3141]).permutation(len(data.y)) < CHOOSING
-            part, times = path.fresh(some), np.sqrt(len(data.y) / some.sum()) if path.l1 else 1.0
-        for _ in range(3):
-            found = _choose(part, guess, s, strength, seed)
-            best = max(found, key=lambda row: row[1])
-            scores, moved, guess = found, abs(np.log(best[2] / guess)), best[2]
-            if moved < 0.1:
-                break
-        strength, s = best[0] * (times if strength is None else 1.0), best[2]
-    assert strength is not None
+        strength, s, scores = _chosen(path, s, strength, seed)
     zero, optimum = path.with_zero(strength, s, tolerance)
     d = len(optimum.theta)
     moments = LogLinearMoments(
@@ -221,6 +211,23 @@ class _Path:
         slope = np.asarray(derivatives(self.data.y - self.zero, self.data.sigma, eta, self.scatter(s)).eta)
         steepest = np.abs((slope @ self.data.features.value)[self.penalised]).max()
         return float(steepest) if self.l1 else 1e3 * float(steepest)
+
+
+def _chosen(path: _Path, s: float | None, strength: float | None, seed: int) -> tuple[float, float, list[Any]]:
+    """Penalty and s of the best density of held-out parallaxes, and the rows of `_choose`."""
+    guess, part, times, n = 0.1 if s is None else s, path, 1.0, len(path.data.y)
+    if path.data.features.value.size > LARGE:
+        some = np.random.default_rng([seed, 3141]).permutation(n) < CHOOSING
+        part, times = path.fresh(some), np.sqrt(n / some.sum()) if path.l1 and strength is None else 1.0
+    for _ in range(3):
+        scores = _choose(part, guess, s, strength, seed)
+        best = max(scores, key=lambda row: row[1])
+        moved, guess = abs(np.log(best[2] / guess)), best[2]
+        if moved < 0.1:
+            break
+    if part is not path:  # the zero point and the coefficients of a part are a good start for all
+        path.zero, path.theta = part.with_zero(best[0], best[2], 1e-2)[0], part.theta
+    return best[0] * times, best[2], scores
 
 
 def _choose(path: _Path, guess: float, s: float | None, strength: float | None, seed: int) -> list[Any]:

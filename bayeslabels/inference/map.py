@@ -30,6 +30,9 @@ from .base import Inference, Moments, Trained
 from .labels import LabelOutputs, LatentLabels
 from .starwise import StarProblem, modes_of
 
+MANY = 4_000_000
+"""Numbers in the spectra from which a first solution in float32 saves more than it costs."""
+
 
 @dataclass(frozen=True)
 class MAP(Inference):
@@ -141,6 +144,7 @@ class EM:
             "integrate": integrate,
             "exact": not self.has_latents,
             "penalised": self.penalised,
+            "rough": self.value.size > MANY,
         }
         alternations = 100 if not integrate else (10 if start else 1)
         size = min(pixels_at_once(self.n_star), len(self.theta))

@@ -30,12 +30,13 @@ class Population(NamedTuple):
         """
         w = self.loadings / self.noise[:, None]
         q = w.shape[1]
-        precision = np.eye(q) + (w.T @ self.loadings)[None]
-        if not observed.all():
+        if observed.all():  # without a copy of x
+            precision, pull = np.eye(q) + (w.T @ self.loadings)[None], x @ w - self.mean @ w
+        else:
             pairs = (w[:, :, None] * self.loadings[:, None, :]).reshape(len(w), -1)
             precision = np.eye(q) + (observed.astype(float) @ pairs).reshape(-1, q, q)
+            pull = np.where(observed, x - self.mean, 0.0) @ w
         covariance = np.linalg.inv(precision)
-        pull = np.where(observed, x - self.mean, 0.0) @ w
         return (covariance @ pull[:, :, None])[..., 0], covariance
 
     def expected(self, factors: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
     return x, gradient
 
 
-@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised"))
+@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "rough"))
 def train_block(
     value,
     error,
@@ -104,13 +104,14 @@ def train_block(
     integrate: bool,
     exact: bool,
     penalised: bool,
+    rough: bool,
 ) -> Pixels:
     """Alternate exact solves of theta with Newton steps in s, at most `alternations` times, until neither moves.
 
     value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
     coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s maximises the density
     with theta integrated out, else the joint density of (theta, s). `exact`: phi is known, so that phi_pairs is its
-    outer product.
+    outer product. `rough`: first in float32, which pays for many spectra and takes longer to compile.
     """
     y, variance, ok = known(value * unit, error * unit)
     k = phi.shape[1]
@@ -169,9 +170,9 @@ def train_block(
 
     x = jnp.log(jnp.maximum(scatter2 * unit**2, 1e-20))
     state = (x, jnp.zeros((len(y), k)), jnp.zeros((len(y), k, k)), jnp.full_like(x, jnp.inf), 0)
-    if learn_scatter:
-        rough = functools.partial(run, state=state, tolerance=1e-4, most=ROUGH_ALTERNATIONS)
-        near = jax.lax.cond(alternations > 1, lambda: rough(alternator(np.float32)[1])[0], lambda: x)
+    if learn_scatter and rough:
+        first = functools.partial(run, state=state, tolerance=1e-4, most=ROUGH_ALTERNATIONS)
+        near = jax.lax.cond(alternations > 1, lambda: first(alternator(np.float32)[1])[0], lambda: x)
         state = (jnp.where(jnp.isfinite(near), near, x), *state[1:])
     solve, alternate = alternator(phi.dtype)
     x, theta, covariance, remaining, _ = run(alternate, state, 1e-7, alternations)
