@@ -129,3 +129,39 @@ def test_coefficients_and_zero_point_are_calibrated():
     inside = (np.abs(z) < 1).mean()
     assert abs(inside - 0.683) < 4 * np.sqrt(0.683 * 0.317 / z.size)
     assert (np.abs(z.mean(0)) < 4 / np.sqrt(20)).all()
+
+
+def test_mean_is_the_optimum_though_noise_depends_on_it():
+    """The averaged log density, with s_n^2 = s^2 + E[theta' C_n theta] moving along, is flat at the mean.
+
+    The stars' features differ in noise tenfold: that a smaller theta explains the noisy ones as well must count.
+    """
+    x, y, sigma, _, _ = make(n=600, d=12, used=4, zero=0.0)
+    rng = np.random.default_rng(1)
+    noise = np.exp(rng.normal(np.log(0.15), 0.8, (600, 1))) * (np.arange(12) > 2)
+    x = x + noise * rng.normal(size=x.shape)
+    ridge, sparse = np.where(np.arange(12) > 2, 20.0, 1e-2), np.arange(12) > 2
+    q = fit_posterior(
+        x, y, sigma, ridge=ridge, sparse=sparse, prior=lambda second: np.full(len(second), 20.0), variance=noise**2,
+        zero_prior=(0.0, 0.0), tolerance=1e-6,
+    )  # fmt: skip
+    theta, covariance = q.mean[:-1], q.covariance[:-1, :-1]
+    spread = np.sqrt(((x @ covariance) * x).sum(1))
+    node, weight = np.polynomial.hermite_e.hermegauss(30)
+
+    def bound(theta, noisy):
+        s = np.sqrt(q.s**2 + noise**2 @ (noisy**2 + sparse * np.diag(covariance)))
+        at = (x @ theta)[:, None] + spread[:, None] * node
+        expected = np.asarray(log_likelihood(y[:, None], sigma[:, None], at, s[:, None])) @ weight / weight.sum()
+        return expected.sum() - 0.5 * (ridge * theta**2).sum()
+
+    def slope(along, moves):
+        step = np.zeros(12)
+        step[along] = 1e-4
+        return (bound(theta + step, theta + moves * step) - bound(theta - step, theta - moves * step)) / 2e-4
+
+    sd = np.sqrt(np.diag(covariance))
+    whole = np.array([slope(j, 1.0) for j in range(12)]) * sd
+    held = np.array([slope(j, 0.0) for j in range(12)]) * sd
+    assert np.abs(whole).max() < 0.002
+    assert np.abs(held).max() > 0.03

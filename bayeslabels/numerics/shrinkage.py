@@ -83,7 +83,7 @@ def fit_posterior(
     noise = (
         squares  # of coefficients without a learned prior at the mean: their spread would feed on itself through s_n
     )
-    tilt = np.zeros(n)
+    tilt, pull_of_noise = np.zeros(n), np.zeros(d)  # the latter: s_n falls with theta, which acts as a ridge
     with threads_for(x.size):
         for count in range(1, max_iterations + 1):
             extra = np.zeros(n) if variance is None else variance @ noise
@@ -95,12 +95,12 @@ def fit_posterior(
                 half = x * np.sqrt(h)[:, None]
                 a = np.empty((d + 1, d + 1))
                 a[:d, :d] = half.T @ half
-                a[range(d), range(d)] += ridge
+                a[range(d), range(d)] += ridge + np.maximum(pull_of_noise, 0.0)
                 a[d, :d] = a[:d, d] = np.asarray(out.eta_zero) @ x if width > 0 else 0.0
                 a[d, d] = max(np.sum(out.zero_zero), 0.0) + width**-2 if width > 0 else 1.0
                 pull = (np.sum(out.zero) - (zero - mean) / width**2) if width > 0 else 0.0
                 factor = cho_factor(a, lower=True)
-                step = cho_solve(factor, np.r_[np.asarray(out.eta) @ x - ridge * theta, pull])
+                step = cho_solve(factor, np.r_[np.asarray(out.eta) @ x - (ridge + pull_of_noise) * theta, pull])
                 step *= min(1.0, 1.0 / np.abs(x @ step[:d]).max())
                 theta, zero = theta + step[:d], zero + step[d]
             covariance = cho_solve(factor, np.eye(d + 1))
@@ -114,6 +114,9 @@ def fit_posterior(
             noise = theta**2 + shrunk * np.diag(covariance)[:d]
             extra = np.zeros(n) if variance is None else variance @ noise
             log_s = _scatter(log_s, zero, x @ theta, y, sigma, spread, tilt, extra)
+            if variance is not None:
+                by_variance = _by_variance(extra, log_s, zero, x @ theta, y, sigma, spread, tilt)
+                pull_of_noise = -2 * np.asarray(by_variance) @ variance
             after = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
             if np.abs(after - before).max() < tolerance and count > 3:
                 converged = True
@@ -179,11 +182,19 @@ def _scatter(log_s, zero, eta, y, sigma, spread, tilt, extra):
     return log_s
 
 
+def _expected(extra, log_s, zero, eta, y, sigma, spread, tilt):
+    """The averaged likelihood with s_n^2 = s^2 + extra_n, and the prior of s."""
+    s = jnp.sqrt(jnp.exp(2 * log_s) + extra)
+    expected = _W @ log_likelihood(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
+    return expected.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
+
+
+_by_variance = jax.jit(jax.grad(_expected))
+
+
 @jax.jit
 def _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra):
     def total(log_s):
-        s = jnp.sqrt(jnp.exp(2 * log_s) + extra)
-        expected = _W @ log_likelihood(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
-        return expected.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
+        return _expected(extra, log_s, zero, eta, y, sigma, spread, tilt)
 
     return jax.grad(total)(log_s), -jax.grad(jax.grad(total))(log_s)
