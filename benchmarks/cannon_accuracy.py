@@ -32,27 +32,33 @@ def show(name, values, digits=3):
     print(f"  {name:24s}", "  ".join(f"{v:.{digits}g}" for v in np.atleast_1d(values)), flush=True)
 
 
-def line_stars(shared, n_label, seed):
+def line_stars(shared, n_label, seed, exact=False):
     sys.path.insert(0, str(shared / "cases"))
     from line_spectra import make
 
     data = make(1000, 1000, n_label, seed, True)
     ivar = data["ivar"] * np.ones_like(data["flux"])
-    labels = bl.Block(data["label"], data["label_err"], names=[str(n) for n in data["names"]], unit=UNITS[:n_label])
+    catalogue = data["label_true"] if exact else data["label"]
+    labels = bl.Block(catalogue, data["label_err"], names=[str(n) for n in data["names"]], unit=UNITS[:n_label])
     stars = bl.Stars(flux=bl.Block.from_ivar(data["flux"], ivar), labels=labels)
     return stars[:1000], stars[1000:].drop("labels"), data["label_true"][1000:]
 
 
 def quadratic(a):
     for seed in a.seeds:
-        train, test, truth = line_stars(a.shared, a.labels, seed)
+        train, test, truth = line_stars(a.shared, a.labels, seed, a.floor)
         start = time.process_time()
-        posterior = bl.fit(bl.Cannon(label_noise=not a.classic), train, seed=0, progress=False)
+        model = bl.Cannon(label_noise=not a.classic)
+        if a.floor:
+            model = bl.Cannon(label_noise=False, coefficient_prior=bl.priors.Learned())
+        posterior = bl.fit(model, train, seed=0, progress=False)
         middle = time.process_time()
         result = bl.infer(posterior, test, seed=0, progress=False)
         end = time.process_time()
         z = (result.mean - truth) / result.error
-        print(f"quadratic, M={a.labels}, seed {seed}: {posterior.info['selection'] or 'classic'}")
+        print(
+            f"quadratic, M={a.labels}, seed {seed}: {posterior.info['selection'] or ('floor' if a.floor else 'classic')}"
+        )
         show("RMSE", np.sqrt(((result.mean - truth) ** 2).mean(0)))
         show("z std", z.std(0))
         show("z mean", z.mean(0))
@@ -126,6 +132,7 @@ if __name__ == "__main__":
     cli.add_argument("--labels", type=int, default=3)
     cli.add_argument("--folds", type=int, default=5)
     cli.add_argument("--classic", action="store_true")
+    cli.add_argument("--floor", action="store_true", help="train on the true labels: what no training can beat")
     cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options = cli.parse_args()
     {"quadratic": quadratic, "modes": modes, "miles": miles}[options.case](options)

@@ -196,6 +196,8 @@ def giants_real(a):
     print(f"  {wrong.sum()} outliers; z of the others {z[ok & ~wrong].mean():+.3f} +- {z[ok & ~wrong].std():.3f}")
     print(f"  z of the measured parallaxes {z[ok].mean():+.3f} +- {z[ok].std():.3f}, robust {(high - low) / 2:.3f}")
     print(f"  zero point {np.unique(zero_point).round(4)}, beyond 5 sigma {(np.abs(z[ok]) > 5).sum()}")
+    if a.figure:
+        precision_figure(a.figure, y / sigma, 100 * cv.error[:, 0] / cv.mean[:, 0], 100 * sigma / np.abs(cv.mean[:, 1]))
     for snr in ((-np.inf, 1), (1, 5), (5, 10), (10, 20), (20, 50), (50, np.inf)):
         row = ok & ~wrong & (y / sigma > snr[0]) & (y / sigma <= snr[1])
         if row.sum() > 5:
@@ -227,6 +229,19 @@ def far(a):
             f"{100 * np.median(stated):.1f} %, 68 % coverage {inside.mean():.3f}, Gaia alone "
             f"{100 * np.median(0.03 * distance[row]):.0f} %"
         )
+
+
+def precision_figure(path, snr, ours, gaia):
+    """Fractional errors of both parallaxes against the S/N of the measured one."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    ax.plot(snr, gaia, ".", ms=3, color="0.6", label="Gaia DR2")
+    ax.plot(snr, ours, ".", ms=3, color="C0", label="spectrophotometric")
+    ax.set(xscale="symlog", yscale="log", xlabel="measured parallax / error", ylabel="error of the parallax (%)")
+    ax.set(ylim=(1, 300), title="5-fold, no star's own astrometry used")
+    ax.legend()
+    fig.savefig(path, dpi=80)
 
 
 def clump(a):
@@ -365,5 +380,6 @@ if __name__ == "__main__":
     cli.add_argument("--stars", type=int, nargs="+", default=[2000])
     cli.add_argument("--folds", type=int, default=5)
     cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    cli.add_argument("--figure", type=Path, help="of giants: precision against the parallax's S/N")
     options = cli.parse_args()
     cases[options.case](options)
