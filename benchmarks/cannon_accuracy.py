@@ -56,9 +56,8 @@ def quadratic(a):
         result = bl.infer(posterior, test, seed=0, progress=False)
         end = time.process_time()
         z = (result.mean - truth) / result.error
-        print(
-            f"quadratic, M={a.labels}, seed {seed}: {posterior.info['selection'] or ('floor' if a.floor else 'classic')}"
-        )
+        how = "true training labels" if a.floor else posterior.info["selection"] or "classic"
+        print(f"quadratic, M={a.labels}, seed {seed}: {how}")
         show("RMSE", np.sqrt(((result.mean - truth) ** 2).mean(0)))
         show("z std", z.std(0))
         show("z mean", z.mean(0))
