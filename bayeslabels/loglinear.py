@@ -289,9 +289,9 @@ def _raw(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.ndarray, 
     """Features (N, D) in their own units with the constant first, variances, and which are measured."""
     blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
     shape = len(stars), 1 + sum(block.n_dim for block in blocks)
-    value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)  # filled in place: may be most
+    value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)
     start = 1
-    for spec, block in zip(specs, blocks, strict=True):  # of the memory
+    for spec, block in zip(specs, blocks, strict=True):  # block by block, in place: it may be most of the memory
         columns = slice(start, start + block.n_dim)
         start = columns.stop
         for first in range(0, len(stars), ROWS):

@@ -26,8 +26,9 @@ from .whitened import Start, Whitened
 class SVI(Inference):
     """Training step: a Gaussian with independent parameters (mean field), by Adam on the evidence lower bound.
 
-    Approximate: correlations are left out, so standard deviations of correlated parameters come out too small; the
-    test step does not use them, see `Laplace`, `Importance` and `NUTS`.
+    Approximate: correlations are left out, so standard deviations of correlated parameters come out too small, but for
+    models whose program can be whitened (`whitened.Start`; `Parallax` up to 2500 coefficients): independence is of
+    the whitened coordinates there. The test step does not use it, see `Laplace`, `Importance` and `NUTS`.
 
     Args:
         steps: of Adam, with a cosine learning rate from `learning_rate` to a hundredth of it.
