@@ -323,7 +323,8 @@ def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
         penalised += [spec in model.sparse_blocks] * block.n_dim
         shared += [logarithm or unit == "mag" for unit in block.units]
         columns.append(block.names)
-    value, _, measured = _raw(model.feature_blocks, stars)
+    value, variance, measured = _raw(model.feature_blocks, stars)
+    del variance
     if (empty := measured.sum(0) < 2).any():
         raise bad_input(
             f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
@@ -332,7 +333,7 @@ def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
     centre = value.sum(0, where=measured) / measured.sum(0)
     centre[0], many = 0.0, value.shape[1] > 100
     few = slice(None, None, max(1, len(value) // POPULATION_STARS) if many else 1)
-    value, measured = value[few], measured[few]
+    value, measured = value[few].copy(), measured[few].copy()  # and let go of the whole
     low, high = np.nanpercentile(np.where(measured, value, np.nan), [2.5, 97.5], axis=0)
     scale = np.where(shared, 1.0, np.where(high > low, (high - low) / 4, 1.0))
     x, seen = np.where(measured, (value - centre) / scale, 0.0)[:, 1:], measured[:, 1:]
