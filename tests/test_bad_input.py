@@ -240,6 +240,8 @@ def test_interrupted_and_used_again(trained, training, spectra, monkeypatch, wid
 def test_signal_in_a_long_fit(tmp_path):
     """SIGINT to a process in the middle of training ends it with KeyboardInterrupt and no file."""
     script = """
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
         import numpy as np, bayeslabels as bl
         from bayeslabels.inference.map import EM
         rng = np.random.default_rng(0)
@@ -264,9 +266,12 @@ def test_signal_in_a_long_fit(tmp_path):
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == "started\n"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            assert process.stdout.readline() == "started\n"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert "usable" in out
     assert "KeyboardInterrupt" in err
     assert process.returncode != 0
