@@ -74,8 +74,12 @@ class LinearFamily(Family):
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if not isinstance(inference, NUTS | SVI):
             return inference.fit(model, stars, seed, progress)
-        point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
-        trained = inference.fit(model, stars, seed, progress, Start({name: x[0, 0] for name, x in point.items()}))
+
+        def start() -> Start:
+            point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
+            return Start({name: x[0, 0] for name, x in point.items()})
+
+        trained = inference.fit(model, stars, seed, progress, start)
         trained.moments = moments_from_draws(model, stars, trained.draws)
         return trained
 

@@ -69,7 +69,7 @@ class LogLinearFamily(Family):
             return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
         if isinstance(inference, Laplace):
             return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
-        trained = inference.fit(model, stars, seed, progress, start_of(model, stars))
+        trained = inference.fit(model, stars, seed, progress, lambda: start_of(model, stars))
         trained.draws = with_coefficients(model, trained.draws)
         trained.moments = moments_of(model, trained.draws)
         return trained

@@ -26,7 +26,7 @@ from .base import Inference, StarDraws, Trained
 from .diagnostics import ess, identified, rhat
 from .draws import jittered
 from .starwise import StarProblem, draw_mixture
-from .whitened import Start, Whitened
+from .whitened import Start, StartOf, Whitened
 
 BATCH = 128
 """Stars sampled side by side."""
@@ -58,9 +58,11 @@ class NUTS(Inference):
     infers: ClassVar = LinearModel
 
     @in_float64
-    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None) -> Trained:
+    def fit(
+        self, model: Model, stars: Stars, seed: int, progress: bool | None, start: StartOf | None = None
+    ) -> Trained:
         key = jax.random.key(seed)
-        whitened = Whitened(model, start or Start(dict(model.starting_point(stars))))
+        whitened = Whitened(model, start() if start else Start(dict(model.starting_point(stars))))
         program, values = functools.partial(whitened, stars), whitened.first
         # jitted as a whole: operation by operation, every site would be compiled by itself, for minutes
         potential = jax.jit(functools.partial(potential_energy, program, (), {}))

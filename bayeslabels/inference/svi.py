@@ -19,7 +19,7 @@ from ..numerics.linalg import Array, in_float64
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Trained
-from .whitened import Start, Whitened
+from .whitened import Start, StartOf, Whitened
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,13 @@ class SVI(Inference):
     trains: ClassVar = Model
 
     @in_float64
-    def fit(self, model: Model, stars: Stars, seed: int, progress: bool | None, start: Start | None = None) -> Trained:
+    def fit(
+        self, model: Model, stars: Stars, seed: int, progress: bool | None, start: StartOf | None = None
+    ) -> Trained:
         batch = min(self.batch_size or 512, len(stars))
-        first = (start or Start(dict(model.starting_point(stars)))) if self.start == "map" else Start({})
+        first = Start({})
+        if self.start == "map":
+            first = start() if start else Start(dict(model.starting_point(stars)))
         whitened = Whitened(model, first)
         strategy = init_to_value(values=whitened.first) if first.sites else init_to_uniform()
 

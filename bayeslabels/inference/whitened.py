@@ -32,6 +32,10 @@ class Start(NamedTuple):
     factor: np.ndarray = np.zeros((0, 0))
 
 
+StartOf = Callable[[], Start]
+"""Computed by those who use it: it may take a fit."""
+
+
 @dataclass(frozen=True)
 class Whitened:
     """`program` with the sites `start.names` replaced by z, of the site `whitened`: centre + F z.
