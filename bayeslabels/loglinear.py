@@ -30,7 +30,7 @@ from .stars import Block, Stars
 
 FACTORS = 24
 """Factors of the features' population, at most."""
-ROWS = 2048
+ROWS = 1024
 """Stars whose features are computed at a time."""
 POPULATION_STARS = 3000
 """Training stars that the population of many features is learned from."""

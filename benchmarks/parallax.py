@@ -352,7 +352,8 @@ def write_survey(a, n, pixels, folder):
     train, test, true, _ = giants(a, n, pixels + 9, a.seed)
     for name, stars in (("train", train), ("test", test[:1000])):
         for block in stars.blocks:
-            np.save(f"{folder}/{name} {block}.npy", [stars[block].value, stars[block].error])
+            numbers = np.array([stars[block].value, stars[block].error])
+            np.save(f"{folder}/{name} {block}.npy", numbers.astype(np.float32) if block == "flux" else numbers)
     np.save(f"{folder}/true.npy", true[:1000])
 
 

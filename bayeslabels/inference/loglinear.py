@@ -215,27 +215,31 @@ class _Path:
 
 def _chosen(path: _Path, s: float | None, strength: float | None, seed: int) -> tuple[float, float, list[Any]]:
     """Penalty and s of the best density of held-out parallaxes, and the rows of `_choose`."""
-    guess, part, times, n = 0.1 if s is None else s, path, 1.0, len(path.data.y)
-    if path.data.features.value.size > LARGE:
-        some = np.random.default_rng([seed, 3141]).permutation(n) < CHOOSING
-        part, times = path.fresh(some), np.sqrt(n / some.sum()) if path.l1 and strength is None else 1.0
+    guess, n = 0.1 if s is None else s, len(path.data.y)
+    fold = np.random.default_rng([seed, 2718]).permutation(n)
+    some = fold < (CHOOSING if path.data.features.value.size > LARGE else n)
+    fold = np.where(some, fold % FOLDS, -1)
     for _ in range(3):
-        scores = _choose(part, guess, s, strength, seed)
+        scores = _choose(path, fold, guess, s, strength)
         best = max(scores, key=lambda row: row[1])
         moved, guess = abs(np.log(best[2] / guess)), best[2]
         if moved < 0.1:
             break
-    if part is not path:  # the zero point and the coefficients of a part are a good start for all
-        path.zero, path.theta = part.with_zero(best[0], best[2], 1e-2)[0], part.theta
+    if some.all():
+        return best[0], best[2], scores
+    part = path.fresh(some)  # its zero point and coefficients are a good start for all
+    path.zero, path.theta = part.with_zero(best[0], best[2], 1e-2)[0], part.theta
+    times = np.sqrt(n / some.sum()) if path.l1 and strength is None else 1.0
     return best[0] * times, best[2], scores
 
 
-def _choose(path: _Path, guess: float, s: float | None, strength: float | None, seed: int) -> list[Any]:
-    """[penalty, mean log density of held-out parallaxes, s] along falling penalties, until the density falls."""
-    n = len(path.data.y)
-    fold = np.random.default_rng([seed, 2718]).permutation(n) % FOLDS
-    parts = [(path.fresh(fold != f), path.data.rows(fold == f)) for f in range(FOLDS)]
-    start = path.fresh(np.ones(n, bool)).largest(guess) if strength is None else strength
+def _choose(path: _Path, fold: np.ndarray, guess: float, s: float | None, strength: float | None) -> list[Any]:
+    """[penalty, mean log density of held-out parallaxes, s] along falling penalties, until the density falls.
+
+    fold: of each star, -1 for those that take no part.
+    """
+    start = path.fresh(fold >= 0).largest(guess) if strength is None else strength
+    parts = [(path.fresh((fold >= 0) & (fold != f)), path.data.rows(fold == f)) for f in range(FOLDS)]
     rows: list[Any] = []
     for k in range(1 if strength is not None else 24):
         penalty = start * STEP**k

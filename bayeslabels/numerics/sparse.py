@@ -62,29 +62,28 @@ def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
     value, slope, curvature = likelihood(eta)
     scale = np.sqrt(_diagonal(x, curvature) + ridge + 1e-300)
     objective = value.sum() + _penalty(theta, l1, ridge)
-    iterations, chosen, columns, violation = 0, np.zeros(0, int), x[:, :0], np.inf
+    iterations, violation = 0, np.inf
     for _ in range(max_iterations):
         v = subgradient(slope @ x + ridge * theta, theta, l1)
         violation = float(np.max(np.abs(v) / scale))
         if violation <= tolerance or iterations >= max_iterations:
             break
-        wanted = _working_set(theta, np.abs(v) / scale, l1)
-        if not np.array_equal(wanted, chosen):
-            chosen, columns = wanted, np.ascontiguousarray(x[:, wanted])
+        chosen = _working_set(theta, np.abs(v) / scale, l1)
         target = max(0.1 * violation, 0.3 * tolerance)
         moved = False
         for _ in range(5):
             part = theta[chosen]
-            gradient = slope @ columns + ridge[chosen] * part
+            gradient = (slope @ x)[chosen] + ridge[chosen] * part
             if np.max(np.abs(subgradient(gradient, part, l1[chosen])) / scale[chosen]) <= target:
                 break
-            half = columns * np.sqrt(curvature)[:, None]
-            gram = half.T @ half
+            gram = _gram(x, curvature, chosen)
             gram[np.diag_indices_from(gram)] += ridge[chosen]
             with threads_for(gram.size):
                 new = solve_quadratic(gram, gram @ part - gradient, l1[chosen], part, 0.1 * target)
             step = new - part
-            along = columns @ step
+            whole = np.zeros_like(theta)
+            whole[chosen] = step
+            along = x @ whole
             expected = gradient @ step + (l1[chosen] * (np.abs(new) - np.abs(part))).sum()
             length = min(1.0, LARGEST_STEP / max(np.max(np.abs(along)), 1e-300))
             iterations += 1
@@ -202,6 +201,15 @@ def _diagonal(x: Array, weight: np.ndarray) -> np.ndarray:
     out = np.zeros(x.shape[1])
     for start in range(0, len(x), 256):
         out += weight[start : start + 256] @ np.square(x[start : start + 256])
+    return out
+
+
+def _gram(x: Array, weight: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """sum_n weight_n x_nj x_nk of the chosen features (J, J), by blocks of stars: no copy of their columns."""
+    out = np.zeros((len(chosen), len(chosen)))
+    for start in range(0, len(x), 2048):
+        half = x[start : start + 2048][:, chosen] * np.sqrt(weight[start : start + 2048, None])
+        out += half.T @ half
     return out
 
 
