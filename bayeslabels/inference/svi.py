@@ -59,11 +59,11 @@ class SVI(Inference):
         def program(stars: Stars) -> Any:
             return whitened(stars, batch_size=batch if batch < len(stars) else None)
 
-        guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.3 if first.names else 0.01)
+        guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.1 if first.names else 0.01)
         schedule = optax.cosine_decay_schedule(self.learning_rate, self.steps, alpha=0.01)
         engine = NumPyroSVI(program, guide, optax_to_numpyro(optax.adam(schedule)), Trace_ELBO())
         key, key_draws = jax.random.split(jax.random.key(seed))
-        state = engine.init(key, stars)
+        state = engine.init(key, stars, init_params=whitened.first_scales(guide.prefix))
         losses: list[np.ndarray] = []
         chunk = max(1, self.steps // 50)
         run = jax.jit(lambda s: jax.lax.scan(lambda s, _: engine.update(s, stars), s, None, length=chunk))

@@ -73,6 +73,10 @@ class Whitened:
         kept = {name: jnp.asarray(x) for name, x in self.start.sites.items() if name not in self.start.names}
         return {**kept, SITE: jnp.zeros(len(self.start.factor))} if self.start.names else kept
 
+    def first_scales(self, prefix: str) -> dict[str, Array] | None:
+        """Of a mean-field guide: z has about unit variance. Narrower, it would leave the mode and not find back."""
+        return {f"{SITE}_{prefix}_scale": jnp.ones(len(self.start.factor))} if self.start.names else None
+
     def back(self, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Draws {site: (chain, draw, ...)} of the program's own sites."""
         if not self.start.names:
