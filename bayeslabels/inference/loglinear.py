@@ -239,12 +239,13 @@ def _choose(path: _Path, fold: np.ndarray, guess: float, s: float | None, streng
     fold: of each star, -1 for those that take no part.
     """
     start = path.fresh(fold >= 0).largest(guess) if strength is None else strength
-    parts = [(path.fresh((fold >= 0) & (fold != f)), path.data.rows(fold == f)) for f in range(FOLDS)]
+    parts = [path.fresh((fold >= 0) & (fold != f)) for f in range(FOLDS)]
     rows: list[Any] = []
     for k in range(1 if strength is not None else 24):
         penalty = start * STEP**k
         seen = []
-        for part, out in parts:
+        for f, part in enumerate(parts):
+            out = path.data.rows(fold == f)  # again each time: copies kept would be most of the memory
             if k == 0:
                 part.zero, _ = part.with_zero(penalty, guess, 1e-2)
             elif k % 4 == 0:
