@@ -60,11 +60,12 @@ def minimise(
 def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
     eta = x[:, np.flatnonzero(theta)] @ theta[theta != 0]
     value, slope, curvature = likelihood(eta)
+    pull = slope @ x
     scale = np.sqrt(_diagonal(x, curvature) + ridge + 1e-300)
     objective = value.sum() + _penalty(theta, l1, ridge)
     iterations, violation = 0, np.inf
     for _ in range(max_iterations):
-        v = subgradient(slope @ x + ridge * theta, theta, l1)
+        v = subgradient(pull + ridge * theta, theta, l1)
         violation = float(np.max(np.abs(v) / scale))
         if violation <= tolerance or iterations >= max_iterations:
             break
@@ -73,7 +74,7 @@ def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
         moved = False
         for _ in range(5):
             part = theta[chosen]
-            gradient = (slope @ x)[chosen] + ridge[chosen] * part
+            gradient = pull[chosen] + ridge[chosen] * part
             if np.max(np.abs(subgradient(gradient, part, l1[chosen])) / scale[chosen]) <= target:
                 break
             gram = _gram(x, curvature, chosen)
@@ -96,12 +97,13 @@ def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
                     moved = moved or better < objective
                     theta, eta, objective = trial, eta + length * along, better
                     value, slope, curvature = result
+                    pull = slope @ x
                     break
                 length *= 0.5
             else:
                 break
         if not moved:  # the objective cannot be told to fall any more in float64
-            violation = float(np.max(np.abs(subgradient(slope @ x + ridge * theta, theta, l1)) / scale))
+            violation = float(np.max(np.abs(subgradient(pull + ridge * theta, theta, l1)) / scale))
             break
     return Optimum(theta, float(objective), violation, iterations, violation <= tolerance)
 
