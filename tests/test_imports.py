@@ -21,8 +21,20 @@ MAY_KNOW = {
     "model": {"errors", "stars"},
     "linear": {"errors", "model", "numerics", "priors", "stars"},
     "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
-    "models": {"linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
-    "inference": {"linear", "loglinear", "model", "numerics", "stars", "priors", "progress", "errors", "inference"},
+    "collapsed": {"model", "numerics", "stars"},
+    "models": {"collapsed", "linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
+    "inference": {
+        "collapsed",
+        "linear",
+        "loglinear",
+        "model",
+        "numerics",
+        "stars",
+        "priors",
+        "progress",
+        "errors",
+        "inference",
+    },
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,0 +1,60 @@
+"""Models whose stars' own unknowns can be integrated out, star by star: what they declare, and what they share.
+
+    p(data, theta) = p(theta) prod_n p(data_n | theta),   p(data_n | theta) = int p(data_n | x_n, theta) p(x_n) dx_n
+
+With `log_likelihood` declared, training by minibatches, variational inference and NUTS on the shared parameters theta
+alone are a model's own, and nothing grows with the number of stars. `model(stars)` remains the program with every x_n.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+
+from .model import Model
+from .numerics.linalg import Array
+from .stars import Stars
+
+
+@dataclass(frozen=True)
+class CollapsedModel(Model):
+    """A model with p(data_n | theta) in closed form or by a quadrature that is exact for every purpose."""
+
+    @property
+    def members(self) -> int:
+        """How many times `MAP` trains it, each with other stars held out and from another start: an ensemble."""
+        return 1
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Array]:
+        """NumPyro program of the shared parameters alone: samples every site of theta and returns their values."""
+
+    @abstractmethod
+    def arrays(self, stars: Stars) -> Any:
+        """What the likelihood takes of stars that fit the frame: a pytree of arrays with a row per star, no NaN."""
+
+    @abstractmethod
+    def log_likelihood(self, theta: Mapping[str, Array], data: Any) -> Array:
+        """ln p(data_n | theta) (N,) of rows of `arrays`, the stars' own unknowns integrated out."""
+
+    @abstractmethod
+    def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
+        """theta to start an optimiser from, another one for another seed."""
+
+    def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
+        return self.start(stars, 0)
+
+    def collapsed(self, stars: Stars, batch_size: int | None = None) -> None:
+        """The NumPyro program of theta alone, with p(data | theta) as its likelihood."""
+        model = self.bound(stars)
+        theta = model.parameters()
+        data = jax.tree.map(jnp.asarray, model.arrays(stars))
+        with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
+            numpyro.factor("data", model.log_likelihood(theta, jax.tree.map(lambda x: x[rows], data)))

@@ -1,0 +1,140 @@
+"""Mixtures of Gaussians learned from noisy and incomplete vectors, and what they say of each vector's true values.
+
+    x_n = v_n + noise,   noise ~ N(0, C_n),   v_n ~ sum_k w_k N(mean_k, V_k)
+
+Expectation-maximisation on what is observed of each x_n (extreme deconvolution: Bovy, Hogg & Roweis 2011, eq. 13-17).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+
+from .linalg import threads_for
+
+
+class Mixture(NamedTuple):
+    """weight (K,), mean (K, D), covariance (K, D, D)."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    def given(self, x: np.ndarray, noise: np.ndarray, observed: np.ndarray) -> Given:
+        """What is known of the true values of x (N, D) with noise (N, D, D); where not observed, x may be anything."""
+        return _given(self, x, noise, observed)
+
+    def draw(self, n: int, seed: int) -> np.ndarray:
+        """(n, D)."""
+        rng = np.random.default_rng([seed, 86028121])
+        k = rng.choice(len(self.weight), n, p=self.weight)
+        factor = np.linalg.cholesky(self.covariance)
+        return self.mean[k] + np.einsum("nij,nj->ni", factor[k], rng.standard_normal((n, self.mean.shape[1])))
+
+
+class Given(NamedTuple):
+    """The mixture given each star's data: weight (N, K), mean (N, K, D), covariance (N, K, D, D), and ln p(x) (N,)."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+    log_density: np.ndarray
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (N, D) and covariance (N, D, D) over all components."""
+        mean = np.einsum("nk,nkd->nd", self.weight, self.mean)
+        offset = self.mean - mean[:, None]
+        spread = self.covariance + offset[..., :, None] * offset[..., None, :]
+        return mean, np.einsum("nk,nkij->nij", self.weight, spread)
+
+    def draw(self, n: int, seed: int) -> np.ndarray:
+        """(n, N, D)."""
+        rng = np.random.default_rng([seed, 49979693])
+        stars = np.arange(len(self.weight))
+        k = (rng.random((n, len(stars), 1)) > np.cumsum(self.weight, 1)[None, :, :-1]).sum(-1)
+        factor = _root(self.covariance)
+        z = rng.standard_normal((n, len(stars), self.mean.shape[-1]))
+        return self.mean[stars, k] + np.einsum("snij,snj->sni", factor[stars, k], z, optimize=True)
+
+
+def learn(
+    x: np.ndarray,
+    noise: np.ndarray,
+    observed: np.ndarray,
+    n_component: int,
+    *,
+    seed: int = 0,
+    iterations: int = 200,
+    tolerance: float = 1e-5,
+) -> Mixture:
+    """The mixture that x (N, D) with noise (N, D, D) was drawn from, what is not observed (N, D) left out.
+
+    Columns must be scaled to about unit spread: each component has a prior worth D + 1 stars at a tenth of the spread,
+    which keeps it from collapsing onto a few.
+    """
+    rng = np.random.default_rng([seed, 32452867])
+    n, d = x.shape
+    seen = observed.astype(float)
+    count = np.maximum(seen.sum(0), 1.0)
+    centre = (np.where(observed, x, 0.0)).sum(0) / count
+    filled = np.where(observed, x, centre)
+    k = max(1, min(n_component, n // (2 * (d + 1))))
+    spread = np.cov(filled.T).reshape(d, d) + 1e-6 * np.eye(d)
+    fit = Mixture(np.full(k, 1 / k), _spaced(filled, k, rng), np.tile(spread, (k, 1, 1)))
+    floor = (d + 1) * 0.01 * np.diag(np.maximum(np.diag(spread), 1e-12))
+    before = -np.inf
+    with threads_for(n):
+        for _ in range(iterations):
+            given = fit.given(filled, noise, observed)
+            q = given.weight
+            total = q.sum(0) + 1e-12
+            mean = np.einsum("nk,nkd->kd", q, given.mean) / total[:, None]
+            offset = given.mean - mean
+            scatter = np.einsum("nk,nkij->kij", q, given.covariance, optimize=True)
+            scatter += np.einsum("nk,nki,nkj->kij", q, offset, offset, optimize=True)
+            fit = Mixture(total / total.sum(), mean, (scatter + floor) / (total + d + 1)[:, None, None])
+            now = float(given.log_density.mean())
+            if abs(now - before) < tolerance:
+                break
+            before = now
+    return fit
+
+
+def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndarray) -> Given:
+    d = x.shape[1]
+    both = observed[:, :, None] & observed[:, None, :]
+    rest = np.where(observed, 0.0, 1.0)[:, :, None] * np.eye(d)
+    mean, covariance, density = [], [], []
+    constant = 0.5 * np.log(2 * np.pi) * observed.sum(1)
+    for log_w, centre, v in zip(
+        np.log(np.maximum(mixture.weight, 1e-300)), mixture.mean, mixture.covariance, strict=True
+    ):
+        total = np.where(both, v + noise, 0.0) + rest
+        inverse = np.linalg.inv(total)
+        offset = np.where(observed, x - centre, 0.0)
+        pulled = (inverse @ offset[:, :, None])[..., 0]
+        gain = np.where(observed[:, None, :], v, 0.0) @ inverse
+        mean.append(centre + np.einsum("ij,nj->ni", v, np.where(observed, pulled, 0.0)))
+        own = v - gain @ np.where(observed[:, :, None], v, 0.0)
+        covariance.append(0.5 * (own + np.swapaxes(own, 1, 2)))
+        density.append(log_w - 0.5 * (offset * pulled).sum(1) - 0.5 * np.linalg.slogdet(total)[1] - constant)
+    terms = np.stack(density, 1)
+    log_density = logsumexp(terms, axis=1)
+    return Given(np.exp(terms - log_density[:, None]), np.stack(mean, 1), np.stack(covariance, 1), log_density)
+
+
+def _spaced(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """k rows of x far from one another (as k-means++ chooses them)."""
+    chosen = [x[rng.integers(len(x))]]
+    for _ in range(k - 1):
+        distance = np.min([((x - c) ** 2).sum(1) for c in chosen], 0)
+        chosen.append(x[rng.choice(len(x), p=distance / distance.sum())] if distance.sum() > 0 else chosen[0])
+    return np.array(chosen)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """F with F F' = covariance, which may be singular."""
+    value, vector = np.linalg.eigh(covariance)
+    return vector * np.sqrt(np.maximum(value, 0.0))[..., None, :]

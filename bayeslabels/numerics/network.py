@@ -1,0 +1,134 @@
+"""Smooth functions of a few variables with one flat vector of weights: residual networks and polynomials.
+
+    f(x) = W x + b + V h_depth,   h_1 = tanh(W_1 x + b_1),   h_{i+1} = h_i + tanh(W_{i+1} h_i + b_{i+1})
+
+Inputs and outputs are meant to be scaled to about unit spread. The weights' Normal prior has the sd `prior_sd`; smooth
+functions have small weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .features import Monomials
+from .linalg import Array
+
+
+class Function(Protocol):
+    """What a model asks of its unknown function."""
+
+    n_in: int
+    n_out: int
+
+    @property
+    def size(self) -> int:
+        """P, the number of weights."""
+
+    @property
+    def prior_sd(self) -> np.ndarray:
+        """(P,)"""
+
+    def initial(self, seed: int) -> np.ndarray:
+        """(P,) weights to start an optimiser from."""
+
+    def __call__(self, weights: Array, x: Array) -> Array:
+        """f(x) (..., n_out) of weights (P,) and x (..., n_in)."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A residual network of `depth` hidden layers of `width` units, beside a linear function."""
+
+    n_in: int
+    n_out: int
+    width: int = 32
+    depth: int = 2
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"W": (self.n_in, self.n_out), "b": (self.n_out,)}
+        shapes["V"] = (self.width, self.n_out)
+        for i in range(self.depth):
+            shapes[f"W{i}"] = (self.width if i else self.n_in, self.width)
+            shapes[f"b{i}"] = (self.width,)
+        return shapes
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self._shapes.values())
+
+    @cached_property
+    def prior_sd(self) -> np.ndarray:
+        """2 for the linear function, 1 for biases, 2 / sqrt(number of inputs) for the other layers."""
+        sd = {"W": 2.0, "b": 2.0}
+        return np.concatenate([
+            np.full(int(np.prod(shape)), sd.get(name, 1.0 if name[0] == "b" else 2.0 / np.sqrt(shape[0])))
+            for name, shape in self._shapes.items()
+        ])  # fmt: skip
+
+    def initial(self, seed: int) -> np.ndarray:
+        """Half as wide as the prior, and nothing of the network in the outputs."""
+        start = 0.5 * self.prior_sd * np.random.default_rng([seed, 104729]).standard_normal(self.size)
+        start[: self.n_in * self.n_out + self.n_out] = 0.0
+        first = (self.n_in + 1) * self.n_out
+        start[first : first + self.width * self.n_out] = 0.0
+        return start
+
+    def _parts(self, weights: Array) -> dict[str, Array]:
+        parts, start = {}, 0
+        for name, shape in self._shapes.items():
+            stop = start + int(np.prod(shape))
+            parts[name] = weights[start:stop].reshape(shape)
+            start = stop
+        return parts
+
+    def __call__(self, weights: Array, x: Array) -> Array:
+        parts = self._parts(weights)
+        out = x @ parts["W"] + parts["b"]
+        if not self.depth:
+            return out
+        hidden = jnp.tanh(x @ parts["W0"] + parts["b0"])
+        for i in range(1, self.depth):
+            hidden = hidden + jnp.tanh(hidden @ parts[f"W{i}"] + parts[f"b{i}"])
+        return out + hidden @ parts["V"]
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """All monomials of x up to `order`, a coefficient for each and every output."""
+
+    n_in: int
+    n_out: int
+    order: int = 2
+
+    @cached_property
+    def features(self) -> Monomials:
+        return Monomials.up_to(self.order, self.n_in)
+
+    @property
+    def size(self) -> int:
+        return self.features.size * self.n_out
+
+    @cached_property
+    def prior_sd(self) -> np.ndarray:
+        return np.full(self.size, 2.0)
+
+    def initial(self, seed: int) -> np.ndarray:
+        return np.zeros(self.size)
+
+    def __call__(self, weights: Array, x: Array) -> Array:
+        return self.features(x) @ weights.reshape(self.features.size, self.n_out)
+
+
+def with_slopes(function: Function, weights: Array, x: Array) -> tuple[Array, Array]:
+    """f (N, n_out) and df/dx (N, n_out, n_in) at x (N, n_in)."""
+    tangents = jnp.eye(x.shape[-1], dtype=x.dtype)
+    push = lambda t: jax.jvp(lambda x: function(weights, x), (x,), (jnp.broadcast_to(t, x.shape),))  # noqa: E731
+    value, slopes = jax.vmap(push, out_axes=(None, -1))(tangents)
+    return value, slopes

@@ -1,0 +1,131 @@
+"""Collapsed models trained by minibatches, on a toy whose answer is known: a line through noisy abscissae."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer.util import log_density
+
+import bayeslabels as bl
+from bayeslabels.collapsed import CollapsedModel
+from bayeslabels.inference.minibatch import fit_members
+from bayeslabels.model import MODELS
+from bayeslabels.numerics.network import Network, Polynomial, with_slopes
+
+
+class Rows(NamedTuple):
+    x: np.ndarray
+    variance: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class LineModel(CollapsedModel):
+    """y = a + b v + N(0, s^2), x = v + N(0, sigma^2), v ~ N(0, 1): y | x is Gaussian."""
+
+    n_member: int = 3
+
+    @property
+    def members(self):
+        return self.n_member
+
+    def bind(self, stars):
+        return self.replace(frame="bound")
+
+    def check(self, stars):
+        pass
+
+    def parameters(self):
+        line = numpyro.sample("line", dist.Normal(jnp.zeros(2), 10.0).to_event(1))
+        return {"line": line, "scatter": numpyro.sample("scatter", dist.HalfNormal(1.0))}
+
+    def arrays(self, stars):
+        x, variance, _ = stars.labels.filled()
+        return Rows(x[:, 0], variance[:, 0], stars.flux.value[:, 0])
+
+    def log_likelihood(self, theta, data):
+        a, b = theta["line"][0], theta["line"][1]
+        shrink = 1 / (1 + data.variance)
+        sd = jnp.sqrt(b**2 * data.variance * shrink + theta["scatter"] ** 2)
+        return dist.Normal(a + b * shrink * data.x, sd).log_prob(data.y)
+
+    def start(self, stars, seed):
+        return {"line": np.random.default_rng(seed).normal(size=2), "scatter": np.array(1.0)}
+
+    def __call__(self, stars, batch_size=None):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def line():
+    rng = np.random.default_rng(1)
+    v = rng.normal(size=3000)
+    sd = rng.uniform(0.2, 0.8, v.size)
+    y = 0.5 + 2.0 * v + 0.3 * rng.normal(size=v.size)
+    return bl.Stars(labels=bl.Block(v + sd * rng.normal(size=v.size), sd), flux=bl.Block(y))
+
+
+def test_models_whose_names_end_in_model_are_not_registered():
+    assert "LineModel" not in MODELS
+
+
+def test_recovers_the_truth_where_least_squares_attenuates(line):
+    trained = fit_members(LineModel(), line, 0, False, epochs=100, learning_rate=0.1)
+    np.testing.assert_allclose(trained.draws["line"].mean((0, 1)), [0.5, 2.0], atol=0.05)
+    np.testing.assert_allclose(trained.draws["scatter"].mean(), 0.3, atol=0.06)
+    assert np.polyfit(line.labels.value[:, 0], line.flux.value[:, 0], 1)[0] < 1.7
+    assert trained.draws["line"].shape == (1, 3, 2)
+    assert trained.stats["converged"]
+
+
+def test_same_seed_same_result_and_members_differ(line):
+    first, again = (fit_members(LineModel(), line, 4, False, epochs=3).draws["line"] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.ptp(first, axis=1).min() > 0
+
+
+def test_minibatches_are_unbiased(line):
+    """The mean over batches that cover all stars once is the whole objective."""
+    model = LineModel().bind(line)
+    theta = {"line": jnp.array([0.3, 1.5]), "scatter": jnp.array(0.5)}
+    data = model.arrays(line)
+    whole = model.log_likelihood(theta, data).sum()
+    parts = [len(line) / 100 * model.log_likelihood(theta, jax.tree.map(lambda x, i=i: x[i::30], data)).sum()
+             for i in range(30)]  # fmt: skip
+    np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-5)
+    program = log_density(model.collapsed, (line,), {}, theta)[0]
+    prior = log_density(model.parameters, (), {}, theta)[0]
+    np.testing.assert_allclose(program, whole + prior, rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [Network(3, 2, 8, 2), Network(3, 2, 5, 0), Polynomial(3, 2, 3)])
+def test_functions_and_their_slopes(function):
+    rng = np.random.default_rng(0)
+    weights, x = rng.normal(size=function.size), rng.normal(size=(7, 3))
+    assert function.prior_sd.shape == function.initial(0).shape == (function.size,)
+    with jax.enable_x64(True):
+        value, slopes = with_slopes(function, jnp.asarray(weights), jnp.asarray(x))
+        np.testing.assert_allclose(value, function(jnp.asarray(weights), jnp.asarray(x)), rtol=1e-12)
+        for j in range(3):
+            step = 1e-6 * np.eye(3)[j]
+            up, down = (function(jnp.asarray(weights), jnp.asarray(x + s)) for s in (step, -step))
+            np.testing.assert_allclose(slopes[..., j], (up - down) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+def test_a_network_is_what_its_docstring_says():
+    net = Network(2, 1, 3, 2)
+    rng = np.random.default_rng(2)
+    w, x = rng.normal(size=net.size), rng.normal(size=(4, 2))
+    shapes = [(2, 1), (1,), (3, 1), (2, 3), (3,), (3, 3), (3,)]
+    ends = np.cumsum([np.prod(s) for s in shapes])
+    lin, b, v, w0, b0, w1, b1 = (p.reshape(s) for p, s in zip(np.split(w, ends[:-1]), shapes, strict=True))
+    h = np.tanh(x @ w0 + b0)
+    h = h + np.tanh(h @ w1 + b1)
+    np.testing.assert_allclose(net(jnp.asarray(w), jnp.asarray(x)), x @ lin + b + h @ v, rtol=1e-5)
