@@ -337,7 +337,7 @@ def survey(a):
         true = np.load(f"{folder}/true.npy")
     size = train.flux.value.nbytes
     print(f"{n} stars, {pixels + 9} features ({size / 2**30:.2f} GiB), memory so far {peak():.1f} GiB", flush=True)
-    svi = bl.SVI(steps=3000, batch_size=500, learning_rate=0.01)
+    svi = bl.SVI(steps=1000, batch_size=500, learning_rate=0.01)
     for name, inference in (("MAP", bl.MAP()), ("SVI", svi)):
         start = time.process_time()
         posterior = bl.fit(bl.Parallax(), train, inference, progress=False)

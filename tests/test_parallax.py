@@ -266,6 +266,22 @@ def test_svi_starts_as_wide_as_the_posterior(case, posterior):
     np.testing.assert_allclose(ours, exact, rtol=0.25)
 
 
+def test_start_of_many_coefficients_is_nearly_that_of_few(case, monkeypatch):
+    """One normal matrix about the sparse mode gives what predictions need: means and sds of eta."""
+    stars = case.stars[:600]
+    model = bl.Parallax().bind(stars)
+    exact = start_of(model, stars)
+    monkeypatch.setattr("bayeslabels.inference.loglinear.DENSE", 0)
+    rough = start_of(model, stars)
+    assert rough.names == exact.names
+    x = model.design(stars).value
+    theta = [np.r_[start.sites["wide"], start.sites["sparse"]] for start in (rough, exact)]
+    sd = [np.sqrt(((x @ start.factor[:-1]) ** 2).sum(1)) for start in (rough, exact)]
+    assert np.abs(x @ (theta[0] - theta[1]) / sd[1]).mean() < 0.5
+    np.testing.assert_allclose(sd[0], sd[1], rtol=0.2)
+    assert rough.sites["global_scale"] == pytest.approx(exact.sites["global_scale"], rel=0.2)
+
+
 def test_known_zero_points(case):
     """A block `zero_point` of the stars is taken off each star's parallax."""
     stars = case.stars[:600]

@@ -23,8 +23,7 @@ SITE = "whitened"
 class Start(NamedTuple):
     """Where a sampler or an optimiser begins: {site: value}.
 
-    names: of real sites without bounds whose joint posterior has about the covariance F F', with F = `factor` (d, d),
-    or (d,) for a diagonal one.
+    names: of real sites without bounds whose joint posterior has about the covariance F F', with F = `factor` (d, d).
     """
 
     sites: dict[str, Array]
@@ -58,8 +57,7 @@ class Whitened:
         """z (..., d) -> {site: value (..., *shape)}."""
         shapes = [np.shape(self.start.sites[name]) for name in self.start.names]
         centre = np.concatenate([np.ravel(self.start.sites[name]) for name in self.start.names])
-        factor = self.start.factor
-        flat = centre + (z @ factor.T if factor.ndim == 2 else z * factor)
+        flat = centre + z @ self.start.factor.T
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
         parts = jnp.split(flat, ends, axis=-1)
         return {
