@@ -19,22 +19,26 @@ from typing import Any, get_args
 import numpy as np
 
 from . import demo, reports
+from . import inference as inferences
+from .columns import default_names
 from .errors import BadInput, CannotDo, bad_input, index_of
+from .family import family_of
 from .fit import fit, infer
-from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .model import MODELS, Model
 from .posterior import load
 from .priors import HalfNormal, Prior
 from .reports import significant
+from .sources import read_as_in_training, read_stars
 from .stars import Stars
-from .tables import format_of, read_table, read_wavelength, write_table
+from .tables import format_of, write_table
 
-TRAINING = {"map": MAP, "gibbs": Gibbs, "nuts": NUTS, "svi": SVI}
+INFERENCES = {name.lower(): getattr(inferences, name) for name in sorted(inferences.__all__)}
 _BY_NAME = {name.lower(): model for name, model in sorted(MODELS.items())}
 _PRIORS = {prior.__name__: prior for prior in (*get_args(Prior), HalfNormal)}
-TEST = {"laplace": Laplace, "importance": Importance, "nuts": NUTS, "map": MAP}
-COLUMNS = ("flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
+COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
 """Options that say where things stand in a table; a model file remembers those of its training."""
+ROWS = 60
+"""Of what was learned, at most, that `info` shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     out = "folder for the files (default: %(default)s; files in it are replaced)"
     p.add_argument("--out", metavar="DIR", type=Path, default=Path("bayeslabels-demo"), help=out)
     p.add_argument("--data", metavar="TABLE", help="a FITS, ECSV or Parquet table of labels and spectra to use")
-    _label_options(p, required=False)
+    _label_options(p)
     _table_options(p)
     p.add_argument("--stars", metavar="N", type=_positive, help="how many (simulated: for training, default 600)")
     p.add_argument("--pixels", metavar="L", type=_positive, help="how many (simulated: default 400)")
@@ -86,12 +90,14 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
-    p.description = "Train a model on a table of labels and spectra (FITS, ECSV or Parquet)."
+    p.description = "Train a model on a table (FITS, ECSV or Parquet) of labels and spectra, or of any other blocks."
     p.epilog = (
-        "Example: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --set order=3 -o model.nc"
+        "Examples: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --set order=3 -o model.nc; "
+        "bayeslabels fit giants.fits --model parallax --set 'features=[\"magnitudes\"]' --column magnitudes=G,BP,RP "
+        "--column magnitudes_error=G_ERR,BP_ERR,RP_ERR --column parallax=PLX --column parallax_error=E_PLX -o model.nc"
     )
     p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
-    _label_options(p, required=True)
+    _label_options(p)
     _table_options(p)
     p.add_argument("--model", type=str.lower, choices=_BY_NAME, default="cannon", help="(default: %(default)s)")
     p.add_argument(
@@ -104,20 +110,22 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
     p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
-    p.add_argument("--inference", choices=TRAINING, help="(default: the model's own)")
+    p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
     _output_options(p, "MODEL.nc", "the model file to write")
     _run_options(p)
     p.set_defaults(run=_fit)
 
-    p = commands.add_parser("infer", help="test step: labels of new stars from their spectra")
+    p = commands.add_parser("infer", help="test step: labels of new stars from their spectra, or what the model gives")
     p.description = (
-        "Labels with error bars for every star of a table. Columns are those of the training step, or named."
+        "What the model infers, with error bars, for every star of a table. Columns are those of the training step, or "
+        "named; what is asked for, such as labels, is data only where it is named."
     )
     p.epilog = "Example: bayeslabels infer model.nc survey.fits -o catalogue.fits"
     p.add_argument("model", metavar="MODEL.nc", help="written by bayeslabels fit")
     p.add_argument("table", metavar="TABLE", help="stars, one row each")
+    _label_options(p)
     _table_options(p)
-    p.add_argument("--inference", choices=TEST, default="laplace", help="(default: laplace)")
+    p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
     _output_options(p, "CATALOGUE", "the table to write; ends in .ecsv, .fits or .parquet")
     _run_options(p)
     p.set_defaults(run=_infer)
@@ -132,14 +140,16 @@ def _demo(a: argparse.Namespace, written: list[Path]) -> None:
     if a.out.exists() and not a.out.is_dir():
         raise bad_input(f"--out {a.out}, which is a file", "a folder")
     if a.data is None:
-        given = [f"--{x.replace('_', '-')}" for x in ("labels", "labels_error", *COLUMNS) if getattr(a, x) is not None]
+        given = [f"--{x.replace('_', '-')}" for x in COLUMNS if getattr(a, x) is not None] + ["--column"] * bool(
+            a.column
+        )
         if given:
             raise bad_input(f"{', '.join(given)} without --data", "--data TABLE, or neither")
         survey = demo.simulated(a.stars or 600, a.pixels or 400, a.seed)
     else:
         if a.labels is None:
             raise bad_input("--data without --labels", "the label columns", fix="--labels TEFF,LOGG,FE_H")
-        stars = _stars(a.data, vars(a), a.labels, a.labels_error)
+        stars = read_stars(a.data, _columns(a))
         survey = demo.split(stars, a.stars, a.pixels, a.seed, a.data)
     start = time.perf_counter()
     demo.run(survey, a.out, seed=a.seed, progress=_progress(a), say=_say, written=written)
@@ -149,15 +159,16 @@ def _demo(a: argparse.Namespace, written: list[Path]) -> None:
 def _fit(a: argparse.Namespace, written: list[Path]) -> None:
     _may_write(a.output, a.overwrite)
     model = _model(a)
-    stars = _stars(a.table, vars(a), a.labels, a.labels_error)
+    columns = _columns(a)
+    stars = read_stars(a.table, columns)
     _say(f"{a.table}: {_counts(stars)}")
     with _taken(a):
         model.bind(stars)
     start = time.perf_counter()
-    inference = TRAINING[a.inference]() if a.inference else None
+    inference = INFERENCES[a.inference]() if a.inference else None
     posterior = fit(model, stars, inference, seed=a.seed, progress=_progress(a))
     _say(reports.training(posterior, time.perf_counter() - start))
-    posterior.info["columns"] = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
+    posterior.info["columns"] = columns
     posterior.info["source"] = os.path.basename(a.table)
     written.append(posterior.save(a.output))
     _say(f"wrote {a.output}; next: bayeslabels infer {a.output} TABLE -o catalogue.fits")
@@ -167,10 +178,11 @@ def _infer(a: argparse.Namespace, written: list[Path]) -> None:
     format_of(a.output)
     _may_write(a.output, a.overwrite)
     posterior = load(a.model)
-    stars = _stars(a.table, _as_in_training(a, posterior.info.get("columns", {})))
+    stars = read_as_in_training(a.table, _given(a), posterior)
     _say(f"{a.table}: {_counts(stars)}")
     start = time.perf_counter()
-    result = infer(posterior, stars, TEST[a.inference](), seed=a.seed, progress=_progress(a))
+    inference = INFERENCES[a.inference]() if a.inference else None
+    result = infer(posterior, stars, inference, seed=a.seed, progress=_progress(a))
     seconds = time.perf_counter() - start
     table = result.table()
     written.append(write_table(table, a.output))
@@ -186,38 +198,39 @@ def _infer(a: argparse.Namespace, written: list[Path]) -> None:
 
 def _info(a: argparse.Namespace, written: list[Path]) -> None:
     posterior = load(a.model)
-    info, frame = posterior.info, posterior.model.require_frame()
-    moments: Any = posterior.data["moments"]
+    info = posterior.info
     size = Path(a.model).stat().st_size / 1e6
     _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
     _say(reports.training(posterior))
-    grid = "" if frame.coordinate is None else f", {frame.coordinate[0]:.6g} to {frame.coordinate[-1]:.6g}"
-    scatter = np.nanmedian(posterior.moments.scatter)
-    _say(f"  spectra: {frame.n_pixel} pixels{grid}; median scatter {scatter:.2g} {frame.flux_unit}".rstrip())
-    _say(f"  features: {', '.join(moments['feature'].values.astype(str))}")
-    _say(f"\n  {'label':<12} {'unit':<6} {'tau':>9} {'mean':>9} {'sd':>9}   of the training stars")
-    training = frame.physical(posterior.moments.training_u)
-    rows = zip(frame.names, frame.units, posterior.moments.label_scatter, training.T, strict=True)
-    for name, unit, tau, values in rows:
-        numbers = [significant(float(x), 3) for x in (tau, np.nanmean(values), np.nanstd(values))]
-        _say(f"  {name:<12} {unit or '-':<6} {numbers[0]:>9} {numbers[1]:>9} {numbers[2]:>9}")
+    for line in family_of(posterior.model).details(posterior):
+        _say(f"  {line}")
+    table = posterior.summary()
+    for name in table.colnames:
+        if table[name].dtype.kind == "f":
+            table[name].info.format = ".4g"
+    _say("\n  " + "\n  ".join(table.pformat(max_lines=ROWS, max_width=-1)))
     told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
     _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
     settings = info.get("settings") or {}
     _say(f"  settings: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'none'}")
     if info.get("columns"):
-        _say("  columns: " + ", ".join(f"{k} {v}" for k, v in info["columns"].items()))
+        shown = {k: v if isinstance(v, str) else ",".join(v) for k, v in info["columns"].items()}
+        _say("  columns: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
     rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
     _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
 
 
-def _label_options(p: argparse.ArgumentParser, required: bool) -> None:
-    p.add_argument("--labels", metavar="A,B,C", type=_names, required=required, help="columns of the labels")
+def _label_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--labels", metavar="A,B,C", type=_names, help="columns of the labels")
     p.add_argument("--labels-error", metavar="A,B,C", type=_names, help="columns of their errors (without: learned)")
 
 
 def _table_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--flux", metavar="COLUMN", help="vector column of the spectra (default: FLUX)")
+    p.add_argument(
+        "--column", metavar="BLOCK=A,B", type=_column, action="append", default=[],
+        help="columns of any other block, such as magnitudes=G,BP,RP or parallax_error=PLX_ERR; again for others",
+    )  # fmt: skip
+    p.add_argument("--flux", metavar="COLUMN", help="vector column of the spectra (default: FLUX, if no --column)")
     noise = p.add_mutually_exclusive_group()
     noise.add_argument("--flux-error", metavar="COLUMN", help="vector column of their errors")
     noise.add_argument("--flux-ivar", metavar="COLUMN", help="vector column of their inverse variances; 0: missing")
@@ -240,6 +253,15 @@ def _run_options(p: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _column(text: str) -> tuple[str, Any]:
+    """BLOCK=COLUMN[,COLUMN...], also of BLOCK_error and BLOCK_ivar."""
+    name, _, columns = (part.strip() for part in text.partition("="))
+    names = _names(columns)
+    if not (name.isidentifier() and names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not BLOCK=COLUMN[,COLUMN...], such as magnitudes=G,BP,RP")
+    return name, names[0] if len(names) == 1 else list(names)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -307,53 +329,31 @@ def _taken(a: argparse.Namespace) -> Iterator[None]:
         raise bad_input(f"--set {given}", f"values that {a.model} can take", str(problem)) from problem
 
 
-def _stars(path: str, columns: dict[str, Any], labels: Any = None, labels_error: Any = None) -> Stars:
-    table = _table(path, columns.get("hdu"))
-    given: dict[str, Any] = {"flux": columns.get("flux") or "FLUX"}
-    for name in ("flux_error", "flux_ivar"):
-        if columns.get(name):
-            given[name] = columns[name]
-    if columns.get("wavelength"):
-        given["flux_coords"] = {"pixel": read_wavelength(path, columns["wavelength"])}
-    if labels:
-        given["labels"] = labels
-    if labels_error:
-        given["labels_error"] = labels_error
-    return Stars.from_table(table, id=columns.get("id"), **given)
+def _given(a: argparse.Namespace) -> dict[str, Any]:
+    """The columns that the options name."""
+    given = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
+    given |= {name: list(value) for name, value in given.items() if isinstance(value, tuple)}
+    for name, value in a.column:
+        if name in given:
+            raise bad_input(f"{name} twice", "once")
+        given[name] = value
+    return given
 
 
-def _as_in_training(a: argparse.Namespace, trained: dict[str, Any]) -> dict[str, Any]:
-    """The options given, else those of the training step: id and wavelengths only if this table has them."""
-    out = {name: getattr(a, name) for name in COLUMNS}
-    out["hdu"] = out["hdu"] or trained.get("hdu")
-    out["flux"] = out["flux"] or trained.get("flux")
-    if not (out["flux_error"] or out["flux_ivar"]):
-        out |= {name: trained.get(name) for name in ("flux_error", "flux_ivar")}
-    if out["id"] is None and trained.get("id") in _table(a.table, out["hdu"]).colnames:
-        out["id"] = trained["id"]
-    if out["wavelength"] is None and trained.get("wavelength"):
-        try:
-            read_wavelength(a.table, trained["wavelength"])
-        except BadInput:
-            warnings.warn(
-                f"{a.table} has no wavelengths at {trained['wavelength']}, where the training table had them: its "
-                "spectra are taken to be on the same grid",
-                stacklevel=2,
-            )
-        else:
-            out["wavelength"] = trained["wavelength"]
-    return out
-
-
-def _table(path: str, hdu: str | None) -> Any:
-    return read_table(path, int(hdu) if hdu and hdu.isdecimal() else hdu)
+def _columns(a: argparse.Namespace) -> dict[str, Any]:
+    """The columns of the training step: spectra are in FLUX unless something else is named."""
+    given = _given(a)
+    if not a.column:
+        given.setdefault("flux", "FLUX")
+    return given
 
 
 def _counts(stars: Stars) -> str:
     parts = [f"{len(stars)} stars"]
     for name, block in stars.blocks.items():
         missing = 100 * block.n_missing / block.value.size
-        what = ", ".join(block.names) if name == "labels" and block.names else f"{name} of {block.n_dim} pixels"
+        own = block.names if not block.coords and block.names != default_names(block.n_dim) else None
+        what = ", ".join(own) if own else f"{name} of {block.n_dim} {'pixels' if name == 'flux' else 'columns'}"
         parts.append(f"{what} ({missing:.2g}% missing{', without errors' if block.error is None else ''})")
     return "; ".join(parts)
 

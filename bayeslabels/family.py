@@ -93,9 +93,13 @@ class Family(ABC):
     ) -> dict[str, xr.Dataset]:
         """`posterior` (draws) and `stars` (summaries and flags) of a batch of stars, a row each; first: its place."""
 
-    @abstractmethod
+    def asked(self, model: Any) -> tuple[str, ...]:
+        """Blocks that the test step is asked for, and would take as data where they are present."""
+        return ()
+
     def held_out_view(self, model: Any, stars: Stars) -> Stars:
-        """Stars without what the test step is asked for and would otherwise take as data."""
+        """Stars without what the test step is asked for."""
+        return stars.drop(*[name for name in self.asked(model) if name in stars])
 
     def batch_size(self, model: Any) -> int:
         """Stars at a time."""
@@ -122,6 +126,10 @@ class Family(ABC):
     @abstractmethod
     def describe(self, model: Any) -> str:
         """What is made from what, in a line."""
+
+    def details(self, posterior: Any) -> list[str]:
+        """Lines for `bayeslabels info` that `summary` leaves out."""
+        return []
 
 
 def family_of(model: Any) -> Family:

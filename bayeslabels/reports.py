@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .calibration import compared, label_scatter, z_scores
+from .family import family_of
 from .posterior import Posterior
 from .star_posterior import StarPosterior
 from .stars import Stars
@@ -22,20 +23,20 @@ def significant(x: float, digits: int = 2) -> str:
 
 def training(posterior: Posterior, seconds: float | None = None) -> str:
     """Lines about a training step: how it went, and tau per label."""
-    info, frame = posterior.info, posterior.model.require_frame()
+    info = posterior.info
     took = "" if seconds is None else f" in {seconds:.0f} s"
     converged = info.get("converged")
     state = "converged" if converged else "DID NOT CONVERGE" if converged is not None else "done"
     lines = [
         f"  {state}{took}: {type(posterior.model).__name__} by {info.get('inference')}, {info.get('n_star')} stars, "
-        f"{frame.n_pixel} pixels" + _dropped(info)
+        f"{family_of(posterior.model).describe(posterior.model)}" + _dropped(info)
     ]
     lines += selection(info)
-    tau = posterior.label_scatter()
-    if any(tau.values()):
-        parts = [
-            f"{name} {significant(tau[name])} {unit}".rstrip() for name, unit in zip(tau, frame.units, strict=True)
-        ]
+    tau = getattr(posterior.moments, "label_scatter", np.zeros(0))
+    if np.any(tau > 0):
+        frame = posterior.model.require_frame()
+        rows = zip(frame.names, tau, frame.units, strict=True)
+        parts = [f"{name} {significant(x)} {unit}".rstrip() for name, x, unit in rows]
         lines.append("  noise of the catalogue's labels beyond their stated errors (tau): " + ", ".join(parts))
     return "\n".join(lines)
 
@@ -108,12 +109,12 @@ def diagnostics(result: StarPosterior) -> list[str]:
         )
     if "rhat" in stars:
         lines.append(f"  R-hat: {(stars['rhat'].values > 1.02).sum()} of {len(result)} stars above 1.02")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        chi2 = stars["chi2"].values / stars["n_pixel"].values
-    if np.isfinite(chi2).any():
-        lines.append(
-            f"  reduced chi^2: median {np.nanmedian(chi2):.2f}, 99% of the stars below {np.nanpercentile(chi2, 99):.2f}"
-        )
+    if "n_pixel" in stars:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            chi2 = stars["chi2"].values / stars["n_pixel"].values
+        if np.isfinite(chi2).any():
+            low = f"99% of the stars below {np.nanpercentile(chi2, 99):.2f}"
+            lines.append(f"  reduced chi^2: median {np.nanmedian(chi2):.2f}, {low}")
     raised = {name: n for name, n in result.flag_counts().items() if n}
     counts = ", ".join(f"{name} {n}" for name, n in raised.items())
     lines.append(f"  flags of {len(result)} stars: {counts or 'none raised'}")

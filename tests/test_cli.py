@@ -97,6 +97,40 @@ def test_fit_sets_hyperparameters_of_any_model(files, tmp_path):
     assert model.coefficient_prior == bl.priors.Normal(0.5)
 
 
+def test_any_blocks_from_columns(tmp_path, capsys):
+    """A model of magnitudes and parallaxes, from the shell alone; a table without parallaxes is enough to infer."""
+    rng = np.random.default_rng(0)
+    magnitudes = rng.normal([12.0, 13.0], 1.0, (300, 2))
+    parallax = np.exp(-0.5 * (magnitudes @ [1.2, -0.4] - 9.0)) + 0.05 * rng.normal(size=300)
+    table = QTable({"G": magnitudes[:, 0] * u.mag, "K": magnitudes[:, 1] * u.mag, "STAR": np.arange(300) + 7})
+    table["PLX"], table["E_PLX"] = parallax * u.mas, np.full(300, 0.05) * u.mas
+    table.write(tmp_path / "train.ecsv")
+    table["STAR", "G", "K"].write(tmp_path / "new.ecsv")
+    columns = ["magnitudes=G,K", "parallax=PLX", "parallax_error=E_PLX"]
+    named = [word for text in columns for word in ("--column", text)]
+    model = ["--model", "parallax", "--set", 'features=["magnitudes"]', "--id", "STAR"]
+    assert main(["fit", f"{tmp_path}/train.ecsv", *model, *named, "-o", f"{tmp_path}/m.nc"]) == 0
+    assert main(["info", f"{tmp_path}/m.nc"]) == 0
+    said = capsys.readouterr().out
+    for part in ("Parallax", "G, K", "coefficient_error", "zero point", "magnitudes G,K"):
+        assert part in said
+    for name, combined in (("train", True), ("new", False)):
+        assert main(["infer", f"{tmp_path}/m.nc", f"{tmp_path}/{name}.ecsv", "-o", f"{tmp_path}/{name}.fits"]) == 0
+        result = read_table(tmp_path / f"{name}.fits")
+        assert result["id"][0] == 7
+        apart = np.abs(np.asarray(result["parallax_sp"]) - np.asarray(result["parallax_combined"])).max()
+        assert (apart > 1e-3) == combined
+    assert main(["infer", f"{tmp_path}/m.nc", f"{tmp_path}/new.ecsv", "-o", f"{tmp_path}/x.fits", "--column",
+                 "magnitudes=G,H"]) == 2  # fmt: skip
+    assert "'K'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["magnitudes", "=G", "magnitudes=", "a b=G"])
+def test_columns_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli._column(text)
+
+
 def test_every_model_can_be_named(capsys):
     assert main(["fit", "--help"]) == 0
     said = capsys.readouterr().out

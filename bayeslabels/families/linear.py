@@ -156,8 +156,8 @@ class LinearFamily(Family):
             "label_scatter_included": not posterior.model.labels_are_latent,
         }
 
-    def held_out_view(self, model: LinearModel, stars: Stars) -> Stars:
-        return stars.drop("labels")
+    def asked(self, model: LinearModel) -> tuple[str, ...]:
+        return ("labels",)
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
         return log_density(result, stars, posterior.moments.label_scatter)
@@ -217,6 +217,15 @@ class LinearFamily(Family):
     def describe(self, model: LinearModel) -> str:
         frame = model.require_frame()
         return f"{', '.join(frame.names)} from {frame.n_pixel} pixels"
+
+    def details(self, posterior: Posterior) -> list[str]:
+        frame, moments = posterior.model.require_frame(), posterior.data["moments"].to_dataset()
+        grid = "" if frame.coordinate is None else f", {frame.coordinate[0]:.6g} to {frame.coordinate[-1]:.6g}"
+        scatter = np.nanmedian(posterior.moments.scatter)
+        return [
+            f"spectra: {frame.n_pixel} pixels{grid}; median scatter {scatter:.2g} {frame.flux_unit}".rstrip(),
+            f"features: {', '.join(moments['feature'].values.astype(str))}",
+        ]
 
 
 class HeldOut(NamedTuple):

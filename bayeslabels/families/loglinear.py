@@ -142,10 +142,6 @@ class LogLinearFamily(Family):
         )
         return {"posterior": sampled, "stars": xr.Dataset(table, coords=coords)}
 
-    def held_out_view(self, model: Any, stars: Stars) -> Stars:
-        """All: the spectrophotometric parallax makes no use of the measured one."""
-        return stars
-
     def quantities(self, model: Any) -> Quantities:
         unit, name = model.require_frame().unit, model.predicted
         return Quantities((f"{name}_sp", f"{name}_combined", "distance"), (unit, unit, "kpc" if unit == "mas" else ""))
@@ -183,6 +179,11 @@ class LogLinearFamily(Family):
             "feature": list(frame.names), "unit": list(frame.units), "coefficient": moments.coefficients / frame.scale,
             "coefficient_error": sd / frame.scale, "centre": frame.centre,
         })  # fmt: skip
+
+    def details(self, posterior: Posterior) -> list[str]:
+        told, frame = self.about(posterior), posterior.model.require_frame()
+        zero = f"zero point {told['zero_point']:.4g} +- {told['zero_point_error']:.2g} {frame.unit}".rstrip()
+        return [f"scatter of ln {posterior.model.predicted} {told['scatter']:.3g}, {zero}"]
 
     def describe(self, model: Any) -> str:
         return f"{model.predicted} from {len(model.require_frame().names) - 1} features"

@@ -1,0 +1,81 @@
+"""Stars from a table in a file: which columns are which block, as named now or as remembered from the training step.
+
+Columns are named as in `Stars.from_table`: {"flux": "FLUX", "flux_ivar": "IVAR", "magnitudes": ["G", "BP"], "id": ...},
+with "hdu" and "wavelength", which say where in the file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from astropy.table import Table
+
+from .columns import has_suffix
+from .errors import BadInput
+from .family import family_of
+from .stars import Stars
+from .tables import read_table, read_wavelength
+
+Columns = dict[str, Any]
+
+
+def open_table(path: str, columns: Mapping[str, Any]) -> Table:
+    hdu = columns.get("hdu")
+    return read_table(path, int(hdu) if isinstance(hdu, str) and hdu.isdecimal() else hdu)
+
+
+def read_stars(path: str, columns: Mapping[str, Any]) -> Stars:
+    """The stars of a FITS, ECSV or Parquet table."""
+    named = {name: value for parts in by_block(columns).values() for name, value in parts.items()}
+    if columns.get("wavelength"):
+        named["flux_coords"] = {"pixel": read_wavelength(path, columns["wavelength"])}
+    return Stars.from_table(open_table(path, columns), id=columns.get("id"), **named)
+
+
+def read_as_in_training(path: str, given: Mapping[str, Any], posterior: Any) -> Stars:
+    """The stars of a table for the test step: columns as given, else those of the training step that this table has.
+
+    What the test step is asked for (labels) is read only if it is given.
+    """
+    trained: Columns = posterior.info.get("columns", {})
+    columns = dict(given)
+    if "hdu" in trained:
+        columns.setdefault("hdu", trained["hdu"])
+    present = set(open_table(path, columns).colnames)
+    asked = family_of(posterior.model).asked(posterior.model)
+    for block, parts in by_block(trained).items():
+        named = by_block(given).get(block, {})
+        if set(named) - {block}:
+            parts = {block: parts[block]}
+        elif not named and (block in asked or present.isdisjoint(_names(parts[block]))):
+            continue
+        columns = {**parts, **columns}
+    if "id" not in columns and trained.get("id") in present:
+        columns["id"] = trained["id"]
+    if "wavelength" not in columns and trained.get("wavelength"):
+        try:
+            read_wavelength(path, trained["wavelength"])
+        except BadInput:
+            warnings.warn(
+                f"{path} has no wavelengths at {trained['wavelength']}, where the training table had them: its "
+                "spectra are taken to be on the same grid",
+                stacklevel=3,
+            )
+        else:
+            columns["wavelength"] = trained["wavelength"]
+    return read_stars(path, columns)
+
+
+def by_block(columns: Mapping[str, Any]) -> dict[str, Columns]:
+    """What is said of each block: {"flux": {"flux": ..., "flux_error": ...}, ...}."""
+    out: dict[str, Columns] = {}
+    for name, value in columns.items():
+        if name not in ("hdu", "wavelength", "id"):
+            out.setdefault(name.rpartition("_")[0] if has_suffix(name) else name, {})[name] = value
+    return out
+
+
+def _names(columns: Any) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
