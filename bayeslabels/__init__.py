@@ -3,6 +3,7 @@
 from . import families as _families  # noqa: F401  (registers every kind of models)
 from . import priors
 from .calibration import cross_validate
+from .catalog import infer_catalog
 from .errors import BadInput, CannotDo, NotConverged
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
@@ -34,6 +35,7 @@ __all__ = [
     "fit",
     "flag_names",
     "infer",
+    "infer_catalog",
     "load",
     "priors",
 ]  # fmt: skip

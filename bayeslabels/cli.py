@@ -16,21 +16,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from . import demo, reports
 from . import inference as inferences
+from .catalog import infer_catalog
 from .columns import default_names
 from .errors import BadInput, CannotDo, bad_input, index_of
 from .family import family_of
-from .fit import fit, infer
+from .fit import fit
 from .model import MODELS, Model
 from .posterior import load
 from .priors import HalfNormal, Prior
-from .reports import significant
-from .sources import read_as_in_training, read_stars
+from .sources import read_stars
 from .stars import Stars
-from .tables import format_of, write_table
 
 INFERENCES = {name.lower(): getattr(inferences, name) for name in sorted(inferences.__all__)}
 _BY_NAME = {name.lower(): model for name, model in sorted(MODELS.items())}
@@ -59,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"{where}{problem.strerror or problem}")
         except KeyboardInterrupt:
             done = ", ".join(map(str, written))
-            what = f"already written: {done}" if done else "nothing was written"
+            what = f"already written: {done}" if done else getattr(arguments, "interrupted", "nothing was written")
             print(f"\nbayeslabels: interrupted; {what}", file=sys.stderr)
             return 130
     return 0
@@ -117,8 +114,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("infer", help="test step: labels of new stars from their spectra, or what the model gives")
     p.description = (
-        "What the model infers, with error bars, for every star of a table. Columns are those of the training step, or "
-        "named; what is asked for, such as labels, is data only where it is named."
+        "What the model infers, with error bars, for every star of a table of any length (FITS, Parquet file or "
+        "folder, HDF5, ECSV). Columns are those of the training step, or named; what is asked for, such as labels, is "
+        "data only where it is named. Interrupted, the same command goes on where it stopped."
     )
     p.epilog = "Example: bayeslabels infer model.nc survey.fits -o catalogue.fits"
     p.add_argument("model", metavar="MODEL.nc", help="written by bayeslabels fit")
@@ -126,9 +124,11 @@ def parser() -> argparse.ArgumentParser:
     _label_options(p)
     _table_options(p)
     p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
-    _output_options(p, "CATALOGUE", "the table to write; ends in .ecsv, .fits or .parquet")
+    _output_options(p, "CATALOGUE", "to write: a table in .ecsv, .fits or .parquet, or a folder of Parquet files")
+    p.add_argument("--batch-size", metavar="N", type=_positive, help="stars at a time (default: some 200 MB)")
+    p.add_argument("--restart", action="store_true", help="start again, where an interrupted run would go on")
     _run_options(p)
-    p.set_defaults(run=_infer)
+    p.set_defaults(run=_infer, interrupted="what was done is kept: the same command goes on from there")
 
     p = commands.add_parser("info", help="what a model file holds")
     p.add_argument("model", metavar="MODEL.nc")
@@ -175,25 +175,17 @@ def _fit(a: argparse.Namespace, written: list[Path]) -> None:
 
 
 def _infer(a: argparse.Namespace, written: list[Path]) -> None:
-    format_of(a.output)
-    _may_write(a.output, a.overwrite)
+    if a.output.suffix:  # a folder may be that of an interrupted run
+        _may_write(a.output, a.overwrite)
     posterior = load(a.model)
-    stars = read_as_in_training(a.table, _given(a), posterior)
-    _say(f"{a.table}: {_counts(stars)}")
-    start = time.perf_counter()
     inference = INFERENCES[a.inference]() if a.inference else None
-    result = infer(posterior, stars, inference, seed=a.seed, progress=_progress(a))
-    seconds = time.perf_counter() - start
-    table = result.table()
-    written.append(write_table(table, a.output))
-    _say(f"  {len(result)} stars by {result.info['inference']} in {seconds:.0f} s")
-    known = result.error[np.isfinite(result.error).all(1)]
-    if len(known):
-        bars = zip(result.frame.names, result.frame.units, np.median(known, 0), strict=True)
-        _say("  median error bars: " + ", ".join(f"{n} {significant(float(x), 3)} {u}".rstrip() for n, u, x in bars))
-    for line in reports.diagnostics(result):
-        _say(line)
-    _say(f"wrote {a.output}: {len(table)} rows, {len(table.colnames)} columns")
+    size = a.batch_size or "auto"
+    run = infer_catalog(
+        posterior, a.table, a.output, inference, columns=_given(a), batch_size=size, resume=not a.restart,
+        overwrite=a.overwrite, seed=a.seed, progress=_progress(a),
+    )  # fmt: skip
+    written.append(a.output)
+    _say(f"wrote {run}")
 
 
 def _info(a: argparse.Namespace, written: list[Path]) -> None:
@@ -361,7 +353,7 @@ def _counts(stars: Stars) -> str:
 def _may_write(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise bad_input(f"output {path}, which exists", "a new file", fix="--overwrite to replace it")
-    if path.is_dir() or not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise bad_input(f"output {path}", "a file in a folder that exists")
 
 

@@ -88,16 +88,38 @@ def infer(
     with bar(len(stars), "test step", progress) as shown:
         for start in range(0, len(stars), batch_size):
             batch = stars if len(stars) <= batch_size else stars[start : start + batch_size]
-            parts.append(family.infer(posterior, batch, inference, seed, start, progress))
+            parts.append(infer_batch(posterior, batch, inference, seed, start, min(batch_size, len(stars)), progress))
             shown.update(len(batch))
+    return gathered(posterior, parts, inference, seed)
+
+
+def infer_batch(
+    posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, size: int, progress: bool | None
+) -> dict[str, xr.Dataset]:
+    """`Family.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
+
+    first: the place of the first of them among all stars.
+    """
+    n = len(stars)
+    if n < size:
+        stars = stars[np.minimum(np.arange(size), n - 1)]
+    part = family_of(posterior.model).infer(posterior, stars, inference, seed, first, progress)
+    return part if n == size else {name: data.isel(star=slice(0, n)) for name, data in part.items()}
+
+
+def gathered(
+    posterior: Posterior, parts: list[dict[str, xr.Dataset]], inference: Inference, seed: int
+) -> StarPosterior:
+    """The result of the test step of all stars from those of its batches."""
+    family = family_of(posterior.model)
     data = xr.DataTree.from_dict({name: xr.concat([p[name] for p in parts], "star") for name in ("posterior", "stars")})
     info = {
         **provenance(seed, inference),
         **family.about(posterior),
         "trained_by": posterior.info.get("inference", ""),
-        "n_star": len(stars),
+        "n_star": data["stars"].sizes["star"],
     }
-    return StarPosterior(data, family.quantities(model), info)
+    return StarPosterior(data, family.quantities(posterior.model), info)
 
 
 def fold_of(n_star: int, folds: int, seed: int) -> np.ndarray:

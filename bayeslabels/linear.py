@@ -68,6 +68,10 @@ class LinearModel(Model):
     """Whether the latents are the true labels, scaled. If not, tau is the scatter of the true labels about C phi."""
 
     @property
+    def blocks(self) -> tuple[str, ...]:
+        return (*self.label_blocks, "flux")
+
+    @property
     @abstractmethod
     def features(self) -> Monomials:
         """phi, of the latents; of first order where labels are outputs."""

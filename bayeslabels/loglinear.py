@@ -106,6 +106,10 @@ class LogLinearModel(Model):
     frame: FeatureFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
+    def blocks(self) -> tuple[str, ...]:
+        return (*(spec.removeprefix("ln ") for spec in self.feature_blocks), self.predicted, "zero_point")
+
+    @property
     @abstractmethod
     def feature_blocks(self) -> tuple[str, ...]:
         """The blocks that features come from, "ln " before those whose logarithm is taken."""

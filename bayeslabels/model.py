@@ -76,6 +76,11 @@ class Model(ABC):
         if "Model" not in cls.__name__:
             MODELS[cls.__name__] = cls
 
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that the program observes where they are present."""
+
     @abstractmethod
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program. batch_size: subsample the plate of stars, for stochastic optimisation."""

@@ -7,7 +7,7 @@ with "hdu" and "wavelength", which say where in the file.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from astropy.table import Table
@@ -34,22 +34,21 @@ def read_stars(path: str, columns: Mapping[str, Any]) -> Stars:
     return Stars.from_table(open_table(path, columns), id=columns.get("id"), **named)
 
 
-def read_as_in_training(path: str, given: Mapping[str, Any], posterior: Any) -> Stars:
-    """The stars of a table for the test step: columns as given, else those of the training step that this table has.
+def columns_as_in_training(path: str, given: Mapping[str, Any], posterior: Any, present: Iterable[str]) -> Columns:
+    """Columns for the test step: as given, else those of the training step of which the table has the columns.
 
-    What the test step is asked for (labels) is read only if it is given.
+    What the test step is asked for (labels) is read only if it is given. A posterior that was not trained on a table
+    knows no columns: there those are taken that are named like a block of the model, or like its error or ivar.
     """
-    trained: Columns = posterior.info.get("columns", {})
-    columns = dict(given)
-    if "hdu" in trained:
-        columns.setdefault("hdu", trained["hdu"])
-    present = set(open_table(path, columns).colnames)
+    present, columns = set(present), dict(given)
+    like_blocks = {name: name for name in present if set(by_block({name: name})) & set(posterior.model.blocks)}
+    trained: Columns = posterior.info.get("columns") or {**like_blocks, "id": "id"}
     asked = family_of(posterior.model).asked(posterior.model)
     for block, parts in by_block(trained).items():
         named = by_block(given).get(block, {})
         if set(named) - {block}:
-            parts = {block: parts[block]}
-        elif not named and (block in asked or present.isdisjoint(_names(parts[block]))):
+            parts = {name: value for name, value in parts.items() if name == block}
+        elif not named and (block in asked or block not in parts or present.isdisjoint(_names(parts[block]))):
             continue
         columns = {**parts, **columns}
     if "id" not in columns and trained.get("id") in present:
@@ -61,11 +60,11 @@ def read_as_in_training(path: str, given: Mapping[str, Any], posterior: Any) -> 
             warnings.warn(
                 f"{path} has no wavelengths at {trained['wavelength']}, where the training table had them: its "
                 "spectra are taken to be on the same grid",
-                stacklevel=3,
+                stacklevel=4,
             )
         else:
             columns["wavelength"] = trained["wavelength"]
-    return read_stars(path, columns)
+    return columns
 
 
 def by_block(columns: Mapping[str, Any]) -> dict[str, Columns]:

@@ -36,6 +36,8 @@ class Flags(IntFlag):
     """A magnitude (or another feature outside of the spectra) is missing; it was integrated over."""
     OUTLIER = 512
     """The measured parallax is wrong with probability above one half: left out of `parallax_combined`."""
+    BAD_ERROR = 8192
+    """An error was zero or negative, and its measurement left out (`infer_catalog`; elsewhere it is refused)."""
 
 
 def flag_names(value: int) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
             if kind == "ascii.ecsv":
                 return Table.read(path, format=kind)
             with fits.open(path) as hdus:
-                found = _hdu(hdus, hdu, path)
+                found = first_table(hdus, hdu, path)
                 if not isinstance(found, fits.BinTableHDU | fits.TableHDU):
                     raise bad_input(f"HDU {hdu} of {path}, which is no table", f"one of {_tables(hdus)}")
                 number = hdus.index(found)
@@ -82,7 +82,7 @@ def read_wavelength(path: str | os.PathLike[str], where: str) -> np.ndarray:
         raise bad_input(f"wavelength {where!r} for {path}", "FILE:COLUMN, as only FITS files have HDUs")
     else:
         with fits.open(path) as hdus:
-            found = _hdu(hdus, int(first) if first.isdecimal() else first, Path(path))
+            found = first_table(hdus, int(first) if first.isdecimal() else first, Path(path))
             image = None if isinstance(found, fits.BinTableHDU | fits.TableHDU) else found.data
             if image is not None:
                 return _grid(image, where)
@@ -113,7 +113,7 @@ def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
     """Write an astropy table with its units; an existing file is replaced."""
     kind, path = format_of(path), Path(path)
     if kind == "parquet":
-        _pyarrow()
+        parquet_module()
     with in_one_piece(path) as part:
         if kind == "fits":
             _fits_hdu(table).writeto(part)
@@ -146,7 +146,7 @@ def _one_line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:160] or type(problem).__name__
 
 
-def _hdu(hdus: Any, hdu: int | str | None, path: Path) -> Any:
+def first_table(hdus: Any, hdu: int | str | None, path: Path) -> Any:
     if hdu is None:
         found = [x for x in hdus if isinstance(x, fits.BinTableHDU | fits.TableHDU)]
         if not found:
@@ -171,7 +171,7 @@ def _grid(values: Any, where: str) -> np.ndarray:
     return grid
 
 
-def _pyarrow() -> Any:
+def parquet_module() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:
@@ -182,30 +182,49 @@ def _pyarrow() -> Any:
 
 
 def _read_parquet(path: Path) -> Table:
-    parquet = _pyarrow()
+    parquet = parquet_module()
     try:
         data = parquet.read_table(path)
     except (OSError, ValueError) as problem:  # pyarrow's own errors are ValueErrors
         raise bad_input(f"{path}, which cannot be read as Parquet ({_one_line(problem)})", "a table") from problem
     if b"table_meta_yaml" in (data.schema.metadata or {}):
         return Table.read(path, format="parquet")
+    return table_of_arrow(data)
+
+
+def table_of_arrow(data: Any) -> Table:
+    """An astropy table of a pyarrow table or batch; list columns become vector columns, NaN where they are null."""
     out = Table()
-    for name in data.column_names:
-        column = data[name]
-        kind = str(column.type)
+    for name in data.schema.names:
+        column, field = data.column(name), data.schema.field(name)
+        kind = str(field.type)
+        if hasattr(column, "combine_chunks"):
+            column = column.combine_chunks()
         if "list" in kind:
-            rows = [np.asarray(row, float) for row in column.to_pylist() if row is not None]
-            length = {len(row) for row in rows}
-            if len(length) != 1:
-                raise bad_input(f"column {name!r} with lists of length {sorted(length)[:5]}", "spectra of one length")
-            blank = np.full(length.pop(), np.nan)
-            rest = iter(rows)
-            out[name] = np.array([blank if row is None else next(rest) for row in column.to_pylist()])
+            out[name] = _vectors(name, column)
         elif "string" in kind:
             out[name] = np.array([x or "" for x in column.to_pylist()], str)
         else:
-            out[name] = column.to_numpy()
-        unit = ((data.schema.field(name).metadata) or {}).get(b"unit")
+            out[name] = column.to_numpy(zero_copy_only=False)
+        unit = (field.metadata or {}).get(b"unit")
         if unit:
             out[name].unit = unit.decode()
+    return out
+
+
+def _vectors(name: str, column: Any) -> np.ndarray:
+    """(n, length) of a pyarrow list array; rows that are null are NaN."""
+    from pyarrow.compute import list_value_length
+
+    lengths = set(list_value_length(column).unique().to_pylist()) - {None}
+    if len(lengths) != 1:
+        raise bad_input(f"column {name!r} with lists of length {sorted(lengths)[:5]}", "spectra of one length")
+    (length,) = lengths
+    present = ~column.is_null().to_numpy(zero_copy_only=False)
+    values = column.flatten().to_numpy(zero_copy_only=False)  # of the rows that are present, alone
+    n = int(present.sum())
+    if n == len(present):
+        return np.asarray(values.reshape(n, length))
+    out = np.full((len(present), length), np.nan, values.dtype if values.dtype.kind == "f" else float)
+    out[present] = values.reshape(n, length)
     return out

@@ -219,10 +219,17 @@ def test_interrupted(files, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "infer", interrupt)
-    assert main(["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", str(tmp_path / "c.fits")]) == 130
+    out = str(tmp_path / "c.fits")
+    monkeypatch.setattr("bayeslabels.catalog._inferred", interrupt)
+    assert main(["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", out]) == 130
+    assert "goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "c.fits").exists()
+    monkeypatch.undo()
+    assert main(["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", out]) == 0
+    assert [x.name for x in tmp_path.iterdir()] == ["c.fits"]
+    monkeypatch.setattr(cli, "fit", interrupt)
+    assert main(["fit", f"{files}/train.fits", *LABELS, "-o", str(tmp_path / "m.nc")]) == 130
     assert "nothing was written" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_warnings_are_lines(capsys, monkeypatch):

@@ -31,6 +31,7 @@ class LineModel(CollapsedModel):
     """y = a + b v + N(0, s^2), x = v + N(0, sigma^2), v ~ N(0, 1): y | x is Gaussian."""
 
     n_member: int = 3
+    blocks = ("labels", "flux")
 
     @property
     def members(self):

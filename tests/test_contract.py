@@ -35,12 +35,6 @@ CHEAP = {
     "Lux": EXAMPLES["Lux"],
 }
 """For inferences that compile the whole program: few sites."""
-BLOCKS = {
-    "Cannon": ("labels", "flux"),
-    "Lux": ("labels", "flux"),
-    "Parallax": ("magnitudes", "flux", "parallax"),
-}
-"""The blocks that a model measures; all of them by default."""
 ASKED = {"Parallax": "parallax"}
 """The block that the test step is asked for; `labels` by default."""
 SAMPLED = {"Parallax": ("parallax",)}
@@ -80,7 +74,7 @@ def of(stars):
     """The stars with the blocks that a model measures."""
 
     def blocks(name):
-        return stars.drop(*[block for block in stars.blocks if block not in BLOCKS.get(name, tuple(stars.blocks))])
+        return stars.drop(*[block for block in stars.blocks if block not in example(name).blocks])
 
     return blocks
 

@@ -1,0 +1,400 @@
+"""Catalogues larger than memory: a table goes in, a table with posteriors comes out, and a crash loses nothing.
+
+The table is read in batches of one size, each while the one before is inferred. Every batch becomes a part, written
+beside and moved into place; a run that finds the parts of an earlier one of the same model, table and settings goes on
+where that stopped, with the same result to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import QTable, Table, vstack
+
+from . import state
+from .errors import bad_input, index_of
+from .family import family_of
+from .fit import gathered, infer_batch
+from .inference.base import Inference
+from .numerics.linalg import in_float64
+from .posterior import Posterior
+from .progress import bar
+from .sources import Columns, by_block, columns_as_in_training
+from .star_posterior import Flags
+from .stars import Stars
+from .streams import Stream, open_stream
+from .tables import in_one_piece, parquet_module, read_wavelength, write_table
+
+NOTES = "_bayeslabels.json"
+"""The file, beside the parts, that says what they are parts of."""
+
+
+@dataclass(frozen=True)
+class CatalogRun:
+    """What a run over a catalogue did: stars in all and of an earlier run, seconds, stars per flag, where it is."""
+
+    destination: Path
+    n_star: int
+    n_resumed: int
+    seconds: float
+    flags: dict[str, int] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def stars_per_second(self) -> float:
+        return (self.n_star - self.n_resumed) / max(self.seconds, 1e-9)
+
+    def __str__(self) -> str:
+        raised = ", ".join(f"{name} {n}" for name, n in self.flags.items() if n) or "none raised"
+        earlier = f", {self.n_resumed} of them by an earlier run" if self.n_resumed else ""
+        rate = f"{self.seconds:.0f} s, {self.stars_per_second:.0f} stars per s"
+        return f"{self.destination}: {self.n_star} stars{earlier}; {rate}; flags: {raised}"
+
+
+@in_float64
+def infer_catalog(
+    posterior: Posterior,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    inference: Inference | None = None,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    batch_size: int | str = "auto",
+    resume: bool = True,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: bool | None = True,
+) -> CatalogRun:
+    """Test step for a catalogue of any length: `infer(...).table()` of every star, in the order of the source.
+
+    Args:
+        source: a Parquet file or a folder of them, a FITS table, HDF5 with a dataset per column, or ECSV.
+        destination: a folder, for a Parquet file per batch; or a file that ends in .parquet, .fits or .ecsv.
+        inference: as in `infer`.
+        columns: names of columns as in `Stars.from_table`, ``{"flux": "FLUX", "flux_ivar": "IVAR", "id": "NAME"}``, and
+            "hdu" and "wavelength"; those left out are as in the training step, or named like the blocks.
+        batch_size: stars at a time, which with a row's size bounds the memory.
+        resume: go on where an earlier run of the same model, source and settings stopped; False: start again.
+        overwrite: put a file in the place of one that exists, at the end.
+        seed: as in `infer`: the same stars in the same batches have the same posteriors, to the bit.
+
+    Errors of a measurement that are zero or negative count as missing, and their stars are flagged BAD_ERROR.
+
+    Raises:
+        BadInput: before anything is computed: columns or files that are not there, files cut short, duplicated ids,
+            a destination that cannot be written, parts of another model, source or settings, named.
+    """
+    family = family_of(posterior.model)
+    inference = inference or family.infer_by
+    family.require(inference, posterior.model, "infer")
+    plan = _Plan.of(posterior, source, destination, inference, dict(columns or {}), batch_size, seed)
+    plan.prepare(resume, overwrite)
+    start, flags = time.perf_counter(), dict.fromkeys(Flags.__members__, 0)
+    done = plan.finished()
+    n_resumed = sum(stop - first for first, stop in done)
+    for first, _ in done:
+        _count(flags, parquet_module().read_table(plan.part(first), columns=["flags"])["flags"])
+    waiting, n_bad = [x for x in plan.parts() if x not in done], 0
+    label = f"{plan.batch_size} stars ({plan.megabytes:.0f} MB) at a time"
+    with bar(plan.stream.n_row, label, progress) as shown, ThreadPoolExecutor(1) as writer:
+        shown.update(n_resumed)
+        written: Any = None
+        for first, stop, table in _ahead(plan.tables(waiting)):
+            result, bad = _inferred(plan, table, first)
+            _count(flags, result["flags"])
+            if written is not None:
+                written.result()
+            written = writer.submit(plan.write_part, first, stop, result)
+            n_bad += bad
+            shown.set_postfix({"bad errors": n_bad} if n_bad else {})
+            shown.update(stop - first)
+        if written is not None:
+            written.result()
+    plan.assemble()
+    seconds = time.perf_counter() - start
+    return CatalogRun(plan.destination, plan.stream.n_row, n_resumed, seconds, flags, plan.notes)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run: where rows come from and parts go to, and `notes`, which identify it."""
+
+    posterior: Posterior
+    stream: Stream
+    destination: Path
+    inference: Inference
+    columns: Columns
+    coords: dict[str, Any]
+    batch_size: int
+    seed: int
+    notes: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, posterior: Posterior, source: Any, destination: Any, inference: Inference, given: Columns,
+        batch_size: int | str, seed: int,
+    ) -> _Plan:  # fmt: skip
+        hdu = given.get("hdu", posterior.info.get("columns", {}).get("hdu"))
+        stream = open_stream(source, int(hdu) if isinstance(hdu, str) and hdu.isdecimal() else hdu)
+        columns = columns_as_in_training(os.fspath(source), given, posterior, stream.names)
+        if stream.n_row == 0:
+            raise bad_input(f"{source} with 0 rows", "at least one star")
+        for names in [columns.get("id"), *(x for part in by_block(columns).values() for x in part.values())]:
+            for name in [names] if isinstance(names, str) else (names or ()):
+                index_of(name, stream.names, f"column of {source}")
+        coords = {}
+        if columns.get("wavelength"):
+            coords = {"flux_coords": {"pixel": read_wavelength(os.fspath(source), columns["wavelength"])}}
+        if batch_size == "auto":
+            batch_size = family_of(posterior.model).batch_size(posterior.model)
+        if isinstance(batch_size, str) or batch_size < 1:
+            raise bad_input(f"batch_size={batch_size!r}", 'a number of stars, or "auto"')
+        size = min(int(batch_size), stream.n_row)
+        notes = {
+            "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row, "columns": columns,
+            "inference": type(inference).__name__, "settings": inference.settings(), "batch_size": size, "seed": seed,
+        }  # fmt: skip
+        return cls(posterior, stream, Path(destination), inference, columns, coords, size, seed,
+                   json.loads(json.dumps(notes)))  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts are: the destination, or a folder beside the file that is made of them at the end."""
+        if not self.destination.suffix:
+            return self.destination
+        return self.destination.with_name(f".{self.destination.name}.parts")
+
+    @property
+    def megabytes(self) -> float:
+        """Of the numbers of a batch, four times over: as read, in float64, and at work."""
+        frame = self.posterior.model.require_frame()
+        width = getattr(frame, "n_pixel", None) or len(frame.names)
+        return 4 * 2 * 8 * width * self.batch_size / 1e6
+
+    def prepare(self, resume: bool, overwrite: bool) -> None:
+        """Refuse what cannot be done, before the first star is read."""
+        if self.destination.suffix and self.destination.suffix not in JOINS:
+            raise bad_input(f"destination {self.destination}", "a folder, or a file in .ecsv, .fits or .parquet")
+        notes = self.folder / NOTES
+        if (self.destination.is_file() and not overwrite) or (self.destination.is_dir() and self.destination.suffix):
+            raise bad_input(f"destination {self.destination}, which exists", "a new name", fix="overwrite=True")
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not notes.is_file():
+            raise bad_input(f"destination {self.folder}, a folder of other files", "a new or empty folder")
+        if notes.is_file():
+            before = _notes_of(notes)
+            odd = [key for key in self.notes if before.get(key) != self.notes[key]]
+            if resume and odd:
+                told = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(self.notes[key])}" for key in odd)
+                raise bad_input(
+                    f"parts of another run in {self.folder} ({told})", "the same model, source and settings",
+                    fix="resume=False to start again, or another destination",
+                )  # fmt: skip
+            if not resume:
+                shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with in_one_piece(notes) as part:
+                part.write_text(json.dumps(self.notes, indent=1))
+        except OSError as problem:
+            raise bad_input(
+                f"destination {self.destination} ({problem.strerror})", "one that can be written"
+            ) from problem
+        if self.columns.get("id"):
+            self._refuse_duplicates()
+
+    def _refuse_duplicates(self) -> None:
+        name = self.columns["id"]
+        ids = np.concatenate([np.asarray(t[name]) for t in self.stream.read(0, 1_000_000, [name])])
+        values, count = np.unique(ids, return_counts=True)
+        if (count > 1).any():
+            shown = ", ".join(str(x) for x in values[count > 1][:3])
+            raise bad_input(
+                f"{int((count > 1).sum())} ids that stand more than once, such as {shown}", "one row per star"
+            )
+
+    def parts(self) -> list[tuple[int, int]]:
+        """First row and one past the last, of every part."""
+        n, size = self.stream.n_row, self.batch_size
+        return [(first, min(first + size, n)) for first in range(0, n, size)]
+
+    def part(self, first: int) -> Path:
+        return self.folder / f"part-{first:012d}.parquet"
+
+    def finished(self) -> list[tuple[int, int]]:
+        """The parts that are there, whole."""
+        parquet = parquet_module()
+        out = []
+        for first, stop in self.parts():
+            try:
+                if parquet.read_metadata(self.part(first)).num_rows == stop - first:
+                    out.append((first, stop))
+            except (OSError, ValueError):
+                continue
+        return out
+
+    def tables(self, waiting: list[tuple[int, int]]) -> Iterator[tuple[int, int, Table]]:
+        """The rows of the parts that are still to be done; rows between them are passed over."""
+        if not waiting:
+            return
+        needed = {x for part in by_block(self.columns).values() for x in _flat(part.values())}
+        names = [name for name in self.stream.names if name in needed | {self.columns.get("id")}]
+        start = waiting[0][0]
+        todo = dict(waiting)
+        for i, table in enumerate(self.stream.read(start, self.batch_size, names)):
+            first = start + i * self.batch_size
+            if first in todo:
+                yield first, todo[first], table
+
+    def stars(self, table: Table, first: int) -> tuple[Stars, np.ndarray]:
+        """The stars of a batch, and which of them (N,) have errors that are zero or negative."""
+        bad = np.zeros(len(table), bool)
+        named = {name: value for part in by_block(self.columns).values() for name, value in part.items()}
+        for name, value in named.items():
+            if not name.endswith("_error"):
+                continue
+            for column in _flat([value]):
+                numbers = np.asarray(table[column], float)
+                wrong = numbers <= 0
+                if wrong.any() and numbers.ndim < 3:
+                    bad |= wrong.reshape(len(table), -1).any(1)
+                    table[column] = np.where(wrong, np.nan, numbers)
+        stars = Stars.from_table(table, id=self.columns.get("id"), **named, **self.coords)
+        if self.columns.get("id") is None:
+            stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
+        return stars, bad
+
+    def write_part(self, first: int, stop: int, table: QTable) -> None:
+        try:
+            write_table(table, self.part(first))
+        except OSError as problem:
+            raise OSError(
+                problem.errno,
+                f"{problem.strerror}: part {first} to {stop} of {self.destination} could not be written; what was "
+                "written is kept, and the same call goes on from there",
+            ) from problem
+
+    def assemble(self) -> None:
+        """One file of the parts, if a file was asked for."""
+        if not self.destination.suffix:
+            return
+        with in_one_piece(self.destination) as whole:
+            JOINS[self.destination.suffix]([self.part(first) for first, _ in self.parts()], whole, self.stream.n_row)
+        shutil.rmtree(self.folder)
+
+
+def _inferred(plan: _Plan, table: Table, first: int) -> tuple[QTable, int]:
+    """The rows of the result for a batch, and how many stars have bad errors."""
+    stars, bad = plan.stars(table, first)
+    plan.posterior.model.check(stars)
+    part = infer_batch(plan.posterior, stars, plan.inference, plan.seed, first, plan.batch_size, False)
+    part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
+    return gathered(plan.posterior, [part], plan.inference, plan.seed).table(), int(bad.sum())
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The items of an iterator, the next one made while the last one is at use."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = reader.submit(next, items, None)
+            yield item
+
+
+def _count(flags: dict[str, int], values: Any) -> None:
+    for flag in Flags:
+        flags[str(flag.name)] += int(((np.asarray(values) & flag) > 0).sum())
+
+
+def _flat(names: Any) -> list[str]:
+    return [x for value in names for x in ([value] if isinstance(value, str) else value)]
+
+
+def _fingerprint(posterior: Posterior) -> str:
+    """Of the model and all that the test step integrates over."""
+    arrays: dict[str, np.ndarray] = {}
+    text = state.dumps(posterior.model, arrays)
+    total = hashlib.sha256(text.encode())
+    for x in [*arrays.values(), *posterior.moments]:
+        total.update(np.ascontiguousarray(np.asarray(x, float)).tobytes())
+    return total.hexdigest()[:16]
+
+
+def _notes_of(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as problem:
+        what = f"{path}, which cannot be read ({problem})"
+        raise bad_input(what, "the notes of an earlier run", fix="resume=False to start again") from problem
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _pieces(parts: list[Path], one: Path) -> Iterator[Path]:
+    """Every part written again as the file `one`, with texts as wide as the widest of all parts."""
+    parquet = parquet_module()
+    schema = parquet.read_schema(parts[0])
+    texts = [name for name in schema.names if "string" in str(schema.field(name).type)]
+    width = dict.fromkeys(texts, 1)
+    for part in parts:
+        for name in texts:
+            width[name] = max(width[name], *map(len, parquet.read_table(part, columns=[name])[name].to_pylist()))
+    try:
+        for part in parts:
+            table = QTable.read(part, format="parquet")
+            for name in texts:
+                table[name] = np.asarray(table[name]).astype(f"U{width[name]}")
+            write_table(table, one)
+            yield one
+    finally:
+        one.unlink(missing_ok=True)
+
+
+def _join_parquet(parts: list[Path], whole: Path, n_row: int) -> None:
+    parquet, writer = parquet_module(), None
+    try:
+        for piece in _pieces(parts, whole.with_name(f"{whole.stem}.one.parquet")):
+            rows = parquet.read_table(piece)
+            writer = writer or parquet.ParquetWriter(whole, rows.schema)
+            writer.write_table(rows)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _join_fits(parts: list[Path], whole: Path, n_row: int) -> None:
+    """The header of the first part, with the rows of all."""
+    with open(whole, "wb") as out:
+        for piece in _pieces(parts, whole.with_name(f"{whole.stem}.one.fits")):
+            with fits.open(piece) as hdus:
+                header, begin, start = hdus[1].header.copy(), hdus[1]._header_offset, hdus[1]._data_offset
+            n_byte = header["NAXIS1"] * header["NAXIS2"]
+            with open(piece, "rb") as rows:
+                if out.tell() == 0:
+                    header["NAXIS2"] = n_row
+                    out.write(rows.read(begin))
+                    out.write(header.tostring().encode("ascii"))
+                rows.seek(start)
+                out.write(rows.read(n_byte))
+        out.write(bytes(-out.tell() % 2880))
+
+
+def _join_text(parts: list[Path], whole: Path, n_row: int) -> None:
+    write_table(vstack([QTable.read(part, format="parquet") for part in parts], metadata_conflicts="silent"), whole)
+
+
+JOINS = {".parquet": _join_parquet, ".fits": _join_fits, ".ecsv": _join_text}
+"""How the parts become one file, by the end of its name."""

@@ -1,0 +1,187 @@
+"""Tables larger than memory, read in order, a batch of rows at a time: Parquet files and folders, FITS, HDF5."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from astropy.io import fits
+from astropy.table import Column, Table, vstack
+
+from .errors import bad_input
+from .tables import first_table, parquet_module, read_table, table_of_arrow
+
+HDF5 = (".h5", ".hdf5", ".hdf")
+FITS = (".fits", ".fit")
+
+
+class Stream(ABC):
+    """A table of `n_row` rows and the columns `names` in the files `paths`."""
+
+    n_row: int
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+
+    @abstractmethod
+    def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        """Tables of `size` rows, the last one of what is left, from row `start` on; with units."""
+
+    def identity(self) -> list[list[Any]]:
+        """Name, size and time of every file, by which a resumed run knows its source."""
+        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]
+
+
+def open_stream(path: str | os.PathLike[str], hdu: int | str | None = None) -> Stream:
+    """The table in a Parquet file or folder, a FITS file or an HDF5 file (a dataset per column), unread as yet."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise bad_input(f"no file or folder {path}", "a Parquet, FITS or HDF5 table")
+    if path.is_dir() or suffix in (".parquet", ".pq"):
+        return ParquetStream(path)
+    if suffix in FITS:
+        return FitsStream(path, hdu)
+    if suffix in HDF5:
+        return Hdf5Stream(path, hdu)
+    if suffix == ".ecsv":
+        return TextStream(path)
+    raise bad_input(
+        f"the file name {str(path)!r}", f"a folder, or one that ends in {', '.join(FITS + HDF5)} or .parquet"
+    )
+
+
+class ParquetStream(Stream):
+    """One file, or all Parquet files below a folder in the order of their names."""
+
+    def __init__(self, path: Path):
+        parquet = parquet_module()
+        found = [path]
+        if path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if p.suffix in (".parquet", ".pq") and p.name[0] not in "._"]
+            if not found:
+                raise bad_input(f"the folder {path} without Parquet files", "some")
+        self.rows, names = [], []
+        for file in found:
+            try:
+                head = parquet.read_metadata(file)
+            except (OSError, ValueError) as problem:
+                text = " ".join(str(problem).split())[:160]
+                what = f"{file}, which cannot be read as Parquet ({text})"
+                raise bad_input(what, "a whole file", "it is cut short") from problem
+            self.rows.append(head.num_rows)
+            names.append(tuple(head.schema.to_arrow_schema().names))
+        for file, own in zip(found, names, strict=True):
+            if set(own) != set(names[0]):
+                odd = sorted(set(own) ^ set(names[0]))
+                raise bad_input(f"{file}, which differs from {found[0]} in the columns {odd}", "the same in all files")
+        self.paths, self.names, self.n_row = tuple(found), names[0], sum(self.rows)
+
+    def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        parquet, held, n_held = parquet_module(), [], 0
+        for path, rows in zip(self.paths, self.rows, strict=True):
+            if start >= rows:
+                start -= rows
+                continue
+            with parquet.ParquetFile(path, memory_map=True) as file:
+                wanted: list[int] = []
+                for group in range(file.metadata.num_row_groups):
+                    inside = file.metadata.row_group(group).num_rows
+                    if start >= inside and not wanted:
+                        start -= inside
+                    else:
+                        wanted.append(group)
+                for batch in file.iter_batches(batch_size=size, row_groups=wanted, columns=list(columns)):
+                    skipped, start = min(start, batch.num_rows), max(start - batch.num_rows, 0)
+                    batch = batch.slice(skipped)
+                    while batch.num_rows:
+                        piece = batch.slice(0, size - n_held)
+                        batch = batch.slice(piece.num_rows)
+                        held.append(table_of_arrow(piece))
+                        n_held += piece.num_rows
+                        if n_held == size:
+                            yield _joined(held)
+                            held, n_held = [], 0
+        if held:
+            yield _joined(held)
+
+
+class FitsStream(Stream):
+    """A binary table, memory-mapped."""
+
+    def __init__(self, path: Path, hdu: int | str | None):
+        self.paths, self.hdu = (path,), hdu
+        with warnings.catch_warnings(), fits.open(path, memmap=True) as hdus:
+            warnings.simplefilter("ignore")  # of a file cut short, which is refused below
+            table = first_table(hdus, hdu, path)
+            self.number, self.n_row = hdus.index(table), int(table.header["NAXIS2"])
+            self.names = tuple(table.columns.names)
+            needed = table._data_offset + int(table.header["NAXIS1"]) * self.n_row
+        if path.stat().st_size < needed:
+            raise bad_input(f"{path} of {path.stat().st_size} bytes", f"at least {needed}", "it is cut short")
+
+    def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        with fits.open(self.paths[0], memmap=True) as hdus:
+            table = hdus[self.number]
+            for first in range(start, self.n_row, size):
+                part, out = table.data[first : first + size], Table()
+                for name in columns:
+                    values, header = np.array(part[name]), table.columns[name]
+                    if header.null not in (None, "") and values.dtype.kind in "iu":
+                        values = np.where(values == header.null, np.nan, values)
+                    native = values.astype(values.dtype.newbyteorder("="))
+                    out[name] = Column(native, unit=header.unit or None)
+                yield out
+
+
+class TextStream(Stream):
+    """An ECSV table, read as a whole."""
+
+    def __init__(self, path: Path):
+        self.table = read_table(path)
+        self.paths, self.n_row, self.names = (path,), len(self.table), tuple(self.table.colnames)
+
+    def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        for first in range(start, self.n_row, size):
+            yield self.table[list(columns)][first : first + size]
+
+
+class Hdf5Stream(Stream):
+    """Datasets of equal length in a file or in one of its groups, units in their attribute `unit`."""
+
+    def __init__(self, path: Path, group: int | str | None):
+        self.paths, self.group = (path,), str(group or "/")
+        try:
+            with h5py.File(path) as file:
+                if self.group not in file:
+                    raise bad_input(f"the group {self.group!r} of {path}", f"one of {list(file)}")
+                sets = {k: x for k, x in file[self.group].items() if isinstance(x, h5py.Dataset) and x.shape}
+                lengths = {name: len(x) for name, x in sets.items()}
+        except OSError as problem:
+            raise bad_input(f"{path}, which cannot be read as HDF5 ({problem})", "a whole file") from problem
+        if len(set(lengths.values())) != 1:
+            raise bad_input(
+                f"{path} with columns of length {lengths or 'none'}", "a dataset per column, of equal length"
+            )
+        self.names, self.n_row = tuple(sets), next(iter(lengths.values()))
+
+    def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        with h5py.File(self.paths[0]) as file:
+            group = file[self.group]
+            for first in range(start, self.n_row, size):
+                out = Table()
+                for name in columns:
+                    values, unit = group[name][first : first + size], group[name].attrs.get("unit")
+                    if values.dtype.kind == "O":
+                        values = np.array([x.decode() if isinstance(x, bytes) else str(x) for x in values])
+                    out[name] = Column(values, unit=unit.decode() if isinstance(unit, bytes) else unit)
+                yield out
+
+
+def _joined(tables: list[Table]) -> Table:
+    return tables[0] if len(tables) == 1 else vstack(tables, join_type="exact", metadata_conflicts="silent")
