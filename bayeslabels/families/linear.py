@@ -7,6 +7,7 @@ of the label system is added.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -501,12 +502,19 @@ def label_distance(training_u: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, f
 
     The limit is twice the largest distance, save for one star in a hundred, among the training stars themselves.
     """
-    train = training_u[:: max(1, len(training_u) // 4000)]
-    k = min(10, len(train) - 1)
-    tree = cKDTree(train)
+    train = np.ascontiguousarray(training_u[:: max(1, len(training_u) // 4000)])
+    tree, k, limit = _neighbours(train.tobytes(), train.shape[1])
     ok = np.isfinite(u).all(1)
     distance = np.full(len(u), np.nan)
     if ok.any():
         distance[ok] = (tree.query(u[ok], k=k)[0].reshape(ok.sum(), -1) ** 2).mean(1)
-    own = (tree.query(train, k=k + 1)[0][:, 1:] ** 2).mean(1)
-    return distance, 4 * float(np.quantile(own, 0.99))
+    return distance, limit
+
+
+@functools.lru_cache(maxsize=8)
+def _neighbours(train: bytes, width: int) -> tuple[cKDTree, int, float]:
+    """The tree of training stars, how many of them count as near, and the limit: once for all batches of stars."""
+    points = np.frombuffer(train).reshape(-1, width)
+    tree, k = cKDTree(points), min(10, len(points) - 1)
+    own = (tree.query(points, k=k + 1)[0][:, 1:] ** 2).mean(1)
+    return tree, k, 4 * float(np.quantile(own, 0.99))
