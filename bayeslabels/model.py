@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -84,6 +85,11 @@ class Model(ABC):
     @abstractmethod
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program. batch_size: subsample the plate of stars, for stochastic optimisation."""
+
+    @property
+    def training_program(self) -> Callable[..., Any]:
+        """The program that SVI and NUTS train: this one, unless the stars' own unknowns can be integrated out."""
+        return self
 
     @abstractmethod
     def bind(self, stars: Stars) -> Self:

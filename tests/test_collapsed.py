@@ -130,3 +130,10 @@ def test_a_network_is_what_its_docstring_says():
     h = np.tanh(x @ w0 + b0)
     h = h + np.tanh(h @ w1 + b1)
     np.testing.assert_allclose(net(jnp.asarray(w), jnp.asarray(x)), x @ lin + b + h @ v, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inference", [bl.NUTS(chains=2, draws=60, warmup=100), bl.SVI(steps=300, learning_rate=0.05)])
+def test_nuts_and_svi_train_the_shared_parameters_alone(line, inference):
+    trained = inference.fit(LineModel().bind(line), line[:300], 0, False)
+    assert set(trained.draws) == {"line", "scatter"}
+    np.testing.assert_allclose(trained.draws["line"].mean((0, 1)), [0.5, 2.0], atol=0.15)
