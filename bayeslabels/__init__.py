@@ -9,6 +9,7 @@ from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
 from .models.lux import Lux
 from .models.parallax import Parallax
+from .models.photometry import Photometry
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -27,6 +28,7 @@ __all__ = [
     "Lux",
     "NotConverged",
     "Parallax",
+    "Photometry",
     "Posterior",
     "StarPosterior",
     "Stars",

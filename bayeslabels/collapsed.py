@@ -9,7 +9,7 @@ alone are a model's own, and nothing grows with the number of stars. `model(star
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,10 @@ class CollapsedModel(Model):
     @abstractmethod
     def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
         """theta to start an optimiser from, another one for another seed."""
+
+    @property
+    def training_program(self) -> Callable[..., Any]:
+        return self.collapsed
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         return self.start(stars, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -70,6 +71,8 @@ class Model(ABC):
     frame: Any = field(default=None, kw_only=True, repr=False, compare=False)
     global_sites: ClassVar[tuple[str, ...]] = ()
     """Names of the sites shared by all stars."""
+    stored: ClassVar[tuple[type, ...]] = ()
+    """Dataclasses that its files hold besides priors and `Frame`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,6 +100,11 @@ class Model(ABC):
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         """Values of sites near a good optimum, where a model knows some; for samplers and stochastic optimisers."""
         return {}
+
+    @property
+    def training_program(self) -> Callable[..., Any]:
+        """The program that samplers and variational training run: this one, or one with fewer sites."""
+        return self
 
     def variants(self) -> tuple[Self, ...]:
         """The models that these settings leave open, to be ranked by held-out density."""

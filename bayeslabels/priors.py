@@ -184,6 +184,7 @@ def global_scale(scale: float | None) -> Array:
     """t, sampled where it is learned."""
     return jnp.asarray(scale) if scale is not None else numpyro.sample("global_scale", dist.HalfCauchy(1.0))
 
+
 @dataclass(frozen=True)
 class Exponential:
     """p(E) = exp(-E / scale) / scale for E >= 0, mag; scale None: the mean reddening of the training stars."""
@@ -211,7 +212,7 @@ class NormalModulus:
 
 @dataclass(frozen=True)
 class ExponentialDisk:
-    """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially from the Sun in all directions.
+    """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially with distance from the Sun.
 
     The simplest prior that knows of the growing volume and of the Galaxy's end (Bailer-Jones 2015, eq. 17).
     """

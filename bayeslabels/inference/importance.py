@@ -40,8 +40,8 @@ class Importance(Inference):
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
-        n, size = problem.n_star, 64  # the draws of so many stars stay in the cache
-        m = problem.information.shape[1]
+        n, size = problem.n_star, problem.at_once
+        m = problem.n_latent
         u, khat, ess = np.empty((self.draws, n, m)), np.empty(n), np.empty(n)
         mean, covariance = np.empty((n, m)), np.empty((n, m, m))
         with bar(n, "importance sampling", progress) as shown:

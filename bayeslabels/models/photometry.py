@@ -1,4 +1,4 @@
-"""Dust-aware stellar photometry: absolute magnitudes as a function of the labels, and the vector along which dust moves them.
+"""Dust-aware photometry: absolute magnitudes as functions of the labels, and the vector along which dust moves them.
 
 magnitudes_n = M(u_n) + mu_n + E_n R(u_n) + noise        (Green+21, eq. 2)
 ln R_b(u) = r_b + r'_b . u                               (section 2.1)
@@ -25,9 +25,10 @@ from ..numerics.linalg import Array
 from ..numerics.mixture import Mixture, learn
 from ..numerics.network import Function, Network, Polynomial
 from ..priors import DistancePrior, Exponential, ExponentialDisk, NormalModulus
-from ..stars import Block, Stars
+from ..stars import Stars
 
 BLOCKS = ("labels", "magnitudes", "parallax", "reddening")
+FUNCTIONS: dict[str, dict[str, int]] = {"network": {"width": 32, "depth": 2}, "polynomial": {"order": 3}}
 KEPT = 5000
 """Training stars whose labels are kept, to tell where the model is valid."""
 STEP = float(np.sqrt(3.0))
@@ -99,7 +100,7 @@ class Rows(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Absolute magnitudes (N, B), reddening vector (N, B), and the directions (N, L + 1, B) in which they are uncertain."""
+    """Absolute magnitudes (N, B), reddening vector (N, B), and the directions (N, L + 1, B) of their uncertainty."""
 
     mean: Array
     vector: Array
@@ -120,18 +121,18 @@ class Photometry(CollapsedModel):
     s_M      ``luminosity_scatter``    that all bands share (ages, companions), mag
     f        ``outlier_fraction``      of stars whose magnitudes scatter by `outlier_width` in every band
     zero     ``zero_point``            of the parallaxes, measured less true, mas
-    u_n      ``u``                     (L,) a star's scaled labels ~ a mixture of Gaussians learned from the training labels
+    u_n      ``u``                     (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
     E_n      ``true_reddening``        its reddening ~ `reddening_prior`, mag
     mu_n     ``distance_modulus``      its distance modulus ~ `distance_prior`, mag
     ======== ========================= ========================================================================
 
-    Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns, NaN
-    for a band that a star has not), `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). The
+    Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns,
+    NaN for a band that a star has not), `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). The
     length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
 
     Args:
-        function: of labels to absolute magnitudes, `"network"`, `"polynomial"` or a `numerics.network` one's settings as
-            {"width": 32, "depth": 2} or {"order": 3}.
+        function: of labels to absolute magnitudes: "network", with the settings {"width": 32, "depth": 2}, "polynomial",
+            with {"order": 3}; or other settings.
         members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
@@ -160,8 +161,14 @@ class Photometry(CollapsedModel):
     frame: PhotometryFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     global_sites: ClassVar[tuple[str, ...]] = (
-        "weights", "reddening_log", "reddening_slope", "scatter", "luminosity_scatter", "outlier_fraction", "zero_point",
-    )  # fmt: skip
+        "weights",
+        "reddening_log",
+        "reddening_slope",
+        "scatter",
+        "luminosity_scatter",
+        "outlier_fraction",
+        "zero_point",
+    )
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
@@ -227,10 +234,10 @@ class Photometry(CollapsedModel):
     @cached_property
     def net(self) -> Function:
         n_label, n_band = self.shape
-        given = {"network": {}, "polynomial": {"order": 3}}[self.function] if isinstance(self.function, str) else None
-        settings = dict(self.function) if given is None else given
-        kind = Polynomial if "order" in settings else Network
-        return kind(n_label, n_band, **settings)
+        settings = FUNCTIONS[self.function] if isinstance(self.function, str) else self.function
+        if "order" in settings:
+            return Polynomial(n_label, n_band, **settings)
+        return Network(n_label, n_band, **settings)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -362,6 +369,24 @@ class Photometry(CollapsedModel):
         _check_units(stars)
         return self.replace(frame=frame_of(self, stars))
 
+    def __post_init__(self) -> None:
+        known = {"network": ("width", "depth"), "polynomial": ("order",)}
+        given = self.function
+        right = given in FUNCTIONS if isinstance(given, str) else set(given) in [set(x) for x in FUNCTIONS.values()]
+        if not right:
+            raise bad_input(f"function={given!r}", f"one of {tuple(known)} or its settings {known}",
+                            fix='function={"width": 32, "depth": 2}')  # fmt: skip
+        if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
+            raise bad_input(f"zero_point={self.zero_point!r}", "(mean, sd) with sd >= 0", fix="zero_point=(0.0, 0.05)")
+        for name in ("reddening_slope", "outlier_width", "members", "components"):
+            if not getattr(self, name) > 0:
+                raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
+        if self.label_prior not in ("population", "flat"):
+            raise bad_input(f"label_prior={self.label_prior!r}", "'population' or 'flat'")
+        if isinstance(self.distance_prior, str) and self.distance_prior != "auto":
+            raise bad_input(f"distance_prior={self.distance_prior!r}", "'auto' or a prior of priors",
+                            fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
+
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
         for name, names in (("labels", frame.names), ("magnitudes", frame.bands)):
@@ -465,7 +490,7 @@ def frame_of(model: Photometry, stars: Stars) -> PhotometryFrame:
     if "parallax" in stars and stars["parallax"].observed.any():
         w_error = float(np.median(stars["parallax"].error[stars["parallax"].observed]))
     return PhotometryFrame(
-        names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, tuple(mixture), e_scale,
+        names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, (*mixture,), e_scale,
         np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
         np.sqrt(np.nanmedian(np.where(seen, m_variance, np.nan), 0)), w_error, e_error,
         mixture.given(u, noise, observed).moments()[0][kept], seen[kept],

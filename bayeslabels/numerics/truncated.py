@@ -1,7 +1,7 @@
 """Gaussians cut off below: their integrals, means and draws, in a form that neither cancels nor underflows.
 
-    I(h, p, c) = integral over y >= -c of exp(h y - p y^2 / 2) dy
-               = sqrt(2 pi / p) exp(h^2 / 2p) Phi(t),   t = (h + p c) / sqrt(p)
+I(h, p, c) = integral over y >= -c of exp(h y - p y^2 / 2) dy
+           = sqrt(2 pi / p) exp(h^2 / 2p) Phi(t),   t = (h + p c) / sqrt(p)
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""Modes of any smooth density of a few unknowns, for many stars at once: Levenberg-Marquardt from several starts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .linalg import Array
+from .optimize import Modes, definite_or, distinct, solve_small
+
+FIRST_STEPS = 8
+"""Iterations that all starts get together."""
+ITERATIONS = 60
+TOLERANCE = 1e-6
+"""Newton decrement, in nats, of a star that has arrived."""
+
+Energy = Callable[[Array, Any, Any], Array]
+"""Minus log density (S,) of points u (S, M) of one star: energy(u, shared, own)."""
+Curvature = Callable[[Array, Any, Any], Array]
+"""A positive definite approximation (S, M, M) of its second derivatives."""
+
+
+def find_modes(
+    energy: Energy, curvature: Curvature, shared: Any, own: Any, starts: Array, keep: int = 3, threshold: float = 12.0
+) -> Modes:
+    """Distinct optima reached from starts (N, J, M), at most `keep` per star and `threshold` nats from the best.
+
+    energy and curvature: hashable; arrays that they compute with are in `shared`, and in `own` with a row per star.
+    """
+    n, j, m = starts.shape
+    u, f, done = _descend(energy, curvature, FIRST_STEPS, shared, own, jnp.asarray(starts))
+    late = np.flatnonzero(~np.asarray(done).ravel())
+    if len(late):
+        size = 1 << max(3, int(len(late) - 1).bit_length())
+        rows = np.resize(late, size)
+        mine = jax.tree.map(lambda x: jnp.asarray(x)[rows // j], own)
+        at = _descend(energy, curvature, ITERATIONS, shared, mine, u.reshape(-1, 1, m)[rows])
+        u, f, done = (
+            x.reshape(n * j, *x.shape[2:]).at[rows].set(y[:, 0]).reshape(x.shape)
+            for x, y in zip((u, f, done), at, strict=True)
+        )
+    return _kept(energy, curvature, min(keep, j), threshold, shared, own, u, f, done)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _descend(energy, curvature, iterations, shared, own, u):
+    """u (N, J, M), objective (N, J) and whether they have arrived (N, J)."""
+    values = jax.vmap(energy, (0, None, 0))
+    curvatures = jax.vmap(curvature, (0, None, 0))
+    m = u.shape[-1]
+
+    def value_and_slope(u):
+        f, back = jax.vjp(lambda u: values(u, shared, own), u)
+        return f, back(jnp.ones_like(f))[0]
+
+    def step(state):
+        u, f, slope, bend, damping, done, count = state
+        diagonal = jnp.diagonal(bend, axis1=-2, axis2=-1)[..., None] * jnp.eye(m)
+        full = (bend + damping[..., None, None] * diagonal).reshape(-1, m, m)
+        move = solve_small(full, slope.reshape(-1, m)).reshape(u.shape)
+        decrement = (slope * move).sum(-1)
+        trial = u - move
+        f_trial, slope_trial = value_and_slope(trial)
+        better = (f_trial <= f) & ~done
+        bend = jnp.where(better[..., None, None], curvatures(trial, shared, own), bend)
+        u, slope = (jnp.where(better[..., None], a, b) for a, b in ((trial, u), (slope_trial, slope)))
+        f = jnp.where(better, f_trial, f)
+        damping = jnp.where(better, jnp.maximum(damping * 0.2, 1e-9), jnp.minimum(damping * 6, 1e9))
+        return u, f, slope, bend, damping, done | (decrement < TOLERANCE * (1 + damping)), count + 1
+
+    f, slope = value_and_slope(u)
+    bend = curvatures(u, shared, own)
+    first = (u, f, slope, bend, jnp.full(f.shape, 1e-2), ~jnp.isfinite(f), 0)
+    u, f, _, _, _, done, _ = jax.lax.while_loop(lambda s: ~s[5].all() & (s[6] < iterations), step, first)
+    return u, f, done & jnp.isfinite(f)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _kept(energy, curvature, keep, threshold, shared, own, u, f, done):
+    def one(u, own):
+        hessian = jax.hessian(lambda u: energy(u[None], shared, own)[0])(u)
+        return hessian, curvature(u[None], shared, own)[0]
+
+    def curvature_at(u):
+        return definite_or(*jax.vmap(one)(u, own))
+
+    return distinct(jnp.moveaxis(u, 0, 1), f.T, done.T, curvature_at, keep, threshold)
