@@ -481,7 +481,7 @@ def _finish(
     for x in (mean, covariance, p16, p50, p84, chi2):
         x[failed] = np.nan
     draws[:, :, failed] = np.nan
-    density = density_of(frame.training_u, frame.training_seen, frame.scaled(mean[:, :n_label]))
+    density = density_of(frame.training_u, frame.training_seen, frame.training_peak, frame.scaled(mean[:, :n_label]))
     used = np.where(observed["magnitudes"], density, np.nan) if n_band.any() else density
     flags = np.zeros(n, int)
     weight = np.asarray(problem.modes.weight)
@@ -529,7 +529,7 @@ def posterior_names(model: Photometry) -> tuple[str, ...]:
 
 @in_float64
 def _distances(problem: StarProblem, u: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reddening, modulus and distance (chain, draw, N, 3) given labels u (chain, draw, N, L); chi^2 (N,) at the mode."""
+    """Reddening, modulus and distance (chain, draw, N, 3) given labels u (chain, draw, N, L); chi^2 (N,) at modes."""
     n_chain, n_draw, n, n_label = u.shape
     flat = np.moveaxis(u.reshape(-1, n, n_label), 1, 0)
     uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (2, *flat.shape[:2]))

@@ -20,6 +20,7 @@ import numpyro.distributions as dist
 
 from ..collapsed import CollapsedModel
 from ..errors import bad_input
+from ..numerics.density import peak_density
 from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
 from ..numerics.linalg import Array
 from ..numerics.mixture import Mixture, learn
@@ -47,7 +48,8 @@ class PhotometryFrame:
         population: weight (K,), mean (K, L) and covariance (K, L, L) of the mixture of true labels, scaled.
         reddening_scale: mean reddening, mag.
         label_error (L,), magnitude_error (B,), parallax_error, reddening_error: typical ones, of simulated catalogues.
-        training_u (n, L), training_seen (n, B): labels of training stars and the bands that they have.
+        training_u (n, L), training_seen (n, B): labels of training stars and the bands that they have;
+            training_peak (B,): the largest density of them.
     """
 
     names: tuple[str, ...]
@@ -67,6 +69,7 @@ class PhotometryFrame:
     reddening_error: float
     training_u: np.ndarray
     training_seen: np.ndarray
+    training_peak: np.ndarray
 
     def scaled(self, labels: np.ndarray) -> np.ndarray:
         return (labels - self.centre) / self.scale
@@ -131,8 +134,8 @@ class Photometry(CollapsedModel):
     length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
 
     Args:
-        function: of labels to absolute magnitudes: "network", with the settings {"width": 32, "depth": 2}, "polynomial",
-            with {"order": 3}; or other settings.
+        function: of labels to absolute magnitudes: "network", of {"width": 32, "depth": 2}, "polynomial", of
+            {"order": 3}; or other settings of either.
         members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
@@ -484,7 +487,8 @@ def frame_of(model: Photometry, stars: Stars) -> PhotometryFrame:
         e = np.where(sure, np.maximum(block[:, 0], 0.0), 0.0)
         if sure.any():
             e_scale, e_error = max(float(e[sure].mean()), 0.01), float(np.sqrt(np.median(e_variance[sure, 0])))
-    baseline, spread, vector = _first_model(stars, mixture.given(u, noise, observed).moments()[0], e, m, seen)
+    mean = mixture.given(u, noise, observed).moments()[0]
+    baseline, spread, vector = _first_model(stars, mean, e, m, seen)
     kept = np.random.default_rng(0).permutation(n)[:KEPT]
     w_error = 0.1
     if "parallax" in stars and stars["parallax"].observed.any():
@@ -493,7 +497,7 @@ def frame_of(model: Photometry, stars: Stars) -> PhotometryFrame:
         names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, (*mixture,), e_scale,
         np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
         np.sqrt(np.nanmedian(np.where(seen, m_variance, np.nan), 0)), w_error, e_error,
-        mixture.given(u, noise, observed).moments()[0][kept], seen[kept],
+        mean[kept], seen[kept], peak_density(mean[kept], seen[kept]),
     )  # fmt: skip
 
 

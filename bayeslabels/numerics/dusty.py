@@ -2,9 +2,9 @@
 
     m = M + mu 1 + E R + F z + N(0, diag(D)),   z ~ N(0, I)
 
-F: directions in which nothing is known (errors of the labels or of the model, a scatter that all bands share). They are
-projected out of 1, R and m - M by Gram-Schmidt on the columns of (D^-1/2 F; I), which needs no B x B matrix and loses no
-digits. What is left is quadratic in (mu, E). E >= 0 is integrated out in closed form (`truncated`), then mu by
+F: directions in which nothing is known (errors of the labels or of the model, a scatter that all bands share). They
+are projected out of 1, R and m - M by Gram-Schmidt on the columns of (D^-1/2 F; I), which needs no B x B matrix and
+loses no digits. What is left is quadratic in (mu, E). E >= 0 is integrated out in closed form (`truncated`), then mu by
 Gauss-Hermite quadrature about the mode of the integrand, with the parallax in parallax space:
 
     p(data) = int dmu p(mu) N(parallax | 10^((10 - mu) / 5) + zero, sigma^2) int_0^inf dE p(E) N(E_0 | E) N(m | mu, E)
@@ -24,7 +24,7 @@ from .linalg import Array
 
 LN10_5 = float(np.log(10) / 5)
 NEWTON = 8
-"""Steps to the mode of the integrand, which is nearly Gaussian."""
+"""Steps to the mode of the integrand, which is nearly Gaussian; the width is that of the last."""
 
 
 class DistancePrior(Protocol):
@@ -37,7 +37,7 @@ class DistancePrior(Protocol):
 
 
 class Quadratic(NamedTuple):
-    """ln N(m | mu, E) = log_norm + b_mu x + b_E y - (a_mu x^2 + 2 a_both x y + a_E y^2) / 2; x = mu - mu_0, y = E - E_0.
+    """ln N(m | mu, E) = log_norm + b_mu x + b_E y - (a_mu x^2 + 2 a_both x y + a_E y^2) / 2, x = mu - mu_0, y = E - E_0
 
     mu_0 and E_0, any values near the truth, keep the numbers small.
     """
@@ -83,7 +83,7 @@ def project(factors: Array, columns: Array) -> tuple[Array, Array, Array]:
 
 
 def quadratic(residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array) -> Quadratic:
-    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B), seen (..., B): 1 where observed, else 0, and E_0 (...)."""
+    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B), seen (..., B): 1 if observed, else 0; E_0 (...)."""
     root = seen / jnp.sqrt(variance)
     mu_0 = centre_of(residual - e_0[..., None] * vector, root)
     columns = jnp.stack([root, root * vector, root * (residual - mu_0[..., None] - e_0[..., None] * vector)], -2)
@@ -165,11 +165,13 @@ def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Arr
         fisher = jnp.maximum(q.a_mu - q.a_both**2 * variance, 0.0) + jnp.maximum(second, 1e-4) + precision * tangent**2
         return gradient, fisher, fisher - off * LN10_5**2 * true
 
-    for _ in range(NEWTON):
+    def step(_, state):
+        x, _ = state
         gradient, fisher, exact = slopes(x)
         x = x + jnp.clip(gradient / jnp.maximum(exact, 0.7 * fisher), -2.0, 2.0)
-    _, fisher, exact = slopes(x)
-    return x, 1 / jnp.sqrt(jnp.maximum(exact, 0.5 * fisher))
+        return x, 1 / jnp.sqrt(jnp.maximum(exact, 0.5 * fisher))
+
+    return jax.lax.fori_loop(0, NEWTON, step, (x, jnp.ones_like(x)))
 
 
 @functools.cache
@@ -185,7 +187,7 @@ def log_marginal(q: Quadratic, others: Others, prior: DistancePrior, nodes: int 
     t, log_w = (jnp.asarray(a, x.dtype) for a in _rule(nodes))
     wide = jax.tree.map(lambda a: a[..., None], (q, others))
     at = jax.lax.stop_gradient(x[..., None] + width[..., None] * t)
-    terms = log_integrand(*wide, prior, at) + log_w
+    terms = log_integrand(wide[0], wide[1], prior, at) + log_w
     return jax.scipy.special.logsumexp(terms, axis=-1) + jnp.log(jax.lax.stop_gradient(width))
 
 
@@ -234,12 +236,12 @@ def summary(q: Quadratic, others: Others, prior: DistancePrior, nodes: int = 11)
     return Summary(q.mu_0[..., 0] + mu, jnp.sqrt(mu_variance), red, jnp.sqrt(red_variance))
 
 
-GRID = 33
+GRID = 25
 """Points in mu at which the density is followed to draw from it."""
 
 
 def draw(
-    q: Quadratic, others: Others, prior: DistancePrior, uniform: tuple[Array, Array], reach: float = 6.0
+    q: Quadratic, others: Others, prior: DistancePrior, uniform: tuple[Array, Array], reach: float = 5.5
 ) -> tuple[Array, Array]:
     """mu and E at the cumulative probabilities `uniform` (...), (...), of (0, 1).
 
@@ -249,7 +251,7 @@ def draw(
     step = width * (2 * reach / (GRID - 1))
     wide = jax.tree.map(lambda a: a[..., None], (q, others))
     at = x[..., None] + step[..., None] * (jnp.arange(GRID, dtype=x.dtype) - (GRID - 1) / 2)
-    log_p = log_integrand(*wide, prior, at)
+    log_p = log_integrand(wide[0], wide[1], prior, at)
     log_p = log_p - log_p.max(-1, keepdims=True)
     rise = log_p[..., 1:] - log_p[..., :-1]
     safe = jnp.where(jnp.abs(rise) < 1e-6, 1e-6, rise)

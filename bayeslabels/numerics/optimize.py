@@ -214,11 +214,16 @@ def _distinct(u, f, done, statistics, precision, information, features, keep, th
     curvature = functools.partial(
         newton_curvature, statistics=statistics, precision=precision, information=information, features=features
     )
-    return distinct(u, f, done, curvature, keep, threshold)
+    return distinct(u, f, done, lambda at, _: curvature(at), keep, threshold)
 
 
-def distinct(u: Array, f: Array, done: Array, curvature_at: Callable[[Array], Array], keep: int, threshold: float):
-    """Of optima u (J, N, M) with objectives f (J, N) the `keep` best that are more than a sd from each other."""
+def distinct(
+    u: Array, f: Array, done: Array, curvature_at: Callable[[Array, Array], Array], keep: int, threshold: float
+) -> Modes:
+    """Of optima u (J, N, M) with objectives f (J, N) the `keep` best that are more than a sd from each other.
+
+    curvature_at: (N, M, M) of the optima at (N, M), which are those of index (N,).
+    """
     remaining = jnp.where(jnp.isfinite(f), jnp.where(done, f, f + 1e6), jnp.inf)
     best = remaining.min(0)
     locations, covariances, objectives, converged = [], [], [], []
@@ -226,7 +231,7 @@ def distinct(u: Array, f: Array, done: Array, curvature_at: Callable[[Array], Ar
         pick = jnp.argmin(remaining, axis=0)
         at = jnp.take_along_axis(u, pick[None, :, None], 0)[0]
         value = jnp.take_along_axis(remaining, pick[None], 0)[0]
-        curvature = curvature_at(at)
+        curvature = curvature_at(at, pick)
         locations.append(at)
         covariances.append(inverse_psd(curvature))
         objectives.append(jnp.where(value > best + threshold, jnp.inf, value))
