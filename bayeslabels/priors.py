@@ -192,6 +192,7 @@ class Exponential:
     scale: float | None = None
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NormalModulus:
     """Distance modulus mu ~ N(mean, sd^2), mag. Wide, it says next to nothing of the distance."""
@@ -200,16 +201,17 @@ class NormalModulus:
     sd: float = 5.0
 
     def log_density(self, mu: Array) -> Array:
-        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - np.log(self.sd * np.sqrt(2 * np.pi))
+        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - jnp.log(self.sd * np.sqrt(2 * np.pi))
 
     def slopes(self, mu: Array) -> tuple[Array, Array]:
         """d ln p / dmu and -d^2 ln p / dmu^2."""
-        return (self.mean - mu) / self.sd**2, jnp.full_like(mu, self.sd**-2)
+        return (self.mean - mu) / self.sd**2, self.sd**-2 + 0 * mu
 
     def distribution(self) -> dist.Distribution:
         return dist.Normal(self.mean, self.sd)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ExponentialDisk:
     """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially with distance from the Sun.
@@ -222,7 +224,7 @@ class ExponentialDisk:
     def log_density(self, mu: Array) -> Array:
         """Of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
         ln_d = (mu - 10) * (np.log(10) / 5)
-        return 3 * ln_d - jnp.exp(ln_d) / self.length + np.log(np.log(10) / 10 / self.length**3)
+        return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(np.log(10) / 10 / self.length**3)
 
     def slopes(self, mu: Array) -> tuple[Array, Array]:
         """d ln p / dmu and -d^2 ln p / dmu^2."""

@@ -60,6 +60,8 @@ CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
 CHUNK = 256
 """Stars whose modes are sought side by side."""
+STEPS = 30
+"""Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
 MEMBERS = 8
 """Functions kept of a training posterior that was sampled."""
 
@@ -97,6 +99,7 @@ class Shared(NamedTuple):
     log_weight: Array
     mean: Array
     whiten: Array
+    prior: DistancePrior
 
 
 class Own(NamedTuple):
@@ -117,7 +120,6 @@ class LabelEnergy:
     """-ln p(u | data) of points u (S, L) of one star, up to a constant."""
 
     net: Function
-    prior: DistancePrior
     nodes: int = 9
 
     def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
@@ -141,7 +143,7 @@ class LabelEnergy:
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
         q = self.quadratic(u, shared, own)
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        return -log_marginal(q, others, self.prior, self.nodes) - self.log_prior(u, shared, own)
+        return -log_marginal(q, others, shared.prior, self.nodes) - self.log_prior(u, shared, own)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class LabelCurvature:
         _, slopes = jax.vmap(push)(jnp.eye(n_label))
         m, vector = self.energy.at(u, shared)
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        x, _ = mode(self.energy.quadratic(u, shared, own), others, self.energy.prior)
+        x, _ = mode(self.energy.quadratic(u, shared, own), others, shared.prior)
         tangent = LN10_5 * parallax_at(own.mu_0 + x) * others.parallax_weight
         of_mu, of_e = 1 / jnp.sqrt(tangent**2 + 0.04), 1 / jnp.sqrt(others.reddening_weight**2 + others.rate**2)
         free = jnp.stack([of_mu[:, None] * own.root, of_e[:, None] * own.root * vector], 1)
@@ -185,7 +187,16 @@ class PhotometryFamily(Family):
 
     def train(self, model: Photometry, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if isinstance(inference, MAP):
-            trained = fit_members(model, stars, seed, progress, epochs=inference.max_iterations)
+            size = int(np.clip(len(stars) // STEPS, 16, 4096))
+            trained = fit_members(
+                model,
+                stars,
+                seed,
+                progress,
+                epochs=inference.max_iterations,
+                batch_size=size,
+                bootstrap=model.members > 1,
+            )
         else:
             trained = inference.fit(model, stars, seed, progress, lambda: start_of(model, stars, seed))
         trained.moments = moments_of(model, trained.draws)
@@ -288,7 +299,15 @@ class PhotometryFamily(Family):
 
 def start_of(model: Photometry, stars: Stars, seed: int) -> Start:
     """The mode, one member."""
-    return Start({name: x[0, 0] for name, x in fit_members(model.replace(members=1), stars, seed, False).draws.items()})
+    size = int(np.clip(len(stars) // STEPS, 16, 4096))
+    return Start(
+        {
+            name: x[0, 0]
+            for name, x in fit_members(
+                model.replace(members=1), stars, seed, False, epochs=30, batch_size=size
+            ).draws.items()
+        }
+    )
 
 
 def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMoments:
@@ -313,6 +332,7 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
         jnp.asarray(moments.coefficients), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
         jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
         jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
+        jax.tree.map(jnp.asarray, model.distance(training=False)),
     )  # fmt: skip
 
 
@@ -331,7 +351,7 @@ def label_prior(model: Photometry) -> Mixture:
 def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple[StarProblem, np.ndarray]:
     """The label posteriors of N stars with their modes, and the probability (N,) that a star is an outlier."""
     model, moments = posterior.model, posterior.moments
-    energy = LabelEnergy(model.net, model.distance(training=False))
+    energy = LabelEnergy(model.net)
     shared = shared_of(model, moments)
     candidates = jnp.asarray(label_prior(model).draw(CANDIDATES, seed))
     at = jax.jit(energy.at)(candidates, shared)
@@ -343,7 +363,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
-        first, good, bad = _choose(energy, starts, model.outlier_width, mine, grey, candidates, *at)
+        first, good, bad = _choose(starts, model.outlier_width, shared.prior, mine, grey, candidates, *at)
         own = _own(energy, *members, shared, mine, grey, first[:, 0])
         modes = find_modes(energy, LabelCurvature(energy), shared, own, first)
         f = float(moments.outlier_fraction) if model.outliers else 0.0
@@ -379,8 +399,8 @@ def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> di
     }  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _choose(energy, starts, wide, rows, luminosity, candidates, m, vector):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _choose(starts, wide, prior, rows, luminosity, candidates, m, vector):
     """The best candidates (N, J, L) that are not neighbours, and ln p(data) (N,) as no outlier and as one."""
     y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
 
@@ -402,7 +422,7 @@ def _choose(energy, starts, wide, rows, luminosity, candidates, m, vector):
             t - k * t**2, a_both - k * t * a_both, a_e - k * a_both**2, b_mu - k * t * b_mu, b_e - k * a_both * b_mu,
             -0.5 * (rr - k * b_mu**2 + log_det[:, None]), mu_0[:, None], jnp.zeros_like(t),
         )  # fmt: skip
-        return rough(q, others, energy.prior)
+        return rough(q, others, prior)
 
     off = candidates - rows["labels"][:, None]
     known = -0.5 * ((off @ rows["precision"]) * off).sum(-1)
@@ -442,7 +462,7 @@ def _own(energy, coefficients, reddening_log, reddening_slope, shared, rows, lum
         return own_with(shared_by_all)
     q = jax.vmap(lambda u, own: energy.quadratic(u[None], shared, own))(first, own_with(shared_by_all))
     q = jax.tree.map(lambda x: x[:, 0], q)
-    e = summary(q, rows["others"], energy.prior).reddening
+    e = summary(q, rows["others"], shared.prior).reddening
     of_m = jax.vmap(energy.net, (0, None))(coefficients, first) @ shared.spread
     vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", first, reddening_slope))
     each = of_m + e[:, None] * vectors
@@ -467,10 +487,6 @@ def _finish(
     off = flat - mean
     covariance = np.einsum("snq,snr->nqr", off, off, optimize=True) / max(len(flat) - 1, 1)
     p16, p50, p84 = np.percentile(flat, [15.865, 50, 84.135], axis=0)
-    if out.mean is not None:
-        mean[:, :n_label] = frame.physical(np.asarray(out.mean))
-        covariance[:, :n_label, :n_label] = np.asarray(out.covariance) * frame.scale[:, None] * frame.scale
-        covariance += 1e-9 * np.eye(covariance.shape[-1]) * np.einsum("nqq->nq", covariance)[:, None]
     if few:
         at = np.asarray(out.u)
         draws = np.concatenate([frame.physical(at), _distances(problem, at, seed)[0]], -1)
@@ -553,9 +569,9 @@ def _distances(problem: StarProblem, u: np.ndarray, seed: int) -> tuple[np.ndarr
 def _draw_distances(energy, shared, own, u, uniform, best):
     def one(own, u, uniform, best):
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        mu, e = draw(energy.quadratic(u, shared, own), others, energy.prior, (uniform[0], uniform[1]))
+        mu, e = draw(energy.quadratic(u, shared, own), others, shared.prior, (uniform[0], uniform[1]))
         q = jax.tree.map(lambda x: x[0], energy.quadratic(best[None], shared, own))
-        at = summary(q, own.others, energy.prior)
+        at = summary(q, own.others, shared.prior)
         x = at.modulus - q.mu_0
         y = at.reddening - q.e_0
         left = q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2 - 2 * (q.b_mu * x + q.b_e * y) - 2 * q.log_norm

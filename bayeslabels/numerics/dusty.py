@@ -128,11 +128,11 @@ def log_integrand(q: Quadratic, others: Others, prior: DistancePrior, x: Array) 
     """ln of p(mu) p(parallax | mu) p(m, E_0 | mu), at x = mu - mu_0."""
     h, p = _in_e(q, others, x)
     seen = others.reddening_weight > 0
-    known = jnp.where(seen, jnp.log(jnp.where(seen, others.reddening_weight, 1.0) / truncated._SQRT_2PI), 0.0)
+    known = jnp.where(seen, jnp.log(jnp.where(seen, others.reddening_weight, 1.0) / truncated.SQRT_2PI), 0.0)
     known = known - 0.5 * (others.reddening_weight * (others.reddening - q.e_0)) ** 2
     of_e = truncated.log_integral(h, p, q.e_0) + jnp.log(others.rate) - others.rate * q.e_0 + known
     seen = others.parallax_weight > 0
-    norm = jnp.where(seen, jnp.log(jnp.where(seen, others.parallax_weight, 1.0) / truncated._SQRT_2PI), 0.0)
+    norm = jnp.where(seen, jnp.log(jnp.where(seen, others.parallax_weight, 1.0) / truncated.SQRT_2PI), 0.0)
     misfit = others.parallax_weight * (others.parallax - parallax_at(q.mu_0 + x))
     of_mu = prior.log_density(q.mu_0 + x) + norm - 0.5 * misfit**2
     return q.log_norm + x * (q.b_mu - 0.5 * q.a_mu * x) + of_e + of_mu
@@ -209,7 +209,10 @@ def rough(q: Quadratic, others: Others, prior: DistancePrior) -> Array:
     true = parallax_at(q.mu_0 + x)
     spread = 1 + (others.parallax_weight * LN10_5 * true) ** 2 / a
     misfit = (others.parallax_weight * (others.parallax - true)) ** 2 / spread + jnp.log(spread)
-    return q.log_norm + chi2 - 0.5 * data - 0.5 * misfit + prior.log_density(q.mu_0 + x)
+    norm = 0.5 * np.log(2 * np.pi) + jnp.log(others.rate)
+    for weight in (others.parallax_weight, others.reddening_weight):
+        norm = norm + jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1.0) / truncated.SQRT_2PI), 0.0)
+    return q.log_norm + norm + chi2 - 0.5 * data - 0.5 * misfit + prior.log_density(q.mu_0 + x)
 
 
 class Summary(NamedTuple):

@@ -16,6 +16,8 @@ from .optimize import Modes, definite_or, distinct, solve_small
 FIRST_STEPS = 8
 """Iterations that all starts get together."""
 ITERATIONS = 60
+LATE = 64
+"""Of the others so many side by side: one size, compiled once."""
 TOLERANCE = 1e-6
 """Newton decrement, in nats, of a star that has arrived."""
 
@@ -33,13 +35,12 @@ def find_modes(
     energy and curvature: hashable; arrays that they compute with are in `shared`, and in `own` with a row per star.
     """
     n, j, m = starts.shape
-    u, f, done = _descend(energy, curvature, FIRST_STEPS, shared, own, jnp.asarray(starts))
+    u, f, done = _descend(energy, curvature, FIRST_STEPS, False, shared, own, jnp.asarray(starts))
     late = np.flatnonzero(~np.asarray(done).ravel())
-    if len(late):
-        size = 1 << max(3, int(len(late) - 1).bit_length())
-        rows = np.resize(late, size)
-        mine = jax.tree.map(lambda x: jnp.asarray(x)[rows // j], own)
-        at = _descend(energy, curvature, ITERATIONS, shared, mine, u.reshape(-1, 1, m)[rows])
+    for first in range(0, len(late), LATE):
+        rows = np.resize(late[first : first + LATE], LATE)
+        mine = jax.tree.map(lambda x, star=rows // j: jnp.asarray(x)[star], own)
+        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, u.reshape(-1, 1, m)[rows])
         u, f, done = (
             x.reshape(n * j, *x.shape[2:]).at[rows].set(y[:, 0]).reshape(x.shape)
             for x, y in zip((u, f, done), at, strict=True)
@@ -47,11 +48,11 @@ def find_modes(
     return _kept(energy, curvature, min(keep, j), threshold, shared, own, u, f, done)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _descend(energy, curvature, iterations, shared, own, u):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _descend(energy, curvature, iterations, exact, shared, own, u):
     """u (N, J, M), objective (N, J) and whether they have arrived (N, J)."""
     values = jax.vmap(energy, (0, None, 0))
-    curvatures = jax.vmap(curvature, (0, None, 0))
+    curvatures = functools.partial(_exact, energy, curvature) if exact else jax.vmap(curvature, (0, None, 0))
     m = u.shape[-1]
 
     def value_and_slope(u):
@@ -82,6 +83,16 @@ def _descend(energy, curvature, iterations, shared, own, u):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _kept(energy, curvature, keep, threshold, shared, own, u, f, done):
+    curvatures = jnp.moveaxis(_exact(energy, curvature, u, shared, own), 0, 1)
+
+    def curvature_at(_, pick):
+        return jnp.take_along_axis(curvatures, pick[None, :, None, None], 0)[0]
+
+    return distinct(jnp.moveaxis(u, 0, 1), f.T, done.T, curvature_at, keep, threshold)
+
+
+def _exact(energy, curvature, u, shared, own):
+    """Second derivatives (N, J, M, M) at u (N, J, M), or their approximation where they are not positive definite."""
     n, j, m = u.shape
     either = jnp.concatenate([jnp.eye(m), -jnp.eye(m)]) * DIFFERENCE
     around = (u[:, :, None] + either).reshape(n, -1, m)
@@ -89,12 +100,7 @@ def _kept(energy, curvature, keep, threshold, shared, own, u, f, done):
     up, down = jnp.split(slopes.reshape(n, j, 2 * m, m), 2, axis=2)
     instead = jax.vmap(curvature, (0, None, 0))(u, shared, own)
     exact = definite_or(((up - down) / (2 * DIFFERENCE)).reshape(-1, m, m), instead.reshape(-1, m, m))
-    curvatures = jnp.moveaxis(exact.reshape(n, j, m, m), 0, 1)
-
-    def curvature_at(_, pick):
-        return jnp.take_along_axis(curvatures, pick[None, :, None, None], 0)[0]
-
-    return distinct(jnp.moveaxis(u, 0, 1), f.T, done.T, curvature_at, keep, threshold)
+    return exact.reshape(n, j, m, m)
 
 
 DIFFERENCE = 1e-4

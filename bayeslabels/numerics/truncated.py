@@ -20,7 +20,7 @@ _CHEBYSHEV = (
     9.6467911e-11, 2.394038e-12, -6.886027e-12, 8.94487e-13, 3.13092e-13, -1.12708e-13, 3.81e-16, 7.106e-15,
     -1.523e-15, -9.4e-17, 1.21e-16, -2.8e-17,
 )  # fmt: skip
-_SQRT_2PI = float(np.sqrt(2 * np.pi))
+SQRT_2PI = float(np.sqrt(2 * np.pi))
 
 
 @jax.custom_jvp
@@ -42,7 +42,7 @@ def _scaled_slope(primals, tangents):
     out = scaled_log_ndtr(t)
     # where t + phi / Phi cancels, its expansion
     far = t < -50.0
-    near = jnp.where(far, 0.0, t) + jnp.exp(-out) / _SQRT_2PI
+    near = jnp.where(far, 0.0, t) + jnp.exp(-out) / SQRT_2PI
     u = 1 / jnp.where(far, t, -1.0)
     return out, jnp.where(far, -u * (1 - 2 * u**2), near) * change
 
@@ -61,8 +61,8 @@ def moments(h: Array, p: Array, c: Array) -> tuple[Array, Array]:
     t = (h + p * c) / root
     below = jnp.minimum(t, 0.0)
     above = jnp.maximum(t, 0.0)
-    right = jnp.exp(-0.5 * above**2) / _SQRT_2PI / (1 - 0.5 * jax.scipy.special.erfc(above / np.sqrt(2)))
-    ratio = jnp.where(t > 0, right, jnp.exp(-scaled_log_ndtr(below)) / _SQRT_2PI)
+    right = jnp.exp(-0.5 * above**2) / SQRT_2PI / (1 - 0.5 * jax.scipy.special.erfc(above / np.sqrt(2)))
+    ratio = jnp.where(t > 0, right, jnp.exp(-scaled_log_ndtr(below)) / SQRT_2PI)
     far = t < -50.0
     u = 1 / jnp.where(far, t, -1.0)
     mean = jnp.where(far, -u * (1 - 2 * u**2), t + ratio)
