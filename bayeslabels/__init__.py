@@ -4,12 +4,13 @@ from . import families as _families  # noqa: F401  (registers every kind of mode
 from . import priors
 from .calibration import cross_validate
 from .catalog import infer_catalog
-from .errors import BadInput, CannotDo, NotConverged
+from .errors import BadInput, NotConverged
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
 from .models.lux import Lux
 from .models.parallax import Parallax
+from .models.photometry import Photometry
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -21,13 +22,13 @@ __all__ = [
     "BadInput",
     "Block",
     "Cannon",
-    "CannotDo",
     "Gibbs",
     "Importance",
     "Laplace",
     "Lux",
     "NotConverged",
     "Parallax",
+    "Photometry",
     "Posterior",
     "StarPosterior",
     "Stars",

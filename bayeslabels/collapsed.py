@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -61,4 +62,9 @@ class CollapsedModel(Model):
         theta = model.parameters()
         data = jax.tree.map(jnp.asarray, model.arrays(stars))
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            numpyro.factor("data", model.log_likelihood(theta, jax.tree.map(lambda x: x[rows], data)))
+            numpyro.factor("data", model.compiled(theta, jax.tree.map(lambda x: x[rows], data)))
+
+    @cached_property
+    def compiled(self) -> Callable[..., Array]:
+        """`log_likelihood`, compiled as a whole where NumPyro would run it operation by operation."""
+        return jax.jit(self.log_likelihood)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,7 @@ class LogLinearModel(Model):
     """parallax_n = exp(theta . x_n + s_n eps_n) + zero_n + N(0, sigma_n^2), with features x_n from any blocks."""
 
     frame: FeatureFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
+    stored: ClassVar[tuple[type, ...]] = (FeatureFrame,)
 
     @property
     def blocks(self) -> tuple[str, ...]:

@@ -71,6 +71,8 @@ class Model(ABC):
     frame: Any = field(default=None, kw_only=True, repr=False, compare=False)
     global_sites: ClassVar[tuple[str, ...]] = ()
     """Names of the sites shared by all stars."""
+    stored: ClassVar[tuple[type, ...]] = ()
+    """Dataclasses that its files hold besides priors and `Frame`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

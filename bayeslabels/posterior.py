@@ -65,6 +65,10 @@ class Posterior:
         data["moments"] = xr.DataTree(group)
         return Posterior(self.model, data, moments, self.info)
 
+    def with_model(self, **changes: Any) -> Posterior:
+        """This posterior under other settings of its model: the priors of the test step, such as `distance_prior`."""
+        return Posterior(self.model.replace(**changes), self.data, self.moments, self.info)
+
     def label_scatter(self) -> dict[str, float]:
         """tau of every label, in its own unit: how far the catalogue's labels scatter beyond their stated errors.
 

@@ -185,6 +185,63 @@ def global_scale(scale: float | None) -> Array:
     return jnp.asarray(scale) if scale is not None else numpyro.sample("global_scale", dist.HalfCauchy(1.0))
 
 
+@dataclass(frozen=True)
+class Exponential:
+    """p(E) = exp(-E / scale) / scale for E >= 0, mag; scale None: the mean reddening of the training stars."""
+
+    scale: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NormalModulus:
+    """Distance modulus mu ~ N(mean, sd^2), mag. Wide, it says next to nothing of the distance."""
+
+    mean: float = 10.0
+    sd: float = 5.0
+
+    def log_density(self, mu: Array) -> Array:
+        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - jnp.log(self.sd * np.sqrt(2 * np.pi))
+
+    def slopes(self, mu: Array) -> tuple[Array, Array]:
+        """d ln p / dmu and -d^2 ln p / dmu^2."""
+        return (self.mean - mu) / self.sd**2, self.sd**-2 + 0 * mu
+
+    def distribution(self) -> dist.Distribution:
+        return dist.Normal(self.mean, self.sd)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExponentialDisk:
+    """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially with distance from the Sun.
+
+    The simplest prior that knows of the growing volume and of the Galaxy's end (Bailer-Jones 2015, eq. 17).
+    """
+
+    length: float = 1.35
+
+    def log_density(self, mu: Array) -> Array:
+        """Of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
+        ln_d = (mu - 10) * (np.log(10) / 5)
+        return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(np.log(10) / 10 / self.length**3)
+
+    def slopes(self, mu: Array) -> tuple[Array, Array]:
+        """d ln p / dmu and -d^2 ln p / dmu^2."""
+        step = np.log(10) / 5
+        d = jnp.exp((mu - 10) * step) / self.length
+        return step * (3 - d), step**2 * d
+
+    def distribution(self) -> dist.Distribution:
+        to_modulus = [
+            dist.transforms.ExpTransform().inv,
+            dist.transforms.AffineTransform(10.0, 5 / np.log(10), domain=dist.constraints.real),
+        ]
+        return dist.TransformedDistribution(dist.Gamma(3.0, 1 / self.length), to_modulus)
+
+
+DistancePrior = NormalModulus | ExponentialDisk
+
 Prior = Flat | Normal | Laplace | Learned
 SparsePrior = Normal | Laplace | Horseshoe
 """Of the coefficients of log-linear models."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .astro.extinction import extinction_law
 from .errors import bad_input
 from .stars import Block, Stars
 
@@ -239,3 +240,89 @@ def _spectra(physical: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
     depth = lines.deepest * tau / (1 + tau)
     profile = np.exp(-0.5 * ((wavelength - lines.centre[:, None]) / lines.width[:, None]) ** 2)
     return np.exp(np.log1p(-depth) @ profile)
+
+
+class PhotometryTruth(NamedTuple):
+    """labels (N, 3): TEFF [K], LOGG, FE_H; distance [kpc], reddening [mag] (N,); absolute_magnitudes and
+    reddening_vector (N, B)."""
+
+    labels: np.ndarray
+    distance: np.ndarray
+    reddening: np.ndarray
+    absolute_magnitudes: np.ndarray
+    reddening_vector: np.ndarray
+
+
+WAVELENGTHS = {"G": 0.64, "BP": 0.52, "RP": 0.78, "J": 1.24, "H": 1.65, "Ks": 2.16}
+"""Of the bands of `simulate_photometry`, micron."""
+
+
+def simulate_photometry(
+    n_star: int = 2000,
+    bands: Sequence[str] = tuple(WAVELENGTHS),
+    *,
+    seed: int = 0,
+    parallax_error: float = 0.04,
+    label_error: Sequence[float] = (60.0, 0.08, 0.06),
+    magnitude_error: float = 0.02,
+    luminosity_scatter: float = 0.1,
+    missing: float = 0.05,
+    length: float = 1.35,
+) -> tuple[Stars, PhotometryTruth]:
+    """Dwarfs and giants behind dust: labels, magnitudes, parallaxes and reddening, all with errors; and the truth.
+
+    Luminosities are those of one solar mass with the labels' Teff and logg, colours those of black bodies, bluer where
+    metals are rare.
+
+    Args:
+        parallax_error: median error [mas]; stars differ by 40 per cent. label_error: TEFF [K], LOGG, FE_H.
+        luminosity_scatter: that all bands share, mag. missing: share of the magnitudes.
+        length: of the exponential fall of the space density, kpc; all stars are seen, at any magnitude.
+    """
+    if n_star < 1 or not set(bands) <= set(WAVELENGTHS):
+        raise bad_input(f"n_star={n_star}, bands={tuple(bands)}", f"at least 1, and some of {tuple(WAVELENGTHS)}")
+    rng = np.random.default_rng([seed, 31])
+    labels = _dwarfs_and_giants(n_star, rng)
+    absolute, vector = _magnitudes(labels, tuple(bands))
+    distance = rng.gamma(3.0, length, n_star)
+    reddening = 0.15 * rng.exponential(size=n_star)
+    modulus = 10 + 5 * np.log10(distance)
+    shared = luminosity_scatter * rng.standard_normal(n_star)
+    m = absolute + (modulus + shared)[:, None] + reddening[:, None] * vector
+    m = m + magnitude_error * rng.standard_normal(m.shape)
+    gone = rng.random(m.shape) < missing
+    gone[:, 0] = False
+    of_parallax = parallax_error * np.exp(0.4 * rng.standard_normal(n_star))
+    of_labels = np.asarray(label_error, float) * np.exp(0.3 * rng.standard_normal((n_star, 3)))
+    of_reddening = 0.02 + 0.1 * reddening
+    stars = Stars(
+        labels=Block(labels + of_labels * rng.standard_normal(labels.shape), of_labels,
+                     names=("TEFF", "LOGG", "FE_H"), unit=("K", "dex", "dex")),
+        magnitudes=Block(np.where(gone, np.nan, m), np.full(m.shape, magnitude_error), names=bands, unit="mag"),
+        parallax=Block(1 / distance + of_parallax * rng.standard_normal(n_star), of_parallax, unit="mas"),
+        reddening=Block(reddening + of_reddening * rng.standard_normal(n_star), of_reddening, unit="mag"),
+    )  # fmt: skip
+    return stars, PhotometryTruth(labels, distance, reddening, absolute, vector)
+
+
+def _dwarfs_and_giants(n: int, rng: np.random.Generator) -> np.ndarray:
+    """TEFF, LOGG, FE_H (N, 3) along a main sequence and a giant branch."""
+    giant = rng.random(n) < 0.35
+    metals = np.where(giant, -0.35, -0.15) + 0.3 * rng.standard_normal(n)
+    teff = np.where(giant, rng.normal(4700, 250, n), rng.normal(5600, 550, n)) - 60 * metals
+    branch = 2.5 + 0.0022 * (teff - 4750) + 0.35 * metals
+    sequence = 4.55 - 0.00025 * (teff - 5000) - 0.1 * metals
+    logg = np.where(giant, branch + 0.15 * rng.standard_normal(n), sequence + 0.06 * rng.standard_normal(n))
+    return np.stack([teff, logg, metals], 1)
+
+
+def _magnitudes(labels: np.ndarray, bands: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Absolute magnitudes and reddening vectors (N, B)."""
+    teff, logg, metals = (x[:, None] for x in labels.T)
+    wave = np.array([WAVELENGTHS[b] for b in bands])
+    bolometric = 4.74 + 2.5 * (logg - 4.44) - 10 * np.log10(teff / 5772)
+    of_sun = np.log(wave**-5 / np.expm1(14388 / (wave * 5772)) / 5772.0**4)
+    colour = -2.5 / np.log(10) * (np.log(wave**-5 / np.expm1(14388 / (wave * teff)) / teff**4) - of_sun)
+    absolute = bolometric + colour + 0.12 * metals * (0.52 / wave) ** 3
+    vector = 3.1 * extinction_law(wave) * (1 + 0.06 * (teff - 5500) / 1000 * (0.52 / wave))
+    return absolute, vector

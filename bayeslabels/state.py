@@ -11,12 +11,21 @@ import numpy as np
 
 from . import priors
 from .errors import BadInput
-from .loglinear import FeatureFrame
 from .model import MODELS, Frame
 
 _PRIORS = {
     c.__name__: c
-    for c in (priors.Flat, priors.Normal, priors.Laplace, priors.Learned, priors.HalfNormal, priors.Horseshoe)
+    for c in (
+        priors.Flat,
+        priors.Normal,
+        priors.Laplace,
+        priors.Learned,
+        priors.HalfNormal,
+        priors.Horseshoe,
+        priors.Exponential,
+        priors.NormalModulus,
+        priors.ExponentialDisk,
+    )
 }
 
 
@@ -44,7 +53,8 @@ def decode(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The value behind `encode`'s output; only known types are made."""
     if not isinstance(state, dict):
         return state
-    (kind, *_), known = state, _PRIORS | MODELS | {"Frame": Frame, "FeatureFrame": FeatureFrame}
+    kind, known = next(iter(state)), _PRIORS | MODELS | {"Frame": Frame}
+    known |= {x.__name__: x for model in MODELS.values() for x in model.stored}
     if kind == "array":
         return np.array(arrays[state["array"]])
     if kind == "mapping":

@@ -17,7 +17,7 @@ from scipy import stats as distributions
 import bayeslabels as bl
 from bayeslabels import MAP, NUTS, Block, Cannon, Gibbs, Importance, Laplace, Stars, priors
 from bayeslabels.inference.diagnostics import ess, rhat
-from bayeslabels.inference.starwise import label_terms
+from bayeslabels.inference.quartic import label_terms
 from bayeslabels.model import Model
 from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.features import Monomials

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 import bayeslabels as bl
-from bayeslabels import Block, Cannon, CannotDo, Gibbs, Stars, priors
+from bayeslabels import Block, Cannon, Gibbs, Stars, priors
+from bayeslabels.errors import CannotDo
 from bayeslabels.inference import gibbs
 from bayeslabels.inference import sweep as sweeps
 from bayeslabels.inference.map import MAP

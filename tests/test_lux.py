@@ -11,7 +11,7 @@ from scipy.stats import halfnorm, invwishart, multivariate_normal, norm
 import bayeslabels as bl
 from bayeslabels.errors import BadInput
 from bayeslabels.inference.diagnostics import ess, rhat
-from bayeslabels.inference.starwise import prepare
+from bayeslabels.inference.quartic import prepare
 from bayeslabels.models.lux import derivative_spectra
 from bayeslabels.numerics.linalg import in_float64
 

@@ -1,7 +1,7 @@
 """The family of `LinearModel`: labels from spectra.
 
 Before training, the variant of highest held-out density is chosen; after it tau is learned from held-out labels where
-the training labels say too little of it. The test step is that of `inference.starwise`, to whose result the uncertainty
+the training labels say too little of it. The test step is that of `inference.quartic`, to whose result the uncertainty
 of the label system is added.
 """
 
@@ -29,7 +29,8 @@ from ..inference.labels import label_system_covariance
 from ..inference.laplace import Laplace
 from ..inference.map import MAP
 from ..inference.nuts import NUTS
-from ..inference.starwise import StarProblem, prepare
+from ..inference.quartic import prepare
+from ..inference.starwise import StarProblem
 from ..inference.svi import SVI
 from ..inference.whitened import Start
 from ..linear import LinearModel
@@ -372,7 +373,7 @@ def _finish(
     model: LinearModel, moments: Moments, stars: Stars, problem: StarProblem, out: StarDraws, seed: int
 ) -> dict[str, xr.Dataset]:
     """Add the label system's uncertainty, turn into label units, and flag."""
-    frame, features = model.require_frame(), problem.features
+    frame, features, statistics = model.require_frame(), model.features, problem.own.statistics
     rng = np.random.default_rng([seed, 49979687])
     n_chain, n_draw = out.u.shape[:2]
     latent = out.u.mean((0, 1)) if out.mean is None else np.array(out.mean)
@@ -382,7 +383,7 @@ def _finish(
     else:
         latent_covariance = np.array(out.covariance)
     mean, covariance, u = _labels_of(model, moments, latent, latent_covariance, np.asarray(out.u), rng)
-    n_data = np.asarray(problem.statistics.n_pixel) + model.catalogue(stars).observed.sum(1)
+    n_data = np.asarray(statistics.n_pixel) + model.catalogue(stars).observed.sum(1)
     failed = out.failed | (n_data == 0)
     for x in (mean, covariance, latent, latent_covariance):
         x[failed] = np.nan
@@ -397,9 +398,9 @@ def _finish(
         p50 = frame.physical(mean)
         p16, p84 = p50 - sd, p50 + sd
     with np.errstate(invalid="ignore"):
-        chi2 = np.asarray(problem.statistics.chi2(features(jnp.asarray(latent))))
+        chi2 = np.asarray(statistics.chi2(features(jnp.asarray(latent))))
     distance, threshold = label_distance(moments.training_u, latent)
-    n_pixel = np.asarray(problem.statistics.n_pixel).astype(int)
+    n_pixel = np.asarray(statistics.n_pixel).astype(int)
     star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
     flags = np.zeros(len(stars), int)
     weight = np.asarray(problem.modes.weight)

@@ -40,17 +40,20 @@ def fit_members(
     epochs: int = 200,
     batch_size: int = 256,
     learning_rate: float = 3e-3,
+    bootstrap: bool = False,
 ) -> Trained:
     """Draws {site: (1, member, ...)}, the mode of each member by Adam; the family adds the moments. In float32.
 
     Args:
         epochs: passes over the stars, at most; the learning rate falls along a cosine over them.
         batch_size: stars per step.
+        bootstrap: every member trains on a resample, with replacement, of its stars: what members differ by is then the
+            statistical error of all that is learned, not of the function's start and shape alone.
     """
     rows = model.arrays(stars)
     starts = [model.start(stars, seed + 7907 * e) for e in range(model.members)]
     with jax.enable_x64(False):
-        return _adam(model, rows, starts, len(stars), seed, progress, epochs, batch_size, learning_rate)
+        return _adam(model, rows, starts, len(stars), seed, progress, epochs, batch_size, learning_rate, bootstrap)
 
 
 def _adam(
@@ -63,12 +66,16 @@ def _adam(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    bootstrap: bool,
 ) -> Trained:
     members = len(starts)
     data = jax.tree.map(jnp.asarray, arrays)
     to_real = _transforms(model)
     first = {k: jnp.stack([to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
     out, kept = _split(n, members, seed)
+    if bootstrap:
+        resample = np.random.default_rng([seed, 32416190071])
+        kept = np.stack([row[resample.integers(len(row), size=len(row))] for row in kept])
     size = min(batch_size, kept.shape[1])
     steps = max(1, kept.shape[1] // size)
     optimiser = optax.chain(

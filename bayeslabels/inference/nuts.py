@@ -18,7 +18,6 @@ from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 from ..errors import bad_input
 from ..linear import LinearModel
 from ..model import Model
-from ..numerics.compress import Statistics
 from ..numerics.linalg import in_float64
 from ..progress import bar
 from ..stars import Stars
@@ -102,7 +101,7 @@ class NUTS(Inference):
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
-        n, m = problem.n_star, problem.information.shape[1]
+        n, m = problem.n_star, problem.n_latent
         size = min(BATCH, n)
         u = np.empty((self.chains, self.draws, n, m))
         divergent = np.zeros(n, int)
@@ -124,24 +123,18 @@ class NUTS(Inference):
         factor = jnp.linalg.cholesky(problem.modes.covariance[0])
         z = jnp.einsum("nij,ncj->nci", jnp.linalg.inv(factor), start - centre[:, None])
         keys = jax.random.split(jax.random.key(seed), (len(centre), self.chains))
-        statistics = problem.statistics
-        args = (statistics.gram, statistics.linear, problem.precision, problem.information, centre, factor)
-        draws, diverging = _run(problem.features, self.warmup or 150, self.draws, self.target_accept, keys, z, args)
+        args = (problem.own, centre, factor)
+        settings = (problem.energy, self.warmup or 150, self.draws, self.target_accept)
+        draws, diverging = _run(*settings, problem.shared, keys, z, args)
         return np.moveaxis(np.asarray(draws), 0, 2), np.asarray(diverging).sum((1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(features, warmup, draws, target_accept, keys, z, args):
+def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
     """Chains (N, chain, draw, M) of u = centre + factor z for every star."""
 
-    def potential(gram, linear, precision, information, centre, factor):
-        def energy(z):
-            u = centre + factor @ z
-            statistics = Statistics(gram[None], linear[None], *[jnp.zeros(1)] * 3)
-            prior = information @ u - 0.5 * u @ precision @ u
-            return -prior - statistics.linear_log_likelihood(features(u)[None])[0]
-
-        return energy
+    def potential(own, centre, factor):
+        return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
     def chain(key, z, *args):
         initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
@@ -165,5 +158,5 @@ def _run(features, warmup, draws, target_accept, keys, z, args):
 
     over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
     z, diverging = jax.vmap(over_chains)(keys, z, *args)
-    centre, factor = args[4], args[5]
+    _, centre, factor = args
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging

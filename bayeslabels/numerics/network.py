@@ -23,8 +23,11 @@ from .linalg import Array
 class Function(Protocol):
     """What a model asks of its unknown function."""
 
-    n_in: int
-    n_out: int
+    @property
+    def n_in(self) -> int: ...
+
+    @property
+    def n_out(self) -> int: ...
 
     @property
     def size(self) -> int:

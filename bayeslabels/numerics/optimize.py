@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -121,9 +122,14 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
     slope = jnp.einsum("nkl,nl->nk", statistics.gram, features(u)) - statistics.linear
     second = jax.vmap(jax.jacfwd(features.jacobian))(u)
     hessian = gauss_newton + jnp.einsum("nk,nkmj->nmj", slope, second)
+    return definite_or(hessian, gauss_newton)
+
+
+def definite_or(hessian: Array, instead: Array) -> Array:
+    """Hessians (N, M, M), symmetric; `instead` of those that are not positive definite."""
     hessian = 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2))
-    definite = jnp.isfinite(jnp.linalg.cholesky(hessian - 1e-3 * gauss_newton)).all((1, 2))
-    return jnp.where(definite[:, None, None], hessian, gauss_newton)
+    definite = jnp.isfinite(jnp.linalg.cholesky(hessian - 1e-3 * instead)).all((1, 2))
+    return jnp.where(definite[:, None, None], hessian, instead)
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
@@ -205,6 +211,19 @@ def _descend_late(u, f, done, start, star, statistics, precision, information, t
 
 @functools.partial(jax.jit, static_argnames=("features", "keep"))
 def _distinct(u, f, done, statistics, precision, information, features, keep, threshold):
+    curvature = functools.partial(
+        newton_curvature, statistics=statistics, precision=precision, information=information, features=features
+    )
+    return distinct(u, f, done, lambda at, _: curvature(at), keep, threshold)
+
+
+def distinct(
+    u: Array, f: Array, done: Array, curvature_at: Callable[[Array, Array], Array], keep: int, threshold: float
+) -> Modes:
+    """Of optima u (J, N, M) with objectives f (J, N) the `keep` best that are more than a sd from each other.
+
+    curvature_at: (N, M, M) of the optima at (N, M), which are those of index (N,).
+    """
     remaining = jnp.where(jnp.isfinite(f), jnp.where(done, f, f + 1e6), jnp.inf)
     best = remaining.min(0)
     locations, covariances, objectives, converged = [], [], [], []
@@ -212,7 +231,7 @@ def _distinct(u, f, done, statistics, precision, information, features, keep, th
         pick = jnp.argmin(remaining, axis=0)
         at = jnp.take_along_axis(u, pick[None, :, None], 0)[0]
         value = jnp.take_along_axis(remaining, pick[None], 0)[0]
-        curvature = newton_curvature(at, statistics, precision, information, features)
+        curvature = curvature_at(at, pick)
         locations.append(at)
         covariances.append(inverse_psd(curvature))
         objectives.append(jnp.where(value > best + threshold, jnp.inf, value))

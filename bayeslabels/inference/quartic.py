@@ -1,0 +1,125 @@
+"""The test step of linear models: every star's label posterior from its compressed spectrum.
+
+The coefficients are integrated out: their covariance enters each pixel's variance, sigma_nl^2 + s_l^2 +
+phi_n' Cov(theta_l) phi_n, at a first estimate of the labels. The uncertainty of the label system, common to all
+stars, is added to the draws afterwards (`fit.infer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..linear import LinearModel
+from ..numerics.compress import Statistics, compress
+from ..numerics.features import Monomials
+from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
+from ..numerics.optimize import TOLERANCE, Modes, choose_starts, find_modes
+from ..stars import Stars
+from .base import Moments
+from .labels import PINNED, outputs_on_latents
+from .starwise import StarProblem
+
+DRAFT_PIXELS = 1000
+"""Pixels that are enough for a first estimate of the labels, at which the coefficients are integrated out."""
+
+
+class Compressed(NamedTuple):
+    """What the label posteriors of N stars depend on: statistics, precision (N, M, M) and information (N, M)."""
+
+    statistics: Statistics
+    precision: Array
+    information: Array
+
+
+@dataclass(frozen=True)
+class Quartic:
+    """-ln p(u | data) = 1/2 phi(u)' G phi(u) - b' phi(u) + 1/2 u' P u - h' u."""
+
+    features: Monomials
+
+    def __call__(self, u: Array, shared: None, own: Compressed) -> Array:
+        phi, statistics = self.features(u), own.statistics
+        quadratic = ((phi @ statistics.gram) * phi).sum(-1) + ((u @ own.precision) * u).sum(-1)
+        return 0.5 * quadratic - (phi @ statistics.linear[..., None] + u @ own.information[..., None])[..., 0]
+
+
+@in_float64
+def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, starts: int = 4) -> StarProblem:
+    """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there."""
+    features = model.features
+    precision, information = label_terms(model, moments, stars)
+    integrate = False
+    if "flux" in stars:
+        value, error = model.output(stars)
+        integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
+        # a first estimate does not need every pixel of a long spectrum
+        some = slice(None, None, max(1, value.shape[1] // DRAFT_PIXELS) if integrate else 1)
+        shown = value[:, some], None if error is None else error[:, some]
+        statistics = compress(*shown, moments.coefficients[some], moments.scatter[some], draft=integrate)
+    else:
+        k = features.size
+        zero = jnp.zeros(len(stars))
+        statistics = Statistics(jnp.zeros((len(stars), k, k)), jnp.zeros((len(stars), k)), zero, zero, zero)
+    first: Array = np.zeros((1, *information.shape))
+    if features.order > 1:
+        first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
+        measured = model.measured(stars)
+        first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
+    tolerance = 1e-2 if integrate else TOLERANCE
+    modes = find_modes(statistics, precision, information, features, first, tolerance=tolerance)
+    if not model.labels_are_latent and model.catalogue(stars).observed.any():
+        precision, information = label_terms(model, moments, stars, np.asarray(features(modes.location[0])))
+        modes = find_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
+    if integrate:
+        at = outer_pairs(features(modes.location[0]))
+        statistics = compress(
+            value, error, moments.coefficients, moments.scatter,
+            theta_covariance=moments.coefficient_covariance, feature_pairs=at,
+        )  # fmt: skip
+        modes = find_modes(statistics, precision, information, features, _found(modes))
+    own = Compressed(statistics, jnp.asarray(precision), jnp.asarray(information))
+    return StarProblem(Quartic(features), None, own, modes)
+
+
+def _found(modes: Modes) -> np.ndarray:
+    """Starting points (J, N, M) from the modes that any star has."""
+    return np.asarray(modes.location)[np.isfinite(np.asarray(modes.objective)).any(1)]
+
+
+def label_terms(
+    model: LinearModel, moments: Moments, stars: Stars, phi: np.ndarray | None = None
+) -> tuple[Array, Array]:
+    """Precision (N, P, P) and information (N, P) of the latents from population and catalogue labels together.
+
+    Labels that are outputs carry the uncertainty of C, phi_n' Cov(C) phi_n, at features phi (N, K) of a first estimate.
+    """
+    catalogue = model.catalogue(stars)
+    observed, value = jnp.asarray(catalogue.observed), jnp.asarray(catalogue.value)
+    tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
+    eye = jnp.eye(observed.shape[1])
+    noise = jnp.asarray(catalogue.covariance) + eye * tau2 + 1e-12 * eye
+    if phi is not None:
+        noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
+    seen = PINNED * eye * observed[:, :, None] if model.exact_labels else inverse_observed(noise, observed)
+    if model.labels_are_latent:
+        precision, information = seen, jnp.einsum("nmk,nk->nm", seen, value)
+    else:
+        origin = jnp.zeros(model.features.n_label)
+        at_zero, jacobian = model.features(origin), model.features.jacobian(origin)
+        precision, information = outputs_on_latents(value, seen, moments.label_coefficients, at_zero, jacobian)
+    population = jnp.linalg.inv(jnp.asarray(moments.population_covariance))
+    return precision + population, information + population @ jnp.asarray(moments.population_mean)
+
+
+def _candidates(moments: Moments, seed: int, groups: int) -> Array:
+    """Labels of training stars (S, M) in order of their first principal component: candidates for starting points."""
+    train = moments.training_u
+    rng = np.random.default_rng([seed, 7919])
+    size = max(groups, min(64 * groups, len(train)))
+    chosen = train[rng.permutation(np.resize(np.arange(len(train)), size))]
+    axis = np.linalg.eigh(np.cov(train.T).reshape(train.shape[1], -1))[1][:, -1]
+    return jnp.asarray(chosen[np.argsort(chosen @ axis, kind="stable")])

@@ -1,0 +1,270 @@
+"""What the magnitudes of one star say of its distance modulus mu and its reddening E, and the integral over both.
+
+    m = M + mu 1 + E R + F z + N(0, diag(D)),   z ~ N(0, I)
+
+F: directions in which nothing is known (errors of the labels or of the model, a scatter that all bands share). They
+are projected out of 1, R and m - M by Gram-Schmidt on the columns of (D^-1/2 F; I), which needs no B x B matrix and
+loses no digits. What is left is quadratic in (mu, E). E >= 0 is integrated out in closed form (`truncated`), then mu by
+Gauss-Hermite quadrature about the mode of the integrand, with the parallax in parallax space:
+
+    p(data) = int dmu p(mu) N(parallax | 10^((10 - mu) / 5) + zero, sigma^2) int_0^inf dE p(E) N(E_0 | E) N(m | mu, E)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import truncated
+from .linalg import Array
+
+LN10_5 = float(np.log(10) / 5)
+NEWTON = 8
+"""Steps to the mode of the integrand, which is nearly Gaussian; the width is that of the last."""
+
+
+class DistancePrior(Protocol):
+    """p(mu), mu in mag."""
+
+    def log_density(self, mu: Array) -> Array: ...
+
+    def slopes(self, mu: Array) -> tuple[Array, Array]:
+        """d ln p / dmu and -d^2 ln p / dmu^2."""
+
+
+class Quadratic(NamedTuple):
+    """ln N(m | mu, E) = log_norm + b_mu x + b_E y - (a_mu x^2 + 2 a_both x y + a_E y^2) / 2, x = mu - mu_0, y = E - E_0
+
+    mu_0 and E_0, any values near the truth, keep the numbers small.
+    """
+
+    a_mu: Array
+    a_both: Array
+    a_e: Array
+    b_mu: Array
+    b_e: Array
+    log_norm: Array
+    mu_0: Array
+    e_0: Array
+
+
+class Others(NamedTuple):
+    """What is known besides the magnitudes: parallax [mas] less its zero point and 1 / error, reddening [mag] and
+    1 / error, each 0 where unknown; rate: of the exponential prior of E, 1 / mag."""
+
+    parallax: Array
+    parallax_weight: Array
+    reddening: Array
+    reddening_weight: Array
+    rate: Array
+
+
+def project(factors: Array, columns: Array) -> tuple[Array, Array, Array]:
+    """Basis (..., Q, B + Q) of the factors (..., Q, B), each with its unit prior, the columns (..., C, B) less their
+    parts in it (..., C, B + Q), and ln det(I + F F') (...)."""
+    q = factors.shape[-2]
+    eye = jnp.broadcast_to(jnp.eye(q, dtype=factors.dtype), (*factors.shape[:-1], q))
+    basis = [jnp.concatenate([factors[..., i, :], eye[..., i, :]], -1) for i in range(q)]
+    rest = jnp.concatenate([columns, jnp.zeros((*columns.shape[:-1], q), columns.dtype)], -1)
+    log_det = jnp.zeros(factors.shape[:-2], factors.dtype)
+    for i in range(q):
+        square = (basis[i] ** 2).sum(-1, keepdims=True)
+        log_det = log_det + jnp.log(square[..., 0])
+        unit = basis[i] * jax.lax.rsqrt(square)
+        basis[i] = unit
+        for j in range(i + 1, q):
+            basis[j] = basis[j] - (unit * basis[j]).sum(-1, keepdims=True) * unit
+        rest = rest - (rest * unit[..., None, :]).sum(-1, keepdims=True) * unit[..., None, :]
+    return jnp.stack(basis, -2) if q else jnp.zeros((*factors.shape[:-2], 0, rest.shape[-1])), rest, log_det
+
+
+def quadratic(residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array) -> Quadratic:
+    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B), seen (..., B): 1 if observed, else 0; E_0 (...)."""
+    root = seen / jnp.sqrt(variance)
+    mu_0 = centre_of(residual - e_0[..., None] * vector, root)
+    columns = jnp.stack([root, root * vector, root * (residual - mu_0[..., None] - e_0[..., None] * vector)], -2)
+    _, rest, log_det = project(factors * root[..., None, :], columns)
+    log_det = log_det + (seen * jnp.log(2 * np.pi * variance)).sum(-1)
+    return _quadratic(rest[..., 0, :], rest[..., 1, :], rest[..., 2, :], log_det, mu_0, e_0)
+
+
+def centre_of(residual: Array, root: Array) -> Array:
+    """Weighted mean of residuals: a first mu, constant to differentiation, as the integral does not depend on it."""
+    weight = root**2
+    total = weight.sum(-1)
+    mean = (weight * residual).sum(-1) / jnp.where(total > 0, total, 1.0)
+    return jax.lax.stop_gradient(jnp.where(total > 0, mean, 10.0))
+
+
+def quadratic_of(columns: Array, across: Array, mu_0: Array) -> Quadratic:
+    """From 1, R and m - M - mu_0 over their sd (S, 3, B), their products with an orthonormal basis of what is projected
+    out (S, 3, Q), and mu_0; E_0 = 0. Up to a constant in log_norm. In float64: it subtracts."""
+    gram = columns @ jnp.swapaxes(columns, -1, -2) - across @ jnp.swapaxes(across, -1, -2)
+    mu_0 = jnp.broadcast_to(mu_0, gram.shape[:-2])
+    a = lambda i, j: gram[..., i, j]  # noqa: E731
+    return Quadratic(a(0, 0), a(0, 1), a(1, 1), a(0, 2), a(1, 2), -0.5 * a(2, 2), mu_0, jnp.zeros_like(mu_0))
+
+
+def _quadratic(one, vector, residual, log_det, mu_0, e_0):
+    dot = lambda a, b: (a * b).sum(-1)  # noqa: E731
+    return Quadratic(
+        dot(one, one), dot(one, vector), dot(vector, vector), dot(one, residual), dot(vector, residual),
+        -0.5 * (dot(residual, residual) + log_det), mu_0, e_0,
+    )  # fmt: skip
+
+
+def _in_e(q: Quadratic, others: Others, x: Array) -> tuple[Array, Array]:
+    """h and p of exp(h y - p y^2 / 2) at x = mu - mu_0."""
+    weight = others.reddening_weight**2
+    p = jnp.maximum(q.a_e + weight, 1e-8)
+    return q.b_e - q.a_both * x + weight * (others.reddening - q.e_0) - others.rate, p
+
+
+def log_integrand(q: Quadratic, others: Others, prior: DistancePrior, x: Array) -> Array:
+    """ln of p(mu) p(parallax | mu) p(m, E_0 | mu), at x = mu - mu_0."""
+    h, p = _in_e(q, others, x)
+    seen = others.reddening_weight > 0
+    known = jnp.where(seen, jnp.log(jnp.where(seen, others.reddening_weight, 1.0) / truncated.SQRT_2PI), 0.0)
+    known = known - 0.5 * (others.reddening_weight * (others.reddening - q.e_0)) ** 2
+    of_e = truncated.log_integral(h, p, q.e_0) + jnp.log(others.rate) - others.rate * q.e_0 + known
+    seen = others.parallax_weight > 0
+    norm = jnp.where(seen, jnp.log(jnp.where(seen, others.parallax_weight, 1.0) / truncated.SQRT_2PI), 0.0)
+    misfit = others.parallax_weight * (others.parallax - parallax_at(q.mu_0 + x))
+    of_mu = prior.log_density(q.mu_0 + x) + norm - 0.5 * misfit**2
+    return q.log_norm + x * (q.b_mu - 0.5 * q.a_mu * x) + of_e + of_mu
+
+
+def parallax_at(mu: Array) -> Array:
+    """10^((10 - mu) / 5) mas, of mu > -15."""
+    return jnp.exp(LN10_5 * (10 - jnp.maximum(mu, -15.0)))
+
+
+def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Array]:
+    """Mode x = mu - mu_0 and width of the integrand."""
+    precision, weight = others.parallax_weight**2, others.reddening_weight**2
+    p = jnp.maximum(q.a_e + weight, 1e-8)
+    alone = jnp.maximum(q.a_mu - q.a_both**2 / p, 1e-6)
+    y = others.parallax
+    good = y * others.parallax_weight > 3
+    aim = 10 - jnp.log(jnp.where(good, y, 1.0)) / LN10_5 - q.mu_0
+    strength = jnp.where(good, (LN10_5 * y) ** 2 * precision, 0.0)
+    x = strength * aim / (strength + alone)
+
+    def slopes(x):
+        h, p = _in_e(q, others, x)
+        mean, variance = truncated.moments(h, p, q.e_0)
+        first, second = prior.slopes(q.mu_0 + x)
+        true = parallax_at(q.mu_0 + x)
+        tangent = -LN10_5 * true
+        off = precision * (y - true)
+        gradient = q.b_mu - q.a_mu * x - q.a_both * (mean - q.e_0) + first + off * tangent
+        fisher = jnp.maximum(q.a_mu - q.a_both**2 * variance, 0.0) + jnp.maximum(second, 1e-4) + precision * tangent**2
+        return gradient, fisher, fisher - off * LN10_5**2 * true
+
+    def step(_, state):
+        x, _ = state
+        gradient, fisher, exact = slopes(x)
+        x = x + jnp.clip(gradient / jnp.maximum(exact, 0.7 * fisher), -2.0, 2.0)
+        return x, 1 / jnp.sqrt(jnp.maximum(exact, 0.5 * fisher))
+
+    return jax.lax.fori_loop(0, NEWTON, step, (x, jnp.ones_like(x)))
+
+
+@functools.cache
+def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    t, w = np.polynomial.hermite_e.hermegauss(nodes)
+    return t, np.log(w) + 0.5 * t**2
+
+
+def log_marginal(q: Quadratic, others: Others, prior: DistancePrior, nodes: int = 11) -> Array:
+    """ln p(data) (...), mu and E integrated out."""
+    fixed = jax.lax.stop_gradient((q, others))
+    x, width = mode(*fixed, prior)
+    t, log_w = (jnp.asarray(a, x.dtype) for a in _rule(nodes))
+    wide = jax.tree.map(lambda a: a[..., None], (q, others))
+    at = jax.lax.stop_gradient(x[..., None] + width[..., None] * t)
+    terms = log_integrand(wide[0], wide[1], prior, at) + log_w
+    return jax.scipy.special.logsumexp(terms, axis=-1) + jnp.log(jax.lax.stop_gradient(width))
+
+
+def rough(q: Quadratic, others: Others, prior: DistancePrior) -> Array:
+    """About `log_marginal`, a hundred times faster: E Gaussian, or 0 where that is negative; the parallax linear."""
+    of_e = others.reddening_weight**2 + others.rate**2
+    a_e = q.a_e + of_e
+    b_e = q.b_e + others.reddening_weight**2 * (others.reddening - q.e_0) + others.rate * (1 - others.rate * q.e_0)
+    a = jnp.maximum(q.a_mu - q.a_both**2 / a_e, 1e-6)
+    b = q.b_mu - q.a_both * b_e / a_e
+    free = b / a
+    dusty = (b_e - q.a_both * free) / a_e + q.e_0 > 0
+    a = jnp.where(dusty, a, jnp.maximum(q.a_mu, 1e-6))
+    b = jnp.where(dusty, b, q.b_mu + q.a_both * q.e_0)
+    x = b / a
+    clear = -q.e_0 * (b_e + 0.5 * a_e * q.e_0)
+    chi2 = jnp.where(dusty, 0.5 * b_e**2 / a_e, clear) + 0.5 * b**2 / a - 0.5 * jnp.log(a * a_e)
+    data = others.reddening_weight**2 * (others.reddening - q.e_0) ** 2 + (1 - others.rate * q.e_0) ** 2
+    true = parallax_at(q.mu_0 + x)
+    spread = 1 + (others.parallax_weight * LN10_5 * true) ** 2 / a
+    misfit = (others.parallax_weight * (others.parallax - true)) ** 2 / spread + jnp.log(spread)
+    norm = 0.5 * np.log(2 * np.pi) + jnp.log(others.rate)
+    for weight in (others.parallax_weight, others.reddening_weight):
+        norm = norm + jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1.0) / truncated.SQRT_2PI), 0.0)
+    return q.log_norm + norm + chi2 - 0.5 * data - 0.5 * misfit + prior.log_density(q.mu_0 + x)
+
+
+class Summary(NamedTuple):
+    """Mean and sd of the distance modulus and of the reddening, mag."""
+
+    modulus: Array
+    modulus_error: Array
+    reddening: Array
+    reddening_error: Array
+
+
+def summary(q: Quadratic, others: Others, prior: DistancePrior, nodes: int = 11) -> Summary:
+    """Posterior moments (...), by the same quadrature as `log_marginal`."""
+    x, width = mode(q, others, prior)
+    t, log_w = (jnp.asarray(a, x.dtype) for a in _rule(nodes))
+    q, others = jax.tree.map(lambda a: a[..., None], (q, others))
+    at = x[..., None] + width[..., None] * t
+    p = jax.nn.softmax(log_integrand(q, others, prior, at) + log_w, axis=-1)
+    e, e_variance = truncated.moments(*_in_e(q, others, at), q.e_0)
+    mean = lambda a: (p * a).sum(-1)  # noqa: E731
+    mu, red = mean(at), mean(e)
+    mu_variance = mean((at - mu[..., None]) ** 2)
+    red_variance = mean(e_variance + (e - red[..., None]) ** 2)
+    return Summary(q.mu_0[..., 0] + mu, jnp.sqrt(mu_variance), red, jnp.sqrt(red_variance))
+
+
+GRID = 25
+"""Points in mu at which the density is followed to draw from it."""
+
+
+def draw(
+    q: Quadratic, others: Others, prior: DistancePrior, uniform: tuple[Array, Array], reach: float = 5.5
+) -> tuple[Array, Array]:
+    """mu and E at the cumulative probabilities `uniform` (...), (...), of (0, 1).
+
+    mu from its density, log-linear between the points of a grid, then E given mu.
+    """
+    x, width = mode(q, others, prior)
+    step = width * (2 * reach / (GRID - 1))
+    wide = jax.tree.map(lambda a: a[..., None], (q, others))
+    at = x[..., None] + step[..., None] * (jnp.arange(GRID, dtype=x.dtype) - (GRID - 1) / 2)
+    log_p = log_integrand(wide[0], wide[1], prior, at)
+    log_p = log_p - log_p.max(-1, keepdims=True)
+    rise = log_p[..., 1:] - log_p[..., :-1]
+    safe = jnp.where(jnp.abs(rise) < 1e-6, 1e-6, rise)
+    mass = jnp.exp(log_p[..., :-1]) * jnp.expm1(safe) / safe
+    cumulative = jnp.cumsum(mass, -1)
+    aim = uniform[0] * cumulative[..., -1]
+    at_bin = jnp.minimum((cumulative < aim[..., None]).sum(-1), GRID - 2)[..., None]
+    pick = lambda a: jnp.take_along_axis(a, at_bin, -1)[..., 0]  # noqa: E731
+    within = jnp.clip((aim - pick(cumulative) + pick(mass)) / pick(mass), 1e-12, 1.0)
+    slope = pick(safe)
+    x = pick(at[..., :-1]) + step * jnp.log1p(within * jnp.expm1(slope)) / slope
+    h, p = _in_e(q, others, x)
+    return q.mu_0 + x, truncated.draw(h, p, q.e_0, uniform[1])

@@ -1,0 +1,107 @@
+"""Modes of any smooth density of a few unknowns, for many stars at once: Levenberg-Marquardt from several starts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .linalg import Array
+from .optimize import Modes, definite_or, distinct, solve_small
+
+FIRST_STEPS = 8
+"""Iterations that all starts get together."""
+ITERATIONS = 60
+LATE = 64
+"""Of the others so many side by side: one size, compiled once."""
+TOLERANCE = 1e-6
+"""Newton decrement, in nats, of a star that has arrived."""
+
+Energy = Callable[[Array, Any, Any], Array]
+"""Minus log density (S,) of points u (S, M) of one star: energy(u, shared, own)."""
+Curvature = Callable[[Array, Any, Any], Array]
+"""A positive definite approximation (S, M, M) of its second derivatives."""
+
+
+def find_modes(
+    energy: Energy, curvature: Curvature, shared: Any, own: Any, starts: Array, keep: int = 3, threshold: float = 12.0
+) -> Modes:
+    """Distinct optima reached from starts (N, J, M), at most `keep` per star and `threshold` nats from the best.
+
+    energy and curvature: hashable; arrays that they compute with are in `shared`, and in `own` with a row per star.
+    """
+    n, j, m = starts.shape
+    u, f, done = _descend(energy, curvature, FIRST_STEPS, False, shared, own, jnp.asarray(starts))
+    late = np.flatnonzero(~np.asarray(done).ravel())
+    for first in range(0, len(late), LATE):
+        rows = np.resize(late[first : first + LATE], LATE)
+        mine = jax.tree.map(lambda x, star=rows // j: jnp.asarray(x)[star], own)
+        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, u.reshape(-1, 1, m)[rows])
+        u, f, done = (
+            x.reshape(n * j, *x.shape[2:]).at[rows].set(y[:, 0]).reshape(x.shape)
+            for x, y in zip((u, f, done), at, strict=True)
+        )
+    return _kept(energy, curvature, min(keep, j), threshold, shared, own, u, f, done)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _descend(energy, curvature, iterations, exact, shared, own, u):
+    """u (N, J, M), objective (N, J) and whether they have arrived (N, J)."""
+    values = jax.vmap(energy, (0, None, 0))
+    curvatures = functools.partial(_exact, energy, curvature) if exact else jax.vmap(curvature, (0, None, 0))
+    m = u.shape[-1]
+
+    def value_and_slope(u):
+        f, back = jax.vjp(lambda u: values(u, shared, own), u)
+        return f, back(jnp.ones_like(f))[0]
+
+    def step(state):
+        u, f, slope, bend, damping, done, count = state
+        diagonal = jnp.diagonal(bend, axis1=-2, axis2=-1)[..., None] * jnp.eye(m)
+        full = (bend + damping[..., None, None] * diagonal).reshape(-1, m, m)
+        move = solve_small(full, slope.reshape(-1, m)).reshape(u.shape)
+        decrement = (slope * move).sum(-1)
+        trial = u - move
+        f_trial, slope_trial = value_and_slope(trial)
+        better = (f_trial <= f) & ~done
+        bend = jnp.where(better[..., None, None], curvatures(trial, shared, own), bend)
+        u, slope = (jnp.where(better[..., None], a, b) for a, b in ((trial, u), (slope_trial, slope)))
+        f = jnp.where(better, f_trial, f)
+        damping = jnp.where(better, jnp.maximum(damping * 0.2, 1e-9), jnp.minimum(damping * 6, 1e9))
+        return u, f, slope, bend, damping, done | (decrement < TOLERANCE * (1 + damping)), count + 1
+
+    f, slope = value_and_slope(u)
+    bend = curvatures(u, shared, own)
+    first = (u, f, slope, bend, jnp.full(f.shape, 1e-2), ~jnp.isfinite(f), 0)
+    u, f, _, _, _, done, _ = jax.lax.while_loop(lambda s: ~s[5].all() & (s[6] < iterations), step, first)
+    return u, f, done & jnp.isfinite(f)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _kept(energy, curvature, keep, threshold, shared, own, u, f, done):
+    curvatures = jnp.moveaxis(_exact(energy, curvature, u, shared, own), 0, 1)
+
+    def curvature_at(_, pick):
+        return jnp.take_along_axis(curvatures, pick[None, :, None, None], 0)[0]
+
+    return distinct(jnp.moveaxis(u, 0, 1), f.T, done.T, curvature_at, keep, threshold)
+
+
+def _exact(energy, curvature, u, shared, own):
+    """Second derivatives (N, J, M, M) at u (N, J, M), or their approximation where they are not positive definite."""
+    n, j, m = u.shape
+    either = jnp.concatenate([jnp.eye(m), -jnp.eye(m)]) * DIFFERENCE
+    around = (u[:, :, None] + either).reshape(n, -1, m)
+    slopes = jax.vmap(lambda u, own: jax.grad(lambda u: energy(u, shared, own).sum())(u))(around, own)
+    up, down = jnp.split(slopes.reshape(n, j, 2 * m, m), 2, axis=2)
+    instead = jax.vmap(curvature, (0, None, 0))(u, shared, own)
+    exact = definite_or(((up - down) / (2 * DIFFERENCE)).reshape(-1, m, m), instead.reshape(-1, m, m))
+    return exact.reshape(n, j, m, m)
+
+
+DIFFERENCE = 1e-4
+"""Step of the differences of slopes that give second derivatives, in float64 to 1e-8."""

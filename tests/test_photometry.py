@@ -1,0 +1,235 @@
+"""Dust-aware photometry: densities against independent float64 oracles, recovery of simulated truth, calibration."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.infer.util import log_density
+from scipy.stats import binom, multivariate_normal, norm
+
+import bayeslabels as bl
+from bayeslabels.astro.extinction import band_extinction, extinction_law
+from bayeslabels.errors import BadInput
+from bayeslabels.families.photometry import prepare
+from bayeslabels.inference.starwise import log_posterior
+from bayeslabels.simulate import simulate_photometry
+
+BANDS = ("G", "BP", "RP", "J", "Ks")
+MODEL = bl.Photometry(function={"order": 2}, members=2, components=3)
+
+
+@pytest.fixture(scope="module")
+def survey():
+    return simulate_photometry(1200, BANDS, seed=1, length=0.6)
+
+
+@pytest.fixture(scope="module")
+def posterior(survey):
+    return bl.fit(MODEL, survey[0][:800], bl.MAP(max_iterations=60), seed=0)
+
+
+@pytest.fixture(scope="module")
+def told(survey, posterior):
+    right = posterior.with_model(distance_prior=bl.priors.ExponentialDisk(0.6))
+    return bl.infer(right, survey[0][800:].drop("labels", "reddening"), bl.Importance(draws=400), seed=0)
+
+
+def theta_of(model, seed=0):
+    """Parameters of a model that is linear in its labels."""
+    rng = np.random.default_rng(seed)
+    start = model.start(None, 0)
+    start["weights"] = 0.1 * rng.normal(size=start["weights"].shape)
+    start["reddening_slope"] = np.zeros(start["reddening_slope"].shape)
+    return start
+
+
+def test_the_collapsed_density_is_the_integral_of_the_programs(survey):
+    """One Gaussian population, M linear in the labels, R constant: labels integrate by hand, mu and E on a grid."""
+    stars = survey[0][:6]
+    model = bl.Photometry(function={"order": 1}, components=1, distance_prior=bl.priors.ExponentialDisk(0.6))
+    model = model.bind(survey[0])
+    theta = theta_of(model)
+    with jax.enable_x64(True):
+        ours = np.asarray(model.log_likelihood(theta, jax.tree.map(jnp.asarray, model.arrays(stars))))
+        frame = model.frame
+        base = np.asarray(model.absolute(jnp.asarray(theta["weights"]), jnp.zeros((1, 3))))[0]
+        slope = np.asarray(model.absolute(jnp.asarray(theta["weights"]), jnp.eye(3))) - base
+    _, (mean,), (population,) = frame.population
+    vector = np.exp(theta["reddening_log"])
+    nodes, weights = np.polynomial.legendre.leggauss(160)
+    e, e_weight = 0.6 * (nodes + 1), 0.6 * weights
+    for n in range(len(stars)):
+        u, noise = (
+            (stars.labels.value[n] - frame.centre) / frame.scale,
+            np.diag(stars.labels.error[n] / frame.scale) ** 2,
+        )
+        at_labels = multivariate_normal(mean, population + noise).logpdf(u)
+        gain = population @ np.linalg.inv(population + noise)
+        centre, spread = mean + gain @ (u - mean), population - gain @ population
+        seen = stars.magnitudes.observed[n]
+        residual = (stars.magnitudes.value[n] - base - centre @ slope)[seen]
+        middle = np.mean(residual - 0.15 * vector[seen])
+        mu, mu_weight = middle + 4 * nodes, 4 * weights
+        total = -np.inf
+        for wide, share in ((0.0, 1 - 0.02), (model.outlier_width, 0.02)):
+            sd2 = stars.magnitudes.error[n] ** 2 + theta["scatter"] ** 2 + wide**2
+            covariance = np.diag(sd2) + slope.T @ spread @ slope + theta["luminosity_scatter"] ** 2
+            inverse = np.linalg.inv(covariance[np.ix_(seen, seen)])
+            off = residual - mu[:, None, None] - e[:, None] * vector[seen]
+            p = -0.5 * np.einsum("abi,ij,abj->ab", off, inverse, off) + 0.5 * np.linalg.slogdet(inverse / 2 / np.pi)[1]
+            p += norm(stars.reddening.value[n, 0], stars.reddening.error[n, 0]).logpdf(e) - e / frame.reddening_scale
+            p += norm(stars.parallax.value[n, 0], stars.parallax.error[n, 0]).logpdf(10 ** (0.2 * (10 - mu)))[:, None]
+            d = 10 ** (0.2 * (mu - 10))
+            p += np.log(d**3 * np.exp(-d / 0.6) / (2 * 0.6**3) * np.log(10) / 5 / frame.reddening_scale)[:, None]
+            total = np.logaddexp(total, np.log(share) + np.log((np.exp(p) * mu_weight[:, None] * e_weight).sum()))
+        np.testing.assert_allclose(ours[n], total + at_labels, atol=0.01)
+
+
+def test_the_test_step_is_the_programs_density(survey, posterior):
+    """ln p(u | data) differs between two labels as the program's joint density does, once integrated over the rest."""
+    model = posterior.model.replace(members=1, outliers=False)
+    moments = posterior.moments._replace(
+        coefficients=posterior.moments.coefficients[:1], reddening_log=posterior.moments.reddening_log[:1],
+        reddening_slope=posterior.moments.reddening_slope[:1], zero_point_error=np.array(0.0),
+        luminosity_scatter=np.array(0.0),
+    )  # fmt: skip
+    one = bl.Posterior(model, posterior.data, moments, {})
+    stars = survey[0][900:901].drop("labels")
+    problem, _ = prepare(one, stars, 0, 2)
+    mode = np.asarray(problem.modes.location[0, 0])
+    points = np.stack([mode, mode + np.array([0.1, -0.05, 0.1]), mode - np.array([0.15, -0.1, 0.2])])
+    theta = {"weights": moments.coefficients[0], "reddening_log": moments.reddening_log[0],
+             "reddening_slope": moments.reddening_slope[0], "scatter": moments.scatter,
+             "luminosity_scatter": moments.luminosity_scatter, "zero_point": moments.zero_point}  # fmt: skip
+    with jax.enable_x64(True):
+        ours = np.asarray(log_posterior(problem, jnp.asarray(points)[None]))[0]
+        around = 10 + 5 * np.log10(survey[1].distance[900])
+        mu = around + np.linspace(-1.5, 1.5, 601)
+        e = np.linspace(1e-4, 1.0, 151)
+        grid = [x.ravel() for x in np.meshgrid(mu, e, indexing="ij")]
+
+        def joint(u):
+            def at(mu, e):
+                latents = {"u": u[None], "distance_modulus": mu[None], "true_reddening": e[None],
+                           "luminosity": jnp.zeros(1), "labels": jnp.zeros((1, 3))}  # fmt: skip
+                return log_density(model, (stars,), {}, {**theta, **latents})[0]
+
+            return jax.vmap(at)(*map(jnp.asarray, grid))
+
+        program = [np.asarray(jax.jit(joint)(jnp.asarray(u))) for u in points]
+    labels = np.array([norm(model.frame.physical(u), model.frame.label_error).logpdf(0.0).sum() for u in points])
+    sums = [np.log(np.exp(x - x.max()).sum()) + x.max() for x in program] - labels
+    np.testing.assert_allclose(ours - ours[0], np.array(sums) - sums[0], atol=0.02)
+
+
+def test_recovers_the_truth(survey, posterior):
+    stars, truth = survey
+    test = slice(800, None)
+    absolute, error = posterior.predict(stars[test].drop("magnitudes"), "absolute_magnitudes", with_error=True)
+    off = absolute - truth.absolute_magnitudes[test]
+    colour, true = absolute[:, 1] - absolute[:, 2], (truth.absolute_magnitudes[:, 1] - truth.absolute_magnitudes[:, 2])
+    assert np.abs(np.median(colour - true[test])) < 0.01
+    assert np.abs(np.median(off)) < 0.04
+    assert 0.7 < np.median(np.abs(off) / error) / 0.6745 < 1.3
+    vector = posterior.predict(stars[test], "reddening_vector")
+    np.testing.assert_allclose(np.median(vector - truth.reddening_vector[test], axis=0), 0.0, atol=0.15)
+    warm = posterior.summary()["d_ln_R_d_TEFF"]
+    assert warm[0] > 0
+    assert warm[1] > 0
+    assert 0.05 < posterior.moments.luminosity_scatter < 0.2
+    magnitudes = posterior.predict(stars[test], "magnitudes")
+    assert np.nanmedian(np.abs(magnitudes - stars[test].magnitudes.value)) < 0.4
+
+
+def test_posteriors_hold_the_truth(survey, told):
+    truth = survey[1]
+    true = np.column_stack([truth.labels[800:], truth.reddening[800:], 10 + 5 * np.log10(truth.distance[800:])])
+    low, high = (told.stars[name].values[:, :5] for name in ("p16", "p84"))
+    inside = ((true > low) & (true < high)).sum(0)
+    band = binom.interval(0.999, len(true), 0.6827)
+    assert (inside > band[0] - 12).all()
+    assert (inside < band[1] + 12).all()
+    z = (true - told.mean[:, :5]) / told.error[:, :5]
+    np.testing.assert_allclose(z.std(0), 1.0, atol=0.25)
+    assert np.abs(z.mean(0)).max() < 0.3
+    assert told.frame.names == ("TEFF", "LOGG", "FE_H", "reddening", "distance_modulus", "distance")
+    assert str(told.table()["distance"].unit) == "kpc"
+    assert (told.draws("reddening") >= 0).all()
+
+
+def test_what_is_measured_narrows(survey, posterior, told):
+    stars = survey[0][800:840]
+    with_labels = bl.infer(posterior, stars, bl.Laplace(draws=200), seed=0)
+    assert (np.median(with_labels.error[:, :3], 0) < np.median(told.error[:40, :3], 0)).all()
+    assert (np.median(with_labels.error[:, :3] / stars.labels.error, 0) < 1.0).all()
+    without = bl.infer(posterior, stars.drop("labels", "reddening", "parallax"), bl.Laplace(draws=200), seed=0)
+    assert np.median(without.error[:, 4]) > np.median(told.error[:40, 4])
+
+
+def test_missing_is_missing(survey, posterior):
+    """A band of infinite error says what an absent one says; a star without data has NaN and a flag."""
+    stars = survey[0][800:808].drop("labels", "reddening")
+    value, error = stars.magnitudes.value.copy(), stars.magnitudes.error.copy()
+    value[1:4, 2] = np.nan
+    value[4] = np.nan
+    gone = stars.with_block(magnitudes=bl.Block(value, error, names=BANDS, unit="mag"))
+    error[1:4, 2] = np.inf
+    loud = gone.with_block(magnitudes=bl.Block(np.where(np.isnan(value), 99.0, value), np.where(np.isnan(value), np.inf,
+                           error), names=BANDS, unit="mag"))  # fmt: skip
+    first, second = (bl.infer(posterior, x, bl.Laplace(draws=100), seed=0) for x in (gone, loud))
+    np.testing.assert_allclose(first.mean, second.mean)
+    assert np.isnan(first.mean[4]).all()
+    assert "NO_DATA" in bl.flag_names(first.flags[4])
+    assert "MISSING_BAND" in bl.flag_names(first.flags[1])
+
+
+def test_negative_parallaxes_are_data(survey, posterior):
+    stars = survey[0][800:803].drop("labels", "reddening")
+    w = np.array([-0.3, 0.0, 0.3])
+    far = stars.with_block(parallax=bl.Block(w, np.full(3, 0.1), unit="mas"))
+    assert np.isfinite(bl.infer(posterior, far, bl.MAP(), seed=0).mean).all()
+
+
+def test_other_priors(survey, posterior):
+    stars = survey[0][800:830].drop("labels", "reddening", "parallax")
+    near = posterior.with_model(distance_prior=bl.priors.ExponentialDisk(0.05))
+    at = [bl.infer(p, stars, bl.Laplace(draws=200), seed=0) for p in (posterior, near)]
+    assert np.median(at[1].mean[:, 5]) < np.median(at[0].mean[:, 5])
+    assert "0.05" in at[1].info["distance_prior"]
+
+
+def test_save_and_load(tmp_path, survey, posterior):
+    stars = survey[0][800:804].drop("labels")
+    again = bl.load(posterior.save(tmp_path / "photometry.nc"))
+    assert again.model == posterior.model
+    first, second = (bl.infer(p, stars, bl.Laplace(draws=50), seed=3) for p in (posterior, again))
+    np.testing.assert_array_equal(first.mean, second.mean)
+
+
+def test_bad_input(survey, posterior):
+    stars = survey[0][:50]
+    with pytest.raises(BadInput, match="magnitudes"):
+        bl.fit(MODEL, stars.drop("magnitudes"))
+    with pytest.raises(BadInput, match="without errors"):
+        bl.fit(MODEL, stars.with_block(magnitudes=bl.Block(stars.magnitudes.value, names=BANDS, unit="mag")))
+    with pytest.raises(BadInput, match="mas"):
+        bl.infer(posterior, stars.with_block(parallax=bl.Block(stars.parallax.value, 0.1, unit="arcsec")))
+    with pytest.raises(BadInput, match="as in training"):
+        bl.infer(posterior, stars.with_block(magnitudes=stars.magnitudes.select(["G", "BP"])))
+    with pytest.raises(BadInput, match="absolute_magnitudes"):
+        posterior.predict(stars, "flux")
+    for wrong in ({"function": "spline"}, {"zero_point": (0.0, -1.0)}, {"label_prior": "wide"}, {"members": 0},
+                  {"distance_prior": "disk"}):  # fmt: skip
+        with pytest.raises(BadInput):
+            bl.Photometry(**wrong)
+
+
+def test_the_extinction_law():
+    """Cardelli+89, table 3: A(lambda) / A(V) at J, K; and 1 at V."""
+    np.testing.assert_allclose(extinction_law([0.55, 1.25, 2.2]), [1.0, 0.282, 0.114], atol=0.01)
+    r = band_extinction([4000.0, 7000.0], ("G", "BP", "Ks"))
+    assert r[1, 0] > 1.05 * r[0, 0]
+    assert r[1, 1] > r[0, 1]
+    np.testing.assert_allclose(r[1, 2], r[0, 2], rtol=5e-3)
