@@ -9,6 +9,7 @@ from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
 from .models.lux import Lux
 from .models.parallax import Parallax
+from .models.translator import Translator
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -30,6 +31,7 @@ __all__ = [
     "Posterior",
     "StarPosterior",
     "Stars",
+    "Translator",
     "cross_validate",
     "fit",
     "flag_names",

@@ -13,11 +13,13 @@ from . import priors
 from .errors import BadInput
 from .loglinear import FeatureFrame
 from .model import MODELS, Frame
+from .models.translator_frame import TranslatorFrame
 
 _PRIORS = {
     c.__name__: c
     for c in (priors.Flat, priors.Normal, priors.Laplace, priors.Learned, priors.HalfNormal, priors.Horseshoe)
 }
+_FRAMES = {c.__name__: c for c in (Frame, FeatureFrame, TranslatorFrame)}
 
 
 def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -44,7 +46,7 @@ def decode(state: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The value behind `encode`'s output; only known types are made."""
     if not isinstance(state, dict):
         return state
-    (kind, *_), known = state, _PRIORS | MODELS | {"Frame": Frame, "FeatureFrame": FeatureFrame}
+    (kind, *_), known = state, _PRIORS | MODELS | _FRAMES
     if kind == "array":
         return np.array(arrays[state["array"]])
     if kind == "mapping":
