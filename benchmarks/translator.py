@@ -1,4 +1,4 @@
-"""One survey's labels on another's scale: real pairs of surveys, missing inputs, noise on both sides, out of range, speed.
+"""One survey's labels on another's scale: real surveys, missing inputs, noise on both sides, out of range, speed.
 
     python benchmarks/translator.py seismic  [--seeds 0 1 2]   spectroscopic to seismic gravity (APOKASC-3)
     python benchmarks/translator.py releases [--seeds 0 1 2]   19 labels of APOGEE DR12 to three of DR17
@@ -57,13 +57,17 @@ def scores(result, target, rows=slice(None)):
     low, high = ((s[p].values[rows] - result.mean[rows]) for p in ("p16", "p84"))
     widen = np.hypot(result.error[rows], error) / result.error[rows]
     inside = (off > low * widen) & (off < high * widen)
-    return np.stack([np.sqrt((off**2).mean(0)), bl.calibration.robust_scatter(off), z.mean(0), z.std(0), inside.mean(0)])
+    return np.stack(
+        [np.sqrt((off**2).mean(0)), bl.calibration.robust_scatter(off), z.mean(0), z.std(0), inside.mean(0)]
+    )
 
 
 def show(name, table, names):
     for m, label in enumerate(names):
         rms, robust, mean, sd, inside = table[:, m]
-        print(f"  {name:14s} {label:10s} rms {rms:.4g}, robust {robust:.4g}, z {mean:+.2f} +- {sd:.3f}, 68 % {inside:.3f}")
+        print(
+            f"  {name:14s} {label:10s} rms {rms:.4g}, robust {robust:.4g}, z {mean:+.2f} +- {sd:.3f}, 68 % {inside:.3f}"
+        )
 
 
 def compare(a, stars, state, settings):

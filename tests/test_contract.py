@@ -28,22 +28,25 @@ from bayeslabels.model import MODELS
 EXAMPLES = {
     "Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal()),
     "Lux": bl.Lux(3, label_scatter="joint", coefficient_prior=bl.priors.Normal()),
+    "Translator": bl.Translator(function="polynomial", order=1, scatter="constant", members=2),
 }
 """A small instance of a model, with proper priors, so that it can be simulated."""
 CHEAP = {
     "Cannon": bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal()),
     "Lux": EXAMPLES["Lux"],
+    "Translator": EXAMPLES["Translator"].replace(robust=False, components=1),
 }
 """For inferences that compile the whole program: few sites."""
 BLOCKS = {
     "Cannon": ("labels", "flux"),
     "Lux": ("labels", "flux"),
     "Parallax": ("magnitudes", "flux", "parallax"),
+    "Translator": ("labels", "target_labels"),
 }
 """The blocks that a model measures; all of them by default."""
-ASKED = {"Parallax": "parallax"}
+ASKED = {"Parallax": "parallax", "Translator": "target_labels"}
 """The block that the test step is asked for; `labels` by default."""
-SAMPLED = {"Parallax": ("parallax",)}
+SAMPLED = {"Parallax": ("parallax",), "Translator": ("labels", "target_labels")}
 """The blocks that are data where present and sampled where absent; `labels` and `flux` by default."""
 QUICK = {
     "Gibbs": {"chains": 2, "draws": 20, "warmup": 20},

@@ -1,7 +1,7 @@
 """The family of `Translator`: labels of survey B from what survey A measured.
 
-Given one member of the ensemble, y of a star has a mean and two covariances: J S J', what the uncertainty S of its inputs
-makes of it (`numerics.propagate`), and the intrinsic scatter. Over members the means are averaged and spread:
+Given one member of the ensemble, y of a star has a mean and two covariances: J S J', what the uncertainty S of its
+inputs makes of it (`numerics.propagate`), and the intrinsic scatter. Over members the means are averaged and spread:
 
     Cov(y_n) = mean_e (J S J')_e  +  cov_e(mean_e)  +  mean_e (s R s')_e nu'
                measurement           function          intrinsic
@@ -28,7 +28,6 @@ from ..inference.base import Inference, Trained
 from ..inference.minibatch import fit_members
 from ..models.translator import Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
-from ..numerics.linalg import Array
 from ..numerics.occupancy import Occupancy
 from ..numerics.propagate import scale_mixture
 from ..posterior import Posterior

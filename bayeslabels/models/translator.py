@@ -246,7 +246,7 @@ class Translator(CollapsedModel):
         for name in (TARGET, *self.inputs):
             if name not in stars:
                 raise bad_input(
-                    f"stars with the blocks {', '.join(stars.blocks)}", f"a block {name!r}, which the training step needs",
+                    f"stars with the blocks {', '.join(stars.blocks)}", f"a block {name!r}, which training needs",
                     fix=f"stars.with_block({name}=Block(value, error, names=(...)))",
                 )  # fmt: skip
         settings = self.inputs, self.pairs, self.extrinsic, self.components, self.bins

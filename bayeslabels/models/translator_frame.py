@@ -179,14 +179,18 @@ def learn_frame(
     for what, columns, values in (("input", input_names, raw), (TARGET, names, y)):
         few = [name for name, x in zip(columns, values.T, strict=True) if len(np.unique(x[np.isfinite(x)])) < 3]
         if few:
-            raise bad_input(f"{what} {few} with fewer than 3 different numbers", "columns that vary", fix="leave it out")
+            raise bad_input(
+                f"{what} {few} with fewer than 3 different numbers", "columns that vary", fix="leave it out"
+            )
     centre, scale = _spread(raw)
     pair = _pairs(pairs, names, input_names, target.units, units)
     offset = y - np.where(pair >= 0, raw[:, pair], 0.0)
     both = np.isfinite(offset).sum(0)
     if both.min() < 3:
         raise bad_input(
-            f"{both.min()} stars with {names[both.argmin()]} in both surveys", "at least 3", "other stars, or all missing"
+            f"{both.min()} stars with {names[both.argmin()]} in both surveys",
+            "at least 3",
+            "other stars, or all missing",
         )
     target_centre, target_scale = _spread(offset)
     _check_scales(names, input_names, pair, y, target_centre, target_scale)
@@ -262,7 +266,9 @@ def _extrinsic(
 ) -> tuple[np.ndarray, np.ndarray]:
     for name in extrinsic:
         index_of(name, dict.fromkeys((*names, *inputs)), "extrinsic label")
-    out = np.array([name in extrinsic or (j >= 0 and inputs[j] in extrinsic) for name, j in zip(names, pair, strict=True)])
+    out = np.array(
+        [name in extrinsic or (j >= 0 and inputs[j] in extrinsic) for name, j in zip(names, pair, strict=True)]
+    )
     into = np.isin(inputs, extrinsic)
     into[pair[out & (pair >= 0)]] = True
     if into.all():

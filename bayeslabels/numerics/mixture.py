@@ -110,7 +110,7 @@ def learn(
 @in_float64
 def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndarray) -> Given:
     """In chunks of one shape that stay in the cache."""
-    n, d = x.shape
+    n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
     parts = []
     arrays = (np.where(observed, x, 0.0), noise, observed)

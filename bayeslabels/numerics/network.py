@@ -23,8 +23,11 @@ from .linalg import Array
 class Function(Protocol):
     """What a model asks of its unknown function."""
 
-    n_in: int
-    n_out: int
+    @property
+    def n_in(self) -> int: ...
+
+    @property
+    def n_out(self) -> int: ...
 
     @property
     def size(self) -> int:
@@ -37,7 +40,7 @@ class Function(Protocol):
     def initial(self, seed: int) -> np.ndarray:
         """(P,) weights to start an optimiser from."""
 
-    def __call__(self, weights: Array, x: Array) -> Array:
+    def __call__(self, weights: Array, x: Array, /) -> Array:
         """f(x) (..., n_out) of weights (P,) and x (..., n_in)."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Occupancy(NamedTuple):
-    """low, high (D,): range of each column; counts (P, bins, bins): of the P pairs of columns, the pair (0, 0) if D = 1."""
+    """low, high (D,): range of each column; counts (P, bins, bins): of the P pairs of columns, (0, 0) if D = 1."""
 
     low: np.ndarray
     high: np.ndarray

@@ -39,29 +39,32 @@ def propagate(function: Callable[[Array], Array], mean: Array, root: Array) -> t
 
 def log_normal(offset: Array, covariance: Array, observed: Array) -> Array:
     """ln N(offset; 0, covariance) (N,) of the observed entries of offset (N, M); unrolled over the small M."""
-    m = offset.shape[-1]
     factor: list[list[Array]] = []
-    total = 0.0
     rest: list[Array] = []
-    for i in range(m):
+    total = jnp.zeros(())
+    for i in range(offset.shape[-1]):
         row: list[Array] = []
+        factor.append(row)
         for j in range(i + 1):
             both = observed[..., i] & observed[..., j]
             entry = jnp.where(both, covariance[..., i, j], float(i == j))
-            entry = entry - sum((row[k] * factor[j][k] for k in range(j)), jnp.zeros(()))
+            for k in range(j):
+                entry = entry - row[k] * factor[j][k]
             row.append(entry / factor[j][j] if j < i else jnp.sqrt(entry))
-        factor.append(row)
-        z = (jnp.where(observed[..., i], offset[..., i], 0.0) - sum((row[k] * rest[k] for k in range(i)), 0.0)) / row[i]
-        rest.append(z)
-        total = total - jnp.where(observed[..., i], 0.5 * z**2 + jnp.log(row[i]) + 0.5 * np.log(2 * np.pi), 0.0)
+        z = jnp.where(observed[..., i], offset[..., i], 0.0)
+        for k in range(i):
+            z = z - row[k] * rest[k]
+        rest.append(z / row[i])
+        term = 0.5 * rest[i] ** 2 + jnp.log(row[i]) + 0.5 * np.log(2 * np.pi)
+        total = total - jnp.where(observed[..., i], term, 0.0)
     return total
 
 
 def scale_mixture(freedom: Array) -> tuple[Array, np.ndarray]:
     """ln weights (..., Q) and precisions (Q,) of the Gaussians that make a Student-t of these degrees of freedom.
 
-    t_nu(x; s) = int Gamma(l; nu / 2, nu / 2) N(x; 0, s^2 / l) dl, on a grid of ln l. Unlike the t itself the mixture can
-    be convolved with Gaussian noise.
+    t_nu(x; s) = int Gamma(l; nu / 2, nu / 2) N(x; 0, s^2 / l) dl, on a grid of ln l. Unlike the t itself, the mixture
+    can be convolved with Gaussian noise.
     """
     half = freedom[..., None] / 2
     logits = half * (LN_PRECISIONS - np.exp(LN_PRECISIONS))
