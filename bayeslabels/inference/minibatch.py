@@ -153,7 +153,13 @@ def _split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _transforms(model: CollapsedModel) -> dict[str, Any]:
     """From the real line to the support of every site of theta."""
-    sites = trace(seeded(model.parameters, rng_seed=0)).get_trace()
+    sites: dict[str, Any] = {}
+
+    def read() -> int:
+        sites.update(trace(seeded(model.parameters, rng_seed=0)).get_trace())
+        return 0
+
+    jax.eval_shape(read)  # without drawing a number, for which every operation would be compiled
     return {
         name: biject_to(site["fn"].support)
         for name, site in sites.items()
