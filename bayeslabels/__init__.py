@@ -11,6 +11,7 @@ from .models.cannon import Cannon
 from .models.lux import Lux
 from .models.parallax import Parallax
 from .models.photometry import Photometry
+from .models.translator import Translator
 from .posterior import Posterior, load
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -32,6 +33,7 @@ __all__ = [
     "Posterior",
     "StarPosterior",
     "Stars",
+    "Translator",
     "cross_validate",
     "fit",
     "flag_names",

@@ -184,7 +184,7 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
     frame, shape = result.frame, result.mean.shape
     covariance = np.zeros((*shape, shape[1]))
     if isinstance(labels, Stars):
-        block = labels["labels"]
+        block = labels[getattr(frame, "block", "labels")]
         if block.names != frame.names or block.units != frame.units:
             raise bad_input(
                 f"labels {block.names} in {block.units}", f"{frame.names} in {frame.units}", "other columns than fitted"

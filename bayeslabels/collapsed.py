@@ -8,6 +8,7 @@ alone are a model's own, and nothing grows with the number of stars. `model(star
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,18 +50,17 @@ class CollapsedModel(Model):
     def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
         """theta to start an optimiser from, another one for another seed."""
 
-    @property
-    def training_program(self) -> Callable[..., Any]:
-        return self.collapsed
+    def training_program(self, stars: Stars) -> Callable[..., Any]:
+        return functools.partial(self.collapsed, data=self.arrays(stars))
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         return self.start(stars, 0)
 
-    def collapsed(self, stars: Stars, batch_size: int | None = None) -> None:
-        """The NumPyro program of theta alone, with p(data | theta) as its likelihood."""
+    def collapsed(self, stars: Stars, batch_size: int | None = None, data: Any = None) -> None:
+        """The NumPyro program of theta alone, with p(data | theta) as its likelihood; data: `arrays` of the stars."""
         model = self.bound(stars)
         theta = model.parameters()
-        data = jax.tree.map(jnp.asarray, model.arrays(stars))
+        data = jax.tree.map(jnp.asarray, model.arrays(stars) if data is None else data)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             numpyro.factor("data", model.compiled(theta, jax.tree.map(lambda x: x[rows], data)))
 

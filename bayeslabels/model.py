@@ -88,8 +88,7 @@ class Model(ABC):
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program. batch_size: subsample the plate of stars, for stochastic optimisation."""
 
-    @property
-    def training_program(self) -> Callable[..., Any]:
+    def training_program(self, stars: Stars) -> Callable[..., Any]:
         """The program that SVI and NUTS train: this one, unless the stars' own unknowns can be integrated out."""
         return self
 

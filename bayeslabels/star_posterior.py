@@ -19,11 +19,11 @@ class Flags(IntFlag):
     NOT_CONVERGED = 1
     """The optimum was not reached: labels are NaN."""
     NO_DATA = 2
-    """Nothing was measured of this star: labels are NaN."""
+    """Nothing was measured of this star: labels are NaN, or those of the whole population (`Translator`)."""
     MULTIMODAL = 4
     """A second solution carries more than 1 per cent of the probability."""
     OUTSIDE_TRAINING = 8
-    """Farther from the training labels than they are from one another: an extrapolation."""
+    """Farther from the training labels than they are from one another, or in an empty region: an extrapolation."""
     POOR_FIT = 16
     """Reduced chi^2 above 3: not a spectrum that the model can make."""
     KHAT_HIGH = 32
@@ -47,9 +47,13 @@ def flag_names(value: int) -> tuple[str, ...]:
 
 EXTRA = (
     "chi2", "n_pixel", "label_distance", "feature_distance", "n_missing", "zero_point", "outlier_probability",
-    "khat", "rhat", "ess", "flags",
+    "khat", "rhat", "ess", "outside", "flags",
 )  # fmt: skip
 """Columns of a table that follow the quantities, where there are such."""
+FURTHER = (
+    "error_measurement", "error_function", "error_intrinsic", "p5", "p16", "p50", "p84", "p95",
+)  # fmt: skip
+"""Columns of each quantity that follow its error, where there are such."""
 
 
 class StarPosterior:
@@ -118,8 +122,8 @@ class StarPosterior:
             put = lambda x, q=quantity: x * q if q is not None else x  # noqa: E731
             columns[name] = put(self.mean[:, m])
             columns[f"{name}_error"] = put(self.error[:, m])
-            for percent in ("p16", "p50", "p84"):
-                columns[f"{name}_{percent}"] = put(stars[percent].values[:, m])
+            for further in (x for x in FURTHER if x in stars):
+                columns[f"{name}_{further}"] = put(stars[further].values[:, m])
             if tau[m] > 0 and not self.info.get("label_scatter_included"):
                 columns[f"{name}_catalogue_error"] = put(np.hypot(self.error[:, m], tau[m]))
         for key, x in stars.items():

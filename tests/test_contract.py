@@ -29,17 +29,23 @@ EXAMPLES = {
     "Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal()),
     "Lux": bl.Lux(3, label_scatter="joint", coefficient_prior=bl.priors.Normal()),
     "Photometry": bl.Photometry(function={"order": 1}, members=2, components=1),
+    "Translator": bl.Translator(function="polynomial", order=1, scatter="constant", members=2),
 }
 """A small instance of a model, with proper priors, so that it can be simulated."""
 CHEAP = {
     "Cannon": bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Normal()),
     "Lux": EXAMPLES["Lux"],
     "Photometry": EXAMPLES["Photometry"],
+    "Translator": EXAMPLES["Translator"].replace(robust=False, components=1),
 }
 """For inferences that compile the whole program: few sites."""
-ASKED = {"Parallax": "parallax"}
+ASKED = {"Parallax": "parallax", "Translator": "target_labels"}
 """The block that the test step is asked for; `labels` by default."""
-SAMPLED = {"Parallax": ("parallax",), "Photometry": EXAMPLES["Photometry"].blocks}
+SAMPLED = {
+    "Parallax": ("parallax",),
+    "Photometry": EXAMPLES["Photometry"].blocks,
+    "Translator": ("labels", "target_labels"),
+}
 """The blocks that are data where present and sampled where absent; `labels` and `flux` by default."""
 QUICK = {
     "Gibbs": {"chains": 2, "draws": 20, "warmup": 20},

@@ -27,6 +27,8 @@ from .base import Trained
 
 HELD_OUT = 0.1
 """Share of the stars that a member does not train on."""
+STEPS = 64
+"""Steps per epoch, at least."""
 PATIENCE = 0.2
 """Of the epochs, without an improvement by any member, after which training ends."""
 
@@ -38,15 +40,16 @@ def fit_members(
     progress: bool | None,
     *,
     epochs: int = 200,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     learning_rate: float = 3e-3,
     bootstrap: bool = False,
 ) -> Trained:
     """Draws {site: (1, member, ...)}, the mode of each member by Adam; the family adds the moments. In float32.
 
     Args:
-        epochs: passes over the stars, at most; the learning rate falls along a cosine over them.
-        batch_size: stars per step.
+        epochs: passes over the stars, or so many times `STEPS` steps where a pass has fewer, at most; the learning rate
+            falls along a cosine over them.
+        batch_size: stars per step; None: 256, or fewer of few stars.
         bootstrap: every member trains on a resample, with replacement, of its stars: what members differ by is then the
             statistical error of all that is learned, not of the function's start and shape alone.
     """
@@ -64,7 +67,7 @@ def _adam(
     seed: int,
     progress: bool | None,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None,
     learning_rate: float,
     bootstrap: bool,
 ) -> Trained:
@@ -76,8 +79,8 @@ def _adam(
     if bootstrap:
         resample = np.random.default_rng([seed, 32416190071])
         kept = np.stack([row[resample.integers(len(row), size=len(row))] for row in kept])
-    size = min(batch_size, kept.shape[1])
-    steps = max(1, kept.shape[1] // size)
+    size = min(batch_size or min(256, max(16, kept.shape[1] // 12)), kept.shape[1])
+    steps = max(STEPS, kept.shape[1] // size)
     optimiser = optax.chain(
         optax.clip_by_global_norm(10.0),
         optax.adam(
@@ -117,7 +120,9 @@ def _adam(
     losses, scores = [], []
     with bar(epochs, "training step", progress) as shown:
         for e in range(epochs):
-            order = np.stack([rng.permutation(row)[: steps * size] for row in kept]).reshape(members, steps, size)
+            passes = -(-steps * size // kept.shape[1])
+            order = np.stack([np.concatenate([rng.permutation(row) for _ in range(passes)]) for row in kept])
+            order = order[:, : steps * size].reshape(members, steps, size)
             real, state, value = epoch(real, state, jnp.asarray(order))
             now = np.asarray(held_out_density(real, jnp.asarray(out)))
             better = now > score
@@ -155,7 +160,13 @@ def _split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _transforms(model: CollapsedModel) -> dict[str, Any]:
     """From the real line to the support of every site of theta."""
-    sites = trace(seeded(model.parameters, rng_seed=0)).get_trace()
+    sites: dict[str, Any] = {}
+
+    def read() -> int:
+        sites.update(trace(seeded(model.parameters, rng_seed=0)).get_trace())
+        return 0
+
+    jax.eval_shape(read)  # without drawing a number, for which every operation would be compiled
     return {
         name: biject_to(site["fn"].support)
         for name, site in sites.items()

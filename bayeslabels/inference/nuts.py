@@ -61,7 +61,9 @@ class NUTS(Inference):
         self, model: Model, stars: Stars, seed: int, progress: bool | None, start: StartOf | None = None
     ) -> Trained:
         key = jax.random.key(seed)
-        whitened = Whitened(model.training_program, start() if start else Start(dict(model.starting_point(stars))))
+        whitened = Whitened(
+            model.training_program(stars), start() if start else Start(dict(model.starting_point(stars)))
+        )
         program, values = functools.partial(whitened, stars), whitened.first
         # jitted as a whole: operation by operation, every site would be compiled by itself, for minutes
         potential = jax.jit(functools.partial(potential_energy, program, (), {}))

@@ -53,7 +53,7 @@ class SVI(Inference):
         first = Start({})
         if self.start == "map":
             first = start() if start else Start(dict(model.starting_point(stars)))
-        whitened = Whitened(model.training_program, first)
+        whitened = Whitened(model.training_program(stars), first)
         strategy = init_to_value(values=whitened.first) if first.sites else init_to_uniform()
 
         def program(stars: Stars) -> Any:

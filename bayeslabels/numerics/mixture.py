@@ -7,12 +7,17 @@ Expectation-maximisation on what is observed of each x_n (extreme deconvolution:
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.special import logsumexp
 
-from .linalg import threads_for
+from .linalg import in_float64, threads_for
+
+CHUNK, SHARE = 256, 65_536
+"""Stars whose matrices stay in the cache, and stars at a time."""
 
 
 class Mixture(NamedTuple):
@@ -102,27 +107,54 @@ def learn(
     return fit
 
 
+@in_float64
 def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndarray) -> Given:
+    """In chunks of one shape that stay in the cache."""
+    n = len(x)
+    size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
+    parts = []
+    arrays = (np.where(observed, x, 0.0), noise, observed)
+    for start in range(0, n, SHARE):
+        rows = [a[start : start + SHARE] for a in arrays]
+        short = -len(rows[0]) % size
+        rows = [np.concatenate([a, np.repeat(a[-1:], short, 0)]) if short else a for a in rows]
+        parts.append([np.asarray(a)[: min(SHARE, n - start)] for a in _given_chunks(*mixture, *rows, size)])
+    weight, mean, covariance, density = (np.concatenate(a) for a in zip(*parts, strict=True))
+    return Given(weight, mean, covariance, density)
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _given_chunks(weight, centre, covariance, x, noise, observed, size):
+    """Arrays with the stars first, as `Given` has them."""
     d = x.shape[1]
-    both = observed[:, :, None] & observed[:, None, :]
-    rest = np.where(observed, 0.0, 1.0)[:, :, None] * np.eye(d)
-    mean, covariance, density = [], [], []
-    constant = 0.5 * np.log(2 * np.pi) * observed.sum(1)
-    for log_w, centre, v in zip(
-        np.log(np.maximum(mixture.weight, 1e-300)), mixture.mean, mixture.covariance, strict=True
-    ):
-        total = np.where(both, v + noise, 0.0) + rest
-        inverse = np.linalg.inv(total)
-        offset = np.where(observed, x - centre, 0.0)
-        pulled = (inverse @ offset[:, :, None])[..., 0]
-        gain = np.where(observed[:, None, :], v, 0.0) @ inverse
-        mean.append(centre + np.einsum("ij,nj->ni", v, np.where(observed, pulled, 0.0)))
-        own = v - gain @ np.where(observed[:, :, None], v, 0.0)
-        covariance.append(0.5 * (own + np.swapaxes(own, 1, 2)))
-        density.append(log_w - 0.5 * (offset * pulled).sum(1) - 0.5 * np.linalg.slogdet(total)[1] - constant)
-    terms = np.stack(density, 1)
-    log_density = logsumexp(terms, axis=1)
-    return Given(np.exp(terms - log_density[:, None]), np.stack(mean, 1), np.stack(covariance, 1), log_density)
+    log_weight = jnp.log(jnp.maximum(weight, 1e-300))
+
+    def of_component(x, noise, observed, log_w, m, v):
+        """Gaussian elimination of what is observed from the joint covariance of observed and true values."""
+        both = observed[:, None] & observed[None]
+        rest = jnp.where(observed, 0.0, 1.0) * jnp.eye(d)[:, :, None]
+        across = jnp.where(observed[:, None], v[:, :, None], 0.0)
+        offset = jnp.where(observed, x - m[:, None], 0.0)
+        top = jnp.concatenate([jnp.where(both, v[:, :, None] + noise, 0.0) + rest, across, offset[:, None]], 1)
+        own = jnp.broadcast_to(v[:, :, None], across.shape)
+        low = jnp.concatenate([jnp.swapaxes(across, 0, 1), own, jnp.zeros_like(offset)[:, None]], 1)
+        table = jnp.concatenate([top, low])
+        density = log_w - 0.5 * np.log(2 * np.pi) * observed.sum(0)
+        for _ in range(d):
+            pivot, row = table[0, 0], table[0, 1:]
+            density = density - 0.5 * (row[-1] ** 2 / pivot + jnp.log(pivot))
+            table = table[1:, 1:] - table[1:, :1] * (row / pivot)
+        return m[:, None] - table[:, -1], 0.5 * (table[:, :-1] + jnp.swapaxes(table[:, :-1], 0, 1)), density
+
+    def of_chunk(arrays):
+        x, noise, observed = (jnp.moveaxis(a, 0, -1) for a in arrays)
+        each = jax.lax.map(lambda k: of_component(x, noise, observed, *k), (log_weight, centre, covariance))
+        mean, spread, terms = (jnp.moveaxis(a, -1, 0) for a in each)
+        total = jax.scipy.special.logsumexp(terms, 1)
+        return jnp.exp(terms - total[:, None]), mean, spread, total
+
+    chunks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, noise, observed))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(of_chunk, chunks))
 
 
 def _spaced(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -40,7 +40,7 @@ class Function(Protocol):
     def initial(self, seed: int) -> np.ndarray:
         """(P,) weights to start an optimiser from."""
 
-    def __call__(self, weights: Array, x: Array) -> Array:
+    def __call__(self, weights: Array, x: Array, /) -> Array:
         """f(x) (..., n_out) of weights (P,) and x (..., n_in)."""
 
 

@@ -1,0 +1,303 @@
+"""One survey's labels on another's scale: what is learned is the difference, and how well it is known.
+
+y_n = x_n + f(x_n) + s(x_n) R^1/2 e_n,   e_n ~ Student-t_nu                    (Thomas+24 eq. 1; s, R and e are ours)
+f = (f_intrinsic(x_intrinsic), f_extrinsic(x)), residual networks              (eq. 2-3, section 2.1)
+labels_n = x_n + N(0, C_n),   target_labels_n = y_n + N(0, C'_n),   x_n ~ a mixture of Gaussians
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ..collapsed import CollapsedModel
+from ..errors import bad_input
+from ..numerics.linalg import Array
+from ..numerics.mixture import Mixture
+from ..numerics.network import Function, Network, Polynomial
+from ..numerics.propagate import log_normal, propagate, scale_mixture
+from ..stars import Stars
+from .translator_frame import EXACT, TARGET, TranslatorFrame, known_inputs, learn_frame, measured
+
+LN_SCATTER = np.log(0.5)
+"""Where ln s starts, in units of the residuals' spread."""
+
+
+class Rows(NamedTuple):
+    """What the likelihood takes, scaled: mean (N, D) of the true inputs and a root (N, D, R) of their covariance, given
+    what is measured of them; outputs y (N, M) with noise (N, M, M), and which are observed (N, M)."""
+
+    x: Array
+    root: Array
+    y: Array
+    noise: Array
+    observed: Array
+
+
+@dataclass(frozen=True)
+class Translator(CollapsedModel):
+    """Labels of survey A (with magnitudes, colours, ...) to labels of survey B, learned from stars in common.
+
+    ====== =================== ============================================================================
+    symbol site                meaning, shape
+    ====== =================== ============================================================================
+    f      ``coefficients``    weights of the networks or polynomials, outputs in units of the residuals' spread
+    s      ``scatter_weights`` weights of ln s(x), the intrinsic scatter of each output
+    R      ``correlation``     Cholesky factor (M, M) of the correlation of the scatter
+    nu     ``freedom``         degrees of freedom of the scatter
+    x      ``true_inputs``     (N, D), in units of their spread; integrated out in training
+    ====== =================== ============================================================================
+
+    The true inputs have a prior, a mixture of Gaussians learned from the noisy and incomplete inputs of the training
+    stars: errors of the inputs do not attenuate f, and what is missing is integrated over, given the rest (the paper
+    fills in the mean). Outputs that are missing are left out, label by label.
+
+    Args:
+        pairs: {target label: input that it corrects}, in one unit; None: those of equal name. Targets without one are
+            predicted outright.
+        extrinsic: labels, such as a velocity or single abundances, that are translated with the help of the others and
+            never influence them; names of inputs or targets, each with the one that it is paired with.
+        inputs: blocks of survey A; no two columns may have one name.
+        function: "network", or "polynomial" of this `order`.
+        width, depth: of the network's hidden layers.
+        scatter: ln s(x), a "network", "linear" or "constant".
+        robust: Student-t tails of the scatter (where the paper minimises absolute errors); False: Gaussian.
+        members: of the ensemble that `MAP` trains; their spread is the uncertainty of the function (section 3.5).
+        weight_scale: factor of the sd of the weights' prior (`numerics.network`).
+        components: of the inputs' mixture, at most.
+        bins, threshold: a star is outside of the training set where a pair of its inputs or outputs lies in one of
+            bins x bins cells with fewer than `threshold` training stars (section 2.2).
+
+    Source: Thomas et al. 2024 (SpectroTranslator).
+    """
+
+    pairs: Mapping[str, str] | None = None
+    extrinsic: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("labels",)
+    function: Literal["network", "polynomial"] = "network"
+    order: int = 2
+    width: int = 32
+    depth: int = 3
+    scatter: Literal["network", "linear", "constant"] = "network"
+    robust: bool = True
+    members: int = 5  # type: ignore[assignment]
+    weight_scale: float = 0.5
+    components: int = 8
+    bins: int = 30
+    threshold: int = 1
+    frame: TranslatorFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    global_sites: ClassVar[tuple[str, ...]] = ("coefficients", "scatter_weights", "correlation", "freedom")
+    stored: ClassVar[tuple[type, ...]] = (TranslatorFrame,)
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "extrinsic"):
+            if isinstance(given := getattr(self, name), str):
+                raise bad_input(f"{name}={given!r}", "a tuple of names", fix=f"{name}=({given!r},)")
+        if not self.inputs or len(set(self.inputs)) < len(self.inputs) or TARGET in self.inputs:
+            raise bad_input(f"inputs={self.inputs}", f"blocks other than {TARGET}, each once", fix='inputs=("labels",)')
+        for name, known in (("function", ("network", "polynomial")), ("scatter", ("network", "linear", "constant"))):
+            if getattr(self, name) not in known:
+                raise bad_input(f"{name}={getattr(self, name)!r}", f"one of {known}")
+        for name in ("width", "members", "components", "bins", "threshold"):
+            if getattr(self, name) < 1:
+                raise bad_input(f"{name}={getattr(self, name)}", "at least 1")
+        if self.order < 0 or self.depth < 0 or not self.weight_scale > 0:
+            raise bad_input(
+                f"order={self.order}, depth={self.depth}, weight_scale={self.weight_scale}", ">= 0, >= 0 and > 0"
+            )
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return (*self.inputs, TARGET)
+
+    def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
+        """The NumPyro program; blocks that are absent are sampled without noise."""
+        model = self.bound(stars)
+        frame, theta = model.require_frame(), model.parameters()
+        given = measured(frame, stars)
+        with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
+            if given.observed.all() and frame.exact.all():
+                x = jnp.asarray(given.value)[rows]
+            else:
+                names = ("true_inputs", "true_inputs_extrinsic")
+                each = [
+                    numpyro.sample(name, _density(population))
+                    for name, population in zip(names, frame.mixtures, strict=False)
+                ]
+                x = jnp.concatenate(each, -1)[..., np.argsort(np.concatenate(frame.groups))]
+            for block in dict.fromkeys(frame.source):
+                at = frame.columns(block)
+                centre, scale = frame.centre[at], frame.scale[at]
+                noise = given.noise[:, at[:, None], at] * (scale[:, None] * scale)
+                if block not in stars:
+                    noise = np.broadcast_to(np.diag((EXACT * scale) ** 2), noise.shape)
+                _measure(block, centre + scale * x[..., at], jnp.asarray(noise)[rows], stars, rows)
+
+            mean, s = model.outputs(theta, x)
+            root = s[..., :, None] * theta["correlation"]
+            if model.robust:
+                half = theta["freedom"] / 2
+                root = root / jnp.sqrt(numpyro.sample("precision", dist.Gamma(half, half)))[..., None, None]
+            scale = frame.target_scale
+            covariance = scale[:, None] * root @ jnp.swapaxes(root, -1, -2) * scale
+            if TARGET in stars and stars[TARGET].error is not None:
+                covariance = covariance + jnp.asarray(stars[TARGET].filled_covariance())[rows]
+            _measure(TARGET, frame.target_centre + scale * mean, covariance, stars, rows)
+
+    def parameters(self) -> dict[str, Array]:
+        m = len(self.require_frame().names)
+        theta = {
+            name: numpyro.sample(name, dist.Normal(0.0, self.weight_scale * _together(functions)).to_event(1))
+            for name, functions in (("coefficients", self.functions), ("scatter_weights", self.scatters))
+        }
+        theta["correlation"] = numpyro.sample("correlation", dist.LKJCholesky(m, 2.0)) if m > 1 else jnp.ones((1, 1))
+        if self.robust:
+            theta["freedom"] = numpyro.sample("freedom", dist.LogNormal(np.log(5.0), 1.0))
+        return theta
+
+    def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
+        start = {
+            "coefficients": np.concatenate([f.initial(seed + i) for i, f in enumerate(self.functions)]),
+            "scatter_weights": np.concatenate([f.initial(seed + 31 + i) for i, f in enumerate(self.scatters)]),
+        }
+        if (m := len(self.require_frame().names)) > 1:
+            start["correlation"] = np.eye(m)
+        if self.robust:
+            start["freedom"] = np.array(5.0)
+        return start
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """f_intrinsic and f_extrinsic."""
+        shapes = [(len(inputs), len(outputs)) for inputs, outputs in self.require_frame().parts]
+        if self.function == "polynomial":
+            return tuple(Polynomial(*shape, self.order) for shape in shapes)
+        return tuple(Network(*shape, self.width, self.depth) for shape in shapes)
+
+    @property
+    def scatters(self) -> tuple[Function, ...]:
+        """ln s of the intrinsic and of the extrinsic outputs."""
+        shapes = [(len(inputs), len(outputs)) for inputs, outputs in self.require_frame().parts]
+        if self.scatter == "network":
+            return tuple(Network(*shape, max(1, self.width // 2), 1) for shape in shapes)
+        return tuple(Polynomial(*shape, 1 if self.scatter == "linear" else 0) for shape in shapes)
+
+    def outputs(self, theta: Mapping[str, Array], x: Array) -> tuple[Array, Array]:
+        """x + f(x) and s(x), (..., M) each, of inputs (..., D); all scaled."""
+        both = self.raw_outputs(theta, x)
+        m = both.shape[-1] // 2
+        return both[..., :m], jnp.exp(both[..., m:])
+
+    def raw_outputs(self, theta: Mapping[str, Array], x: Array) -> Array:
+        """x + f(x) and ln s(x) side by side, (..., 2 M)."""
+        frame = self.require_frame()
+        values, used, first, second = [], [], 0, 0
+        for part, f, g, (centre, matrix) in zip(
+            frame.parts, self.functions, self.scatters, frame.whitening, strict=True
+        ):
+            inputs, outputs = part
+            own = x[..., inputs]
+            white = (own - jnp.asarray(centre, x.dtype)) @ jnp.asarray(matrix, x.dtype)
+            shortcut = own @ jnp.asarray(frame.pairing[np.ix_(outputs, inputs)].T, x.dtype)
+            mean = shortcut + f(theta["coefficients"][first : first + f.size], white)
+            ln_s = LN_SCATTER + g(theta["scatter_weights"][second : second + g.size], white)
+            values.append(jnp.stack([mean, ln_s], -2))
+            used.append(outputs)
+            first, second = first + f.size, second + g.size
+        both = jnp.concatenate(values, -1)[..., np.argsort(np.concatenate(used))]
+        return both.reshape(*both.shape[:-2], -1)
+
+    def predictive(self, theta: Mapping[str, Array], x: Array, root: Array) -> tuple[Array, Array, Array]:
+        """Of y given what is measured of the inputs, scaled: mean (N, M), the covariance that the inputs' uncertainty
+        makes, and s R s' averaged over it, (N, M, M) each."""
+        both, spread = propagate(lambda x: self.raw_outputs(theta, x), x, root)
+        m = both.shape[-1] // 2
+        ln_variance = jnp.minimum(jnp.diagonal(spread, axis1=-2, axis2=-1)[..., m:], 1.0)
+        s = jnp.exp(both[..., m:] + ln_variance)
+        correlation = theta["correlation"] @ jnp.swapaxes(theta["correlation"], -1, -2)
+        return both[..., :m], spread[..., :m, :m], s[..., :, None] * correlation * s[..., None, :]
+
+    def arrays(self, stars: Stars) -> Rows:
+        frame = self.require_frame()
+        x, root = known_inputs(frame, measured(frame, stars))
+        target = stars[TARGET]
+        value, _, observed = (np.asarray(a) for a in target.filled())
+        noise = np.zeros((*value.shape, value.shape[1]))
+        if target.error is not None:
+            noise = np.asarray(target.filled_covariance()) / (frame.target_scale[:, None] * frame.target_scale)
+        y = np.where(observed, (value - frame.target_centre) / frame.target_scale, 0.0)
+        return Rows(x, root, y, noise, observed)
+
+    def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
+        if "correlation" not in theta:
+            theta = {**theta, "correlation": jnp.ones((1, 1), data.x.dtype)}
+        mean, spread, intrinsic = self.predictive(theta, data.x, data.root)
+        offset, known = data.y - mean, spread + data.noise
+        if not self.robust:
+            return log_normal(offset, known + intrinsic, data.observed)
+        log_weight, precision = scale_mixture(theta["freedom"])
+        each = jax.vmap(lambda w, p: w + log_normal(offset, known + intrinsic / p, data.observed))
+        return jax.scipy.special.logsumexp(each(log_weight, jnp.asarray(precision, offset.dtype)), 0)
+
+    def bind(self, stars: Stars) -> Self:
+        for name in (TARGET, *self.inputs):
+            if name not in stars:
+                raise bad_input(
+                    f"stars with the blocks {', '.join(stars.blocks)}", f"a block {name!r}, which training needs",
+                    fix=f"stars.with_block({name}=Block(value, error, names=(...)))",
+                )  # fmt: skip
+        settings = self.inputs, self.pairs, self.extrinsic, self.components, self.bins
+        return self.replace(frame=learn_frame(stars, *settings))
+
+    def check(self, stars: Stars) -> None:
+        frame = self.require_frame()
+        for block in (*dict.fromkeys(frame.source), TARGET):
+            if block not in stars:
+                continue
+            at = frame.columns(block)
+            names = frame.names if block == TARGET else tuple(frame.input_names[j] for j in at)
+            units = frame.units if block == TARGET else tuple(frame.input_units[j] for j in at)
+            if stars[block].names != names:
+                raise bad_input(
+                    f"{block} {stars[block].names}", f"{names}, as in training", "columns swapped or renamed",
+                    f"{block}.select({names!r})",
+                )  # fmt: skip
+            if stars[block].units != units:
+                raise bad_input(f"{block} in {stars[block].units}", f"{units}, as in training")
+            if block != TARGET and (stars[block].error is None) != frame.exact[at[0]]:
+                raise bad_input(
+                    f"{block} {'without' if stars[block].error is None else 'with'} errors", "as in training",
+                    "what was learned is for inputs with errors of the same kind",
+                )  # fmt: skip
+
+
+def _together(functions: tuple[Function, ...]) -> np.ndarray:
+    """Prior sd of all weights."""
+    return np.concatenate([f.prior_sd for f in functions])
+
+
+def _density(population: Mixture) -> dist.Distribution:
+    return dist.MixtureSameFamily(
+        dist.Categorical(jnp.asarray(population.weight)),
+        dist.MultivariateNormal(jnp.asarray(population.mean), jnp.asarray(population.covariance)),
+    )
+
+
+def _measure(block: str, mean: Array, covariance: Array, stars: Stars, rows: Array) -> None:
+    """The site of a block: observed where the stars have it, missing numbers of density 1."""
+    if block not in stars:
+        numpyro.sample(block, dist.MultivariateNormal(mean, covariance))
+        return
+    value, _, observed = (jnp.asarray(a)[rows] for a in stars[block].filled())
+    both = observed[..., :, None] & observed[..., None, :]
+    mean = jnp.where(observed, mean, 0.0)
+    covariance = jnp.where(both, covariance, jnp.eye(mean.shape[-1]) / (2 * np.pi))
+    numpyro.sample(block, dist.MultivariateNormal(mean, covariance), obs=value)
