@@ -15,6 +15,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from .numerics import horseshoe
+from .numerics.dusty import LN10_5
 from .numerics.linalg import Array
 from .numerics.regression import CoefficientPrior
 
@@ -201,7 +202,7 @@ class NormalModulus:
     sd: float = 5.0
 
     def log_density(self, mu: Array) -> Array:
-        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - jnp.log(self.sd * np.sqrt(2 * np.pi))
+        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - jnp.log(self.sd) - 0.5 * float(np.log(2 * np.pi))
 
     def slopes(self, mu: Array) -> tuple[Array, Array]:
         """d ln p / dmu and -d^2 ln p / dmu^2."""
@@ -223,19 +224,18 @@ class ExponentialDisk:
 
     def log_density(self, mu: Array) -> Array:
         """Of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
-        ln_d = (mu - 10) * (np.log(10) / 5)
-        return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(np.log(10) / 10 / self.length**3)
+        ln_d = (mu - 10) * LN10_5
+        return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(0.5 * LN10_5 / self.length**3)
 
     def slopes(self, mu: Array) -> tuple[Array, Array]:
         """d ln p / dmu and -d^2 ln p / dmu^2."""
-        step = np.log(10) / 5
-        d = jnp.exp((mu - 10) * step) / self.length
-        return step * (3 - d), step**2 * d
+        d = jnp.exp((mu - 10) * LN10_5) / self.length
+        return LN10_5 * (3 - d), LN10_5**2 * d
 
     def distribution(self) -> dist.Distribution:
         to_modulus = [
             dist.transforms.ExpTransform().inv,
-            dist.transforms.AffineTransform(10.0, 5 / np.log(10), domain=dist.constraints.real),
+            dist.transforms.AffineTransform(10.0, 1 / LN10_5, domain=dist.constraints.real),
         ]
         return dist.TransformedDistribution(dist.Gamma(3.0, 1 / self.length), to_modulus)
 

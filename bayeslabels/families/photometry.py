@@ -124,7 +124,8 @@ class LabelEnergy:
 
     def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
         """M and R (S, B), means of the members."""
-        m = jax.vmap(self.net, (0, None))(shared.coefficients, u).mean(0) @ shared.spread
+        each = jax.vmap(self.net, (0, None))(shared.coefficients, u.astype(shared.coefficients.dtype))
+        m = each.mean(0).astype(u.dtype) @ shared.spread
         vector = jnp.exp(shared.reddening_log + u @ shared.reddening_slope.T)
         return m + shared.baseline[0] + u @ shared.baseline[1:], vector
 
@@ -374,7 +375,9 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
     joined = jax.tree.map(lambda *x: np.concatenate(x), *[p[0] for p in parts])
     all_modes = Modes(*(np.concatenate(x, 1) for x in zip(*[p[1] for p in parts], strict=True)))
     wrong = np.concatenate([p[2] for p in parts])
-    return StarProblem(energy, shared, joined, all_modes, at_once=8), wrong
+    # for draws and their weights the function in float32, right to 1e-6 mag, is enough
+    fast = shared._replace(coefficients=shared.coefficients.astype(jnp.float32))
+    return StarProblem(energy, fast, joined, all_modes, at_once=8), wrong
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:

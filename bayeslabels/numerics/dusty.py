@@ -144,7 +144,9 @@ def parallax_at(mu: Array) -> Array:
 
 
 def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Array]:
-    """Mode x = mu - mu_0 and width of the integrand."""
+    """Mode x = mu - mu_0 and width of the integrand; in float32, good enough for where to look."""
+    dtype = q.a_mu.dtype
+    q, others, prior = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (q, others, prior))
     precision, weight = others.parallax_weight**2, others.reddening_weight**2
     p = jnp.maximum(q.a_e + weight, 1e-8)
     alone = jnp.maximum(q.a_mu - q.a_both**2 / p, 1e-6)
@@ -171,7 +173,8 @@ def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Arr
         x = x + jnp.clip(gradient / jnp.maximum(exact, 0.7 * fisher), -2.0, 2.0)
         return x, 1 / jnp.sqrt(jnp.maximum(exact, 0.5 * fisher))
 
-    return jax.lax.fori_loop(0, NEWTON, step, (x, jnp.ones_like(x)))
+    x, width = jax.lax.fori_loop(0, NEWTON, step, (x, jnp.ones_like(x)))
+    return x.astype(dtype), width.astype(dtype)
 
 
 @functools.cache

@@ -1,0 +1,308 @@
+"""Dust-aware photometry: real stars against the published network, the reddening vector, parallaxes, calibration, speed.
+
+    python benchmarks/photometry.py real     [--members 6]   scatter of held-out colours and of M_G (Green+21 stars)
+    python benchmarks/photometry.py vector                   R by band, and with Teff, beside a standard extinction law
+    python benchmarks/photometry.py heldout  [--stars 1000]  labels of held-out real stars from their magnitudes
+    python benchmarks/photometry.py parallaxes               absolute magnitudes from parallaxes of low S/N
+    python benchmarks/photometry.py sbc      [--stars 400]   simulation-based calibration, dwarfs and giants
+    python benchmarks/photometry.py speed                    training and test step, stars per CPU second
+    python benchmarks/photometry.py bands                    without W1 and W2; with a band that nobody foresaw
+
+`--posterior FILE` keeps the model trained on the real stars for the next command.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from astropy.table import Table
+from scipy.stats import kstest
+
+import bayeslabels as bl
+from bayeslabels.astro.extinction import band_extinction
+from bayeslabels.families.photometry import label_prior
+from bayeslabels.numerics import dusty
+from bayeslabels.simulate import simulate_photometry
+
+BANDS = ("G", "BP", "RP", "PS1_g", "PS1_r", "PS1_i", "PS1_z", "PS1_y", "J", "H", "Ks", "W1", "W2")
+LABELS = ("TEFF", "LOGG", "FE_H")
+PUBLISHED_SCATTER = (0.0136, 0.0118, 0.0230, 0.0176, 0.0187, 0.0206, 0.0225, 0.0328, 0.0424, 0.0438, 0.0392, 0.0406)
+
+
+def real(a, bands=BANDS):
+    """Training stars, test stars (split by seed), and the published numbers of the test stars."""
+    t = Table.read(a.shared / "data" / "green2021_train.fits")
+    columns = lambda names: np.stack([np.asarray(t[x], float) for x in names], 1)  # noqa: E731
+    covariance = np.asarray(t["LABEL_COV"], float)
+    covariance = 0.5 * (covariance + covariance.swapaxes(1, 2))  # single precision left them uneven
+    stars = bl.Stars(
+        labels=bl.Block(columns(LABELS), covariance, names=LABELS, unit=("K", "dex", "dex")),
+        magnitudes=bl.Block(columns(bands), columns([f"{b}_ERR" for b in bands]), names=bands, unit="mag"),
+        parallax=bl.Block(columns(["PARALLAX"]), columns(["PARALLAX_ERROR"]), unit="mas"),
+        reddening=bl.Block(columns(["EBV"]), columns(["EBV_ERR"]), unit="mag"),
+    )
+    order = np.random.default_rng(a.seed).permutation(len(stars))
+    train, test = order[:6000], order[6000:]
+    published = {name: np.asarray(t[f"PUBLISHED_{name}"], float)[test] for name in ("M", "R", "EBV")}
+    return stars[train], stars[test], published
+
+
+def trained(a, train, **settings):
+    if a.posterior and a.posterior.exists():
+        return bl.load(a.posterior)
+    start = time.process_time()
+    posterior = bl.fit(
+        bl.Photometry(members=a.members, **settings), train, bl.MAP(a.epochs), seed=a.seed, progress=False
+    )
+    print(f"trained in {time.process_time() - start:.0f} CPU s: {posterior}", flush=True)
+    if a.posterior:
+        posterior.save(a.posterior)
+    return posterior
+
+
+def mad(x):
+    return 1.4826 * np.nanmedian(np.abs(x - np.nanmedian(x, 0)), 0)
+
+
+def residuals(posterior, stars):
+    """m - M - E R (N, B) at the labels, and E, of the star's own magnitudes alone."""
+    model, moments = posterior.model, posterior.moments
+    m = posterior.predict(stars, "absolute_magnitudes")
+    vector = posterior.predict(stars, "reddening_vector")
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, model.arrays(stars.drop("parallax", "reddening")))
+        e = []
+        for member in zip(moments.coefficients, moments.reddening_log, moments.reddening_slope, strict=True):
+            names = ("weights", "reddening_log", "reddening_slope")
+            theta = dict(zip(names, member, strict=True))
+            theta |= {"scatter": moments.scatter, "luminosity_scatter": moments.luminosity_scatter, "zero_point": 0.0}
+            q = model.seen_in(theta, data, model.predicted(theta, data))
+            e.append(dusty.summary(q, model.others(theta, data), model.distance(training=True)).reddening)
+    e = np.mean(e, 0)
+    value = np.where(stars["magnitudes"].observed, stars["magnitudes"].value, np.nan)
+    return value - m - e[:, None] * vector, e
+
+
+def of_distance(stars, residual):
+    """Those of S/N > 10, less the distance modulus of the measured parallax."""
+    w, sigma = stars["parallax"].value[:, 0], stars["parallax"].error[:, 0]
+    good = w > 10 * sigma
+    return residual[good, 0] - 10 + 5 * np.log10(w[good])
+
+
+def colours(a):
+    train, test, published = real(a)
+    posterior = trained(a, train)
+    ours, _ = residuals(posterior, test)
+    value = np.where(test["magnitudes"].observed, test["magnitudes"].value, np.nan)
+    theirs = value - published["M"] - published["EBV"][:, None] * published["R"]
+    scatter, other = (mad(x[:, 1:] - x[:, :1]) for x in (ours, theirs))
+    print("robust scatter relative to G [mag] of 1000 held-out stars; published network: all 7000, the same 1000")
+    for row in zip(BANDS[1:], scatter, PUBLISHED_SCATTER, other, strict=True):
+        print("  {:6s} {:.4f}   {:.4f} {:.4f}   ratio".format(*row), f"{row[1] / row[2]:.3f} {row[1] / row[3]:.3f}")
+    print(
+        f"M_G at parallax S/N > 10: {mad(of_distance(test, ours)):.3f} mag, published {mad(of_distance(test, theirs)):.3f}"
+    )
+    m = posterior.moments
+    print(f"luminosity scatter {m.luminosity_scatter:.3f} mag, outliers {m.outlier_fraction:.3f}, zero point "
+          f"{m.zero_point:+.4f} +- {m.zero_point_error:.4f} mas")  # fmt: skip
+
+
+def vector(a):
+    train, test, published = real(a)
+    posterior = trained(a, train)
+    frame = posterior.model.require_frame()
+    # the star of median labels of all 7000
+    both = [np.concatenate([x["labels"].value for x in (train, test)])]
+    u = frame.scaled(np.median(both[0], 0))
+    draws = posterior.data["posterior"].to_dataset()
+    log_r = draws["reddening_log"].values[0] + draws["reddening_slope"].values[0] @ u
+    ours, error = np.exp(log_r).mean(0), np.exp(log_r).std(0, ddof=1)
+    theirs = np.median(published["R"], 0)
+    print("R at the median star: ours, error, published, ratio")
+    for row in zip(BANDS, ours, error, theirs, strict=True):
+        inside = abs(row[1] - row[3]) < 2 * row[2]
+        print("  {:6s} {:.3f} +- {:.3f}   {:.3f}".format(*row), f"{row[1] / row[3]:.3f} {'covered' if inside else ''}")
+    teff = np.array([4200.0, 5000.0, 5800.0, 6600.0, 7400.0])
+    law = band_extinction(teff, BANDS)
+    slope = posterior.moments.reddening_slope.mean(0)[:, 0] / frame.scale[0]
+    print("R / R(5800 K) with Teff: ours (logg, [Fe/H] fixed) | Cardelli law, black body, Gaussian passbands")
+    for b in ("G", "BP", "RP", "PS1_g", "J"):
+        i = BANDS.index(b)
+        print(f"  {b:6s}", np.exp(slope[i] * (teff - 5800)).round(3), "|", (law[:, i] / law[2, i]).round(3))
+
+
+def heldout(a):
+    train, test, _ = real(a)
+    posterior = trained(a, train)
+    test = test[: a.stars or 1000]
+    for name, bands in (("13 bands", BANDS), ("Gaia + 2MASS", ("G", "BP", "RP", "J", "H", "Ks"))):
+        block = test["magnitudes"]
+        keep = np.isin(BANDS, bands)
+        magnitudes = bl.Block(np.where(keep, block.value, np.nan), block.error, names=BANDS, unit="mag")
+        seen = test.drop("labels", "reddening").with_block(magnitudes=magnitudes)
+        start = time.process_time()
+        result = bl.infer(posterior, seen, bl.Importance(), seed=0, progress=False)
+        cpu = time.process_time() - start
+        error = np.sqrt(np.einsum("nmm->nm", test["labels"].error) + result.error[:, :3] ** 2)
+        z = (test["labels"].value - result.mean[:, :3]) / error
+        names = [set(bl.flag_names(x)) for x in result.flags]
+        good = np.array([not x & {"OUTLIER", "POOR_FIT", "OUTSIDE_TRAINING", "NOT_CONVERGED"} for x in names])
+        print(f"{name}: {len(test)} stars in {cpu:.0f} CPU s; {good.sum()} without flag; flags",
+              {k: v for k, v in result.flag_counts().items() if v})  # fmt: skip
+        for which, rows in (("all", np.isfinite(z).all(1)), ("unflagged", good & np.isfinite(z).all(1))):
+            for i, label in enumerate(LABELS):
+                x = z[rows, i]
+                print(f"  {which:9s} {label}: z mean {x.mean():+.3f} median {np.median(x):+.3f} sd {x.std():.3f} robust "
+                      f"{mad(x):.3f}, beyond 5 sigma {(np.abs(x) > 5).sum()}, error {np.median(result.error[rows, i]):.3g}")  # fmt: skip
+        print(f"  k-hat > 0.7: {(result.stars['khat'].values > 0.7).sum()}, errors of E and distance modulus "
+              f"{np.nanmedian(result.error[:, 3]):.3f} {np.nanmedian(result.error[:, 4]):.3f} mag", flush=True)  # fmt: skip
+
+
+def parallaxes(a):
+    stars, truth = simulate_photometry(4000, seed=a.seed, parallax_error=0.16, luminosity_scatter=a.luminosity)
+    train, test = stars[:3000], stars[3000:]
+    w, sigma = train["parallax"].value[:, 0], train["parallax"].error[:, 0]
+    print(f"parallax S/N < 3: {(w < 3 * sigma).mean():.2f}, negative {(w < 0).mean():.2f}")
+    true = truth.absolute_magnitudes[3000:]
+    giant = truth.labels[3000:, 1] < 3.5
+    right = bl.Photometry(members=a.members, distance_prior=bl.priors.ExponentialDisk(1.35))
+    for name, model in (("wide prior", bl.Photometry(members=a.members)), ("the disk's prior", right)):
+        posterior = bl.fit(model, train, bl.MAP(a.epochs), seed=a.seed, progress=False)
+        off = (posterior.predict(test, "absolute_magnitudes") - true)[:, 0]
+        print(f"{name}: absolute G magnitudes off by {np.median(off):+.3f} (dwarfs {np.median(off[~giant]):+.3f}, giants "
+              f"{np.median(off[giant]):+.3f}) mag in the median, mean {off.mean():+.3f}", flush=True)  # fmt: skip
+    for least in (0, 3, 5):
+        good = w > max(least, 1e-3) * sigma
+        naive = train["magnitudes"].value[good, 0] - 10 + 5 * np.log10(w[good])
+        naive -= truth.reddening[:3000][good] * truth.reddening_vector[:3000][good, 0]
+        off = naive - truth.absolute_magnitudes[:3000][good, 0]
+        print(
+            f"naive modulus, S/N > {least}: mean {off.mean():+.3f} median {np.median(off):+.3f} mag, {good.sum()} stars"
+        )
+
+
+def simulated_from(posterior, n, seed, parallax):
+    """Stars drawn from the model and its priors, and the truth (N, 6)."""
+    model, moments = posterior.model, posterior.moments
+    frame, rng = model.require_frame(), np.random.default_rng(seed)
+    u = label_prior(model).draw(n, seed)
+    e = rng.exponential(model.reddening_scale, n)
+    key = jax.random.key(seed)
+    mu = np.asarray(model.distance(training=False).distribution().sample(key, (n,)), float)
+    with jax.enable_x64(True):
+        each = [
+            np.asarray(model.absolute(jnp.asarray(w), jnp.asarray(u))) + e[:, None] * np.exp(r + u @ s.T)
+            for w, r, s in zip(moments.coefficients, moments.reddening_log, moments.reddening_slope, strict=True)
+        ]
+    mean = np.mean([np.asarray(x) for x in each], 0)
+    z = rng.standard_normal((len(each), n, 1))
+    m = mean + sum((x - mean) * y for x, y in zip(each, z, strict=True)) / np.sqrt(max(len(each) - 1, 1))
+    m = m + (mu + moments.luminosity_scatter * rng.standard_normal(n))[:, None]
+    sd = np.hypot(frame.magnitude_error, moments.scatter)
+    m = m + sd * rng.standard_normal(m.shape)
+    blocks = {"magnitudes": bl.Block(m, np.tile(frame.magnitude_error, (n, 1)), names=frame.bands, unit="mag")}
+    if parallax:
+        error = np.full(n, frame.parallax_error)
+        sd = np.hypot(error, moments.zero_point_error)
+        w = 10 ** (0.2 * (10 - mu)) + float(moments.zero_point) + sd * rng.standard_normal(n)
+        blocks["parallax"] = bl.Block(w, error, unit="mas")
+    return bl.Stars(**blocks), np.column_stack([frame.physical(u), e, mu, 10 ** (0.2 * (mu - 10))])
+
+
+def sbc(a):
+    stars, _ = simulate_photometry(2500, seed=a.seed)
+    posterior = bl.fit(bl.Photometry(members=a.members), stars, bl.MAP(a.epochs), seed=a.seed, progress=False)
+    n = a.stars or 400
+    for parallax in (True, False):
+        seen, true = simulated_from(posterior, n, 17 + a.seed, parallax)
+        result = bl.infer(posterior, seen, bl.Importance(), seed=1, progress=False)
+        names = result.frame.names
+        print(f"{'with' if parallax else 'without'} parallax, {n} stars; flags",
+              {k: v for k, v in result.flag_counts().items() if v}, f"k-hat > 0.7: {(result.stars['khat'].values > 0.7).sum()}")  # fmt: skip
+        for i, name in enumerate(names[:5]):
+            draws = result.draws(name)
+            good = np.isfinite(draws).all(0)
+            rank = ((draws < true[:, i]).sum(0) + 0.5)[good] / (len(draws) + 1)
+            z = ((true[:, i] - result.mean[:, i]) / result.error[:, i])[good]
+            print(f"  {name:17s} ranks: KS p {kstest(rank, 'uniform').pvalue:.3f}, mean {rank.mean():.3f}, in 68 % "
+                  f"{(np.abs(rank - 0.5) < 0.34135).mean():.3f}; z {z.mean():+.2f} +- {z.std():.2f}")  # fmt: skip
+        giant = true[:, 1] < 3.6
+        p = (result.draws("LOGG") < 3.6).mean(0)
+        doubt = (p > 0.05) & (p < 0.95)
+        for rows, what in ((doubt, "of which 5 to 95 % of the posterior is giant"), (np.isfinite(p), "all")):
+            sd = np.sqrt((p[rows] * (1 - p[rows])).sum())
+            print(
+                f"  {rows.sum()} stars ({what}): {giant[rows].sum()} giants, {p[rows].sum():.1f} +- {sd:.1f} expected"
+            )
+        print(f"  wrong and sure (truth of less than 1 %): {(np.where(giant, p, 1 - p) < 0.01).sum()}", flush=True)
+
+
+def speed(a):
+    train, test, _ = real(a)
+    posterior = trained(a, train)
+    steps = 300
+    for n in (3000, 30000):
+        many = train[np.random.default_rng(0).integers(len(train), size=n)]
+        model = bl.Photometry(members=1).bind(many)
+        times = []
+        for k in (1, 2):
+            start = time.process_time()
+            bl.fit(model, many, bl.SVI(steps=k * steps, batch_size=500, draws=10, start="cold"), seed=0, progress=False)
+            times.append(time.process_time() - start)
+        per_star = (times[1] - times[0]) / (steps * 500)
+        print(f"SVI, {n} stars: {1 / per_star:.0f} stars per CPU s (minibatches of 500), {per_star * n:.2f} CPU s a pass",
+              flush=True)  # fmt: skip
+    seen = test.drop("labels", "reddening")
+    for name, method, n in (
+        ("importance, 1000 draws", bl.Importance(), 768),
+        ("Laplace, 500 draws", bl.Laplace(), 768),
+        ("NUTS, 4 x 500", bl.NUTS(), 64),
+    ):
+        some = seen[:n]
+        bl.infer(posterior, some, method, seed=0, progress=False)
+        start = time.process_time()
+        result = bl.infer(posterior, some, method, seed=1, progress=False)
+        cpu = time.process_time() - start
+        note = f"rhat > 1.02: {(result.stars['rhat'].values > 1.02).sum()}" if "rhat" in result.stars else ""
+        print(f"{name}: {n / cpu:.0f} stars per CPU s {note}", flush=True)
+
+
+def bands(a):
+    some = tuple(b for b in BANDS if b not in ("W1", "W2"))
+    train, test, _ = real(a, some)
+    a.posterior = None
+    posterior = trained(a, train)
+    ours, _ = residuals(posterior, test)
+    print(
+        "without W1, W2: scatter relative to G",
+        dict(zip(some[1:], mad(ours[:, 1:] - ours[:, :1]).round(4), strict=True)),
+    )
+    new = train["magnitudes"]
+    value = np.column_stack([new.value, 0.5 * (new.value[:, 3] + new.value[:, 4]) + 0.1])
+    error = np.column_stack([new.error, np.hypot(new.error[:, 3], new.error[:, 4]) / 2])
+    more = train.with_block(magnitudes=bl.Block(value, error, names=(*some, "halfway"), unit="mag"))
+    summary = trained(a, more).summary()
+    r = dict(zip(summary["band"], summary["reddening_vector"], strict=True))
+    print(
+        f"a new band halfway between g and r: R {r['halfway']:.3f}, mean of g and r {(r['PS1_g'] + r['PS1_r']) / 2:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cases = {"real": colours, "vector": vector, "heldout": heldout, "parallaxes": parallaxes, "sbc": sbc, "speed": speed,
+             "bands": bands}  # fmt: skip
+    cli.add_argument("case", choices=cases)
+    cli.add_argument("--seed", type=int, default=1)
+    cli.add_argument("--stars", type=int)
+    cli.add_argument("--members", type=int, default=bl.Photometry.members)
+    cli.add_argument("--epochs", type=int, default=100)
+    cli.add_argument("--luminosity", type=float, default=0.1, help="of parallaxes: scatter that all bands share, mag")
+    cli.add_argument("--posterior", type=Path)
+    cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    options = cli.parse_args()
+    cases[options.case](options)
