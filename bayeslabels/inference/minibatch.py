@@ -27,10 +27,12 @@ from .base import Trained
 
 HELD_OUT = 0.1
 """Share of the stars that a member does not train on."""
-STEPS = 64
+STEPS = 24
 """Steps per epoch, at least."""
-PATIENCE = 0.2
-"""Of the epochs, without an improvement by any member, after which training ends."""
+PATIENCE = 8
+"""Epochs without an improvement after which a member goes back to its best and on with the next learning rate."""
+FALL, STAGES = 0.25, 4
+"""From one learning rate to the next, and how many there are."""
 
 
 def fit_members(
@@ -47,8 +49,8 @@ def fit_members(
     """Draws {site: (1, member, ...)}, the mode of each member by Adam; the family adds the moments. In float32.
 
     Args:
-        epochs: passes over the stars, or so many times `STEPS` steps where a pass has fewer, at most; the learning rate
-            falls along a cosine over them.
+        epochs: passes over the stars, or so many times `STEPS` steps where a pass has fewer, at most.
+        learning_rate: the first of `STAGES`, each entered when the one before does not help any more.
         batch_size: stars per step; None: 256, or fewer of few stars.
         bootstrap: every member trains on a resample, with replacement, of its stars: what members differ by is then the
             statistical error of all that is learned, not of the function's start and shape alone.
@@ -81,12 +83,7 @@ def _adam(
         kept = np.stack([row[resample.integers(len(row), size=len(row))] for row in kept])
     size = min(batch_size or min(256, max(16, kept.shape[1] // 12)), kept.shape[1])
     steps = max(STEPS, kept.shape[1] // size)
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(10.0),
-        optax.adam(
-            optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, epochs * steps // 10), epochs * steps)
-        ),
-    )
+    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
 
     def constrained(real):
         return {k: to_real[k](x) for k, x in real.items()}
@@ -97,15 +94,15 @@ def _adam(
         batch = jax.tree.map(lambda x: x[rows], data)
         return -model.log_likelihood(theta, batch).mean() - prior / n
 
-    def step(carry, rows):
-        real, state = carry
-        value, slope = jax.value_and_grad(loss)(real, rows)
-        change, state = optimiser.update(slope, state, real)
-        return (optax.apply_updates(real, change), state), value
-
     @jax.jit
     @jax.vmap
-    def epoch(real, state, rows):
+    def epoch(real, state, rows, rate):
+        def step(carry, rows):
+            real, state = carry
+            value, slope = jax.value_and_grad(loss)(real, rows)
+            change, state = optimiser.update(slope, state, real)
+            return (jax.tree.map(lambda x, dx: x - rate * dx, real, change), state), value
+
         (real, state), values = jax.lax.scan(step, (real, state), rows)
         return real, state, values.mean()
 
@@ -116,23 +113,28 @@ def _adam(
 
     rng = np.random.default_rng([seed, 67867967])
     real, state = first, jax.vmap(optimiser.init)(first)
-    best, score, when = real, np.full(members, -np.inf), np.zeros(members, int)
+    best, score = real, np.full(members, -np.inf)
+    idle, stage = np.zeros(members, int), np.zeros(members, int)
     losses, scores = [], []
     with bar(epochs, "training step", progress) as shown:
-        for e in range(epochs):
+        for _ in range(epochs):
             passes = -(-steps * size // kept.shape[1])
             order = np.stack([np.concatenate([rng.permutation(row) for _ in range(passes)]) for row in kept])
             order = order[:, : steps * size].reshape(members, steps, size)
-            real, state, value = epoch(real, state, jnp.asarray(order))
+            rate = np.where(stage < STAGES, learning_rate * FALL**stage, 0.0)
+            real, state, value = epoch(real, state, jnp.asarray(order), jnp.asarray(rate))
             now = np.asarray(held_out_density(real, jnp.asarray(out)))
             better = now > score
             best = jax.tree.map(functools.partial(_where, better), real, best)
-            score, when = np.where(better, now, score), np.where(better, e, when)
+            score, idle = np.where(better, now, score), np.where(better, 0, idle + 1)
+            late = idle >= PATIENCE
+            real = jax.tree.map(functools.partial(_where, late), best, real)
+            idle, stage = np.where(late, 0, idle), stage + late
             losses.append(np.asarray(value))
             scores.append(now)
             shown.update()
             shown.set_postfix(held_out=f"{score.mean():.4g}")
-            if e - when.max() > PATIENCE * epochs:
+            if (stage >= STAGES).all():
                 break
     theta = {k: np.asarray(x, float) for k, x in constrained(best).items()}
     stats: dict[str, Any] = {

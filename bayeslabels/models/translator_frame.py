@@ -33,7 +33,8 @@ class TranslatorFrame:
     Attributes:
         names, units: of the outputs. input_names, input_units, source: of the inputs; source: the block of each.
         centre, scale (D,): median and (p97.5 - p2.5) / 4 of the inputs.
-        target_centre, target_scale (M,): of the outputs, less the inputs that they are paired with.
+        target_centre (M,): median of the outputs; of those that are paired, centre of the input plus median difference.
+        target_scale (M,): spread of the outputs, less the inputs that they are paired with.
         pair (M,): the input that an output corrects, -1 for none.
         exact (D,): inputs without stated errors.
         extrinsic_inputs (D,), extrinsic_outputs (M,): those that never influence the others.
@@ -194,6 +195,7 @@ def learn_frame(
         )
     target_centre, target_scale = _spread(offset)
     _check_scales(names, input_names, pair, y, target_centre, target_scale)
+    target_centre = target_centre + np.where(pair >= 0, centre[pair], 0.0)
     extrinsic_in, extrinsic_out = _extrinsic(extrinsic, names, input_names, pair)
     exact = np.array([stars[block].error is None for block in source])
     nothing: Any = np.zeros(0)
