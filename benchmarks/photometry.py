@@ -80,7 +80,7 @@ def residuals(posterior, stars):
             theta = dict(zip(names, member, strict=True))
             theta |= {"scatter": moments.scatter, "luminosity_scatter": moments.luminosity_scatter, "zero_point": 0.0}
             q = model.seen_in(theta, data, model.predicted(theta, data))
-            e.append(dusty.summary(q, model.others(theta, data), model.distance(training=True)).reddening)
+            e.append(dusty.summary(q, model.others(theta, data), model.distance_prior).reddening)
     e = np.mean(e, 0)
     value = np.where(stars["magnitudes"].observed, stars["magnitudes"].value, np.nan)
     return value - m - e[:, None] * vector, e
@@ -163,14 +163,14 @@ def heldout(a):
 
 
 def parallaxes(a):
-    stars, truth = simulate_photometry(4000, seed=a.seed, parallax_error=0.16, luminosity_scatter=a.luminosity)
+    stars, truth = simulate_photometry(4000, seed=a.seed, parallax_error=0.09, luminosity_scatter=a.luminosity)
     train, test = stars[:3000], stars[3000:]
     w, sigma = train["parallax"].value[:, 0], train["parallax"].error[:, 0]
     print(f"parallax S/N < 3: {(w < 3 * sigma).mean():.2f}, negative {(w < 0).mean():.2f}")
     true = truth.absolute_magnitudes[3000:]
     giant = truth.labels[3000:, 1] < 3.5
-    right = bl.Photometry(members=a.members, distance_prior=bl.priors.ExponentialDisk(1.35))
-    for name, model in (("wide prior", bl.Photometry(members=a.members)), ("the disk's prior", right)):
+    flat = bl.Photometry(members=a.members, distance_prior=bl.priors.NormalModulus(10.0, 5.0))
+    for name, model in (("the disk's prior", bl.Photometry(members=a.members)), ("flat in the modulus", flat)):
         posterior = bl.fit(model, train, bl.MAP(a.epochs), seed=a.seed, progress=False)
         off = (posterior.predict(test, "absolute_magnitudes") - true)[:, 0]
         print(f"{name}: absolute G magnitudes off by {np.median(off):+.3f} (dwarfs {np.median(off[~giant]):+.3f}, giants "
@@ -192,7 +192,7 @@ def simulated_from(posterior, n, seed, parallax):
     u = label_prior(model).draw(n, seed)
     e = rng.exponential(model.reddening_scale, n)
     key = jax.random.key(seed)
-    mu = np.asarray(model.distance(training=False).distribution().sample(key, (n,)), float)
+    mu = np.asarray(model.distance_prior.distribution().sample(key, (n,)), float)
     with jax.enable_x64(True):
         each = [
             np.asarray(model.absolute(jnp.asarray(w), jnp.asarray(u))) + e[:, None] * np.exp(r + u @ s.T)

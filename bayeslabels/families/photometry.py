@@ -241,7 +241,7 @@ class PhotometryFamily(Family):
             "integrated_over": "the members of the ensemble, the zero point, and scatter",
             "zero_point": float(moments.zero_point),
             "luminosity_scatter": float(moments.luminosity_scatter),
-            "distance_prior": repr(model.distance(training=False)),
+            "distance_prior": repr(model.distance_prior),
             "reddening_prior": f"Exponential(scale={model.reddening_scale:.4g})",
             "label_prior": model.label_prior,
         }
@@ -333,7 +333,7 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
         jnp.asarray(moments.coefficients), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
         jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
         jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
-        jax.tree.map(jnp.asarray, model.distance(training=False)),
+        jax.tree.map(jnp.asarray, model.distance_prior),
     )  # fmt: skip
 
 
@@ -612,7 +612,7 @@ def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray,
             variances.append(own)
             continue
         q = model.seen_in(theta, data, at)
-        told = summary(q, model.others(theta, data), model.distance(training=False))
+        told = summary(q, model.others(theta, data), model.distance_prior)
         values.append(at.mean + told.modulus[:, None] + told.reddening[:, None] * at.vector)
         variances.append(own + told.modulus_error[:, None] ** 2 + (told.reddening_error[:, None] * at.vector) ** 2)
     stacked = np.stack([np.asarray(x) for x in values])

@@ -25,7 +25,7 @@ from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadr
 from ..numerics.linalg import Array
 from ..numerics.mixture import Mixture, learn
 from ..numerics.network import Function, Network, Polynomial
-from ..priors import DistancePrior, Exponential, ExponentialDisk, NormalModulus
+from ..priors import DistancePrior, Exponential, ExponentialDisk
 from ..stars import Stars
 
 BLOCKS = ("labels", "magnitudes", "parallax", "reddening")
@@ -140,8 +140,9 @@ class Photometry(CollapsedModel):
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
         zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
-        distance_prior: "auto": `priors.NormalModulus(10, 5)` in training, whose stars were selected in other ways than
-            the Galaxy's, `priors.ExponentialDisk(1.35)` in the test step.
+        distance_prior: of the Galaxy's stars, not of the sample's. Where stars were selected by their magnitudes, the
+            distances at given magnitudes are still those of the Galaxy; a prior that is flat in mu would make
+            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave.
         reddening_prior: of E; the mean of the training stars by default.
         label_prior: of the test step: the training stars' "population", or "flat" within twice its extent.
         components: Gaussians of the labels' population, at most.
@@ -156,7 +157,7 @@ class Photometry(CollapsedModel):
     outliers: bool = True
     outlier_width: float = 0.5
     zero_point: tuple[float, float] = (0.0, 0.05)
-    distance_prior: DistancePrior | Literal["auto"] = "auto"
+    distance_prior: DistancePrior = field(default_factory=ExponentialDisk)
     reddening_prior: Exponential = field(default_factory=Exponential)
     label_prior: Literal["population", "flat"] = "population"
     components: int = 8
@@ -186,7 +187,7 @@ class Photometry(CollapsedModel):
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             u = numpyro.sample("u", population)
             e = numpyro.sample("true_reddening", dist.Exponential(1 / model.reddening_scale))
-            mu = numpyro.sample("distance_modulus", model.distance(training="labels" in stars).distribution())
+            mu = numpyro.sample("distance_modulus", model.distance_prior.distribution())
             offset = theta["luminosity_scatter"] * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
             m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * model.vector(theta, u)
             seen = {name: tuple(jnp.asarray(x)[rows] for x in block) for name, block in rows_of.items()}
@@ -253,11 +254,6 @@ class Photometry(CollapsedModel):
         given = self.reddening_prior.scale
         return self.require_frame().reddening_scale if given is None else given
 
-    def distance(self, training: bool) -> DistancePrior:
-        if self.distance_prior == "auto":
-            return NormalModulus() if training else ExponentialDisk()
-        return self.distance_prior
-
     def absolute(self, weights: Array, u: Array) -> Array:
         """M (..., B) of scaled labels u (..., L)."""
         frame = self.require_frame()
@@ -297,7 +293,7 @@ class Photometry(CollapsedModel):
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
         catalogue's, the modulus and the reddening exactly."""
-        at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance(training=True)
+        at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance_prior
 
         def density(wide):
             return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
@@ -386,8 +382,8 @@ class Photometry(CollapsedModel):
                 raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
         if self.label_prior not in ("population", "flat"):
             raise bad_input(f"label_prior={self.label_prior!r}", "'population' or 'flat'")
-        if isinstance(self.distance_prior, str) and self.distance_prior != "auto":
-            raise bad_input(f"distance_prior={self.distance_prior!r}", "'auto' or a prior of priors",
+        if not isinstance(self.distance_prior, DistancePrior):
+            raise bad_input(f"distance_prior={self.distance_prior!r}", "priors.ExponentialDisk or NormalModulus",
                             fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
 
     def check(self, stars: Stars) -> None:
