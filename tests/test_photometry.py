@@ -12,7 +12,7 @@ from scipy.stats import binom, multivariate_normal, norm
 import bayeslabels as bl
 from bayeslabels.astro.extinction import band_extinction, extinction_law
 from bayeslabels.errors import BadInput
-from bayeslabels.families.photometry import prepare
+from bayeslabels.families.photometric_stars import prepare
 from bayeslabels.inference.starwise import log_posterior
 from bayeslabels.simulate import simulate_photometry
 

@@ -20,65 +20,16 @@ import numpyro.distributions as dist
 
 from ..collapsed import CollapsedModel
 from ..errors import bad_input
-from ..numerics.density import peak_density
 from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
 from ..numerics.linalg import Array
-from ..numerics.mixture import Mixture, learn
 from ..numerics.network import Function, Network, Polynomial
-from ..priors import DistancePrior, Exponential, ExponentialDisk, NormalModulus
+from ..priors import DistancePrior, Exponential, ExponentialDisk
 from ..stars import Stars
+from .photometry_frame import PhotometryFrame, frame_of
 
 FUNCTIONS: dict[str, dict[str, int]] = {"network": {"width": 32, "depth": 2}, "polynomial": {"order": 3}}
-KEPT = 5000
-"""Training stars whose labels are kept, to tell where the model is valid."""
 STEP = float(np.sqrt(3.0))
 """In sd: at the mean and at so many sd to either side, a quadrature of third order in each direction of label space."""
-
-
-@dataclass(frozen=True, eq=False)
-class PhotometryFrame:
-    """What `Photometry` takes from its training stars; L labels, B bands. u = (label - centre) / scale.
-
-    Attributes:
-        names, units, centre, scale: of the labels (L,). bands (B,), band_unit: of the magnitudes.
-        baseline: (1 + L, B) the linear function of u that M departs from; spread: (B, B) of its residuals: the first
-            column is shared by all bands, the others are a band's own, mag.
-        vector: (B,) a first reddening vector.
-        population: weight (K,), mean (K, L) and covariance (K, L, L) of the mixture of true labels, scaled.
-        reddening_scale: mean reddening, mag.
-        label_error (L,), magnitude_error (B,), parallax_error, reddening_error: typical ones, of simulated catalogues.
-        training_u (n, L), training_seen (n, B): labels of training stars and the bands that they have;
-            training_peak (B,): the largest density of them.
-    """
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    centre: np.ndarray
-    scale: np.ndarray
-    bands: tuple[str, ...]
-    band_unit: str
-    baseline: np.ndarray
-    spread: np.ndarray
-    vector: np.ndarray
-    population: tuple[np.ndarray, np.ndarray, np.ndarray]
-    reddening_scale: float
-    label_error: np.ndarray
-    magnitude_error: np.ndarray
-    parallax_error: float
-    reddening_error: float
-    training_u: np.ndarray
-    training_seen: np.ndarray
-    training_peak: np.ndarray
-
-    def scaled(self, labels: np.ndarray) -> np.ndarray:
-        return (labels - self.centre) / self.scale
-
-    def physical(self, u: np.ndarray) -> np.ndarray:
-        return self.centre + self.scale * u
-
-    @property
-    def mixture(self) -> Mixture:
-        return Mixture(*self.population)
 
 
 class Rows(NamedTuple):
@@ -139,8 +90,9 @@ class Photometry(CollapsedModel):
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
         zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
-        distance_prior: "auto": `priors.NormalModulus(10, 5)` in training, whose stars were selected in other ways than
-            the Galaxy's, `priors.ExponentialDisk(1.35)` in the test step.
+        distance_prior: of the Galaxy's stars, not of the sample's. Where stars were selected by their magnitudes, the
+            distances at given magnitudes are still those of the Galaxy; a prior that is flat in mu would make
+            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave.
         reddening_prior: of E; the mean of the training stars by default.
         label_prior: of the test step: the training stars' "population", or "flat" within twice its extent.
         components: Gaussians of the labels' population, at most.
@@ -155,7 +107,7 @@ class Photometry(CollapsedModel):
     outliers: bool = True
     outlier_width: float = 0.5
     zero_point: tuple[float, float] = (0.0, 0.05)
-    distance_prior: DistancePrior | Literal["auto"] = "auto"
+    distance_prior: DistancePrior = field(default_factory=ExponentialDisk)
     reddening_prior: Exponential = field(default_factory=Exponential)
     label_prior: Literal["population", "flat"] = "population"
     components: int = 8
@@ -186,7 +138,7 @@ class Photometry(CollapsedModel):
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             u = numpyro.sample("u", population)
             e = numpyro.sample("true_reddening", dist.Exponential(1 / model.reddening_scale))
-            mu = numpyro.sample("distance_modulus", model.distance(training="labels" in stars).distribution())
+            mu = numpyro.sample("distance_modulus", model.distance_prior.distribution())
             offset = theta["luminosity_scatter"] * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
             m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * model.vector(theta, u)
             seen = {name: tuple(jnp.asarray(x)[rows] for x in block) for name, block in rows_of.items()}
@@ -253,11 +205,6 @@ class Photometry(CollapsedModel):
         given = self.reddening_prior.scale
         return self.require_frame().reddening_scale if given is None else given
 
-    def distance(self, training: bool) -> DistancePrior:
-        if self.distance_prior == "auto":
-            return NormalModulus() if training else ExponentialDisk()
-        return self.distance_prior
-
     def absolute(self, weights: Array, u: Array) -> Array:
         """M (..., B) of scaled labels u (..., L)."""
         frame = self.require_frame()
@@ -297,7 +244,7 @@ class Photometry(CollapsedModel):
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
         catalogue's, the modulus and the reddening exactly."""
-        at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance(training=True)
+        at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance_prior
 
         def density(wide):
             return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
@@ -370,7 +317,7 @@ class Photometry(CollapsedModel):
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
         _check_units(stars)
-        return self.replace(frame=frame_of(self, stars))
+        return self.replace(frame=frame_of(self.components, stars))
 
     def __post_init__(self) -> None:
         known = {"network": ("width", "depth"), "polynomial": ("order",)}
@@ -386,8 +333,8 @@ class Photometry(CollapsedModel):
                 raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
         if self.label_prior not in ("population", "flat"):
             raise bad_input(f"label_prior={self.label_prior!r}", "'population' or 'flat'")
-        if isinstance(self.distance_prior, str) and self.distance_prior != "auto":
-            raise bad_input(f"distance_prior={self.distance_prior!r}", "'auto' or a prior of priors",
+        if not isinstance(self.distance_prior, DistancePrior):
+            raise bad_input(f"distance_prior={self.distance_prior!r}", "priors.ExponentialDisk or NormalModulus",
                             fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
 
     def check(self, stars: Stars) -> None:
@@ -455,92 +402,3 @@ def _check_units(stars: Stars) -> None:
             raise bad_input(f"{name} of {stars[name].n_dim} columns", "one number per star")
         if wrong := set(stars[name].units) - {unit, ""}:
             raise bad_input(f"{name} in {sorted(wrong)}", unit, fix=f"Block(..., unit={unit!r})")
-
-
-def frame_of(model: Photometry, stars: Stars) -> PhotometryFrame:
-    """Names, scales, the labels' population, and a first linear model."""
-    labels, magnitudes = stars["labels"], stars["magnitudes"]
-    value, variance, observed = labels.filled()
-    n = len(stars)
-    names = labels.names or tuple(str(i) for i in range(labels.n_dim))
-    bands = magnitudes.names or tuple(str(i) for i in range(magnitudes.n_dim))
-    known = np.where(observed, value, np.nan)
-    for name, column in zip(names, known.T, strict=True):
-        if np.isfinite(column).sum() < 10 or np.nanmax(column) == np.nanmin(column):
-            raise bad_input(f"{np.isfinite(column).sum()} different values of {name}", "at least 10 training stars")
-    low, centre, high = np.nanpercentile(known, [2.5, 50, 97.5], axis=0)
-    scale = np.where(high > low, (high - low) / 4, np.nanstd(known, axis=0))
-    both = observed[:, :, None] & observed[:, None, :]
-    noise = labels.filled_covariance() / np.where(both, scale[:, None] * scale, 1.0)
-    u = np.where(observed, (value - centre) / scale, 0.0)
-    mixture = learn(u, noise, observed, model.components)
-    m, m_variance, seen = magnitudes.filled()
-    if not seen.any(0).all():
-        missing = [b for b, s in zip(bands, seen.any(0), strict=True) if not s]
-        raise bad_input(f"no star with {', '.join(missing)}", "at least some training stars in every band",
-                        fix="magnitudes.select([...])")  # fmt: skip
-    e = np.zeros(n)
-    e_scale, e_error = 0.1, 0.1
-    if "reddening" in stars:
-        block, e_variance, e_seen = stars["reddening"].filled()
-        sure = e_seen[:, 0] & (e_variance[:, 0] < 0.3**2)
-        e = np.where(sure, np.maximum(block[:, 0], 0.0), 0.0)
-        if sure.any():
-            e_scale, e_error = max(float(e[sure].mean()), 0.01), float(np.sqrt(np.median(e_variance[sure, 0])))
-    mean = mixture.given(u, noise, observed).moments()[0]
-    baseline, spread, vector = _first_model(stars, mean, e, m, seen)
-    kept = np.random.default_rng(0).permutation(n)[:KEPT]
-    w_error = 0.1
-    if "parallax" in stars and stars["parallax"].observed.any():
-        w_error = float(np.median(stars["parallax"].error[stars["parallax"].observed]))
-    return PhotometryFrame(
-        names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, (*mixture,), e_scale,
-        np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
-        np.sqrt(np.nanmedian(np.where(seen, m_variance, np.nan), 0)), w_error, e_error,
-        mean[kept], seen[kept], peak_density(mean[kept], seen[kept]),
-    )  # fmt: skip
-
-
-def _first_model(
-    stars: Stars, u: np.ndarray, e: np.ndarray, m: np.ndarray, seen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares of colours (all stars) and of one absolute magnitude (stars of good parallax) on (1, u, E).
-
-    The baseline (1 + L, B), the spread (B, B) of what is left, and a reddening vector (B,).
-    """
-    n, n_band = m.shape
-    first = int(seen.sum(0).argmax())
-    x = np.column_stack([np.ones(n), u, e])
-    ridge = 1e-3 * np.eye(x.shape[1])
-    good = np.zeros(n, bool)
-    if "parallax" in stars:
-        w, variance, has = (a[:, 0] for a in stars["parallax"].filled())
-        good = has & (w > 5 * np.sqrt(variance)) & seen[:, first]
-    coefficients = np.zeros((x.shape[1], n_band))
-    sd = np.full(n_band, 0.5)
-    if good.sum() > 3 * x.shape[1]:
-        y = m[good, first] - 10 + 5 * np.log10(w[good])
-        coefficients[:, first], sd[first] = _robust(x[good], y, ridge)
-    else:
-        coefficients[0, first], sd[first] = 4.0, 3.0
-    for b in range(n_band):
-        both = seen[:, b] & seen[:, first]
-        if b != first and both.sum() > 3 * x.shape[1]:
-            colour, sd[b] = _robust(x[both], m[both, b] - m[both, first], ridge)
-            coefficients[:, b] = coefficients[:, first] + colour
-        elif b != first:
-            coefficients[:, b] = coefficients[:, first]
-    spread = np.diag(np.maximum(sd, 0.05))
-    spread[first, :] = max(sd[first], 0.3)
-    return coefficients[:-1], spread, np.clip(coefficients[-1], 0.05, 10.0)
-
-
-def _robust(x: np.ndarray, y: np.ndarray, ridge: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coefficients and sd of the residuals, the worst stars left out."""
-    keep = np.ones(len(y), bool)
-    for _ in range(4):
-        c = np.linalg.solve(x[keep].T @ x[keep] + ridge, x[keep].T @ y[keep])
-        off = np.abs(y - x @ c)
-        sd = 1.4826 * float(np.median(off)) + 1e-3
-        keep = off < 4 * sd
-    return c, sd
