@@ -27,7 +27,7 @@ from .base import Trained
 
 HELD_OUT = 0.1
 """Share of the stars that a member does not train on."""
-STEPS = 24
+STEPS = 48
 """Steps per epoch, at least."""
 PATIENCE = 8
 """Epochs without an improvement after which a member goes back to its best and on with the next learning rate."""

@@ -194,7 +194,7 @@ def learn_frame(
             "other stars, or all missing",
         )
     target_centre, target_scale = _spread(offset)
-    _check_scales(names, input_names, pair, y, target_centre, target_scale)
+    _check_scales(names, input_names, pair, y, raw)
     target_centre = target_centre + np.where(pair >= 0, centre[pair], 0.0)
     extrinsic_in, extrinsic_out = _extrinsic(extrinsic, names, input_names, pair)
     exact = np.array([stars[block].error is None for block in source])
@@ -205,9 +205,7 @@ def learn_frame(
     )  # fmt: skip
     given = measured(frame, stars)
     some = np.random.default_rng(0).permutation(len(stars))[:MIXTURE_STARS]
-    populations = tuple(
-        mixture.learn(*given.select(some, group), components, iterations=100, tolerance=1e-4) for group in frame.groups
-    )
+    populations = tuple(mixture.learn(*given.select(some, group), components) for group in frame.groups)
     known = some[given.observed[some].all(1)][:BACKGROUND]
     whitening = tuple(_whitening(given.value, given.observed, inputs) for inputs, _ in frame.parts)
     return TranslatorFrame(**{
@@ -253,14 +251,15 @@ def _pairs(
     return pair
 
 
-def _check_scales(names: Any, inputs: Any, pair: Any, y: Any, centre: Any, scale: Any) -> None:
-    own = _spread(y)[1]
-    for m in np.flatnonzero((pair >= 0) & ((scale > 3 * own) | (np.abs(centre) > 30 * own))):
-        raise bad_input(
-            f"a difference of {names[m]} and {inputs[pair[m]]} of {centre[m]:.3g} +- {scale[m]:.3g}, where {names[m]} "
-            f"itself spreads by {own[m]:.3g}",
-            "a pair on much the same scale", "other units, or a logarithm", f"pairs without {names[m]!r}",
-        )  # fmt: skip
+def _check_scales(names: tuple[str, ...], inputs: tuple[str, ...], pair: np.ndarray, y: np.ndarray, x: Any) -> None:
+    for m in np.flatnonzero(pair >= 0):
+        both = np.isfinite(y[:, m]) & np.isfinite(x[:, pair[m]])
+        target, own = (float(_spread(a[both][:, None])[1][0]) for a in (y[:, m], x[:, pair[m]]))
+        if not 0.1 < target / own < 10:
+            raise bad_input(
+                f"{names[m]} that spreads by {target:.3g} where {inputs[pair[m]]} spreads by {own:.3g}",
+                "a pair on much the same scale", "other units, or a logarithm", f"pairs without {names[m]!r}",
+            )  # fmt: skip
 
 
 def _extrinsic(

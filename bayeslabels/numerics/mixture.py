@@ -87,7 +87,9 @@ def learn(
     filled = np.where(observed, x, centre)
     k = max(1, min(n_component, n // (2 * (d + 1))))
     spread = np.cov(filled.T).reshape(d, d) + 1e-6 * np.eye(d)
-    fit = Mixture(np.full(k, 1 / k), _spaced(filled, k, rng), np.tile(spread, (k, 1, 1)))
+    value, vector = np.linalg.eigh(spread - np.where(observed[:, :, None] & observed[:, None], noise, 0.0).mean(0))
+    start = (vector * np.maximum(value, 0.01 * np.diag(spread).max())) @ vector.T  # what the noise leaves
+    fit = Mixture(np.full(k, 1 / k), _spaced(filled, k, rng), np.tile(start, (k, 1, 1)))
     floor = (d + 1) * 0.01 * np.diag(np.maximum(np.diag(spread), 1e-12))
     before = -np.inf
     with threads_for(n):

@@ -1,0 +1,374 @@
+"""The translator between surveys: its density, what it recovers, gaps, extrinsic labels, and where it may be used."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.infer.util import log_density
+from scipy.stats import multivariate_normal
+from scipy.stats import t as student
+
+import bayeslabels as bl
+from bayeslabels.family import family_of
+from bayeslabels.models.translator import importances
+from bayeslabels.models.translator_frame import known_inputs, measured
+from bayeslabels.numerics import occupancy
+from bayeslabels.numerics.propagate import LN_PRECISIONS, log_normal, propagate, scale_mixture
+from bayeslabels.numerics.shapley import shapley_values
+
+NAMES = ("TEFF", "LOGG", "V")
+UNITS = ("K", "dex", "km / s")
+CENTRE, SPREAD = np.array([5000.0, 3.0, 0.0]), np.array([300.0, 0.5, 30.0])
+PLAIN = bl.Translator(function="polynomial", order=2, scatter="constant", members=2, components=2)
+
+
+def surveys(n, seed=0, error=0.0, scatter=0.1, d=3, curve=0.5):
+    """Stars, their true inputs and outputs: y = x + SPREAD (0.3 + 0.4 u - 0.2 v + curve (u^2 - 1)), plus scatter."""
+    rng = np.random.default_rng(seed)
+    u = rng.normal(size=(n, d))
+    other = 0.6 * u[:, :1] + 0.8 * u[:, 1:2] if d > 1 else 0.0
+    u[:, 1:2] = other
+    shift = 0.3 + 0.4 * u[:, :1] - 0.2 * other + curve * (u[:, :1] ** 2 - 1)
+    x = CENTRE[:d] + SPREAD[:d] * u
+    y = x + SPREAD[:d] * (shift * [1.0, -1.0, 0.5][:d] + scatter * rng.standard_normal((n, d)))
+    blocks = {}
+    for name, true in (("labels", x), ("target_labels", y)):
+        sd = np.full(x.shape, 1.0) * error * SPREAD[:d]
+        noisy = true + sd * rng.standard_normal(x.shape)
+        blocks[name] = bl.Block(noisy, sd if error else None, names=NAMES[:d], unit=UNITS[:d])
+    return bl.Stars(**blocks), x, y
+
+
+def with_gaps(block, share, seed):
+    value = np.where(np.random.default_rng(seed).random(block.value.shape) < share, np.nan, block.value)
+    return bl.Block(value, block.error, names=block.names, unit=block.units)
+
+
+def members(posterior):
+    theta = posterior.moments.theta
+    return [{k: jnp.asarray(v[e]) for k, v in theta.items()} for e in range(len(theta["coefficients"]))]
+
+
+def theta_of(model, seed=0):
+    """Some values of the shared parameters."""
+    rng = np.random.default_rng(seed)
+    theta = {k: jnp.asarray(v + 0.3 * rng.normal(size=v.shape)) for k, v in model.start(None, 0).items()}
+    if "correlation" in theta:
+        factor = np.tril(rng.normal(size=theta["correlation"].shape)) * 0.3 + np.eye(len(theta["correlation"]))
+        theta["correlation"] = jnp.asarray(factor / np.linalg.norm(factor, axis=1, keepdims=True))
+    return theta | ({"freedom": jnp.array(4.0)} if model.robust else {})
+
+
+def test_log_normal_is_scipys_without_the_missing():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(20, 4, 4))
+    covariance, offset, observed = (
+        root @ root.swapaxes(1, 2) + np.eye(4),
+        rng.normal(size=(20, 4)),
+        rng.random((20, 4)) > 0.3,
+    )
+    with jax.enable_x64(True):
+        found = log_normal(jnp.asarray(offset), jnp.asarray(covariance), jnp.asarray(observed))
+    for n in range(20):
+        at = np.flatnonzero(observed[n])
+        want = (
+            multivariate_normal(np.zeros(len(at)), covariance[n][np.ix_(at, at)]).logpdf(offset[n, at])
+            if len(at)
+            else 0
+        )
+        np.testing.assert_allclose(found[n], want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("freedom", [2.5, 5.0, 15.0])
+def test_the_scale_mixture_is_a_student_t(freedom):
+    with jax.enable_x64(True):
+        log_weight, precision = scale_mixture(jnp.array(freedom))
+    x = np.linspace(0, 5, 30)
+    density = (np.exp(log_weight) * np.sqrt(precision / (2 * np.pi)) * np.exp(-0.5 * precision * x[:, None] ** 2)).sum(
+        1
+    )
+    np.testing.assert_allclose(density, student(freedom).pdf(x), rtol=0.03)
+    assert 0.0 in LN_PRECISIONS
+
+
+def test_moments_of_a_quadratic_are_exact():
+    rng = np.random.default_rng(1)
+    mean, root = rng.normal(size=(5, 2)), rng.normal(size=(5, 2, 2)) * [[1.0, 0.0], [0.0, 1.0]]
+    with jax.enable_x64(True):
+        f = lambda x: jnp.stack([x[..., 0] ** 2 + x[..., 1], 3 * x[..., 0] - x[..., 1] ** 2], -1)  # noqa: E731
+        centre, covariance = propagate(f, jnp.asarray(mean), jnp.asarray(root))
+        assert propagate(f, jnp.asarray(mean), jnp.zeros((5, 2, 0)))[1].max() == 0
+    draws = mean[:, None] + rng.standard_normal((5, 400_000, 2)) @ root.swapaxes(1, 2)
+    values = np.asarray(f(draws))
+    np.testing.assert_allclose(centre, values.mean(1), atol=0.05)
+    want = np.einsum("nsi,nsj->nij", values - values.mean(1)[:, None], values - values.mean(1)[:, None]) / 400_000
+    np.testing.assert_allclose(covariance, want, rtol=0.05, atol=0.1)
+
+
+def test_shapley_values_by_enumeration():
+    rng = np.random.default_rng(2)
+    f = lambda x: np.stack([np.sin(x[:, 0] * x[:, 1]) + x[:, 2] ** 2, x[:, 3] * x[:, 0]], 1)  # noqa: E731
+    x, background = rng.normal(size=(3, 4)), rng.normal(size=(6, 4))
+    values = shapley_values(f, x, background)
+    np.testing.assert_allclose(values.sum(-1), f(x) - f(background).mean(0), atol=1e-12)
+
+    def known(star, chosen):
+        mixed = background.copy()
+        mixed[:, list(chosen)] = star[list(chosen)]
+        return f(mixed).mean(0)
+
+    for n in range(3):
+        want = np.zeros((2, 4))
+        for order in permutations(range(4)):
+            for i, j in enumerate(order):
+                want[:, j] += (known(x[n], order[: i + 1]) - known(x[n], order[:i])) / factorial(4)
+        np.testing.assert_allclose(values[n], want, atol=1e-12)
+
+
+def test_occupancy_by_hand():
+    x = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.95], [np.nan, 0.5]])
+    where = occupancy.learn(x, 10)
+    assert where.counts.sum() == 3
+    probe = np.array([[0.05, 0.05], [0.95, 0.95], [0.5, 0.5], [2.0, 0.5], [np.nan, 0.5]])
+    np.testing.assert_array_equal(where.outside(probe)[:, 0], [False, False, True, True, False])
+    np.testing.assert_array_equal(where.outside(probe, 2)[:, 0], [True, False, True, True, False])
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_the_likelihood_with_exact_inputs(robust):
+    """Against SciPy, outputs missing here and there."""
+    stars, _, _ = surveys(40, d=2)
+    stars = stars.with_block(target_labels=with_gaps(stars.target_labels, 0.3, 5))
+    with jax.enable_x64(True):
+        model = PLAIN.replace(robust=robust).bind(stars)
+        theta, frame, rows = theta_of(model), model.frame, model.arrays(stars)
+        found = np.asarray(model.log_likelihood(theta, jax.tree.map(jnp.asarray, rows)))
+        mean, s = (np.asarray(a) for a in model.outputs(theta, jnp.asarray(rows.x)))
+        logs, lam = scale_mixture(theta.get("freedom", jnp.array(9.0)))
+    y = frame.target_centre + frame.target_scale * mean
+    np.testing.assert_allclose(rows.x, (stars.labels.value - frame.centre) / frame.scale)
+    factor = np.asarray(theta["correlation"])
+    correlation = factor @ factor.T
+    for n in range(0, 40, 3):
+        at = np.flatnonzero(stars.target_labels.observed[n])
+        sd = s[n] * frame.target_scale
+        covariance = (np.outer(sd, sd) * correlation)[np.ix_(at, at)]
+        offset = (np.asarray(stars.target_labels.value)[n] - y[n])[at]
+        if not len(at):
+            assert found[n] == pytest.approx(0.0, abs=1e-12)
+            continue
+        want = multivariate_normal(np.zeros(len(at)), covariance).logpdf(offset) + np.log(frame.target_scale[at]).sum()
+        if robust:
+            want = np.log(sum(
+                np.exp(w) * multivariate_normal(np.zeros(len(at)), covariance / p).pdf(offset)
+                for w, p in zip(np.asarray(logs), lam, strict=True)
+            )) + np.log(frame.target_scale[at]).sum()  # fmt: skip
+        assert found[n] == pytest.approx(want, rel=1e-8, abs=1e-8)
+
+
+def test_the_program_with_its_true_inputs_integrated_out():
+    """One noisy input on a grid: the NumPyro density, integrated, is the likelihood of training."""
+    stars, _, _ = surveys(300, d=1, error=0.3, curve=0.2)
+    with jax.enable_x64(True):
+        model = PLAIN.replace(robust=False, order=1).bind(stars)
+        star = stars[:1]
+        theta = theta_of(model)
+        prior = log_density(model.parameters, (), {}, theta)[0]
+        grid = np.linspace(-5, 5, 2001)
+        at = jax.jit(lambda x: log_density(model, (star,), {}, {**theta, "true_inputs": x.reshape(1, 1)})[0] - prior)
+        total = np.trapezoid(np.exp(np.asarray(jax.vmap(at)(grid))), grid)
+        found = model.log_likelihood(theta, jax.tree.map(jnp.asarray, model.arrays(star)))[0]
+        given = measured(model.frame, star)
+        evidence = model.frame.mixtures[0].given(*given).log_density[0]
+    jacobian = np.log(model.frame.scale[0] * model.frame.target_scale[0])
+    assert np.log(total) == pytest.approx(float(found) + evidence - jacobian, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    stars, x, y = surveys(3000, seed=1, error=0.4, d=2)
+    posterior = bl.fit(PLAIN, stars[:2000], seed=0, progress=False)
+    return stars, x, y, posterior
+
+
+def test_noise_does_not_attenuate(noisy):
+    """The function at true inputs, where least squares on noisy ones loses a fifth of its curvature."""
+    stars, _, _, posterior = noisy
+    frame = posterior.model.frame
+    u = np.linspace(-1.5, 1.5, 31)
+    at = np.column_stack([CENTRE[0] + SPREAD[0] * u, np.full(31, CENTRE[1])])
+    inputs = (at - frame.centre) / frame.scale
+    mean = np.mean([posterior.model.outputs(theta, jnp.asarray(inputs))[0] for theta in members(posterior)], 0)
+    f = ((frame.target_centre + frame.target_scale * mean)[:, 0] - at[:, 0]) / SPREAD[0]
+    curve, slope, _ = np.polyfit(u, f, 2)
+    assert curve == pytest.approx(0.5, abs=0.04)
+    assert slope == pytest.approx(0.4, abs=0.06)
+    seen = (stars.labels.value[:, 0] - CENTRE[0]) / SPREAD[0]
+    assert np.polyfit(seen, (stars.target_labels.value - stars.labels.value)[:, 0] / SPREAD[0], 2)[0] < 0.42
+
+
+def test_errors_hold_with_noise_on_both_sides(noisy):
+    stars, _, y, posterior = noisy
+    result = bl.infer(posterior, stars[2000:].drop("target_labels"), bl.Laplace(draws=200), progress=False)
+    z = (y[2000:] - result.mean) / result.error
+    assert np.abs(z.std(0) - 1).max() < 0.1
+    assert np.abs(z.mean(0)).max() < 0.1
+    share = bl.calibration.coverage(result, y[2000:]).share
+    assert np.abs(share - 0.6827).max() < 0.05
+    parts = sum(result.stars[f"error_{x}"].values ** 2 for x in ("measurement", "function", "intrinsic"))
+    np.testing.assert_allclose(np.sqrt(parts), result.error, rtol=1e-6)
+    table = result.table()
+    low, high = np.percentile(result.draws("TEFF"), [5, 95], axis=0)
+    np.testing.assert_allclose((table["TEFF_p95"] - table["TEFF_p5"]).value.mean(), (high - low).mean(), rtol=0.03)
+    assert str(table["TEFF_error_function"].unit) == "K"
+
+
+def test_missing_inputs_are_integrated_over(noisy):
+    stars, _, y, posterior = noisy
+    test = stars[2000:].drop("target_labels")
+    whole = bl.infer(posterior, test, progress=False)
+    holes = test.with_block(labels=with_gaps(test.labels, 0.3, 7))
+    result = bl.infer(posterior, holes, progress=False)
+    gap = ~holes.labels.observed
+    assert (result.error[gap] > whole.error[gap]).mean() > 0.95
+    z = (y[2000:] - result.mean) / result.error
+    assert 0.9 < z.std() < 1.15
+    blank = gap.all(1)
+    assert blank.any()
+    np.testing.assert_allclose(result.mean[blank], np.broadcast_to(result.mean[blank][0], result.mean[blank].shape))
+    assert np.abs(result.mean[blank][0] - y.mean(0)).max() / SPREAD[0] < 0.5
+    assert all("NO_DATA" in bl.flag_names(flag) for flag in result.flags[blank])
+    assert all("MISSING_BAND" in bl.flag_names(flag) for flag in result.flags[gap.any(1)])
+    assert (result.stars["n_missing"].values == gap.sum(1)).all()
+
+
+def test_missing_outputs_and_inputs_in_training():
+    stars, _, y = surveys(1500, seed=3, d=2)
+    holes = stars.with_block(**{name: with_gaps(stars[name], 0.2, i) for i, name in enumerate(stars.blocks)})
+    posterior = bl.fit(PLAIN, holes[:1000], seed=0, progress=False)
+    result = bl.infer(posterior, stars[1000:].drop("target_labels"), progress=False)
+    z = (y[1000:] - result.mean) / result.error
+    assert 0.85 < z.std() < 1.15
+    assert posterior.info["n_without_target_labels"] == int((~holes[:1000].target_labels.observed.any(1)).sum())
+
+
+@pytest.fixture(scope="module")
+def extrinsic():
+    stars, _, _ = surveys(300, seed=4, error=0.2)
+    return stars, bl.fit(PLAIN.replace(extrinsic=("V",)), stars, bl.MAP(max_iterations=5), seed=0, progress=False)
+
+
+def test_extrinsic_labels_never_influence_the_others(extrinsic):
+    stars, posterior = extrinsic
+    model, frame = posterior.model, posterior.model.frame
+    assert frame.extrinsic_outputs.tolist() == frame.extrinsic_inputs.tolist() == [False, False, True]
+    theta = members(posterior)[0]
+    with jax.enable_x64(True):
+        x, root = (jnp.asarray(a) for a in known_inputs(frame, measured(frame, stars)))
+        slopes = jax.vmap(jax.jacrev(lambda x, r: jnp.concatenate(
+            [a.ravel() for a in (model.predictive(theta, x[None], r[None])[0], model.outputs(theta, x)[1])]
+        ), (0, 1)))(x, root)  # fmt: skip
+    assert (np.asarray(slopes[0])[:, [0, 1, 3, 4], 2] == 0).all()
+    assert (np.asarray(slopes[1])[:, [0, 1, 3, 4], 2] == 0).all()
+    assert (np.asarray(slopes[0])[:, 2, :2] != 0).any()
+    test = stars.drop("target_labels")
+    changed = np.array(test.labels.value)
+    changed[:, 2] = np.nan_to_num(changed[::-1, 2] * 3 + 50)
+    changed[::5, 2] = np.nan
+    moved = test.with_block(labels=bl.Block(changed, test.labels.error, names=NAMES, unit=UNITS))
+    one, two = (bl.infer(posterior, s, progress=False) for s in (test, moved))
+    np.testing.assert_array_equal(one.mean[:, :2], two.mean[:, :2])
+    np.testing.assert_array_equal(one.error[:, :2], two.error[:, :2])
+    assert (one.mean[:, 2] != two.mean[:, 2]).all()
+
+
+def test_importances_sum_to_the_translation(extrinsic):
+    stars, posterior = extrinsic
+    values = importances(posterior, stars[:5], background=20)
+    assert values.dims == ("star", "labels", "input")
+    assert np.abs(values.sel(labels=["TEFF", "LOGG"], input="V")).max() < 1e-9
+    model, frame = posterior.model, posterior.model.frame
+    x, _ = known_inputs(frame, measured(frame, stars[:5]))
+    with jax.enable_x64(True):
+        f = lambda x: np.mean([model.outputs(t, jnp.asarray(x))[0] for t in members(posterior)], 0)  # noqa: E731
+        want = (f(x) - f(frame.background[:20]).mean(0)) * frame.target_scale
+    np.testing.assert_allclose(values.sum("input"), want, atol=1e-10 * np.abs(want).max())
+
+
+def test_out_of_range_is_flagged_with_the_pair_and_errors_grow():
+    stars, _, _ = surveys(800, seed=5, d=2)
+    network = bl.Translator(width=16, depth=2)
+    posterior = bl.fit(network, stars, bl.MAP(max_iterations=40), seed=0, progress=False)
+    u = np.array([[0.0, 0.0], [0.0, 3.2], [4.0, 2.4], [8.0, 4.8], [16.0, 9.6]])
+    planted = bl.Stars(labels=bl.Block(CENTRE[:2] + SPREAD[:2] * u, names=NAMES[:2], unit=UNITS[:2]))
+    result = bl.infer(posterior, planted, progress=False)
+    outside = result.flags & bl.star_posterior.Flags.OUTSIDE_TRAINING > 0
+    assert outside.tolist() == [False, True, True, True, True]
+    assert result.table()["outside"][1].split()[0] == "TEFF-LOGG"
+    function = result.stars["error_function"].values
+    assert (function[3] > 3 * function[0]).all()
+    assert (np.diff(result.error[[0, 2, 3, 4], :], axis=0) > 0).all()
+
+
+def test_files_and_seeds(extrinsic, tmp_path):
+    stars, posterior = extrinsic
+    again = bl.load(posterior.save(tmp_path / "translator.nc"))
+    test = stars.drop("target_labels")
+    np.testing.assert_array_equal(
+        bl.infer(again, test, progress=False).mean, bl.infer(posterior, test, progress=False).mean
+    )
+    assert again.model == posterior.model
+    density = family_of(posterior.model).log_density(posterior, None, stars)
+    np.testing.assert_array_equal(family_of(again.model).log_density(again, None, stars), density)
+    assert np.isfinite(density).all()
+    assert list(posterior.summary()["corrects"]) == list(NAMES)
+    mean, sd = posterior.predict(test, with_error=True)
+    assert mean.shape == sd.shape == (300, 3)
+    assert "TEFF, LOGG, V from TEFF, LOGG, V" in repr(posterior)
+
+
+def test_bad_input():
+    stars, _, _ = surveys(50, d=2)
+    with pytest.raises(bl.BadInput, match="target_labels"):
+        bl.fit(PLAIN, stars.drop("target_labels"))
+    kelvin = bl.Block(stars.labels.value / [1000.0, 1.0], names=NAMES[:2], unit=("kK", "dex"))
+    with pytest.raises(bl.BadInput, match="one unit"):
+        bl.fit(PLAIN, stars.with_block(labels=kelvin))
+    bare = bl.Block(stars.labels.value / [1000.0, 1.0], names=NAMES[:2], unit=UNITS[:2])
+    with pytest.raises(bl.BadInput, match="same scale"):
+        bl.fit(PLAIN, stars.with_block(labels=bare))
+    with pytest.raises(bl.BadInput, match="extrinsic"):
+        bl.fit(PLAIN.replace(extrinsic=("RV",)), stars)
+    with pytest.raises(bl.BadInput, match="all inputs"):
+        bl.fit(PLAIN.replace(extrinsic=NAMES[:2]), stars)
+    with pytest.raises(bl.BadInput, match="tuple of names"):
+        bl.Translator(extrinsic="V")
+    with pytest.raises(bl.BadInput, match="function"):
+        bl.Translator(function="forest")
+    posterior = bl.fit(PLAIN, stars, bl.MAP(max_iterations=1), progress=False)
+    with pytest.raises(bl.BadInput, match="drop"):
+        bl.infer(posterior, stars)
+    noisy = bl.Block(stars.labels.value, SPREAD[:2], names=NAMES[:2], unit=UNITS[:2])
+    with pytest.raises(bl.BadInput, match="as in training"):
+        bl.infer(posterior, bl.Stars(labels=noisy))
+    with pytest.raises(bl.BadInput, match="select"):
+        bl.infer(posterior, bl.Stars(labels=stars.labels.select((1, 0))))
+    with pytest.raises(bl.CannotDo, match="Translator"):
+        bl.infer(posterior, stars.drop("target_labels"), bl.Importance())
+
+
+def test_nuts_agrees_with_the_ensemble():
+    stars, _, _ = surveys(400, seed=6, d=1)
+    model = PLAIN.replace(robust=False)
+    by = {}
+    for inference in (bl.MAP(), bl.NUTS(chains=2, draws=100, warmup=200)):
+        posterior = bl.fit(model, stars, inference, seed=0, progress=False)
+        by[type(inference).__name__] = bl.infer(posterior, stars.drop("target_labels"), progress=False)
+    offset = (by["MAP"].mean - by["NUTS"].mean) / by["NUTS"].error
+    assert np.abs(offset).mean() < 0.1
+    np.testing.assert_allclose(by["MAP"].error, by["NUTS"].error, rtol=0.15)
