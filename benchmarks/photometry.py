@@ -29,6 +29,8 @@ from bayeslabels.simulate import simulate_photometry
 
 BANDS = ("G", "BP", "RP", "PS1_g", "PS1_r", "PS1_i", "PS1_z", "PS1_y", "J", "H", "Ks", "W1", "W2")
 LABELS = ("TEFF", "LOGG", "FE_H")
+GAIA_DR2 = (-0.04, 0.01)
+"""Zero point of the parallaxes and its error, mas: quasars -0.03 (Lindegren+18), giants -0.05 (Zinn+19)."""
 PUBLISHED_SCATTER = (0.0136, 0.0118, 0.0230, 0.0176, 0.0187, 0.0206, 0.0225, 0.0328, 0.0424, 0.0438, 0.0392, 0.0406)
 
 
@@ -54,9 +56,8 @@ def trained(a, train, **settings):
     if a.posterior and a.posterior.exists():
         return bl.load(a.posterior)
     start = time.process_time()
-    posterior = bl.fit(
-        bl.Photometry(members=a.members, **settings), train, bl.MAP(a.epochs), seed=a.seed, progress=False
-    )
+    model = bl.Photometry(members=a.members, zero_point=GAIA_DR2, **settings)
+    posterior = bl.fit(model, train, bl.MAP(a.epochs), seed=a.seed, progress=False)
     print(f"trained in {time.process_time() - start:.0f} CPU s: {posterior}", flush=True)
     if a.posterior:
         posterior.save(a.posterior)
@@ -157,7 +158,7 @@ def heldout(a):
                 x = z[rows, i]
                 print(
                     f"  {which:9s} {label}: z mean {x.mean():+.3f} median {np.median(x):+.3f} sd {x.std():.3f} robust "
-                    f"{mad(x):.3f}, beyond 5 sigma {(np.abs(x) > 5).sum()}, error {np.median(result.error[rows, i]):.3g}"
+                    f"{mad(x):.3f}, over 5 sigma {(np.abs(x) > 5).sum()}, error {np.median(result.error[rows, i]):.3g}"
                 )
         high, error = (result.stars["khat"].values > 0.7).sum(), np.nanmedian(result.error, 0)
         print(f"  k-hat > 0.7: {high}, errors of E and modulus {error[3]:.3f} {error[4]:.3f} mag", flush=True)

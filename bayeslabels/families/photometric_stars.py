@@ -275,18 +275,18 @@ def _choose(starts, wide, prior, rows, luminosity, candidates, m, vector):
     bad = density(rows["variance"] + wide**2) + known
     evidence = [jax.scipy.special.logsumexp(x, axis=1) for x in (good, bad)]
     has_labels = (rows["precision"] != 0).any((1, 2))
-    picks = []
-    left = good
-    for _ in range(starts):
-        pick = candidates[left.argmax(1)]
+    picks, nearest = [], jnp.full(good.shape, jnp.inf)
+    for j in range(starts):
+        apart = FAR if j <= starts // 2 else NEIGHBOUR
+        pick = candidates[jnp.where(nearest < apart**2, -jnp.inf, good).argmax(1)]
         picks.append(pick)
-        left = jnp.where(((candidates - pick[:, None]) ** 2).sum(-1) < NEIGHBOUR**2, -jnp.inf, left)
+        nearest = jnp.minimum(nearest, ((candidates - pick[:, None]) ** 2).sum(-1))
     picks[0] = jnp.where(has_labels[:, None], rows["label_mean"], picks[0])
     return jnp.stack(picks, 1), *evidence
 
 
-NEIGHBOUR = 0.6
-"""Scaled distance below which candidates lead to one mode."""
+NEIGHBOUR, FAR = 0.6, 1.5
+"""Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
