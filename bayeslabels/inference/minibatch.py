@@ -31,7 +31,7 @@ STEPS = 48
 """Steps per epoch, at least."""
 PATIENCE = 8
 """Epochs without an improvement after which a member goes back to its best and on with the next learning rate."""
-FALL, STAGES = 0.25, 4
+FALL, STAGES = 0.2, 3
 """From one learning rate to the next, and how many there are."""
 
 
