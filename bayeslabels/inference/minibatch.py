@@ -73,7 +73,7 @@ def _adam(
     data = jax.tree.map(jnp.asarray, arrays)
     to_real = _transforms(model)
     first = {k: jnp.stack([to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
-    out, kept = _split(n, members, seed)
+    out, kept = split(n, members, seed)
     size = min(batch_size or min(256, max(16, kept.shape[1] // 12)), kept.shape[1])
     steps = max(STEPS, kept.shape[1] // size)
     optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
@@ -145,7 +145,7 @@ def _where(better: np.ndarray, new: Any, old: Any) -> Any:
     return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Held-out rows (E, n_out) and training rows (E, n - n_out) of every member; as far apart as may be."""
     n_out = max(1, min(int(HELD_OUT * n), n // 2))
     order = np.random.default_rng([seed, 15487469]).permutation(n)
