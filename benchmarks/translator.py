@@ -1,12 +1,18 @@
 """One survey's labels on another's scale: real surveys, missing inputs, noise on both sides, out of range, speed.
 
     python benchmarks/translator.py seismic  [--seeds 0 1 2]   spectroscopic to seismic gravity (APOKASC-3)
-    python benchmarks/translator.py releases [--seeds 0 1 2]   19 labels of APOGEE DR12 to three of DR17
+    python benchmarks/translator.py releases [--seeds 0 1 2] [--figure OUT.png]   19 labels of DR12 to three of DR17
+    python benchmarks/translator.py gaps     [--seeds 0]       a fifth of the inputs removed; and filled with the mean
+    python benchmarks/translator.py noise    [--seeds 0 1 2]   known noise on both surveys: attenuation of f
+    python benchmarks/translator.py extrinsic                  gradients of intrinsic outputs; Shapley values
+    python benchmarks/translator.py far                        planted stars outside of the training space
+    python benchmarks/translator.py speed                      training on 10,000 stars, translating a million
 
 Splits are 70/30 by seed; every number printed is of stars that were not in the training set.
 """
 
 import argparse
+import resource
 import time
 from pathlib import Path
 
@@ -89,6 +95,9 @@ def compare(a, stars, state, settings):
             each[label] = scores(result, target, state[test] == value)
         for label, table in each.items():
             show(label, table, names)
+        if seed == a.seeds[0] and a.figure:
+            before = target.value - stars[test].labels.value[:, posterior.model.frame.pair]
+            gain_figure(a.figure, before, target.value - result.mean, names, target.units)
         collected.append(each)
     print("mean over seeds:")
     for label in collected[0]:
@@ -105,11 +114,184 @@ def releases(a):
     compare(a, stars, state, RELEASES)
 
 
+def gain_figure(path, before, after, names, units):
+    """Residuals on held-out stars before and after."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.2), layout="constrained")
+    for ax, old, new, name, unit in zip(axes, before.T, after.T, names, units, strict=True):
+        edges = np.linspace(*np.percentile(old, [0.5, 99.5]), 50)
+        ax.hist(old, edges, color="0.75", label=f"untranslated {old.mean():+.3g} +- {old.std():.3g}")
+        ax.hist(new, edges, color="C0", alpha=0.8, label=f"translated {new.mean():+.2g} +- {new.std():.3g}")
+        ax.set(xlabel=f"{name}: DR17 - DR12 [{unit}]", ylabel="stars")
+        ax.legend(fontsize=7)
+    fig.savefig(path, dpi=80)
+
+
+def with_gaps(block, share, seed):
+    value = np.where(np.random.default_rng(seed).random(block.value.shape) < share, np.nan, block.value)
+    return bl.Block(value, block.error, names=block.names, unit=block.units)
+
+
+def gaps(a):
+    for name, (stars, _), settings in (
+        ("seismic", seismic_stars(a), SEISMIC), ("releases", release_stars(a), RELEASES),
+    ):  # fmt: skip
+        for seed in a.seeds:
+            train, test = split(stars, seed)
+            posterior = bl.fit(bl.Translator(**settings), stars[train], seed=seed, progress=False)
+            labels, target = stars[test].labels, stars[test].target_labels
+            holes = with_gaps(labels, 0.2, seed)
+            mean = np.nanmean(stars[train].labels.value, 0)
+            filled = bl.Block(np.where(holes.observed, holes.value, mean), names=labels.names, unit=labels.units)
+            print(f"{name}, seed {seed}: {100 * (~holes.observed).mean():.0f} % of the inputs removed")
+            gap = ~holes.observed.all(1)
+            for what, block in (("whole", labels), ("integrated", holes), ("filled", filled)):
+                result = bl.infer(posterior, bl.Stars(labels=block), progress=False)
+                print(f"  {what}: median errors {np.median(result.error, 0).round(4)}")
+                show(what, scores(result, target), target.names)
+                show("with gaps", scores(result, target, gap), target.names)
+            blank = bl.Block(np.full((1, labels.n_dim), np.nan), names=labels.names, unit=labels.units)
+            result = bl.infer(posterior, bl.Stars(labels=blank), progress=False)
+            y = stars[train].target_labels.value
+            print(f"  no inputs: {result.mean[0].round(3)} +- {result.error[0].round(3)}, population "
+                  f"{y.mean(0).round(3)} +- {y.std(0).round(3)}, {bl.flag_names(result.flags[0])}")  # fmt: skip
+
+
+SCALE, OFFSET = np.array([300.0, 0.5, 0.25]), np.array([4800.0, 2.5, -0.1])
+SURVEY = {"names": ("TEFF", "LOGG", "FE_H"), "unit": ("K", "dex", "dex")}
+
+
+def difference(u):
+    """f of the simulated surveys, in units of the labels' spread."""
+    shift = 0.25 * u[:, :1] + 0.3 * np.sin(1.5 * u[:, 1:2]) - 0.15 * u[:, :1] * u[:, 2:] + 0.2
+    return shift * np.array([1.0, -0.8, 0.6])
+
+
+def simulated(n, seed, noise, scatter=0.1, missing=0.0):
+    """Two surveys of the same giants, with known noise on both; and the true scaled labels."""
+    rng = np.random.default_rng(seed)
+    group = rng.random((n, 1)) < 0.4
+    u = rng.standard_normal((n, 3)) * np.where(group, [0.5, 0.15, 0.8], [1.0, 1.0, 1.0])
+    u[:, 1] = np.where(group[:, 0], u[:, 1] - 0.2, 0.8 * u[:, 0] + 0.6 * u[:, 1])
+    y = u + difference(u) + scatter * rng.standard_normal(u.shape)
+    blocks = {}
+    for name, true in (("labels", u), ("target_labels", y)):
+        sd = noise * rng.uniform(0.7, 1.3, u.shape)
+        value = OFFSET + SCALE * (true + sd * rng.standard_normal(u.shape))
+        value[rng.random(u.shape) < missing] = np.nan
+        blocks[name] = bl.Block(value, SCALE * sd if noise else None, **SURVEY)
+    return bl.Stars(**blocks), u, y
+
+
+def function_of(posterior, u):
+    """The members' mean f at true scaled labels."""
+    import jax
+    import jax.numpy as jnp
+
+    frame = posterior.model.frame
+    x = jnp.asarray((OFFSET + SCALE * u - frame.centre) / frame.scale)
+    theta = {k: jnp.asarray(v) for k, v in posterior.moments.theta.items()}
+    mean = jax.vmap(lambda theta: posterior.model.outputs(theta, x)[0])(theta).mean(0)
+    return (frame.target_centre + frame.target_scale * np.asarray(mean) - OFFSET) / SCALE - u
+
+
+def noise(a):
+    """Slope of the recovered f against the true one over the stars; with the errors, and as if there were none."""
+    slopes = {"with the errors": [], "least squares": []}
+    for seed in a.seeds:
+        stars, u, _ = simulated(a.stars, seed, 0.3)
+        true = difference(u)
+        bare = bl.Stars(**{k: bl.Block(b.value, names=b.names, unit=b.units) for k, b in stars.blocks.items()})
+        for name, data in (("with the errors", stars), ("least squares", bare)):
+            start = time.process_time()
+            posterior = bl.fit(bl.Translator(robust=name != "least squares"), data, seed=seed, progress=False)
+            found = function_of(posterior, u)
+            slope = [np.polyfit(t, f, 1)[0] for t, f in zip(true.T, found.T, strict=True)]
+            slopes[name].append(slope)
+            rms = np.sqrt(((found - true) ** 2).mean(0))
+            print(f"seed {seed}, {name}: slopes {np.round(slope, 4)}, rms {rms.round(4)}, scatter "
+                  f"{(np.array(posterior.summary()['scatter']) / SCALE).round(3)} (true 0.1), "
+                  f"{time.process_time() - start:.0f} CPU s", flush=True)  # fmt: skip
+            if name == "with the errors":
+                new, _, truth = simulated(4000, seed + 100, 0.3)
+                result = bl.infer(posterior, new.drop("target_labels"), progress=False)
+                z = ((truth * SCALE + OFFSET) - result.mean) / result.error
+                print(f"  new stars, true labels of B: z {z.std(0).round(3)}, 68 % {(np.abs(z) < 1).mean(0).round(3)}")
+    for name, x in slopes.items():
+        print(f"{name}: mean slope {np.mean(x, 0).round(4)} +- {(np.std(x, 0) / np.sqrt(len(x))).round(4)}")
+
+
+def extrinsic(a):
+    import jax
+    import jax.numpy as jnp
+
+    from bayeslabels.models.translator import importances
+    from bayeslabels.models.translator_frame import known_inputs, measured
+
+    stars, _, _ = simulated(2000, 0, 0.2)
+    posterior = bl.fit(bl.Translator(extrinsic=("FE_H",)), stars, seed=0, progress=False)
+    model, frame = posterior.model, posterior.model.frame
+    x, root = known_inputs(frame, measured(frame, stars))
+    largest = 0.0
+    for e in range(len(posterior.moments.coefficients)):
+        theta = {k: jnp.asarray(v[e]) for k, v in posterior.moments.theta.items()}
+        one = jax.jacrev(lambda x, r, theta=theta: model.predictive(theta, x[None], r[None])[0][0], (0, 1))
+        slopes = jax.jit(jax.vmap(one))(jnp.asarray(x), jnp.asarray(root))
+        largest = max(largest, *(float(jnp.abs(s[:, :2, 2]).max()) for s in slopes))
+    print(f"largest |d intrinsic output / d extrinsic input|: {largest}")
+    start = time.process_time()
+    values = importances(posterior, stars[:100])
+    print(f"Shapley values of 100 stars in {time.process_time() - start:.1f} CPU s; mean |value|:")
+    print(abs(values).mean("star").to_pandas().round(3).to_string())
+
+
+def far(a):
+    stars, _ = seismic_stars(a)
+    train, test = split(stars, 0)
+    posterior = bl.fit(bl.Translator(**SEISMIC), stars[train], seed=0, progress=False)
+    x = np.array(stars[train].labels.value)
+    centre, sd = np.median(x, 0), x.std(0)
+    rng = np.random.default_rng(0)
+    inside = bl.infer(posterior, stars[test].drop("target_labels"), progress=False)
+    print(f"held-out stars: {100 * (inside.flags & 8 > 0).mean():.1f} % flagged, median function error "
+          f"{np.median(inside.stars['error_function']):.4f}, total {np.median(inside.error):.4f}")  # fmt: skip
+    for step in (3, 5, 8, 12):
+        way = rng.standard_normal((400, x.shape[1]))
+        planted = centre + sd * step * way / np.linalg.norm(way, axis=1, keepdims=True)
+        block = bl.Block(planted, names=stars.labels.names, unit=stars.labels.units)
+        result = bl.infer(posterior, bl.Stars(labels=block), progress=False)
+        print(f"planted {step} sd away: {100 * (result.flags & 8 > 0).mean():.1f} % flagged, median function error "
+              f"{np.median(result.stars['error_function']):.4f}, total {np.median(result.error):.4f}, such as "
+              f"{str(result.stars['outside'].values[0])[:60]!r}")  # fmt: skip
+
+
+def speed(a):
+    for name, sd in (("without errors", 0.0), ("errors on all labels", 0.2)):
+        stars, _, _ = simulated(10_000, 0, sd)
+        start = time.process_time()
+        posterior = bl.fit(bl.Translator(), stars, seed=0, progress=False)
+        print(f"{name}: training on 10,000 stars {time.process_time() - start:.1f} CPU s, "
+              f"{posterior.info['epochs']} epochs", flush=True)  # fmt: skip
+        many, _, _ = simulated(1_000_000, 1, sd)
+        start, wall = time.process_time(), time.time()
+        result = bl.infer(posterior, many.drop("target_labels"), progress=False)
+        seconds, wall = time.process_time() - start, time.time() - wall
+        start = time.process_time()
+        result.table()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"{name}: a million stars {seconds:.1f} CPU s ({wall:.1f} s), table {time.process_time() - start:.1f} s, "
+              f"peak {peak:.1f} GB", flush=True)  # fmt: skip
+
+
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"seismic": seismic, "releases": releases}
+    cases = {"seismic": seismic, "releases": releases, "gaps": gaps, "noise": noise, "extrinsic": extrinsic, "far": far,
+             "speed": speed}  # fmt: skip
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    cli.add_argument("--stars", type=int, default=10_000, help="of `noise`")
+    cli.add_argument("--figure", type=Path, help="of `releases`: residuals before and after")
     cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options = cli.parse_args()
     cases[options.case](options)

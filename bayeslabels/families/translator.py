@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from astropy.table import QTable
+from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from ..errors import bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
-from ..inference.minibatch import fit_members
+from ..inference.minibatch import fit_members, split
 from ..models.translator import Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
@@ -53,13 +54,15 @@ class Quantities(NamedTuple):
 class TranslatorMoments(NamedTuple):
     """Members of an ensemble, or draws of the training posterior; E of them, as in `Translator.parameters`.
 
-    coefficients (E, P), scatter_weights (E, P'), correlation (E, M, M), freedom (E,), inf for a Gaussian.
+    coefficients (E, P), scatter_weights (E, P'), correlation (E, M, M), freedom (E,), inf for a Gaussian;
+    scatter_shift (E, M): what held-out stars add to ln s.
     """
 
     coefficients: np.ndarray
     scatter_weights: np.ndarray
     correlation: np.ndarray
     freedom: np.ndarray
+    scatter_shift: np.ndarray
 
     @property
     def theta(self) -> dict[str, np.ndarray]:
@@ -120,7 +123,11 @@ class TranslatorFamily(Family):
             flat["scatter_weights"][at],
             flat["correlation"][at] if m > 1 else np.ones((len(at), 1, 1)),
             flat["freedom"][at] if model.robust else np.full(len(at), np.inf),
+            np.zeros((len(at), m)),
         )
+        if isinstance(inference, MAP):
+            shift = _held_out_shift(model, trained.moments, model.arrays(stars), split(len(stars), n, seed)[0])
+            trained.moments = trained.moments._replace(scatter_shift=np.tile(shift, (n, 1)))
         return trained
 
     def layout(self, model: Any) -> Layout:
@@ -129,7 +136,7 @@ class TranslatorFamily(Family):
         sites: dict[str, list[str]] = {
             "coefficients": ["weight"], "scatter_weights": ["scatter_weight"], "correlation": matrix, "freedom": [],
         }  # fmt: skip
-        moments = {name: ["member", *dims] for name, dims in sites.items()}
+        moments = {name: ["member", *dims] for name, dims in sites.items()} | {"scatter_shift": ["member", "labels"]}
         return Layout({"labels": names, "labels_bis": names}, sites, moments)
 
     def infer(
@@ -223,6 +230,34 @@ class TranslatorFamily(Family):
     def describe(self, model: Any) -> str:
         frame = model.require_frame()
         return f"{', '.join(frame.names)} from {', '.join(frame.input_names)}"
+
+
+def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any, out: np.ndarray) -> np.ndarray:
+    """What to add to ln s (M,): the density of the stars that each member left out (E, n) is highest with it.
+
+    Scatter learned from the stars that the function was fitted to is too small, the more the fewer they are. The spread
+    between members is left to itself. Prior N(0, 0.5^2).
+    """
+    theta = {name: jnp.asarray(x) for name, x in moments.theta.items()}
+
+    def parts(theta, index):
+        own = jax.tree.map(lambda a: jnp.asarray(a)[index], rows)
+        return own, jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(theta)
+
+    own, means = jax.jit(jax.vmap(parts, (None, 0)))(theta, jnp.asarray(out))
+    offset = means - means.mean(1, keepdims=True)
+    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(len(out) - 1, 1)
+    own = own._replace(noise=own.noise + between)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(shift):
+        each = jax.vmap(lambda t, data: model.log_likelihood({**t, "scatter_shift": shift}, data))
+        return -each(theta, own).sum() + 0.5 * (shift**2).sum() / 0.5**2
+
+    found = minimize(lambda x: [np.asarray(a, float) for a in loss(jnp.asarray(x))], np.zeros(len(offset[0, 0, 0])),
+                     jac=True, method="L-BFGS-B")  # fmt: skip
+    return found.x
 
 
 def predict(posterior: Posterior, given: Inputs, exact: bool = False) -> Predicted:

@@ -31,7 +31,7 @@ STEPS = 48
 """Steps per epoch, at least."""
 PATIENCE = 8
 """Epochs without an improvement after which a member goes back to its best and on with the next learning rate."""
-FALL, STAGES = 0.25, 4
+FALL, STAGES = 0.2, 3
 """From one learning rate to the next, and how many there are."""
 
 
@@ -77,7 +77,7 @@ def _adam(
     data = jax.tree.map(jnp.asarray, arrays)
     to_real = _transforms(model)
     first = {k: jnp.stack([to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
-    out, kept = _split(n, members, seed)
+    out, kept = split(n, members, seed)
     if bootstrap:
         resample = np.random.default_rng([seed, 32416190071])
         kept = np.stack([row[resample.integers(len(row), size=len(row))] for row in kept])
@@ -152,7 +152,7 @@ def _where(better: np.ndarray, new: Any, old: Any) -> Any:
     return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Held-out rows (E, n_out) and training rows (E, n - n_out) of every member; as far apart as may be."""
     n_out = max(1, min(int(HELD_OUT * n), n // 2))
     order = np.random.default_rng([seed, 15487469]).permutation(n)

@@ -199,7 +199,7 @@ class Translator(CollapsedModel):
         return both[..., :m], jnp.exp(both[..., m:])
 
     def raw_outputs(self, theta: Mapping[str, Array], x: Array) -> Array:
-        """x + f(x) and ln s(x) side by side, (..., 2 M)."""
+        """x + f(x) and ln s(x) side by side, (..., 2 M); theta may have a `scatter_shift` (M,) of ln s."""
         frame = self.require_frame()
         values, used, first, second = [], [], 0, 0
         for part, f, g, (centre, matrix) in zip(
@@ -211,6 +211,8 @@ class Translator(CollapsedModel):
             shortcut = own @ jnp.asarray(frame.pairing[np.ix_(outputs, inputs)].T, x.dtype)
             mean = shortcut + f(theta["coefficients"][first : first + f.size], white)
             ln_s = LN_SCATTER + g(theta["scatter_weights"][second : second + g.size], white)
+            if "scatter_shift" in theta:
+                ln_s = ln_s + theta["scatter_shift"][outputs]
             values.append(jnp.stack([mean, ln_s], -2))
             used.append(outputs)
             first, second = first + f.size, second + g.size

@@ -20,7 +20,7 @@ from .linalg import Array
 
 STEP = np.sqrt(3.0)
 """h, which matches the fourth moment of a Gaussian."""
-LN_PRECISIONS = np.arange(-12, 4) * 0.4
+LN_PRECISIONS = np.arange(-8, 3) * 0.6
 """Nodes of `scale_mixture`: a Student-t is cut off at eleven times its scale, and may become a Gaussian."""
 
 
