@@ -17,7 +17,7 @@ from bayeslabels.inference.starwise import log_posterior
 from bayeslabels.simulate import simulate_photometry
 
 BANDS = ("G", "BP", "RP", "J", "Ks")
-MODEL = bl.Photometry(function={"order": 2}, members=2, components=3)
+MODEL = bl.Photometry(function={"order": 2}, members=2, components=3, distance_prior=bl.priors.ExponentialDisk(0.6))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,7 @@ def posterior(survey):
 
 @pytest.fixture(scope="module")
 def told(survey, posterior):
-    right = posterior.with_model(distance_prior=bl.priors.ExponentialDisk(0.6))
-    return bl.infer(right, survey[0][800:].drop("labels", "reddening"), bl.Importance(draws=400), seed=0)
+    return bl.infer(posterior, survey[0][800:].drop("labels", "reddening"), bl.Importance(draws=400), seed=0)
 
 
 def theta_of(model, seed=0):
@@ -93,7 +92,7 @@ def test_the_test_step_is_the_programs_density(survey, posterior):
     moments = posterior.moments._replace(
         coefficients=posterior.moments.coefficients[:1], reddening_log=posterior.moments.reddening_log[:1],
         reddening_slope=posterior.moments.reddening_slope[:1], zero_point_error=np.array(0.0),
-        luminosity_scatter=np.array(0.0),
+        luminosity_scatter=np.array(1e-6),
     )  # fmt: skip
     one = bl.Posterior(model, posterior.data, moments, {})
     stars = survey[0][900:901].drop("labels")
@@ -132,7 +131,8 @@ def test_recovers_the_truth(survey, posterior):
     colour, true = absolute[:, 1] - absolute[:, 2], (truth.absolute_magnitudes[:, 1] - truth.absolute_magnitudes[:, 2])
     assert np.abs(np.median(colour - true[test])) < 0.01
     assert np.abs(np.median(off)) < 0.04
-    assert 0.7 < np.median(np.abs(off) / error) / 0.6745 < 1.3
+    # the error is that of one star, with the scatter that the truth is without
+    assert 0.5 < np.median(np.abs(off) / error) / 0.6745 < 1.1
     vector = posterior.predict(stars[test], "reddening_vector")
     np.testing.assert_allclose(np.median(vector - truth.reddening_vector[test], axis=0), 0.0, atol=0.15)
     table = posterior.summary()
