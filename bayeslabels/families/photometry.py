@@ -64,6 +64,7 @@ class PhotometryFamily(Family):
                 seed,
                 progress,
                 epochs=inference.max_iterations,
+                patience=inference.max_iterations,
                 batch_size=size,
                 bootstrap=model.members > 1,
             )

@@ -30,9 +30,9 @@ HELD_OUT = 0.1
 STEPS = 48
 """Steps per epoch, at least."""
 PATIENCE = 8
-"""Epochs without an improvement after which a member goes back to its best and on with the next learning rate."""
-FALL, STAGES = 0.2, 3
-"""From one learning rate to the next, and how many there are."""
+"""Epochs without an improvement that a member waits before it goes on with the next learning rate, by default."""
+FALL, STAGES = 0.2, (0.6, 0.85, 1.0)
+"""From one learning rate to the next; and the share of the epochs at which each ends at the latest."""
 
 
 def fit_members(
@@ -44,13 +44,15 @@ def fit_members(
     epochs: int = 200,
     batch_size: int | None = None,
     learning_rate: float = 3e-3,
+    patience: int = PATIENCE,
     bootstrap: bool = False,
 ) -> Trained:
     """Draws {site: (1, member, ...)}, the mode of each member by Adam; the family adds the moments. In float32.
 
     Args:
         epochs: passes over the stars, or so many times `STEPS` steps where a pass has fewer, at most.
-        learning_rate: the first of `STAGES`, each entered when the one before does not help any more.
+        learning_rate: the first of `STAGES`, each entered from the best point of the one before.
+        patience: epochs without an improvement of the held-out density after which a stage ends before its time.
         batch_size: stars per step; None: 256, or fewer of few stars.
         bootstrap: every member trains on a resample, with replacement, of its stars: what members differ by is then the
             statistical error of all that is learned, not of the function's start and shape alone.
@@ -58,7 +60,9 @@ def fit_members(
     rows = model.arrays(stars)
     starts = [model.start(stars, seed + 7907 * e) for e in range(model.members)]
     with jax.enable_x64(False):
-        return _adam(model, rows, starts, len(stars), seed, progress, epochs, batch_size, learning_rate, bootstrap)
+        return _adam(
+            model, rows, starts, len(stars), seed, progress, epochs, batch_size, learning_rate, patience, bootstrap
+        )
 
 
 def _adam(
@@ -71,6 +75,7 @@ def _adam(
     epochs: int,
     batch_size: int | None,
     learning_rate: float,
+    patience: int,
     bootstrap: bool,
 ) -> Trained:
     members = len(starts)
@@ -117,24 +122,24 @@ def _adam(
     idle, stage = np.zeros(members, int), np.zeros(members, int)
     losses, scores = [], []
     with bar(epochs, "training step", progress) as shown:
-        for _ in range(epochs):
+        for e in range(epochs):
             passes = -(-steps * size // kept.shape[1])
             order = np.stack([np.concatenate([rng.permutation(row) for _ in range(passes)]) for row in kept])
             order = order[:, : steps * size].reshape(members, steps, size)
-            rate = np.where(stage < STAGES, learning_rate * FALL**stage, 0.0)
+            rate = np.where(stage < len(STAGES), learning_rate * FALL**stage, 0.0)
             real, state, value = epoch(real, state, jnp.asarray(order), jnp.asarray(rate))
             now = np.asarray(held_out_density(real, jnp.asarray(out)))
             better = now > score
             best = jax.tree.map(functools.partial(_where, better), real, best)
             score, idle = np.where(better, now, score), np.where(better, 0, idle + 1)
-            late = idle >= PATIENCE
+            late = (idle >= patience) | (e + 1 >= epochs * np.array([*STAGES, np.inf])[stage])
             real = jax.tree.map(functools.partial(_where, late), best, real)
             idle, stage = np.where(late, 0, idle), stage + late
             losses.append(np.asarray(value))
             scores.append(now)
             shown.update()
             shown.set_postfix(held_out=f"{score.mean():.4g}")
-            if (stage >= STAGES).all():
+            if (stage >= len(STAGES)).all():
                 break
     theta = {k: np.asarray(x, float) for k, x in constrained(best).items()}
     stats: dict[str, Any] = {
