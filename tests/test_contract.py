@@ -28,7 +28,7 @@ from bayeslabels.model import MODELS
 EXAMPLES = {
     "Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal()),
     "Lux": bl.Lux(3, label_scatter="joint", coefficient_prior=bl.priors.Normal()),
-    "Photometry": bl.Photometry(function={"order": 1}, members=2, components=1),
+    "Photometry": bl.Photometry(function="polynomial", order=1, members=2, components=1),
     "Translator": bl.Translator(function="polynomial", order=1, scatter="constant", members=2),
 }
 """A small instance of a model, with proper priors, so that it can be simulated."""

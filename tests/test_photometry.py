@@ -17,7 +17,9 @@ from bayeslabels.inference.starwise import log_posterior
 from bayeslabels.simulate import simulate_photometry
 
 BANDS = ("G", "BP", "RP", "J", "Ks")
-MODEL = bl.Photometry(function={"order": 2}, members=2, components=3, distance_prior=bl.priors.ExponentialDisk(0.6))
+MODEL = bl.Photometry(
+    function="polynomial", order=2, members=2, components=3, distance_prior=bl.priors.ExponentialDisk(0.6)
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def theta_of(model, seed=0):
 def test_the_collapsed_density_is_the_integral_of_the_programs(survey):
     """One Gaussian population, M linear in the labels, R constant: labels integrate by hand, mu and E on a grid."""
     stars = survey[0][:6]
-    model = bl.Photometry(function={"order": 1}, components=1, distance_prior=bl.priors.ExponentialDisk(0.6))
+    model = bl.Photometry(function="polynomial", order=1, components=1, distance_prior=bl.priors.ExponentialDisk(0.6))
     model = model.bind(survey[0])
     theta = theta_of(model)
     with jax.enable_x64(True):

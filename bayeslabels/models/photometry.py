@@ -27,7 +27,6 @@ from ..priors import DistancePrior, Exponential, ExponentialDisk
 from ..stars import Stars
 from .photometry_frame import PhotometryFrame, frame_of
 
-FUNCTIONS: dict[str, dict[str, int]] = {"network": {"width": 32, "depth": 2}, "polynomial": {"order": 3}}
 STEP = float(np.sqrt(3.0))
 """In sd: at the mean and at so many sd to either side, a quadrature of third order in each direction of label space."""
 
@@ -84,8 +83,8 @@ class Photometry(CollapsedModel):
     length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
 
     Args:
-        function: of labels to absolute magnitudes: "network", of {"width": 32, "depth": 2}, "polynomial", of
-            {"order": 3}; or other settings of either.
+        function: of labels to absolute magnitudes: "network", or "polynomial" of this `order`.
+        width, depth: of the network's hidden layers.
         members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
@@ -101,7 +100,10 @@ class Photometry(CollapsedModel):
     labels behind them, parallaxes of any S/N enter as parallaxes, E is never negative, outliers are a mixture.
     """
 
-    function: str | Mapping[str, int] = "network"
+    function: Literal["network", "polynomial"] = "network"
+    order: int = 3
+    width: int = 32
+    depth: int = 2
     members: int = 4  # type: ignore[assignment]
     reddening_slope: float = 0.05
     outliers: bool = True
@@ -189,10 +191,9 @@ class Photometry(CollapsedModel):
     @cached_property
     def net(self) -> Function:
         n_label, n_band = self.shape
-        settings = FUNCTIONS[self.function] if isinstance(self.function, str) else self.function
-        if "order" in settings:
-            return Polynomial(n_label, n_band, **settings)
-        return Network(n_label, n_band, **settings)
+        if self.function == "polynomial":
+            return Polynomial(n_label, n_band, self.order)
+        return Network(n_label, n_band, self.width, self.depth)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -320,12 +321,10 @@ class Photometry(CollapsedModel):
         return self.replace(frame=frame_of(self.components, stars))
 
     def __post_init__(self) -> None:
-        known = {"network": ("width", "depth"), "polynomial": ("order",)}
-        given = self.function
-        right = given in FUNCTIONS if isinstance(given, str) else set(given) in [set(x) for x in FUNCTIONS.values()]
-        if not right:
-            raise bad_input(f"function={given!r}", f"one of {tuple(known)} or its settings {known}",
-                            fix='function={"width": 32, "depth": 2}')  # fmt: skip
+        if self.function not in ("network", "polynomial"):
+            raise bad_input(f"function={self.function!r}", "'network' or 'polynomial'", fix='function="network"')
+        if self.order < 0 or self.depth < 0 or self.width < 1:
+            raise bad_input(f"order={self.order}, depth={self.depth}, width={self.width}", ">= 0, >= 0 and >= 1")
         if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
             raise bad_input(f"zero_point={self.zero_point!r}", "(mean, sd) with sd >= 0", fix="zero_point=(0.0, 0.05)")
         for name in ("reddening_slope", "outlier_width", "members", "components"):
