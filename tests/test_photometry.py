@@ -160,6 +160,7 @@ def test_posteriors_hold_the_truth(survey, told):
     assert (told.draws("reddening") >= 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_measured_narrows(survey, posterior, told):
     stars = survey[0][800:840]
     with_labels = bl.infer(posterior, stars, bl.Laplace(draws=200), seed=0)
@@ -193,6 +194,7 @@ def test_negative_parallaxes_are_data(survey, posterior):
     assert np.isfinite(bl.infer(posterior, far, bl.MAP(), seed=0).mean).all()
 
 
+@pytest.mark.slow
 def test_other_priors(survey, posterior):
     stars = survey[0][800:830].drop("labels", "reddening", "parallax")
     near = posterior.with_model(distance_prior=bl.priors.ExponentialDisk(0.05))
