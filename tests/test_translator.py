@@ -24,7 +24,7 @@ from bayeslabels.numerics.shapley import shapley_values
 NAMES = ("TEFF", "LOGG", "V")
 UNITS = ("K", "dex", "km / s")
 CENTRE, SPREAD = np.array([5000.0, 3.0, 0.0]), np.array([300.0, 0.5, 30.0])
-PLAIN = bl.Translator(function="polynomial", order=2, scatter="constant", members=2, components=2)
+PLAIN = bl.Translator(function="polynomial", order=2, scatter="constant", members=2, components=2, robust=False)
 
 
 def surveys(n, seed=0, error=0.0, scatter=0.1, d=3, curve=0.5):
@@ -175,7 +175,7 @@ def test_the_program_with_its_true_inputs_integrated_out():
     """One noisy input on a grid: the NumPyro density, integrated, is the likelihood of training."""
     stars, _, _ = surveys(300, d=1, error=0.3, curve=0.2)
     with jax.enable_x64(True):
-        model = PLAIN.replace(robust=False, order=1).bind(stars)
+        model = PLAIN.replace(order=1).bind(stars)
         star = stars[:1]
         theta = theta_of(model)
         prior = log_density(model.parameters, (), {}, theta)[0]
@@ -191,13 +191,13 @@ def test_the_program_with_its_true_inputs_integrated_out():
 
 @pytest.fixture(scope="module")
 def noisy():
-    stars, x, y = surveys(3000, seed=1, error=0.4, d=2)
-    posterior = bl.fit(PLAIN, stars[:2000], seed=0, progress=False)
+    stars, x, y = surveys(3000, seed=1, error=0.25, d=2)
+    posterior = bl.fit(PLAIN.replace(members=5), stars[:2000], seed=0, progress=False)
     return stars, x, y, posterior
 
 
 def test_noise_does_not_attenuate(noisy):
-    """The function at true inputs, where least squares on noisy ones loses a fifth of its curvature."""
+    """The function at true inputs, where least squares on noisy ones loses a tenth of its curvature."""
     stars, _, _, posterior = noisy
     frame = posterior.model.frame
     u = np.linspace(-1.5, 1.5, 31)
@@ -209,7 +209,7 @@ def test_noise_does_not_attenuate(noisy):
     assert curve == pytest.approx(0.5, abs=0.04)
     assert slope == pytest.approx(0.4, abs=0.06)
     seen = (stars.labels.value[:, 0] - CENTRE[0]) / SPREAD[0]
-    assert np.polyfit(seen, (stars.target_labels.value - stars.labels.value)[:, 0] / SPREAD[0], 2)[0] < 0.42
+    assert np.polyfit(seen, (stars.target_labels.value - stars.labels.value)[:, 0] / SPREAD[0], 2)[0] < 0.46
 
 
 def test_errors_hold_with_noise_on_both_sides(noisy):
@@ -270,9 +270,10 @@ def test_extrinsic_labels_never_influence_the_others(extrinsic):
     theta = members(posterior)[0]
     with jax.enable_x64(True):
         x, root = (jnp.asarray(a) for a in known_inputs(frame, measured(frame, stars)))
-        slopes = jax.vmap(jax.jacrev(lambda x, r: jnp.concatenate(
+        both = lambda x, r: jnp.concatenate(  # noqa: E731
             [a.ravel() for a in (model.predictive(theta, x[None], r[None])[0], model.outputs(theta, x)[1])]
-        ), (0, 1)))(x, root)  # fmt: skip
+        )
+        slopes = jax.jit(jax.vmap(jax.jacrev(both, (0, 1))))(x, root)
     assert (np.asarray(slopes[0])[:, [0, 1, 3, 4], 2] == 0).all()
     assert (np.asarray(slopes[1])[:, [0, 1, 3, 4], 2] == 0).all()
     assert (np.asarray(slopes[0])[:, 2, :2] != 0).any()
@@ -364,10 +365,9 @@ def test_bad_input():
 
 def test_nuts_agrees_with_the_ensemble():
     stars, _, _ = surveys(400, seed=6, d=1)
-    model = PLAIN.replace(robust=False)
     by = {}
-    for inference in (bl.MAP(), bl.NUTS(chains=2, draws=100, warmup=200)):
-        posterior = bl.fit(model, stars, inference, seed=0, progress=False)
+    for inference in (bl.MAP(), bl.NUTS(chains=2, draws=60, warmup=100)):
+        posterior = bl.fit(PLAIN, stars, inference, seed=0, progress=False)
         by[type(inference).__name__] = bl.infer(posterior, stars.drop("target_labels"), progress=False)
     offset = (by["MAP"].mean - by["NUTS"].mean) / by["NUTS"].error
     assert np.abs(offset).mean() < 0.1

@@ -251,13 +251,14 @@ def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any, ou
 
     @jax.jit
     @jax.value_and_grad
-    def loss(shift):
+    def loss(shift, theta, own):
         each = jax.vmap(lambda t, data: model.log_likelihood({**t, "scatter_shift": shift}, data))
         return -each(theta, own).sum() + 0.5 * (shift**2).sum() / 0.5**2
 
-    found = minimize(lambda x: [np.asarray(a, float) for a in loss(jnp.asarray(x))], np.zeros(len(offset[0, 0, 0])),
-                     jac=True, method="L-BFGS-B")  # fmt: skip
-    return found.x
+    def value_and_slope(x):
+        return [np.asarray(a, float) for a in loss(jnp.asarray(x), theta, own)]
+
+    return minimize(value_and_slope, np.zeros(means.shape[-1]), jac=True, method="L-BFGS-B").x
 
 
 def predict(posterior: Posterior, given: Inputs, exact: bool = False) -> Predicted:
