@@ -14,6 +14,7 @@ from scipy.stats import multivariate_normal
 from scipy.stats import t as student
 
 import bayeslabels as bl
+from bayeslabels.errors import CannotDo
 from bayeslabels.family import family_of
 from bayeslabels.models.translator import importances
 from bayeslabels.models.translator_frame import known_inputs, measured
@@ -359,7 +360,7 @@ def test_bad_input():
         bl.infer(posterior, bl.Stars(labels=noisy))
     with pytest.raises(bl.BadInput, match="select"):
         bl.infer(posterior, bl.Stars(labels=stars.labels.select((1, 0))))
-    with pytest.raises(bl.CannotDo, match="Translator"):
+    with pytest.raises(CannotDo, match="Translator"):
         bl.infer(posterior, stars.drop("target_labels"), bl.Importance())
 
 

@@ -119,7 +119,7 @@ def _adam(
     rng = np.random.default_rng([seed, 67867967])
     real, state = first, jax.vmap(optimiser.init)(first)
     best, score = real, np.full(members, -np.inf)
-    idle, stage = np.zeros(members, int), np.zeros(members, int)
+    idle, stage, ends = np.zeros(members, int), np.zeros(members, int), np.array([*STAGES, np.inf])
     losses, scores = [], []
     with bar(epochs, "training step", progress) as shown:
         for e in range(epochs):
@@ -132,7 +132,7 @@ def _adam(
             better = now > score
             best = jax.tree.map(functools.partial(_where, better), real, best)
             score, idle = np.where(better, now, score), np.where(better, 0, idle + 1)
-            late = (idle >= patience) | (e + 1 >= epochs * np.array([*STAGES, np.inf])[stage])
+            late = (stage < len(STAGES)) & ((idle >= patience) | (e + 1 >= epochs * ends[stage]))
             real = jax.tree.map(functools.partial(_where, late), best, real)
             idle, stage = np.where(late, 0, idle), stage + late
             losses.append(np.asarray(value))
