@@ -80,9 +80,9 @@ class Model(ABC):
             MODELS[cls.__name__] = cls
 
     @property
-    @abstractmethod
     def blocks(self) -> tuple[str, ...]:
-        """The blocks that the program observes where they are present."""
+        """The blocks that the program observes where they are present; in files, columns of their names are theirs."""
+        return ()
 
     @abstractmethod
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
