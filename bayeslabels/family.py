@@ -43,6 +43,13 @@ class Layout(NamedTuple):
     moments: dict[str, list[str]]
 
 
+class Quantities(NamedTuple):
+    """What is inferred of every star."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+
+
 class Family(ABC):
     """A kind of models: how they are trained, what is inferred of a star, and how both are told."""
 

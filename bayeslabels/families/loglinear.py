@@ -11,7 +11,7 @@ parallax is added on a grid (`astro.parallax.combine`).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,7 @@ from scipy.special import expit, ndtri
 
 from ..astro.parallax import combine
 from ..errors import bad_input
-from ..family import Choice, Family, Layout
+from ..family import Choice, Family, Layout, Quantities
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
 from ..inference.loglinear import (
@@ -38,13 +38,6 @@ from ..numerics.lognormal import log_likelihood
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Stars
-
-
-class Quantities(NamedTuple):
-    """What is inferred of every star."""
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
 
 
 class LogLinearFamily(Family):

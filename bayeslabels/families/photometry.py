@@ -6,7 +6,7 @@ each draw of the labels.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import xarray as xr
 from astropy.table import QTable
 
 from ..errors import bad_input
-from ..family import Family, Layout
+from ..family import Family, Layout, Quantities
 from ..inference import MAP, NUTS, SVI, Importance, Laplace
 from ..inference.base import Inference, StarDraws, Trained
 from ..inference.importance import KHAT_LIMIT
@@ -36,11 +36,6 @@ from .photometric_stars import PhotometricMoments, distances, moments_of, prepar
 
 STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
-
-
-class Quantities(NamedTuple):
-    names: tuple[str, ...]
-    units: tuple[str, ...]
 
 
 class PhotometryFamily(Family):
@@ -148,7 +143,7 @@ class PhotometryFamily(Family):
 
     def summary(self, posterior: Posterior) -> QTable:
         """Per band: scatter, and R at the median labels with the error that the members or draws give."""
-        model, frame = posterior.model, posterior.model.require_frame()
+        frame = posterior.model.require_frame()
         draws = posterior.data["posterior"].to_dataset()
         at_median = np.exp(draws["reddening_log"].values.reshape(-1, len(frame.bands)))
         error = at_median.std(0, ddof=1) if len(at_median) > 1 else np.full(len(frame.bands), np.nan)
@@ -160,7 +155,6 @@ class PhotometryFamily(Family):
             "reddening_vector_error": error,
         }
         columns |= {f"d_ln_R_d_{label}": slope[:, i] / frame.scale[i] for i, label in enumerate(frame.names)}
-        assert model is not None
         return QTable(columns)
 
     def describe(self, model: Photometry) -> str:
