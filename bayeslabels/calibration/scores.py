@@ -1,0 +1,151 @@
+"""z scores, coverage and PIT of results whose truth, or a measurement of it, is known.
+
+    z_nm = (label_nm - mean_nm) / sqrt(C_nmm + sigma_nm^2 + tau_m^2)
+
+with C the posterior's covariance, sigma the stated error of the label compared with and tau its scatter beyond that.
+Where the error bars hold, z has unit standard deviation, the central 68 per cent interval holds 68 per cent of the
+labels, and the probability integral transform (PIT) is uniform.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import binom, norm
+
+from ..errors import bad_input
+from ..simulate import Truth
+from ..star_posterior import StarPosterior
+from ..stars import Stars
+from .cross_validation import CrossValidation
+
+Result = StarPosterior | CrossValidation
+Labels = Stars | np.ndarray | Truth
+
+
+class Reference(NamedTuple):
+    """Labels to compare with, NaN where unknown (N, M), and the covariance of what separates them from the truth."""
+
+    value: np.ndarray
+    covariance: np.ndarray
+
+
+def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = None) -> Reference:
+    """The labels that a result is compared with, in its own layout; arguments as in `z_scores`."""
+    frame, shape = result.frame, result.mean.shape
+    covariance = np.zeros((*shape, shape[1]))
+    if isinstance(labels, Stars):
+        block = labels[getattr(frame, "block", "labels")]
+        if block.names != frame.names or block.units != frame.units:
+            raise bad_input(
+                f"labels {block.names} in {block.units}", f"{frame.names} in {frame.units}", "other columns than fitted"
+            )
+        value = np.where(block.observed, block.value, np.nan).astype(float)
+        errors = block.error if errors is None else errors
+    else:
+        value = np.asarray(labels.test_labels if isinstance(labels, Truth) else labels, float)
+    if value.shape != shape:
+        raise bad_input(f"labels of shape {value.shape}", f"{shape}, as the result's", "other stars or labels")
+    for name, part in (("errors", errors), ("scatter", scatter)):
+        if part is None:
+            continue
+        part = np.asarray(part, float)
+        if part.shape == covariance.shape and name == "errors":
+            covariance += np.where(np.isfinite(part), part, 0.0)
+        elif part.shape in ((), shape[1:], shape):
+            variance = np.broadcast_to(np.where(np.isfinite(part), part, 0.0) ** 2, shape)
+            covariance += variance[:, :, None] * np.eye(shape[1])
+        else:
+            raise bad_input(f"{name} of shape {part.shape}", f"{shape[1:]} or {shape}")
+    return Reference(value, covariance)
+
+
+def label_scatter(result: Result) -> np.ndarray:
+    """tau of the training step, in label units: (M,), or (N, M) where folds differ."""
+    return np.asarray(result.label_scatter if isinstance(result, CrossValidation) else result.info["label_scatter"])
+
+
+def log_density(result: Result, labels: Labels, scatter: Any = None) -> np.ndarray:
+    """Log density (N,) of labels under N(mean, C + labels' covariance + scatter^2); NaN where either is missing."""
+    truth = compared(result, labels, None, scatter)
+    out = np.full(len(truth.value), np.nan)
+    for n, (x, centre) in enumerate(zip(truth.value, result.mean, strict=True)):
+        at = np.flatnonzero(np.isfinite(x))
+        if len(at) and np.isfinite(centre).all():
+            covariance = (result.cov[n] + truth.covariance[n])[np.ix_(at, at)]
+            offset = (x - centre)[at]
+            log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
+            out[n] = -0.5 * (offset @ np.linalg.solve(covariance, offset) + log_det)
+    return out
+
+
+def z_scores(result: Result, labels: Labels, errors: Any = None, scatter: Any = None) -> np.ndarray:
+    """(label - mean) / sd (N, M), NaN where the label or the answer is missing.
+
+    Args:
+        labels: (N, M) in label units; a `simulate.Truth`: of its test stars; or Stars: their labels block, its errors
+            included.
+        errors: of the labels, (M,), (N, M) or covariances (N, M, M), in the place of the block's.
+        scatter: tau, (M,) or (N, M): what the labels scatter beyond their errors, such as `label_scatter`.
+    """
+    truth = compared(result, labels, errors, scatter)
+    return (truth.value - result.mean) / np.sqrt(np.einsum("nmm->nm", result.cov + truth.covariance))
+
+
+def robust_scatter(x: np.ndarray) -> np.ndarray:
+    """Half the range from the 15.87th to the 84.13th percentile of every column, NaN left out: sd if Gaussian."""
+    low, high = np.nanpercentile(x, [15.866, 84.134], axis=0)
+    return (high - low) / 2
+
+
+class Coverage(NamedTuple):
+    """Share of labels within their central interval, (M,) or (P, M) for P levels, with the band [low, high] that holds
+    95 per cent of the shares of so many (`n_star`, (M,)) stars where the error bars hold."""
+
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n_star: np.ndarray
+
+    @property
+    def holds(self) -> np.ndarray:
+        return (self.low <= self.share) & (self.share <= self.high)
+
+
+def coverage(
+    result: Result, truth: Labels, level: Any = 0.6827, *, errors: Any = None, scatter: Any = None
+) -> Coverage:
+    """How often the central interval of probability `level` holds the label.
+
+    Args:
+        level: between 0 and 1, or several (P,). The others as in `z_scores`.
+    """
+    levels = np.asarray(level, float)
+    if levels.ndim > 1 or not ((levels > 0) & (levels < 1)).all():
+        raise bad_input(f"level={level}", "a probability between 0 and 1", fix="level=0.9")
+    depth = np.sort(2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5), axis=0)
+    n = np.isfinite(depth).sum(0)
+    inside = np.stack([np.searchsorted(column[:k], levels, "right") for column, k in zip(depth.T, n, strict=True)], -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = (np.asarray(x) / n for x in binom.interval(0.95, n, levels[..., None]))
+        return Coverage(inside / n, low, high, n)
+
+
+def pit(result: Result, truth: Labels, *, errors: Any = None, scatter: Any = None) -> np.ndarray:
+    """Probability integral transform (N, M): the posterior's probability below each label, uniform if calibrated.
+
+    From the draws, each widened by the labels' errors and scatter; from mean and sd where there is one draw (MAP).
+    """
+    true = compared(result, truth, errors, scatter)
+    out = norm.cdf(z_scores(result, truth, errors, scatter))
+    for m, name in enumerate(result.frame.names):
+        draws = result.draws(name)
+        if len(draws) < 2:
+            continue
+        sd = np.sqrt(true.covariance[:, m, m])
+        offset = true.value[:, m] - draws
+        sharp = (0.5 + (offset > 0).sum(0)) / (len(draws) + 1)
+        wide = norm.cdf(offset / np.where(sd > 0, sd, 1.0)).mean(0)
+        out[:, m] = np.where(np.isfinite(out[:, m]), np.where(sd > 0, wide, sharp), np.nan)
+    return out
