@@ -50,6 +50,11 @@ class CollapsedModel(Model):
     def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
         """theta to start an optimiser from, another one for another seed."""
 
+    @property
+    def finished(self) -> dict[str, Any]:
+        """Parts of theta, as indices of its sites, that `MAP` brings to the mode given the rest, all stars at once."""
+        return {}
+
     def training_program(self, stars: Stars) -> Callable[..., Any]:
         return functools.partial(self.collapsed, data=self.arrays(stars))
 

@@ -121,10 +121,15 @@ def vector(a):
     log_r = draws["reddening_log"].values[0] + draws["reddening_slope"].values[0] @ u
     ours, error = np.exp(log_r).mean(0), np.exp(log_r).std(0, ddof=1)
     theirs = np.median(published["R"], 0)
-    print("R at the median star: ours, error, published, ratio")
+    # R's unit is that of the reddenings: the published ones were revised, away from the map that we take them from
+    e = test["reddening"].value[:, 0]
+    dusty = e > 0.1
+    unit = np.median(published["EBV"][dusty] / e[dusty])
+    print(f"R at the median star: ours, error, published, ratio; ratio in the map's unit (x {unit:.3f})")
     for row in zip(BANDS, ours, error, theirs, strict=True):
-        inside = abs(row[1] - row[3]) < 2 * row[2]
-        print("  {:6s} {:.3f} +- {:.3f}   {:.3f}".format(*row), f"{row[1] / row[3]:.3f} {'covered' if inside else ''}")
+        inside = abs(row[1] - unit * row[3]) < 2 * row[2]
+        print("  {:6s} {:.3f} +- {:.3f}   {:.3f}".format(*row), f"{row[1] / row[3]:.3f}",
+              f"{row[1] / row[3] / unit:.3f} {'covered' if inside else ''}")  # fmt: skip
     teff = np.array([4200.0, 5000.0, 5800.0, 6600.0, 7400.0])
     law = band_extinction(teff, BANDS)
     slope = posterior.moments.reddening_slope.mean(0)[:, 0] / frame.scale[0]
@@ -148,16 +153,17 @@ def heldout(a):
         cpu = time.process_time() - start
         error = np.sqrt(np.einsum("nmm->nm", test["labels"].error) + result.error[:, :3] ** 2)
         z = (test["labels"].value - result.mean[:, :3]) / error
+        from_median = (test["labels"].value - result.stars["p50"].values[:, :3]) / error
         names = [set(bl.flag_names(x)) for x in result.flags]
         good = np.array([not x & {"OUTLIER", "POOR_FIT", "OUTSIDE_TRAINING", "NOT_CONVERGED"} for x in names])
         print(f"{name}: {len(test)} stars in {cpu:.0f} CPU s; {good.sum()} without flag; flags",
               {k: v for k, v in result.flag_counts().items() if v})  # fmt: skip
         for which, rows in (("all", np.isfinite(z).all(1)), ("unflagged", good & np.isfinite(z).all(1))):
             for i, label in enumerate(LABELS):
-                x = z[rows, i]
+                x, middle = z[rows, i], np.median(from_median[rows, i])
                 print(
-                    f"  {which:9s} {label}: z mean {x.mean():+.3f} median {np.median(x):+.3f} sd {x.std():.3f} robust "
-                    f"{mad(x):.3f}, over 5 sigma {(np.abs(x) > 5).sum()}, error {np.median(result.error[rows, i]):.3g}"
+                    f"  {which:9s} {label}: z mean {x.mean():+.3f} sd {x.std():.3f} robust {mad(x):.3f}, from medians "
+                    f"{middle:+.3f}, over 5 sigma {(np.abs(x) > 5).sum()}, error {np.median(result.error[rows, i]):.3g}"
                 )
         high, error = (result.stars["khat"].values > 0.7).sum(), np.nanmedian(result.error, 0)
         print(f"  k-hat > 0.7: {high}, errors of E and modulus {error[3]:.3f} {error[4]:.3f} mag", flush=True)

@@ -9,6 +9,7 @@ members differ by is what the data do not say about the function.
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from ..collapsed import CollapsedModel
 from ..progress import bar
 from ..stars import Stars
 from .base import Trained
+from .finish import Finisher
 
 HELD_OUT = 0.1
 """Share of the stars that a member does not train on."""
@@ -31,6 +33,8 @@ STEPS = 48
 """Steps per epoch, at least."""
 PATIENCE = 8
 """Epochs without an improvement that a member waits before it goes on with the next learning rate, by default."""
+SLOPE = 1.0
+"""Of ln p per sd of any direction that is brought to the mode: above it the training step has not converged."""
 FALL, STAGES = 0.2, (0.6, 0.85, 1.0)
 """From one learning rate to the next; and the share of the epochs at which each ends at the latest."""
 
@@ -141,9 +145,15 @@ def _adam(
             shown.set_postfix(held_out=f"{score.mean():.4g}")
             if (stage >= len(STAGES)).all():
                 break
+    slope = 0.0
+    if part := model.finished:
+        finish = Finisher(model, to_real, part)
+        ends_at = [finish(jax.tree.map(operator.itemgetter(e), best), data, kept[e]) for e in range(members)]
+        best = jax.tree.map(lambda *x: jnp.stack(x), *[end.real for end in ends_at])
+        score, slope = np.asarray(held_out_density(best, jnp.asarray(out))), max(end.slope for end in ends_at)
     theta = {k: np.asarray(x, float) for k, x in constrained(best).items()}
     stats: dict[str, Any] = {
-        "converged": bool(np.isfinite(score).all()),
+        "converged": bool(np.isfinite(score).all() and slope < SLOPE),
         "epochs": len(losses),
         "batch_size": size,
         "members": members,

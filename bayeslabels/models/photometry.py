@@ -188,6 +188,14 @@ class Photometry(CollapsedModel):
             out["zero_point"] = numpyro.sample("zero_point", dist.Normal(mean, sd))
         return out
 
+    @property
+    def finished(self) -> dict[str, Any]:
+        """All but the network's hidden layers."""
+        sites = [name for name in self.global_sites if name != "weights"]
+        sites = [name for name in sites if self.outliers or name != "outlier_fraction"]
+        sites = [name for name in sites if self.zero_point[1] > 0 or name != "zero_point"]
+        return {"weights": slice(self.net.linear), **dict.fromkeys(sites, ...)}
+
     @cached_property
     def net(self) -> Function:
         n_label, n_band = self.shape

@@ -34,6 +34,10 @@ class Function(Protocol):
         """P, the number of weights."""
 
     @property
+    def linear(self) -> int:
+        """So many of the weights, the first, are coefficients of what f is linear in."""
+
+    @property
     def prior_sd(self) -> np.ndarray:
         """(P,)"""
 
@@ -65,6 +69,10 @@ class Network:
     @property
     def size(self) -> int:
         return sum(int(np.prod(shape)) for shape in self._shapes.values())
+
+    @property
+    def linear(self) -> int:
+        return (self.n_in + 1 + (self.width if self.depth else 0)) * self.n_out
 
     @cached_property
     def prior_sd(self) -> np.ndarray:
@@ -117,6 +125,10 @@ class Polynomial:
     @property
     def size(self) -> int:
         return self.features.size * self.n_out
+
+    @property
+    def linear(self) -> int:
+        return self.size
 
     @cached_property
     def prior_sd(self) -> np.ndarray:
