@@ -103,8 +103,9 @@ class LabelEnergy:
 
     def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
         """M and R (S, B), means of the members."""
-        each = jax.vmap(self.net, (0, None))(shared.coefficients, u.astype(shared.coefficients.dtype))
-        m = each.mean(0).astype(u.dtype) @ shared.spread
+        points = u.astype(shared.coefficients.dtype)
+        each = [self.net(weights, points) for weights in shared.coefficients]  # one by one: products without a batch
+        m = (sum(each) / len(each)).astype(u.dtype) @ shared.spread
         vector = jnp.exp(shared.reddening_log + u @ shared.reddening_slope.T)
         return m + shared.baseline[0] + u @ shared.baseline[1:], vector
 
@@ -123,7 +124,8 @@ class LabelEnergy:
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
         q = self.quadratic(u, shared, own)
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        return -log_marginal(q, others, shared.prior, self.nodes) - self.log_prior(u, shared, own)
+        single = shared.coefficients.dtype != u.dtype
+        return -log_marginal(q, others, shared.prior, self.nodes, single) - self.log_prior(u, shared, own)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
     energy = LabelEnergy(model.net)
     shared = shared_of(model, moments)
     candidates = jnp.asarray(label_prior(model).draw(CANDIDATES, seed))
-    at = jax.jit(energy.at)(candidates, shared)
+    at = _at(energy, candidates, shared)
     rows = _rows_of(model, moments, stars)
     members = tuple(map(jnp.asarray, (moments.coefficients, moments.reddening_log, moments.reddening_slope)))
     grey = jnp.asarray(moments.luminosity_scatter)
@@ -217,7 +219,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
     joined = jax.tree.map(lambda *x: np.concatenate(x), *[p[0] for p in parts])
     all_modes = Modes(*(np.concatenate(x, 1) for x in zip(*[p[1] for p in parts], strict=True)))
     wrong = np.concatenate([p[2] for p in parts])
-    # for draws and their weights the function in float32, right to 1e-6 mag, is enough
+    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
     fast = shared._replace(coefficients=shared.coefficients.astype(jnp.float32))
     return StarProblem(energy, fast, joined, all_modes, at_once=8), wrong
 
@@ -242,6 +244,11 @@ def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> di
         "labels": labels, "precision": precision, "label_mean": data.label_mean,
         "others": Others(parallax, weight, data.reddening, data.reddening_weight, rate),
     }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at(energy, u, shared):
+    return energy.at(u, shared)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -104,7 +104,7 @@ class NUTS(Inference):
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         n, m = problem.n_star, problem.n_latent
-        size = min(BATCH, n)
+        size = min(BATCH, 1 << max(n - 1, 0).bit_length())  # few sizes: each is compiled
         u = np.empty((self.chains, self.draws, n, m))
         divergent = np.zeros(n, int)
         with bar(n, "NUTS", progress) as shown:

@@ -48,10 +48,8 @@ class StarProblem:
 
     def select(self, rows: np.ndarray) -> StarProblem:
         """The stars of an integer array."""
-        own = jax.tree.map(lambda x: jnp.asarray(x)[rows], self.own)
-        return StarProblem(
-            self.energy, self.shared, own, Modes(*(jnp.asarray(x)[:, rows] for x in self.modes)), self.at_once
-        )
+        own = jax.tree.map(lambda x: x[rows], self.own)
+        return StarProblem(self.energy, self.shared, own, Modes(*(x[:, rows] for x in self.modes)), self.at_once)
 
 
 def modes_of(problem: StarProblem) -> StarDraws:

@@ -34,17 +34,19 @@ def find_modes(
 
     energy and curvature: hashable; arrays that they compute with are in `shared`, and in `own` with a row per star.
     """
-    n, j, m = starts.shape
+    n, j, _ = starts.shape
     u, f, done = _descend(energy, curvature, FIRST_STEPS, False, shared, own, jnp.asarray(starts))
-    late = np.flatnonzero(~np.asarray(done).ravel())
+    # in NumPy: rows are picked and put back thousands of times
+    found = [np.array(x).reshape(n * j, *x.shape[2:]) for x in (u, f, done)]
+    each = jax.tree.map(np.asarray, own)
+    late = np.flatnonzero(~found[2])
     for first in range(0, len(late), LATE):
         rows = np.resize(late[first : first + LATE], LATE)
-        mine = jax.tree.map(lambda x, star=rows // j: jnp.asarray(x)[star], own)
-        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, u.reshape(-1, 1, m)[rows])
-        u, f, done = (
-            x.reshape(n * j, *x.shape[2:]).at[rows].set(y[:, 0]).reshape(x.shape)
-            for x, y in zip((u, f, done), at, strict=True)
-        )
+        mine = jax.tree.map(lambda x, star=rows // j: x[star], each)
+        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, found[0][rows, None])
+        for x, y in zip(found, at, strict=True):
+            x[rows] = np.asarray(y)[:, 0]
+    u, f, done = (jnp.asarray(x).reshape(n, j, *x.shape[1:]) for x in found)
     return _kept(energy, curvature, min(keep, j), threshold, shared, own, u, f, done)
 
 
