@@ -23,7 +23,9 @@ MAY_KNOW = {
     "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
     "collapsed": {"model", "numerics", "stars"},
     "models": {"collapsed", "linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
+    "checkpoint": {"errors"},
     "inference": {
+        "checkpoint",
         "collapsed",
         "linear",
         "loglinear",
