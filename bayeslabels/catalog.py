@@ -24,6 +24,7 @@ from astropy.table import QTable, Table, vstack
 
 from . import state
 from .checkpoint import refuse_other
+from .devices import one_each
 from .errors import bad_input
 from .family import family_of
 from .fit import gathered, infer_batch
@@ -112,8 +113,7 @@ def infer_catalog(
     with bar(plan.stream.n_row, label, progress) as shown, ThreadPoolExecutor(1) as writer:
         shown.update(n_resumed)
         written: Any = None
-        for first, stop, table in ahead(plan.tables(waiting)):
-            result, bad = _inferred(plan, table, first)
+        for first, stop, result, bad in one_each(lambda part: _inferred(plan, *part), ahead(plan.tables(waiting))):
             _count(flags, result["flags"])
             if written is not None:
                 written.result()
@@ -285,13 +285,13 @@ class _Plan:
         shutil.rmtree(self.folder)
 
 
-def _inferred(plan: _Plan, table: Table, first: int) -> tuple[QTable, int]:
-    """The rows of the result for a batch, and how many stars have bad errors."""
+def _inferred(plan: _Plan, first: int, stop: int, table: Table) -> tuple[int, int, QTable, int]:
+    """Where a batch begins and ends, the rows of its result, and how many of its stars have bad errors."""
     stars, bad = plan.stars(table, first)
     plan.posterior.model.check(stars)
     part = infer_batch(plan.posterior, stars, plan.inference, plan.seed, first, plan.batch_size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
-    return gathered(plan.posterior, [part], plan.inference, plan.seed).table(), int(bad.sum())
+    return first, stop, gathered(plan.posterior, [part], plan.inference, plan.seed).table(), int(bad.sum())
 
 
 def _count(flags: dict[str, int], values: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from .checkpoint import Checkpoint
+from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
 from .family import Choice, family_of
 from .inference.base import Inference, Trained
@@ -142,12 +143,17 @@ def infer(
     family.require(inference, model, "infer")
     model.check(stars)
     batch_size = batch_size or family.batch_size(model)
+    size = min(batch_size, len(stars))
+
+    def part(start: int) -> dict[str, xr.Dataset]:
+        batch = stars if len(stars) <= size else stars[start : start + size]
+        return infer_batch(posterior, batch, inference, seed, start, size, progress)
+
     parts = []
     with bar(len(stars), "test step", progress) as shown:
-        for start in range(0, len(stars), batch_size):
-            batch = stars if len(stars) <= batch_size else stars[start : start + batch_size]
-            parts.append(infer_batch(posterior, batch, inference, seed, start, min(batch_size, len(stars)), progress))
-            shown.update(len(batch))
+        for done in one_each(part, range(0, len(stars), max(size, 1))):
+            parts.append(done)
+            shown.update(done["stars"].sizes["star"])
     return gathered(posterior, parts, inference, seed)
 
 

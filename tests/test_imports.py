@@ -24,8 +24,10 @@ MAY_KNOW = {
     "collapsed": {"model", "numerics", "stars"},
     "models": {"collapsed", "linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
     "checkpoint": {"errors"},
+    "devices": set(),
     "inference": {
         "checkpoint",
+        "devices",
         "collapsed",
         "linear",
         "loglinear",

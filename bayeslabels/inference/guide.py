@@ -21,6 +21,7 @@ from numpyro.infer.initialization import init_to_value
 from numpyro.optim import optax_to_numpyro
 
 from ..checkpoint import Checkpoint
+from ..devices import shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Rows
@@ -94,10 +95,8 @@ class Guided:
             self.extent = block.epoch, float(self.batches.extent(block.epoch)[1][0])
         losses = self.state["losses"]
         steps = min(block.steps, self.steps - len(losses))
-        data = jax.tree.map(jnp.asarray, block.data)
-        state, new = self.run(
-            self.state["svi"], data, block.order[0], block.counts[0], steps, jnp.asarray(self.extent[1])
-        )
+        batches = shared_out(block.data, block.order[0], block.counts[0])
+        state, new = self.run(self.state["svi"], *batches, steps, jnp.asarray(self.extent[1]))
         self.state = {"svi": state, "losses": np.concatenate([losses, np.asarray(new)[:steps]])}
         return len(self.state["losses"]) >= self.steps
 

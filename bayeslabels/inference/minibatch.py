@@ -23,6 +23,7 @@ from numpyro.infer.util import log_density
 
 from ..checkpoint import Checkpoint
 from ..collapsed import CollapsedModel
+from ..devices import shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Rows
@@ -160,11 +161,9 @@ class Members:
             self.extent = block.epoch, self.batches.extent(block.epoch)[1]
         s = self.state
         rate = np.where(s["stage"] < len(STAGES), self.learning_rate * FALL ** s["stage"], 0.0)
-        data = jax.tree.map(jnp.asarray, block.data)
+        batches = shared_out(block.data, block.order, block.counts)
         each = map(jnp.asarray, (rate, self.extent[1]))
-        real, moments, total = self.run(
-            s["real"], s["moments"], data, block.order, block.counts, block.steps, *each
-        )  # fmt: skip
+        real, moments, total = self.run(s["real"], s["moments"], *batches, block.steps, *each)
         s |= {"real": real, "moments": moments, "sum": s["sum"] + np.asarray(total), "steps": s["steps"] + block.steps}
         return block.last and self.end_epoch(block.epoch)
 
