@@ -23,18 +23,21 @@ from astropy.io import fits
 from astropy.table import QTable, Table, vstack
 
 from . import state
-from .errors import bad_input, index_of
+from .checkpoint import refuse_other
+from .devices import one_each
+from .errors import bad_input
 from .family import family_of
 from .fit import gathered, infer_batch
 from .inference.base import Inference
+from .inference.batches import ahead
 from .numerics.linalg import in_float64
 from .posterior import Posterior
 from .progress import bar
-from .sources import Columns, by_block, columns_as_in_training
+from .sources import Columns, Source, columns_as_in_training, flat
 from .star_posterior import Flags
 from .stars import Stars
-from .streams import Stream, open_stream
-from .tables import in_one_piece, parquet_module, read_wavelength, write_table
+from .streams import Stream
+from .tables import in_one_piece, parquet_module, write_table
 
 NOTES = "_bayeslabels.json"
 """The file, beside the parts, that says what they are parts of."""
@@ -110,8 +113,7 @@ def infer_catalog(
     with bar(plan.stream.n_row, label, progress) as shown, ThreadPoolExecutor(1) as writer:
         shown.update(n_resumed)
         written: Any = None
-        for first, stop, table in _ahead(plan.tables(waiting)):
-            result, bad = _inferred(plan, table, first)
+        for first, stop, result, bad in one_each(lambda part: _inferred(plan, *part), ahead(plan.tables(waiting))):
             _count(flags, result["flags"])
             if written is not None:
                 written.result()
@@ -131,11 +133,9 @@ class _Plan:
     """A run: where rows come from and parts go to, and `notes`, which identify it."""
 
     posterior: Posterior
-    stream: Stream
+    source: Source
     destination: Path
     inference: Inference
-    columns: Columns
-    coords: dict[str, Any]
     batch_size: int
     seed: int
     notes: dict[str, Any]
@@ -146,27 +146,26 @@ class _Plan:
         batch_size: int | str, seed: int,
     ) -> _Plan:  # fmt: skip
         hdu = given.get("hdu", posterior.info.get("columns", {}).get("hdu"))
-        stream = open_stream(source, int(hdu) if isinstance(hdu, str) and hdu.isdecimal() else hdu)
-        columns = columns_as_in_training(os.fspath(source), given, posterior, stream.names)
+        path = os.fspath(source)
+        table = Source.of(path, hdu, lambda names: columns_as_in_training(path, given, posterior, names))
+        stream = table.stream
         if stream.n_row == 0:
             raise bad_input(f"{source} with 0 rows", "at least one star")
-        for names in [columns.get("id"), *(x for part in by_block(columns).values() for x in part.values())]:
-            for name in [names] if isinstance(names, str) else (names or ()):
-                index_of(name, stream.names, f"column of {source}")
-        coords = {}
-        if columns.get("wavelength"):
-            coords = {"flux_coords": {"pixel": read_wavelength(os.fspath(source), columns["wavelength"])}}
         if batch_size == "auto":
             batch_size = family_of(posterior.model).batch_size(posterior.model)
         if isinstance(batch_size, str) or batch_size < 1:
             raise bad_input(f"batch_size={batch_size!r}", 'a number of stars, or "auto"')
         size = min(int(batch_size), stream.n_row)
         notes = {
-            "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row, "columns": columns,
+            "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row,
+            "columns": table.columns,
             "inference": type(inference).__name__, "settings": inference.settings(), "batch_size": size, "seed": seed,
         }  # fmt: skip
-        return cls(posterior, stream, Path(destination), inference, columns, coords, size, seed,
-                   json.loads(json.dumps(notes)))  # fmt: skip
+        return cls(posterior, table, Path(destination), inference, size, seed, json.loads(json.dumps(notes)))
+
+    @property
+    def stream(self) -> Stream:
+        return self.source.stream
 
     @property
     def folder(self) -> Path:
@@ -193,14 +192,10 @@ class _Plan:
             raise bad_input(f"destination {self.folder}, a folder of other files", "a new or empty folder")
         if notes.is_file():
             before = _notes_of(notes)
-            odd = [key for key in self.notes if before.get(key) != self.notes[key]]
-            if resume and odd:
-                told = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(self.notes[key])}" for key in odd)
-                raise bad_input(
-                    f"parts of another run in {self.folder} ({told})", "the same model, source and settings",
-                    fix="resume=False to start again, or another destination",
-                )  # fmt: skip
-            if not resume:
+            if resume:
+                fix = "resume=False to start again, or another destination"
+                refuse_other(before, self.notes, f"the parts in {self.folder}", fix)
+            else:
                 shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -210,11 +205,11 @@ class _Plan:
             raise bad_input(
                 f"destination {self.destination} ({problem.strerror})", "one that can be written"
             ) from problem
-        if self.columns.get("id"):
+        if self.source.columns.get("id"):
             self._refuse_duplicates()
 
     def _refuse_duplicates(self) -> None:
-        name = self.columns["id"]
+        name = self.source.columns["id"]
         ids = np.concatenate([np.asarray(t[name]) for t in self.stream.read(0, 1_000_000, [name])])
         values, count = np.unique(ids, return_counts=True)
         if (count > 1).any():
@@ -247,11 +242,9 @@ class _Plan:
         """The rows of the parts that are still to be done; rows between them are passed over."""
         if not waiting:
             return
-        needed = {x for part in by_block(self.columns).values() for x in _flat(part.values())}
-        names = [name for name in self.stream.names if name in needed | {self.columns.get("id")}]
         start = waiting[0][0]
         todo = dict(waiting)
-        for i, table in enumerate(self.stream.read(start, self.batch_size, names)):
+        for i, table in enumerate(self.source.tables(start, self.batch_size)):
             first = start + i * self.batch_size
             if first in todo:
                 yield first, todo[first], table
@@ -259,18 +252,17 @@ class _Plan:
     def stars(self, table: Table, first: int) -> tuple[Stars, np.ndarray]:
         """The stars of a batch, and which of them (N,) have errors that are zero or negative."""
         bad = np.zeros(len(table), bool)
-        named = {name: value for part in by_block(self.columns).values() for name, value in part.items()}
-        for name, value in named.items():
+        for name, value in self.source.columns.items():
             if not name.endswith("_error"):
                 continue
-            for column in _flat([value]):
+            for column in flat([value]):
                 numbers = np.asarray(table[column], float)
                 wrong = numbers <= 0
                 if wrong.any() and numbers.ndim < 3:
                     bad |= wrong.reshape(len(table), -1).any(1)
                     table[column] = np.where(wrong, np.nan, numbers)
-        stars = Stars.from_table(table, id=self.columns.get("id"), **named, **self.coords)
-        if self.columns.get("id") is None:
+        stars = self.source.stars(table)
+        if stars.id is None:
             stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
         return stars, bad
 
@@ -293,31 +285,18 @@ class _Plan:
         shutil.rmtree(self.folder)
 
 
-def _inferred(plan: _Plan, table: Table, first: int) -> tuple[QTable, int]:
-    """The rows of the result for a batch, and how many stars have bad errors."""
+def _inferred(plan: _Plan, first: int, stop: int, table: Table) -> tuple[int, int, QTable, int]:
+    """Where a batch begins and ends, the rows of its result, and how many of its stars have bad errors."""
     stars, bad = plan.stars(table, first)
     plan.posterior.model.check(stars)
     part = infer_batch(plan.posterior, stars, plan.inference, plan.seed, first, plan.batch_size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
-    return gathered(plan.posterior, [part], plan.inference, plan.seed).table(), int(bad.sum())
-
-
-def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The items of an iterator, the next one made while the last one is at use."""
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = reader.submit(next, items, None)
-            yield item
+    return first, stop, gathered(plan.posterior, [part], plan.inference, plan.seed).table(), int(bad.sum())
 
 
 def _count(flags: dict[str, int], values: Any) -> None:
     for flag in Flags:
         flags[str(flag.name)] += int(((np.asarray(values) & flag) > 0).sum())
-
-
-def _flat(names: Any) -> list[str]:
-    return [x for value in names for x in ([value] if isinstance(value, str) else value)]
 
 
 def _fingerprint(posterior: Posterior) -> str:
@@ -336,11 +315,6 @@ def _notes_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as problem:
         what = f"{path}, which cannot be read ({problem})"
         raise bad_input(what, "the notes of an earlier run", fix="resume=False to start again") from problem
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def _pieces(parts: list[Path], one: Path) -> Iterator[Path]:

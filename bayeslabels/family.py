@@ -13,8 +13,10 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
+from .checkpoint import Checkpoint
 from .errors import CannotDo, bad_input
 from .inference.base import Inference, Trained
+from .inference.batches import Rows
 from .model import Model
 from .stars import Stars
 
@@ -59,6 +61,8 @@ class Family(ABC):
     fit_by: ClassVar[Inference]
     infer_by: ClassVar[Inference]
     """The inferences where the user names none."""
+    lost: ClassVar[str] = "n_unusable"
+    """What the stars are called, in a result's `info`, that are not `usable`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -82,6 +86,19 @@ class Family(ABC):
 
     def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
         return inference.fit(model, stars, seed, progress)
+
+    def by_batches(self, inference: Inference) -> bool:
+        """Whether `train_by_batches` serves in place of `train`: the stars may then be more than memory holds."""
+        return False
+
+    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+        """(N,): stars that say anything of the model."""
+        return np.ones(len(stars), bool)
+
+    def train_by_batches(
+        self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
+    ) -> Trained:
+        raise NotImplementedError  # pragma: no cover - guarded by `by_batches`
 
     def complete(self, posterior: Any, choice: Choice) -> Any:
         """The posterior with what only held-out stars could tell."""

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import os
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from .errors import NotConverged, bad_input
-from .family import family_of
-from .inference.base import Inference
+from .checkpoint import Checkpoint
+from .devices import one_each
+from .errors import CannotDo, NotConverged, bad_input
+from .family import Choice, family_of
+from .inference.base import Inference, Trained
 from .model import Model
 from .numerics.linalg import in_float64
 from .posterior import Posterior, provenance
 from .progress import bar
 from .star_posterior import StarPosterior
 from .stars import Stars
+from .training import StarsInFiles, StarsInMemory, TrainingStars
 
 
 @in_float64
 def fit(
     model: Model,
-    stars: Stars,
+    stars: Stars | str | os.PathLike[str],
     inference: Inference | None = None,
     *,
     seed: int = 0,
     progress: bool | None = None,
+    columns: Mapping[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
 ) -> Posterior:
     """Training step: the posterior of the model's parameters given training stars.
 
@@ -34,25 +45,73 @@ def fit(
         model: such as `Cannon(order=2)`. What its settings leave open (`Cannon(label_noise=True)`) is decided by
             held-out density; the scores stand in the result's `info["selection"]`.
         stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
-            features and `parallax`.
+            features and `parallax`. Models trained by minibatches (`MAP` and `SVI` of `Photometry` and `Translator`)
+            also take a file or folder as `infer_catalog` does, larger than memory: read anew in every epoch.
         inference: `MAP()` (the default for models of spectra), `Laplace()` (the default for `Parallax`), `Gibbs()`,
             `NUTS()` or `SVI()`.
         seed: same seed, same result. progress: show a bar; None: on a terminal.
+        columns: of a file, as in `Stars.from_table`; of blocks that are left out, columns named like them.
+        checkpoint: a file (.npz), for training by minibatches, that is written every so many seconds (`every`). The
+            same call, after whatever stopped it, goes on from there, with the same result to the bit.
 
     Raises:
         BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.
     """
-    _check_arguments(model, stars, seed)
+    _check_arguments(model, None if isinstance(stars, str | os.PathLike) else stars, seed)
     family = family_of(model)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
+    if family.by_batches(inference):
+        return _fit_by_batches(model, stars, inference, seed, progress, columns, checkpoint, every)
+    if not isinstance(stars, Stars) or checkpoint or columns:
+        what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"
+        raise CannotDo(
+            f"{type(inference).__name__} of {type(model).__name__} takes no {what}: it holds all stars in memory, "
+            "Stars.from_table(table, ...), and is done in one go"
+        )
     choice = family.choose(model, stars, inference, seed, progress)
     trained = family.train(choice.model, choice.stars, inference, seed, progress)
+    return _posterior(trained, choice, inference, seed, len(choice.stars), stacklevel=3)
+
+
+def _fit_by_batches(
+    model: Model, stars: Any, inference: Inference, seed: int, progress: bool | None, columns: Any, checkpoint: Any,
+    every: float,
+) -> Posterior:  # fmt: skip
+    """Of stars in memory or in files: the model is bound to a sample, and trained block after block."""
+    family = family_of(model)
+    usable = functools.partial(family.usable, model)
+    if isinstance(stars, Stars):
+        if columns:
+            raise bad_input("columns for stars in memory", "columns of a file", fix="Stars.from_table(table, ...)")
+        training: TrainingStars = StarsInMemory(stars, usable, seed)
+    else:
+        training = StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
+    kept = None
+    if checkpoint is not None:
+        notes = {
+            "model": described(model), "n_star": training.n, "stars": training.identity(), "columns": training.columns,
+            "inference": type(inference).__name__, "settings": inference.settings(), "seed": seed,
+        }  # fmt: skip
+        kept = Checkpoint(Path(checkpoint), every, notes)
+    choice = family.choose(model, training.sample, inference, seed, progress)
+    trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
+    n = int(training.usable.sum())
+    if n < training.n:
+        choice.info[family.lost] = training.n - n
+    if training.columns is not None:
+        choice.info["columns"] = training.columns
+    return _posterior(trained, choice, inference, seed, n, stacklevel=4)
+
+
+def _posterior(
+    trained: Trained, choice: Choice, inference: Inference, seed: int, n_star: int, stacklevel: int
+) -> Posterior:
     if not trained.stats.get("converged", True):
         advice = trained.stats.get("advice", "more draws, steps or iterations")
-        warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=3)
-    info = {**provenance(seed, inference), **choice.info, "n_star": len(choice.stars)}
-    return family.complete(Posterior.from_training(choice.model, trained, info), choice)
+        warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=stacklevel + 1)
+    info = {**provenance(seed, inference), **choice.info, "n_star": n_star}
+    return family_of(choice.model).complete(Posterior.from_training(choice.model, trained, info), choice)
 
 
 @in_float64
@@ -84,12 +143,17 @@ def infer(
     family.require(inference, model, "infer")
     model.check(stars)
     batch_size = batch_size or family.batch_size(model)
+    size = min(batch_size, len(stars))
+
+    def part(start: int) -> dict[str, xr.Dataset]:
+        batch = stars if len(stars) <= size else stars[start : start + size]
+        return infer_batch(posterior, batch, inference, seed, start, size, progress)
+
     parts = []
     with bar(len(stars), "test step", progress) as shown:
-        for start in range(0, len(stars), batch_size):
-            batch = stars if len(stars) <= batch_size else stars[start : start + batch_size]
-            parts.append(infer_batch(posterior, batch, inference, seed, start, min(batch_size, len(stars)), progress))
-            shown.update(len(batch))
+        for done in one_each(part, range(0, len(stars), max(size, 1))):
+            parts.append(done)
+            shown.update(done["stars"].sizes["star"])
     return gathered(posterior, parts, inference, seed)
 
 
@@ -129,10 +193,16 @@ def fold_of(n_star: int, folds: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 2718]).permutation(n_star) % folds
 
 
+def described(model: Model) -> dict[str, str]:
+    """Its kind and hyperparameters, to compare."""
+    fields = {f.name: str(getattr(model, f.name)) for f in dataclasses.fields(model) if f.name != "frame"}
+    return {"kind": type(model).__name__, **fields}
+
+
 def _check_arguments(model: Any, stars: Any, seed: Any) -> None:
     if not isinstance(model, Model):
         raise bad_input(f"a {type(model).__name__}", "a model", fix="fit(Cannon(order=2), stars)")
-    if not isinstance(stars, Stars):
+    if not isinstance(stars, Stars | None):
         raise bad_input(
             f"stars as a {type(stars).__name__}", "Stars", fix='Stars.from_table(table, labels=(...), flux="FLUX")'
         )

@@ -32,6 +32,10 @@ class Stream(ABC):
     def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
         """Tables of `size` rows, the last one of what is left, from row `start` on; with units."""
 
+    def pieces(self) -> list[tuple[int, int]]:
+        """Ranges of rows, of all together, that are read from their beginning; [] where any row is found at once."""
+        return []
+
     def identity(self) -> list[list[Any]]:
         """Name, size and time of every file, by which a resumed run knows its source."""
         return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]
@@ -66,7 +70,7 @@ class ParquetStream(Stream):
             found = [p for p in sorted(path.rglob("*")) if p.suffix in (".parquet", ".pq") and p.name[0] not in "._"]
             if not found:
                 raise bad_input(f"the folder {path} without Parquet files", "some")
-        self.rows, names = [], []
+        self.rows, self.groups, names = [], [], []
         for file in found:
             try:
                 head = parquet.read_metadata(file)
@@ -75,12 +79,17 @@ class ParquetStream(Stream):
                 what = f"{file}, which cannot be read as Parquet ({text})"
                 raise bad_input(what, "a whole file", "it is cut short") from problem
             self.rows.append(head.num_rows)
+            self.groups += [head.row_group(i).num_rows for i in range(head.num_row_groups)]
             names.append(tuple(head.schema.to_arrow_schema().names))
         for file, own in zip(found, names, strict=True):
             if set(own) != set(names[0]):
                 odd = sorted(set(own) ^ set(names[0]))
                 raise bad_input(f"{file}, which differs from {found[0]} in the columns {odd}", "the same in all files")
         self.paths, self.names, self.n_row = tuple(found), names[0], sum(self.rows)
+
+    def pieces(self) -> list[tuple[int, int]]:
+        ends = np.cumsum(self.groups).tolist()
+        return [(stop - rows, stop) for rows, stop in zip(self.groups, ends, strict=True) if rows]
 
     def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
         parquet, held, n_held = parquet_module(), [], 0
@@ -105,10 +114,10 @@ class ParquetStream(Stream):
                         held.append(table_of_arrow(piece))
                         n_held += piece.num_rows
                         if n_held == size:
-                            yield _joined(held)
+                            yield joined(held)
                             held, n_held = [], 0
         if held:
-            yield _joined(held)
+            yield joined(held)
 
 
 class FitsStream(Stream):
@@ -183,5 +192,6 @@ class Hdf5Stream(Stream):
                 yield out
 
 
-def _joined(tables: list[Table]) -> Table:
+def joined(tables: list[Table]) -> Table:
+    """One table after the other."""
     return tables[0] if len(tables) == 1 else vstack(tables, join_type="exact", metadata_conflicts="silent")

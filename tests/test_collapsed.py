@@ -15,6 +15,7 @@ from numpyro.infer.util import log_density
 
 import bayeslabels as bl
 from bayeslabels.collapsed import CollapsedModel
+from bayeslabels.inference.batches import RowsInMemory
 from bayeslabels.inference.minibatch import fit_members
 from bayeslabels.model import MODELS
 from bayeslabels.numerics.network import Network, Polynomial, with_slopes
@@ -78,7 +79,7 @@ def test_models_whose_names_end_in_model_are_not_registered():
 
 
 def test_recovers_the_truth_where_least_squares_attenuates(line):
-    trained = fit_members(LineModel(), line, 0, False, epochs=100, learning_rate=0.1)
+    trained = fit_members(RowsInMemory(LineModel(), line), 0, False, epochs=100, learning_rate=0.1)
     np.testing.assert_allclose(trained.draws["line"].mean((0, 1)), [0.5, 2.0], atol=0.05)
     np.testing.assert_allclose(trained.draws["scatter"].mean(), 0.3, atol=0.06)
     assert np.polyfit(line.labels.value[:, 0], line.flux.value[:, 0], 1)[0] < 1.7
@@ -87,7 +88,7 @@ def test_recovers_the_truth_where_least_squares_attenuates(line):
 
 
 def test_same_seed_same_result_and_members_differ(line):
-    first, again = (fit_members(LineModel(), line, 4, False, epochs=3).draws["line"] for _ in range(2))
+    first, again = (fit_members(RowsInMemory(LineModel(), line), 4, False, epochs=3).draws["line"] for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert np.ptp(first, axis=1).min() > 0
 

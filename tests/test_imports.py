@@ -23,7 +23,11 @@ MAY_KNOW = {
     "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
     "collapsed": {"model", "numerics", "stars"},
     "models": {"collapsed", "linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
+    "checkpoint": {"errors"},
+    "devices": set(),
     "inference": {
+        "checkpoint",
+        "devices",
         "collapsed",
         "linear",
         "loglinear",

@@ -14,10 +14,13 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
+from ..checkpoint import Checkpoint
 from ..errors import bad_input
 from ..family import Family, Layout, Quantities
 from ..inference import MAP, NUTS, SVI, Importance, Laplace
 from ..inference.base import Inference, StarDraws, Trained
+from ..inference.batches import Rows, RowsInMemory
+from ..inference.guide import fit_guide
 from ..inference.importance import KHAT_LIMIT
 from ..inference.minibatch import fit_members
 from ..inference.starwise import StarProblem, draw_mixture
@@ -38,6 +41,10 @@ STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
 
 
+START = 4000
+"""Stars from which a guide or a sampler is given its first place."""
+
+
 class PhotometryFamily(Family):
     """Labels, reddening and distance from magnitudes."""
 
@@ -50,22 +57,27 @@ class PhotometryFamily(Family):
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, SVI, NUTS) if verb == "fit" else (MAP, Laplace, Importance, NUTS))
 
+    def by_batches(self, inference: Inference) -> bool:
+        return isinstance(inference, MAP | SVI)
+
     def train(self, model: Photometry, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
-        if isinstance(inference, MAP):
-            size = int(np.clip(len(stars) // STEPS, 16, 4096))
-            trained = fit_members(
-                model,
-                stars,
-                seed,
-                progress,
-                epochs=inference.max_iterations,
-                patience=inference.max_iterations,
-                batch_size=size,
-                bootstrap=model.members > 1,
-            )
-        else:
-            trained = inference.fit(model, stars, seed, progress, lambda: start_of(model, stars, seed))
+        rows = RowsInMemory(model, stars)
+        trained = inference.fit(model, stars, seed, progress, lambda: start_of(rows, seed))
         trained.moments = moments_of(model, trained.draws)
+        return trained
+
+    def train_by_batches(
+        self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
+    ) -> Trained:
+        if isinstance(inference, MAP):
+            epochs, size = inference.max_iterations, inference.batch_size or batch_size(rows)
+            trained = fit_members(
+                rows, seed, progress, epochs=epochs, patience=epochs, batch_size=size,
+                bootstrap=rows.model.members > 1, checkpoint=checkpoint,
+            )  # fmt: skip
+        else:
+            trained = fit_guide(rows, inference, seed, progress, checkpoint, lambda: start_of(rows, seed))
+        trained.moments = moments_of(rows.model, trained.draws)
         return trained
 
     def layout(self, model: Photometry) -> Layout:
@@ -162,17 +174,16 @@ class PhotometryFamily(Family):
         return f"{len(frame.bands)} bands ({', '.join(frame.bands)}) from {', '.join(frame.names)}"
 
 
-def start_of(model: Photometry, stars: Stars, seed: int) -> Start:
-    """The mode, one member."""
-    size = int(np.clip(len(stars) // STEPS, 16, 4096))
-    return Start(
-        {
-            name: x[0, 0]
-            for name, x in fit_members(
-                model.replace(members=1), stars, seed, False, epochs=30, batch_size=size
-            ).draws.items()
-        }
-    )
+def batch_size(rows: Rows) -> int:
+    return int(np.clip(rows.n // STEPS, 16, 4096))
+
+
+def start_of(rows: Rows, seed: int) -> Start:
+    """About the mode: of `START` of the stars that the model is bound to, one member."""
+    some = np.sort(np.random.default_rng([seed, 715225739]).permutation(len(rows.stars))[:START])
+    one = RowsInMemory(rows.model.replace(members=1), rows.stars[some])
+    point = fit_members(one, seed, False, epochs=30, batch_size=batch_size(one)).draws
+    return Start({name: x[0, 0] for name, x in point.items()})
 
 
 def _finish(

@@ -22,11 +22,14 @@ from astropy.table import QTable
 from scipy.optimize import minimize
 from scipy.special import ndtr
 
+from ..checkpoint import Checkpoint
 from ..errors import bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
-from ..inference.minibatch import fit_members, split
+from ..inference.batches import Rows, split
+from ..inference.guide import fit_guide
+from ..inference.minibatch import fit_members
 from ..models.translator import Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
@@ -97,6 +100,7 @@ class TranslatorFamily(Family):
     moments: ClassVar = TranslatorMoments
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = MAP()
+    lost: ClassVar = "n_without_target_labels"
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
@@ -104,19 +108,39 @@ class TranslatorFamily(Family):
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)
-        seen = stars[TARGET].observed.any(1)
+        seen = self.usable(model, stars)
         return Choice(bound, stars if seen.all() else stars[seen], {"n_without_target_labels": int((~seen).sum())})
 
+    def by_batches(self, inference: Inference) -> bool:
+        return isinstance(inference, MAP | SVI)
+
+    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+        if TARGET not in stars:
+            model.bind(stars)  # says what is missing
+        return np.asarray(stars[TARGET].observed.any(1))
+
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
-        if isinstance(inference, MAP):
-            trained = fit_members(
-                model, stars, seed, progress, epochs=inference.max_iterations, learning_rate=LEARNING_RATE
-            )
-        else:
-            trained = inference.fit(model, stars, seed, progress)
+        return self._with_moments(model, inference.fit(model, stars, seed, progress), False)
+
+    def train_by_batches(
+        self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
+    ) -> Trained:
+        if not isinstance(inference, MAP):
+            return self._with_moments(rows.model, fit_guide(rows, inference, seed, progress, checkpoint), False)
+        trained = fit_members(
+            rows, seed, progress, epochs=inference.max_iterations, batch_size=inference.batch_size,
+            learning_rate=LEARNING_RATE, checkpoint=checkpoint,
+        )  # fmt: skip
+        trained = self._with_moments(rows.model, trained, True)
+        n = len(trained.moments.coefficients)
+        shift = _held_out_shift(rows.model, trained.moments, rows.held_out(split(rows.n, n, seed)))
+        trained.moments = trained.moments._replace(scatter_shift=np.tile(shift, (n, 1)))
+        return trained
+
+    def _with_moments(self, model: Any, trained: Trained, all_of_them: bool) -> Trained:
         flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in trained.draws.items()}
         n = len(flat["coefficients"])
-        at = np.linspace(0, n - 1, n if isinstance(inference, MAP) else min(n, MEMBERS)).astype(int)
+        at = np.linspace(0, n - 1, n if all_of_them else min(n, MEMBERS)).astype(int)
         m = len(model.require_frame().names)
         trained.moments = TranslatorMoments(
             flat["coefficients"][at],
@@ -125,9 +149,6 @@ class TranslatorFamily(Family):
             flat["freedom"][at] if model.robust else np.full(len(at), np.inf),
             np.zeros((len(at), m)),
         )
-        if isinstance(inference, MAP):
-            shift = _held_out_shift(model, trained.moments, model.arrays(stars), split(len(stars), n, seed)[0])
-            trained.moments = trained.moments._replace(scatter_shift=np.tile(shift, (n, 1)))
         return trained
 
     def layout(self, model: Any) -> Layout:
@@ -232,21 +253,21 @@ class TranslatorFamily(Family):
         return f"{', '.join(frame.names)} from {', '.join(frame.input_names)}"
 
 
-def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any, out: np.ndarray) -> np.ndarray:
-    """What to add to ln s (M,): the density of the stars that each member left out (E, n) is highest with it.
+def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any) -> np.ndarray:
+    """What to add to ln s (M,): the density of the stars (E, n) that each member left out is highest with it.
 
     Scatter learned from the stars that the function was fitted to is too small, the more the fewer they are. The spread
     between members is left to itself. Prior N(0, 0.5^2).
     """
     theta = {name: jnp.asarray(x) for name, x in moments.theta.items()}
 
-    def parts(theta, index):
-        own = jax.tree.map(lambda a: jnp.asarray(a)[index], rows)
-        return own, jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(theta)
+    def means_of(own):
+        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(theta)
 
-    own, means = jax.jit(jax.vmap(parts, (None, 0)))(theta, jnp.asarray(out))
+    own = jax.tree.map(jnp.asarray, rows)
+    means = jax.jit(jax.vmap(means_of))(own)
     offset = means - means.mean(1, keepdims=True)
-    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(len(out) - 1, 1)
+    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(len(own.x) - 1, 1)
     own = own._replace(noise=own.noise + between)
 
     @jax.jit

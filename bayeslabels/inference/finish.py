@@ -12,7 +12,7 @@ which the information of the stars' scores is the identity,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,18 @@ GAIN = 0.1
 """Of ln p: a round that gains less is the last."""
 
 
-class Finished(NamedTuple):
-    """theta on the real line, and the largest slope of ln p at it, per sd."""
-
-    real: dict[str, Any]
-    slope: float
+def finish(
+    model: CollapsedModel, real_line: Mapping[str, Any], best: dict[str, Any], data: Any, often: np.ndarray
+) -> tuple[dict[str, Any], float]:
+    """theta (E, ...) on the real line of E members, each star counted `often` (E, n), and the largest slope, per sd."""
+    n = often.shape[1]
+    index = np.minimum(np.arange(-(-n // CHUNK) * CHUNK), n - 1).reshape(-1, CHUNK)
+    chunks = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
+    weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
+    finisher, ends = Finisher(model, real_line, model.finished), []
+    for e, own in enumerate(weight.reshape(len(often), *index.shape)):
+        ends.append(finisher({name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))))
+    return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
 
 
 class Finisher:
@@ -56,9 +63,11 @@ class Finisher:
             rows, weight = chunk
             return (weight * model.log_likelihood(theta_of(free, fixed), rows)).sum()
 
-        def of_star(free, fixed, star):
+        def of_star(free, fixed, star):  # a star that counts k times adds k g g', not k^2
             rows, weight = star
-            return weight * model.log_likelihood(theta_of(free, fixed), jax.tree.map(lambda x: x[None], rows))[0]
+            return (
+                jnp.sqrt(weight) * model.log_likelihood(theta_of(free, fixed), jax.tree.map(lambda x: x[None], rows))[0]
+            )
 
         @jax.jit
         def value_and_slope(free, fixed, chunks):
@@ -82,11 +91,8 @@ class Finisher:
 
         self.value_and_slope, self.information = value_and_slope, information
 
-    def __call__(self, real: dict[str, Any], data: Any, rows: np.ndarray) -> Finished:
-        """From a point near the mode, on these rows of the data."""
-        padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % CHUNK)]).reshape(-1, CHUNK)
-        weight = (np.arange(padded.size) < len(rows)).astype(np.float32).reshape(padded.shape)
-        chunks = jax.tree.map(lambda x: x[jnp.asarray(padded)], data), jnp.asarray(weight)
+    def __call__(self, real: dict[str, Any], chunks: Any) -> tuple[dict[str, Any], float]:
+        """From a point near the mode: theta, and the largest slope of ln p at it, per sd."""
         start, back = ravel_pytree({name: real[name][at] for name, at in self.part.items()})
         x, dtype, value, slope = np.asarray(start, float), start.dtype, -np.inf, np.inf
         for _ in range(ROUNDS):
@@ -108,4 +114,4 @@ class Finisher:
             if gain < GAIN:
                 break
         free = back(jnp.asarray(x, dtype))
-        return Finished({k: v if k not in free else v.at[self.part[k]].set(free[k]) for k, v in real.items()}, slope)
+        return {k: v if k not in free else v.at[self.part[k]].set(free[k]) for k, v in real.items()}, slope

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import bad_input
 from ..linear import LinearModel
 from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
@@ -45,17 +46,24 @@ class MAP(Inference):
         tolerance: largest root mean square change of the true labels in an iteration, in posterior sds. Where the
             objective is known exactly (features linear in the latents) it must also change by less than 1e-6 of itself.
         starts: starting points per star in the test step.
+        batch_size: stars per step of models trained by minibatches (`Photometry`, `Translator`); None: by their number.
     """
 
     max_iterations: int = 100
     tolerance: float = 3e-3
     starts: int = 4
+    batch_size: int | None = None
 
     trains: ClassVar = LinearModel
     infers: ClassVar = LinearModel
 
     @in_float64
     def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
+        if self.batch_size is not None:
+            raise bad_input(
+                f"MAP(batch_size={self.batch_size}) of {type(model).__name__}",
+                "None: it solves for all stars at once",
+            )
         state = EM(model, stars)
         iterate = state.has_latents or isinstance(model.prior, Learned)
         changes: list[float] = []

@@ -9,7 +9,7 @@ members differ by is what the data do not say about the function.
 from __future__ import annotations
 
 import functools
-import operator
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -21,16 +21,16 @@ from numpyro.handlers import seed as seeded
 from numpyro.handlers import trace
 from numpyro.infer.util import log_density
 
+from ..checkpoint import Checkpoint
 from ..collapsed import CollapsedModel
+from ..devices import shared_out
 from ..progress import bar
-from ..stars import Stars
 from .base import Trained
-from .finish import Finisher
+from .batches import Batches, Block, Rows
+from .finish import finish
 
-HELD_OUT = 0.1
-"""Share of the stars that a member does not train on."""
 STEPS = 48
-"""Steps per epoch, at least."""
+"""Steps per epoch, about, at least."""
 PATIENCE = 8
 """Epochs without an improvement that a member waits before it goes on with the next learning rate, by default."""
 SLOPE = 1.0
@@ -40,8 +40,7 @@ FALL, STAGES = 0.2, (0.6, 0.85, 1.0)
 
 
 def fit_members(
-    model: CollapsedModel,
-    stars: Stars,
+    rows: Rows,
     seed: int,
     progress: bool | None,
     *,
@@ -50,129 +49,156 @@ def fit_members(
     learning_rate: float = 3e-3,
     patience: int = PATIENCE,
     bootstrap: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Draws {site: (1, member, ...)}, the mode of each member by Adam; the family adds the moments. In float32.
 
+    Of stars in memory, all serve to bring the part of theta that `model.finished` names to the mode.
+
     Args:
-        epochs: passes over the stars, or so many times `STEPS` steps where a pass has fewer, at most.
+        epochs: passes over the stars, or about so many times `STEPS` steps where a pass has fewer, at most.
         learning_rate: the first of `STAGES`, each entered from the best point of the one before.
         patience: epochs without an improvement of the held-out density after which a stage ends before its time.
         batch_size: stars per step; None: 256, or fewer of few stars.
         bootstrap: every member trains on a resample, with replacement, of its stars: what members differ by is then the
             statistical error of all that is learned, not of the function's start and shape alone.
+        checkpoint: where the state is kept, and taken up from.
     """
-    rows = model.arrays(stars)
-    starts = [model.start(stars, seed + 7907 * e) for e in range(model.members)]
+    model = rows.model
+    starts = [model.start(rows.stars, seed + 7907 * e) for e in range(model.members)]
+    batches = Batches.of(rows, len(starts), seed, batch_size, steps=STEPS, bootstrap=bootstrap)
     with jax.enable_x64(False):
-        return _adam(
-            model, rows, starts, len(stars), seed, progress, epochs, batch_size, learning_rate, patience, bootstrap
-        )
-
-
-def _adam(
-    model: CollapsedModel,
-    arrays: Any,
-    starts: list[dict[str, np.ndarray]],
-    n: int,
-    seed: int,
-    progress: bool | None,
-    epochs: int,
-    batch_size: int | None,
-    learning_rate: float,
-    patience: int,
-    bootstrap: bool,
-) -> Trained:
-    members = len(starts)
-    data = jax.tree.map(jnp.asarray, arrays)
-    to_real = _transforms(model)
-    first = {k: jnp.stack([to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
-    out, kept = split(n, members, seed)
-    if bootstrap:
-        resample = np.random.default_rng([seed, 32416190071])
-        kept = np.stack([row[resample.integers(len(row), size=len(row))] for row in kept])
-    size = min(batch_size or min(256, max(16, kept.shape[1] // 12)), kept.shape[1])
-    steps = max(STEPS, kept.shape[1] // size)
-    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
-
-    def constrained(real):
-        return {k: to_real[k](x) for k, x in real.items()}
-
-    def loss(real, rows):
-        theta = constrained(real)
-        prior = log_density(model.parameters, (), {}, theta)[0]
-        batch = jax.tree.map(lambda x: x[rows], data)
-        return -model.log_likelihood(theta, batch).mean() - prior / n
-
-    @jax.jit
-    @jax.vmap
-    def epoch(real, state, rows, rate):
-        def step(carry, rows):
-            real, state = carry
-            value, slope = jax.value_and_grad(loss)(real, rows)
-            change, state = optimiser.update(slope, state, real)
-            return (jax.tree.map(lambda x, dx: x - rate * dx, real, change), state), value
-
-        (real, state), values = jax.lax.scan(step, (real, state), rows)
-        return real, state, values.mean()
-
-    @jax.jit
-    @jax.vmap
-    def held_out_density(real, rows):
-        return model.log_likelihood(constrained(real), jax.tree.map(lambda x: x[rows], data)).mean()
-
-    rng = np.random.default_rng([seed, 67867967])
-    real, state = first, jax.vmap(optimiser.init)(first)
-    best, score = real, np.full(members, -np.inf)
-    idle, stage, ends = np.zeros(members, int), np.zeros(members, int), np.array([*STAGES, np.inf])
-    losses, scores = [], []
-    with bar(epochs, "training step", progress) as shown:
-        for e in range(epochs):
-            passes = -(-steps * size // kept.shape[1])
-            order = np.stack([np.concatenate([rng.permutation(row) for _ in range(passes)]) for row in kept])
-            order = order[:, : steps * size].reshape(members, steps, size)
-            rate = np.where(stage < len(STAGES), learning_rate * FALL**stage, 0.0)
-            real, state, value = epoch(real, state, jnp.asarray(order), jnp.asarray(rate))
-            now = np.asarray(held_out_density(real, jnp.asarray(out)))
-            better = now > score
-            best = jax.tree.map(functools.partial(_where, better), real, best)
-            score, idle = np.where(better, now, score), np.where(better, 0, idle + 1)
-            late = (stage < len(STAGES)) & ((idle >= patience) | (e + 1 >= epochs * ends[stage]))
-            real = jax.tree.map(functools.partial(_where, late), best, real)
-            idle, stage = np.where(late, 0, idle), stage + late
-            losses.append(np.asarray(value))
-            scores.append(now)
-            shown.update()
-            shown.set_postfix(held_out=f"{score.mean():.4g}")
-            if (stage >= len(STAGES)).all():
-                break
-    slope = 0.0
-    if part := model.finished:
-        finish = Finisher(model, to_real, part)
-        ends_at = [finish(jax.tree.map(operator.itemgetter(e), best), data, kept[e]) for e in range(members)]
-        best = jax.tree.map(lambda *x: jnp.stack(x), *[end.real for end in ends_at])
-        score, slope = np.asarray(held_out_density(best, jnp.asarray(out))), max(end.slope for end in ends_at)
-    theta = {k: np.asarray(x, float) for k, x in constrained(best).items()}
+        members = Members(model, batches, starts, epochs, learning_rate, patience)
+        with bar(epochs, "training step", progress) as shown:
+            train(members, batches, checkpoint, shown)
+        best, score, slope = members.state["best"], members.state["score"], 0.0
+        if model.finished and rows.whole is not None:
+            best, slope = finish(model, members.to_real, best, rows.whole, batches.often)
+            score = members.held_out_density(best, members.out)
+        theta = {k: np.asarray(x, float) for k, x in members.constrained(best).items()}
+    score, losses, scores = (np.asarray(x, float) for x in (score, members.state["losses"], members.state["scores"]))
     stats: dict[str, Any] = {
         "converged": bool(np.isfinite(score).all() and slope < SLOPE),
         "epochs": len(losses),
-        "batch_size": size,
-        "members": members,
+        "batch_size": batches.size,
+        "members": len(starts),
         "held_out_log_density": float(score.mean()),
     }
-    traces = {"loss": np.array(losses).mean(1), "held_out_log_density": np.array(scores).mean(1)}
+    traces = {"loss": losses.mean(1), "held_out_log_density": scores.mean(1)}
     return Trained({k: x[None] for k, x in theta.items()}, None, stats, traces)
+
+
+def train(trainer: Any, batches: Batches, checkpoint: Checkpoint | None, shown: Any) -> None:
+    """Block after block until `trainer.take` says that it is done; from the checkpoint on, if there is one.
+
+    A trainer has a `state`, arrays that with the place in the order of the blocks are all that the rest follows from.
+    """
+    epoch = index = 0
+    if checkpoint is not None and (found := checkpoint.load()) is not None:
+        trainer.state, (epoch, index, done) = found.restore(trainer.state), found.place
+        shown.update(epoch)
+        if done:
+            return
+    with closing(batches.blocks(epoch, index)) as blocks:
+        for block in blocks:
+            done = trainer.take(block)
+            if block.last:
+                shown.update()
+                shown.set_postfix(trainer.told())
+            if checkpoint is not None and (done or checkpoint.due()):
+                epoch, index = (block.epoch + 1, 0) if block.last else (block.epoch, block.number + 1)
+                checkpoint.save(trainer.state, (epoch, index, int(done)))
+            if done:
+                return
+
+
+class Members:
+    """The state of an ensemble under training, and what a block of stars does to it."""
+
+    def __init__(
+        self, model: CollapsedModel, batches: Batches, starts: list[dict[str, np.ndarray]], epochs: int,
+        learning_rate: float, patience: int,
+    ):  # fmt: skip
+        self.batches, self.epochs, self.learning_rate, self.patience = batches, epochs, learning_rate, patience
+        self.ends = np.array([*STAGES, np.inf])
+        self.to_real = to_real = _transforms(model)
+        real = {k: jnp.stack([to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
+        optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
+        n, e = batches.n, len(starts)
+        self.state: dict[str, Any] = {
+            "real": real, "moments": jax.vmap(optimiser.init)(real), "best": real, "score": np.full(e, -np.inf),
+            "idle": np.zeros(e, int), "stage": np.zeros(e, int), "losses": np.zeros((0, e)), "scores": np.zeros((0, e)),
+            "sum": np.zeros(e), "steps": np.zeros((), int),
+        }  # fmt: skip
+        self.extent = -1, np.ones(e)
+        out = batches.rows.held_out(batches.out)
+        self.out = jax.tree.map(jnp.asarray, (out, batches.rows.usable[batches.out]))
+
+        def constrained(real):
+            return {k: to_real[k](x) for k, x in real.items()}
+
+        def loss(real, rows, counts, width):
+            theta = constrained(real)
+            prior = log_density(model.parameters, (), {}, theta)[0]
+            return -jnp.where(counts, model.log_likelihood(theta, rows), 0.0).sum() / width - prior / n
+
+        @jax.jit
+        def run(real, state, data, order, counts, steps, rate, width):
+            def of_member(real, state, order, counts, rate, width):
+                def step(i, carry):
+                    real, state, total = carry
+                    rows = jax.tree.map(lambda x: x[order[i]], data)
+                    value, slope = jax.value_and_grad(loss)(real, rows, counts[i], width)
+                    change, state = optimiser.update(slope, state, real)
+                    return jax.tree.map(lambda x, dx: x - rate * dx, real, change), state, total + value
+
+                return jax.lax.fori_loop(0, steps, step, (real, state, jnp.zeros(())))
+
+            return jax.vmap(of_member)(real, state, order, counts, rate, width)
+
+        @jax.jit
+        @jax.vmap
+        def held_out_density(real, out):
+            rows, usable = out
+            return jnp.where(usable, model.log_likelihood(constrained(real), rows), 0.0).sum() / usable.sum()
+
+        self.loss, self.run, self.held_out_density, self.constrained = loss, run, held_out_density, constrained
+
+    def take(self, block: Block) -> bool:
+        """Train on a block; whether all is done."""
+        if self.extent[0] != block.epoch:
+            self.extent = block.epoch, self.batches.extent(block.epoch)[1]
+        s = self.state
+        rate = np.where(s["stage"] < len(STAGES), self.learning_rate * FALL ** s["stage"], 0.0)
+        batches = shared_out(block.data, block.order, block.counts)
+        each = map(jnp.asarray, (rate, self.extent[1]))
+        real, moments, total = self.run(s["real"], s["moments"], *batches, block.steps, *each)
+        s |= {"real": real, "moments": moments, "sum": s["sum"] + np.asarray(total), "steps": s["steps"] + block.steps}
+        return block.last and self.end_epoch(block.epoch)
+
+    def end_epoch(self, epoch: int) -> bool:
+        """Keep what is best on the held-out stars; go on to the next learning rate where it is time."""
+        s = self.state
+        now = np.asarray(self.held_out_density(s["real"], self.out))
+        better = now > s["score"]
+        best = jax.tree.map(functools.partial(_where, better), s["real"], s["best"])
+        score, idle = np.where(better, now, s["score"]), np.where(better, 0, s["idle"] + 1)
+        stage = s["stage"]
+        late = (stage < len(STAGES)) & ((idle >= self.patience) | (epoch + 1 >= self.epochs * self.ends[stage]))
+        s |= {
+            "real": jax.tree.map(functools.partial(_where, late), best, s["real"]), "best": best, "score": score,
+            "idle": np.where(late, 0, idle), "stage": stage + late,
+            "losses": np.vstack([s["losses"], s["sum"] / s["steps"]]), "scores": np.vstack([s["scores"], now]),
+            "sum": np.zeros_like(s["sum"]), "steps": np.zeros((), int),
+        }  # fmt: skip
+        return bool((s["stage"] >= len(STAGES)).all() or epoch + 1 >= self.epochs)
+
+    def told(self) -> dict[str, str]:
+        return {"held_out": f"{self.state['score'].mean():.4g}"}
 
 
 def _where(better: np.ndarray, new: Any, old: Any) -> Any:
     return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def split(n: int, members: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out rows (E, n_out) and training rows (E, n - n_out) of every member; as far apart as may be."""
-    n_out = max(1, min(int(HELD_OUT * n), n // 2))
-    order = np.random.default_rng([seed, 15487469]).permutation(n)
-    turned = [np.roll(order, -e * max(n_out, n // max(members, 1))) for e in range(members)]
-    return np.stack([x[:n_out] for x in turned]), np.stack([x[n_out:] for x in turned])
 
 
 def _transforms(model: CollapsedModel) -> dict[str, Any]:

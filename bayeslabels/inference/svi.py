@@ -33,6 +33,7 @@ class SVI(Inference):
     Args:
         steps: of Adam, with a cosine learning rate from `learning_rate` to a hundredth of it.
         batch_size: stars per step; None: all, up to 512.
+        epochs: passes over all stars, instead of `steps`.
         draws: from the fitted guide.
         start: "map" starts at the model's MAP where it has one; "cold" at random.
     """
@@ -42,6 +43,7 @@ class SVI(Inference):
     learning_rate: float = 5e-3
     draws: int = 200
     start: str = "map"
+    epochs: int | None = None
 
     trains: ClassVar = Model
 
@@ -50,6 +52,7 @@ class SVI(Inference):
         self, model: Model, stars: Stars, seed: int, progress: bool | None, start: StartOf | None = None
     ) -> Trained:
         batch = min(self.batch_size or 512, len(stars))
+        steps = self.epochs * -(-len(stars) // batch) if self.epochs else self.steps
         first = Start({})
         if self.start == "map":
             first = start() if start else Start(dict(model.starting_point(stars)))
@@ -60,15 +63,15 @@ class SVI(Inference):
             return whitened(stars, batch_size=batch if batch < len(stars) else None)
 
         guide = AutoNormal(program, init_loc_fn=strategy, init_scale=0.1 if first.names else 0.01)
-        schedule = optax.cosine_decay_schedule(self.learning_rate, self.steps, alpha=0.01)
+        schedule = optax.cosine_decay_schedule(self.learning_rate, steps, alpha=0.01)
         engine = NumPyroSVI(program, guide, optax_to_numpyro(optax.adam(schedule)), Trace_ELBO())
         key, key_draws = jax.random.split(jax.random.key(seed))
         state = engine.init(key, stars, init_params=whitened.first_scales(guide.prefix))
         losses: list[np.ndarray] = []
-        chunk = max(1, self.steps // 50)
+        chunk = max(1, steps // 50)
         run = jax.jit(lambda s: jax.lax.scan(lambda s, _: engine.update(s, stars), s, None, length=chunk))
-        with bar(self.steps, "variational training", progress) as shown:
-            while len(losses) < self.steps // chunk:
+        with bar(steps, "variational training", progress) as shown:
+            while len(losses) < steps // chunk:
                 state, loss = run(state)
                 losses.append(np.asarray(loss))
                 shown.update(chunk)
@@ -77,14 +80,16 @@ class SVI(Inference):
         whole = AutoNormalDraws(guide, params)
         draws = whitened.back(whole(key_draws, self.draws))
         loss = np.concatenate(losses)
-        tail = loss[-len(loss) // 10 :]
-        drop = float(np.median(loss[-len(loss) // 5 : -len(loss) // 10]) - np.median(tail))
-        stats = {
-            "converged": bool(np.isfinite(loss).all() and drop < 2 * tail.std()),
-            "final_loss": float(np.median(tail)),
-            "batch_size": batch,
-        }
-        return Trained(draws, None, stats, {"loss": loss})
+        return Trained(draws, None, summary_of(loss) | {"batch_size": batch}, {"loss": loss})
+
+
+def summary_of(loss: np.ndarray) -> dict[str, Any]:
+    """Whether the loss of every step has come to rest, and where."""
+    tail = loss[-len(loss) // 10 :]
+    before = loss[-len(loss) // 5 : -len(loss) // 10]
+    drop = float(np.median(before) - np.median(tail)) if len(before) else np.inf
+    converged = bool(np.isfinite(loss).all() and drop < 2 * tail.std())
+    return {"converged": converged, "final_loss": float(np.median(tail))}
 
 
 class AutoNormalDraws:

@@ -1,0 +1,218 @@
+"""Catalogues larger than memory: what streaming costs, in time, memory and accuracy.
+
+    python benchmarks/catalog.py spectra    --stars 300000   infer_catalog against infer in memory; peak memory
+    python benchmarks/catalog.py cost       --stars 10000 100000 1000000   seconds per star of the test step
+    python benchmarks/catalog.py training   --stars 1000000  SVI from disk against SVI in memory; a run that is stopped
+
+All files are simulated, into --folder (a temporary one), and removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import bayeslabels as bl
+from bayeslabels.checkpoint import Checkpoint
+from bayeslabels.inference.guide import Guided
+from bayeslabels.simulate import simulate_photometry
+
+GROUP = 8192
+"""Stars in a row group of the files that are written."""
+BANDS = ("G", "BP", "RP", "J", "H", "Ks")
+NAMES = {"labels_names": ("TEFF", "LOGG", "FE_H"), "labels_unit": ("K", "dex", "dex"), "magnitudes_names": BANDS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["spectra", "cost", "training", "worker"])
+    parser.add_argument("--stars", type=int, nargs="+")
+    parser.add_argument("--pixels", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.what == "worker":
+        print(json.dumps(stream_spectra(arguments.folder, arguments.batch)))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        if arguments.what == "spectra":
+            spectra((arguments.stars or [300_000])[0], arguments.pixels, arguments.batch, Path(folder))
+        elif arguments.what == "cost":
+            cost(arguments.stars or [10_000, 100_000, 1_000_000], Path(folder))
+        else:
+            training((arguments.stars or [1_000_000])[0], arguments.epochs, Path(folder))
+
+
+def vectors(x):
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(x)), x.shape[1])
+
+
+def write_spectra(n, n_pixel, folder):
+    """Spectra quadratic in three labels, written as they are made; a Cannon trained on 1000 more of them."""
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(n_pixel, 10)) * 0.03
+    theta[:, 0] = 1.0
+
+    def some(n):
+        u = rng.normal(size=(n, 3))
+        phi = np.column_stack([np.ones(n), u, *(u[:, i] * u[:, j] for i in range(3) for j in range(i, 3))])
+        flux = (phi @ theta.T + 0.01 * rng.normal(size=(n, n_pixel))).astype(np.float32)
+        return u, flux
+
+    u, flux = some(1000)
+    labels = bl.Block(u, np.full(u.shape, 1e-3), names=("A", "B", "C"))
+    stars = bl.Stars(labels=labels, flux=bl.Block.from_ivar(flux, np.full(flux.shape, 1e4)))
+    bl.fit(bl.Cannon(order=2, label_noise=False), stars).save(folder / "cannon.nc")
+    writer = None
+    for first in range(0, n, GROUP):
+        _, flux = some(min(GROUP, n - first))
+        ivar = np.full(flux.shape, 1e4, np.float32)
+        rows = pa.table({"flux": vectors(flux), "flux_ivar": vectors(ivar)})
+        writer = writer or pq.ParquetWriter(folder / "spectra.parquet", rows.schema)
+        writer.write_table(rows)
+    writer.close()
+
+
+def stream_spectra(folder, batch):
+    """Seconds, stars per second after the first batch is compiled, and peak memory; in a process of its own."""
+    posterior = bl.load(folder / "cannon.nc")
+    at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    few = folder / "few.parquet"
+    with pq.ParquetFile(folder / "spectra.parquet") as file:
+        pq.write_table(file.read_row_group(0).slice(0, batch), few)
+    bl.infer_catalog(posterior, few, folder / "few", batch_size=batch, progress=False)
+    run = bl.infer_catalog(posterior, folder / "spectra.parquet", folder / "out", batch_size=batch, progress=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"seconds": run.seconds, "stars_per_second": run.stars_per_second, "peak_GB": peak, "start_GB": at_start}
+
+
+def spectra(n, n_pixel, batch, folder):
+    write_spectra(n, n_pixel, folder)
+    size = (folder / "spectra.parquet").stat().st_size / 1e9
+    print(f"{n} stars x {n_pixel} pixels, {size:.2f} GB of flux and ivar, batches of {batch}")
+    command = [sys.executable, __file__, "worker", "--folder", str(folder), "--batch", str(batch)]
+    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    few = min(n, 8 * batch)
+    with pq.ParquetFile(folder / "spectra.parquet") as file:
+        rows = pa.concat_tables([file.read_row_group(i) for i in range(-(-few // GROUP))]).slice(0, few)
+    flux, ivar = (rows[name].combine_chunks().flatten().to_numpy().reshape(few, -1) for name in ("flux", "flux_ivar"))
+    stars = bl.Stars(flux=bl.Block.from_ivar(flux, ivar))
+    posterior = bl.load(folder / "cannon.nc")
+    bl.infer(posterior, stars[:batch], batch_size=batch).table()
+    start = time.perf_counter()
+    bl.infer(posterior, stars, batch_size=batch).table()
+    memory = few / (time.perf_counter() - start)
+    ratio = done["stars_per_second"] / memory
+    print(f"in memory ({few} stars) {memory:.0f} stars/s; streamed {done['stars_per_second']:.0f} stars/s: {ratio:.2f}")
+    mega = 2 * 8 * n_pixel * batch / 1e9
+    print(f"peak memory {done['peak_GB']:.2f} GB (with model and libraries {done['start_GB']:.2f}; a batch {mega:.2f})")
+
+
+def write_photometry(n, path, seed):
+    """Simulated stars, as blocks, a chunk at a time."""
+    writer = None
+    for i, first in enumerate(range(0, n, 8 * GROUP)):
+        stars, _ = simulate_photometry(min(8 * GROUP, n - first), BANDS, seed=seed + i)
+        columns = {}
+        for name in ("labels", "magnitudes"):
+            columns |= {name: vectors(stars[name].value), f"{name}_error": vectors(stars[name].error)}
+        for name in ("parallax", "reddening"):
+            columns |= {name: stars[name].value[:, 0], f"{name}_error": stars[name].error[:, 0]}
+        rows = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, rows.schema)
+        writer.write_table(rows, row_group_size=GROUP)
+    writer.close()
+    return path
+
+
+def read_photometry(path):
+    rows = pq.read_table(path)
+    columns = {}
+    for name in rows.column_names:
+        x = rows[name].combine_chunks()
+        columns[name] = x.flatten().to_numpy().reshape(len(rows), -1) if "list" in str(x.type) else x.to_numpy()
+    return bl.Stars.from_table(columns, **{name: name for name in columns}, **NAMES)
+
+
+def cost(sizes, folder):
+    stars, _ = simulate_photometry(3000, BANDS, seed=99)
+    posterior = bl.fit(bl.Photometry(function="polynomial", members=2), stars, bl.MAP(max_iterations=20))
+    columns = {"labels": None, "magnitudes": "magnitudes", "magnitudes_error": "magnitudes_error",
+               "parallax": "parallax", "parallax_error": "parallax_error", "magnitudes_names": BANDS}  # fmt: skip
+    del columns["labels"]
+    warm = write_photometry(2048, folder / "warm.parquet", 5)
+    bl.infer_catalog(posterior, warm, folder / "warm", bl.MAP(), columns=columns, progress=False)
+    each = []
+    for n in sizes:
+        source = write_photometry(n, folder / f"{n}.parquet", 7)
+        start = time.process_time()
+        run = bl.infer_catalog(posterior, source, folder / f"{n}", bl.MAP(), columns=columns, progress=False)
+        each.append((time.process_time() - start) / n)
+        print(f"{n:8d} stars: {1e3 * each[-1]:.3f} CPU ms per star, {run.stars_per_second:.0f} stars/s", flush=True)
+    print(f"most expensive / cheapest: {max(each) / min(each):.3f}")
+
+
+def training(n, epochs, folder):
+    source = write_photometry(n, folder / "train.parquet", 11)
+    test = read_photometry(write_photometry(20_000, folder / "test.parquet", 10_000))
+    model, inference = bl.Photometry(width=16, depth=1, members=1), bl.SVI(batch_size=2048, epochs=epochs)
+    told = {}
+    for name in ("disk", "memory"):
+        stars, columns = (source, NAMES) if name == "disk" else (read_photometry(source), None)
+        start = time.perf_counter(), time.process_time()
+        posterior = bl.fit(model, stars, inference, columns=columns)
+        spent = time.perf_counter() - start[0], time.process_time() - start[1]
+        told[name] = held_out(posterior, test)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"{name}: {told[name].mean():.4f} nat per held-out star, {spent[0]:.0f} s, {spent[1]:.0f} CPU s, "
+              f"peak {peak:.2f} GB", flush=True)  # fmt: skip
+        if name == "disk":
+            first = posterior
+    off = told["disk"] - told["memory"]
+    print(f"disk - memory: {off.mean():.5f} +- {off.std() / np.sqrt(len(off)):.5f} nat per star")
+    calls, take, path = [], Guided.take, folder / "run.npz"
+
+    def failing(self, block):
+        calls.append(block)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return take(self, block)
+
+    Guided.take = failing
+    for _ in range(2):
+        try:
+            again = bl.fit(model, source, inference, columns=NAMES, checkpoint=path, every=0)
+        except KeyboardInterrupt:
+            print(f"stopped before block {len(calls)}: {Checkpoint(path, 0, {}).path.stat().st_size} bytes kept")
+    same = all(np.array_equal(a, b) for a, b in zip(first.moments, again.moments, strict=True))
+    print(f"the run that was stopped, resumed: {'identical' if same else 'DIFFERENT'}")
+
+
+def held_out(posterior, test):
+    """ln p (N,) of the test stars' data, averaged over draws of theta."""
+    model, samples = posterior.model, posterior.data["posterior"].to_dataset()
+    rows = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), model.arrays(test))
+    names = [name for name in model.global_sites if name in samples]
+    each = []
+    density = jax.jit(model.log_likelihood)
+    for i in range(0, samples.sizes["draw"], 20):
+        theta = {name: jnp.asarray(samples[name].values[0, i], jnp.float32) for name in names}
+        each.append(np.asarray(density(theta, rows), float))
+    return jax.scipy.special.logsumexp(np.array(each), 0) - np.log(len(each))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Training by minibatches of stars that are in files: the result of stars in memory, whatever stops the run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from astropy.table import Table
+from numpyro.infer.util import log_density
+from test_catalog import write_hdf5, write_parquet
+from test_collapsed import LineModel
+
+import bayeslabels as bl
+from bayeslabels.checkpoint import Checkpoint, differences
+from bayeslabels.errors import CannotDo
+from bayeslabels.inference import batches as batches_
+from bayeslabels.inference.batches import Batches, RowsInMemory, split
+from bayeslabels.inference.minibatch import Members, fit_members
+
+pytest.importorskip("pyarrow")
+
+N = 900
+MODEL = bl.Translator(function="polynomial", order=1, scatter="constant", robust=False, members=2, components=2)
+NAMES = {"labels_names": ("TEFF", "LOGG"), "target_labels_names": ("TEFF", "LOGG")}
+MAP = bl.MAP(max_iterations=4, batch_size=100)
+
+
+def table(n=N, seed=0):
+    """Two surveys of the same stars, the second with gaps; sorted, as catalogues are."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 2))
+    x = x[np.argsort(x[:, 0])]
+    y = x * [1.1, 0.9] + [0.3, -0.2] + 0.1 * rng.normal(size=x.shape)
+    y[rng.random(n) < 0.05] = np.nan
+    error = np.full(x.shape, 0.1)
+    return Table({"labels": x + 0.1 * rng.normal(size=x.shape), "labels_error": error,
+                  "target_labels": y, "target_labels_error": error, "OTHER": np.arange(n)})  # fmt: skip
+
+
+def in_memory(table):
+    columns = {name: name for name in table.colnames if name != "OTHER"}
+    return bl.Stars.from_table(table, **columns, **NAMES)
+
+
+@pytest.fixture
+def blocks_of_200(monkeypatch):
+    monkeypatch.setattr(batches_, "BLOCK", 200)
+
+
+@pytest.fixture
+def line():
+    rng = np.random.default_rng(1)
+    v = rng.normal(size=1000)
+    sd = rng.uniform(0.2, 0.8, v.size)
+    y = 0.5 + 2.0 * v + 0.3 * rng.normal(size=v.size)
+    return RowsInMemory(LineModel(), bl.Stars(labels=bl.Block(v + sd * rng.normal(size=v.size), sd), flux=bl.Block(y)))
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_the_batches_of_an_epoch_are_the_whole_objective(line, blocks_of_200, bootstrap):
+    line.pieces = batches_.pieces_of(line.n, 70)
+    line.usable[5:40] = False
+    batches = Batches.of(line, 3, 0, 12, bootstrap=bootstrap)
+    starts = [line.model.start(line.stars, e) for e in range(3)]
+    members = Members(line.model, batches, starts, 1, 0.0, 1)
+    steps, width = batches.extent(4)
+    total, seen = np.zeros((3,)), np.zeros((3, line.n), int)
+    blocks = []
+    for block in batches.blocks(4):
+        if block.epoch > 4:
+            break
+        blocks.append(block)
+    assert len(blocks) > 4
+    with jax.enable_x64(True):
+        for number, block in enumerate(blocks):
+            rows = np.concatenate([np.arange(*x) for x in batches.plan(4)[number]])
+            for s in range(block.steps):
+                order, counts = block.order[:, s], block.counts[:, s]
+                for e in range(3):
+                    np.add.at(seen[e], rows[order[e][counts[e]]], 1)
+                part = jax.tree.map(lambda x, o=order: jnp.asarray(np.asarray(x, float)[o]), block.data)
+                real = jax.tree.map(lambda x: jnp.asarray(x, float), members.state["real"])
+                total += jax.vmap(members.loss)(real, part, jnp.asarray(counts), jnp.asarray(width))
+        np.testing.assert_array_equal(seen, batches.often)
+        assert not seen[:, 5:40].any()
+        out = split(line.n, 3, 0)
+        assert all(not seen[e][out[e]].any() for e in range(3))
+        theta = jax.vmap(members.constrained)(real)
+        for e in range(3):
+            own = jax.tree.map(lambda x, e=e: x[e], theta)
+            density = line.model.log_likelihood(own, line.model.arrays(line.all))
+            whole = -(batches.often[e] * density).sum() / batches.often[e].sum()
+            whole -= log_density(line.model.parameters, (), {}, own)[0] / batches.n
+            np.testing.assert_allclose(total[e] / steps, whole, rtol=1e-9)
+
+
+def test_blocks_mix_the_whole_table(line, blocks_of_200):
+    batches = Batches.of(line, 1, 0, 12)
+    line.pieces = batches_.pieces_of(line.n, 10)
+    for epoch in (0, 1):
+        plan = batches.plan(epoch)
+        rows = [np.concatenate([np.arange(*x) for x in block]) for block in plan]
+        np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(line.n))
+        assert max(map(len, rows)) <= 200
+        assert np.abs(rows[0].mean() - line.n / 2) < 150
+    assert batches.plan(0) != batches.plan(1)
+
+
+@pytest.mark.parametrize("kind", ["fits", "hdf5", "parquet"])
+def test_files_train_as_memory_does(tmp_path, blocks_of_200, kind, monkeypatch):
+    """To the bit where the pieces are the same, which of Parquet are its row groups."""
+    whole = table()
+    stars = in_memory(whole)
+    if kind == "parquet":
+        source, pieces = write_parquet(whole, tmp_path / "in", rows=250, group=90), None
+    else:
+        source, pieces = tmp_path / f"in.{kind}", 60
+        write_hdf5(whole, source) if kind == "hdf5" else whole.write(source)
+    if pieces:
+        for module in (batches_, sys.modules["bayeslabels.training"]):
+            monkeypatch.setattr(module, "pieces_of", lambda n: [(i, min(i + pieces, n)) for i in range(0, n, pieces)])
+    else:
+        rows = [0, 90, 180, 250, 340, 430, 500, 590, 680, 750, 840, 900]
+        monkeypatch.setattr(batches_, "pieces_of", lambda n: list(itertools.pairwise(rows)))
+    ours = bl.fit(MODEL, source, MAP, columns=NAMES)
+    theirs = bl.fit(MODEL, stars, MAP)
+    for name, x in ours.moments._asdict().items():
+        np.testing.assert_allclose(x, getattr(theirs.moments, name), rtol=2e-5, atol=1e-6, err_msg=name)
+    assert ours.info["n_without_target_labels"] == theirs.info["n_without_target_labels"] > 20
+    assert ours.info["n_star"] == theirs.info["n_star"]
+    result = bl.infer_catalog(ours, source, tmp_path / "out", progress=False)
+    assert result.n_star == N
+
+
+def test_guides_train_from_files(tmp_path, blocks_of_200):
+    source = write_parquet(table(), tmp_path / "in.parquet", group=90)
+    posterior = bl.fit(MODEL, source, bl.SVI(batch_size=64, epochs=60, learning_rate=0.02), columns=NAMES)
+    said = bl.infer(posterior, in_memory(table(300, 1)).drop("target_labels"))
+    truth = table(300, 1)["target_labels"]
+    good = np.isfinite(truth).all(1)
+    assert np.std((said.mean - truth)[good]) < 0.18
+
+
+class Stopped(Exception):
+    """Instead of a power cut."""
+
+
+def stop_after(monkeypatch, n):
+    calls = []
+
+    def failing(self, block):
+        calls.append(block)
+        if len(calls) > n:
+            raise Stopped
+        return take(self, block)
+
+    take = Members.take
+    monkeypatch.setattr(Members, "take", failing)
+    return lambda: monkeypatch.setattr(Members, "take", take)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(line, tmp_path, blocks_of_200, monkeypatch):
+    options = {"epochs": 5, "learning_rate": 0.05, "batch_size": 30}
+    whole = fit_members(line, 3, False, **options)
+    path = tmp_path / "run.npz"
+
+    def run():
+        return fit_members(line, 3, False, **options, checkpoint=Checkpoint(path, 0.0, {"seed": 3}))
+
+    for n in (1, 4, 9):
+        go_on = stop_after(monkeypatch, n)
+        with pytest.raises(Stopped):
+            run()
+        go_on()
+    last = path.read_bytes()
+    again = run()
+    for name, x in whole.draws.items():
+        np.testing.assert_array_equal(again.draws[name], x)
+    for name, x in whole.traces.items():
+        np.testing.assert_array_equal(again.traces[name], x)
+    np.testing.assert_array_equal(run().draws["line"], whole.draws["line"])  # done: nothing is left to do
+    path.write_bytes(last[:300])  # torn: the one before is taken
+    np.testing.assert_array_equal(run().draws["line"], whole.draws["line"])
+    assert {x.name for x in tmp_path.iterdir()} == {"run.npz", "run.previous.npz"}
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import bayeslabels as bl
+from bayeslabels import checkpoint
+from bayeslabels.inference import batches
+from test_training_stream import MAP, MODEL, NAMES
+batches.BLOCK = 200
+saved, replace = [], os.replace
+def replacing(a, b):
+    replace(a, b)
+    saved.append(b)
+    if len(saved) == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.os.replace = replacing
+posterior = bl.fit(MODEL, sys.argv[2], MAP, columns=NAMES, seed=1, checkpoint=sys.argv[3], every=0)
+np.savez(sys.argv[3] + ".out.npz", **posterior.moments._asdict())
+"""
+
+
+def test_a_run_that_was_killed(tmp_path, blocks_of_200):
+    """Between the two moves that make a checkpoint, when none is in its place."""
+    source = write_parquet(table(), tmp_path / "in.parquet", group=90)
+    whole = bl.fit(MODEL, source, MAP, columns=NAMES, seed=1)
+    path = tmp_path / "run.npz"
+    command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(source), str(path)]
+    killed = subprocess.run([*command, "6"], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert killed.returncode == -signal.SIGKILL
+    assert not path.exists()
+    again = bl.fit(MODEL, source, MAP, columns=NAMES, seed=1, checkpoint=path)
+    for name, x in whole.moments._asdict().items():
+        np.testing.assert_array_equal(getattr(again.moments, name), x)
+
+
+def test_a_checkpoint_of_other_work_is_refused_and_the_difference_named(tmp_path, blocks_of_200):
+    stars, path = in_memory(table()), tmp_path / "run.npz"
+    bl.fit(MODEL, stars, bl.MAP(max_iterations=1), checkpoint=path, every=0)
+    wrong = [
+        ({"model": MODEL.replace(components=3)}, "model.components was 2, is 3"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"stars": in_memory(table(seed=4))}, "stars was"),
+        ({"inference": bl.MAP(max_iterations=2)}, "settings.max_iterations was 1, is 2"),
+    ]
+    for change, told in wrong:
+        given = {"model": MODEL, "stars": stars, "inference": bl.MAP(max_iterations=1)} | change
+        with pytest.raises(bl.BadInput, match=told):
+            bl.fit(**given, checkpoint=path)
+    for odd in ("run.pickle", "nowhere/run.npz"):
+        with pytest.raises(bl.BadInput, match="checkpoint"):
+            bl.fit(MODEL, stars, MAP, checkpoint=tmp_path / odd)
+    assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 0}) == "a.b was 1, is 2; c was None, is 0"
+
+
+def test_what_cannot_be_is_said(simulated, tmp_path):
+    source = write_parquet(table(), tmp_path / "in.parquet")
+    for call in (lambda: bl.fit(MODEL, source, bl.NUTS()), lambda: bl.fit(bl.Cannon(), source)):
+        with pytest.raises(CannotDo, match="in files"):
+            call()
+    with pytest.raises(CannotDo, match="checkpoints"):
+        bl.fit(bl.Cannon(order=1), simulated.stars, checkpoint=tmp_path / "run.npz")
+    with pytest.raises(bl.BadInput, match="batch_size"):
+        bl.fit(bl.Cannon(order=1), simulated.stars, bl.MAP(batch_size=10))
+    with pytest.raises(bl.BadInput, match="target_labels"):
+        bl.fit(MODEL, write_parquet(table()["labels", "labels_error"], tmp_path / "half.parquet"))
+    with pytest.raises(bl.BadInput, match="'TEMPERATURE'"):
+        bl.fit(MODEL, source, columns={"labels": ("TEMPERATURE", "LOGG")})
+    with pytest.raises(bl.BadInput, match="no file"):
+        bl.fit(MODEL, tmp_path / "nowhere")
