@@ -13,6 +13,7 @@ import bayeslabels as bl
 from bayeslabels.astro.extinction import band_extinction, extinction_law
 from bayeslabels.errors import BadInput
 from bayeslabels.families.photometric_stars import prepare
+from bayeslabels.inference.batches import Batches, RowsInMemory
 from bayeslabels.inference.starwise import log_posterior
 from bayeslabels.simulate import simulate_photometry
 
@@ -142,6 +143,25 @@ def test_recovers_the_truth(survey, posterior):
     assert 0.05 < posterior.moments.luminosity_scatter < 0.2
     magnitudes = posterior.predict(stars[test], "magnitudes")
     assert np.nanmedian(np.abs(magnitudes - stars[test].magnitudes.value)) < 0.4
+
+
+def test_training_ends_at_the_mode(survey, posterior):
+    """Slope of ln p per sd, of the function and of the reddening vector, on the resample that a member trained on."""
+    model, stars = posterior.model, survey[0][:800]
+    often = Batches.of(RowsInMemory(model, stars), 2, 0, None, bootstrap=True).often
+    draws = posterior.data["posterior"].to_dataset()
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, model.arrays(stars))
+        for e, weight in enumerate(often):
+            theta = {k: jnp.asarray(draws[k].values.reshape(-1, *draws[k].shape[2:])[e]) for k in model.finished}
+            free = {k: theta.pop(k) for k in ("weights", "reddening_log")}
+            each = jax.jit(jax.jacrev(lambda free, theta=theta: model.log_likelihood({**theta, **free}, data)))(free)
+            prior = jax.grad(lambda free, theta=theta: log_density(model.parameters, (), {}, {**theta, **free})[0])(
+                free
+            )
+            for name, scores in each.items():
+                slope = weight @ np.asarray(scores) + prior[name]
+                assert np.abs(slope / np.sqrt(weight @ np.asarray(scores) ** 2)).max() < 0.3, name
 
 
 def test_posteriors_hold_the_truth(survey, told):

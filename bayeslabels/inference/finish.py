@@ -28,6 +28,8 @@ CHUNK = 1024
 """Stars at a time."""
 ROUNDS, ITERATIONS = 3, 60
 """New coordinates so often, at most, and iterations of L-BFGS in each."""
+JITTER = 1e-6
+"""Of the information's correlation matrix, which is summed in float32."""
 GAIN = 0.1
 """Of ln p: a round that gains less is the last."""
 
@@ -87,6 +89,7 @@ class Finisher:
 
             slope_of = jax.grad(lambda x: prior(back(x), fixed))
             own = -jax.jvp(slope_of, (flat,), (jnp.ones_like(flat),))[1]  # the prior's parameters are independent
+            own = jnp.where(jnp.isfinite(own), own, 0.0)  # at the edge of a support float32 may overflow
             return jax.lax.scan(add, jnp.diag(jnp.maximum(own, 1e-3)), chunks)[0]
 
         self.value_and_slope, self.information = value_and_slope, information
@@ -97,7 +100,11 @@ class Finisher:
         x, dtype, value, slope = np.asarray(start, float), start.dtype, -np.inf, np.inf
         for _ in range(ROUNDS):
             free = back(jnp.asarray(x, dtype))
-            root = np.linalg.cholesky(np.asarray(self.information(free, real, chunks), float))
+            information = np.asarray(self.information(free, real, chunks), float)
+            if not np.isfinite(information).all():  # training went astray: said so, and left alone
+                return real, np.inf
+            sd = np.sqrt(np.diag(information))
+            root = sd[:, None] * np.linalg.cholesky(information / np.outer(sd, sd) + JITTER * np.eye(len(sd)))
 
             def there(y, x=x, root=root):
                 return x + solve_triangular(root.T, y, lower=False)
@@ -109,6 +116,8 @@ class Finisher:
 
             options = {"maxiter": ITERATIONS, "ftol": 1e-7, "gtol": 1e-3}
             found = minimize(loss, np.zeros(len(x)), jac=True, method="L-BFGS-B", options=options)
+            if not np.isfinite(found.fun) or -found.fun < value:
+                break
             gain, value, slope = -found.fun - value, -found.fun, float(np.abs(found.jac).max())
             x = there(found.x)
             if gain < GAIN:
