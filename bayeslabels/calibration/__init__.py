@@ -1,6 +1,7 @@
 """Do the error bars hold? Held-out predictions, z scores, coverage, PIT."""
 
 from .cross_validation import CrossValidation, cross_validate
+from .recalibrate import Recalibration, recalibrate
 from .scores import (
     Coverage,
     Labels,
@@ -19,6 +20,7 @@ __all__ = [
     "Coverage",
     "CrossValidation",
     "Labels",
+    "Recalibration",
     "Reference",
     "Result",
     "compared",
@@ -27,6 +29,7 @@ __all__ = [
     "label_scatter",
     "log_density",
     "pit",
+    "recalibrate",
     "robust_scatter",
     "z_scores",
 ]
