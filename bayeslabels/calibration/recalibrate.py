@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from astropy import units
 from astropy.table import QTable
 from scipy.optimize import minimize
 
 from ..errors import bad_input
 from ..star_posterior import Flags, StarPosterior
+from .bins import bin_of, binned, quantity
 from .scores import Labels, Result, compared
 
 FEWEST = 20
@@ -109,8 +109,7 @@ class Recalibration:
             return np.zeros(n, int)
         if by is None:
             raise bad_input("no by=", f"{self.by} of every star, which the errors depend on", fix=f"by={self.by}")
-        by = _quantity(by, n)
-        return np.where(np.isfinite(by), np.searchsorted(self.edges, by, "right"), -1)
+        return bin_of(quantity(by, n), self.edges)
 
     def table(self) -> QTable:
         """A row per label and bin: factor and floor with their errors, and the number of stars."""
@@ -190,10 +189,10 @@ def recalibrate(
     frame = result.frame
     offset, variance = reference.value - result.mean, result.error**2
     other = np.einsum("nmm->nm", reference.covariance)
-    bin_of, edges = _binned(by, bins, len(offset))
+    row, edges = binned(by, bins, len(offset))
     n_bin, m = len(edges) + 1, len(frame.names)
-    usable = np.isfinite(offset) & np.isfinite(variance) & (bin_of >= 0)[:, None]
-    n_star = np.stack([usable[bin_of == b].sum(0) for b in range(n_bin)])
+    usable = np.isfinite(offset) & np.isfinite(variance) & (row >= 0)[:, None]
+    n_star = np.stack([usable[row == b].sum(0) for b in range(n_bin)])
     out = np.tile(np.array([1.0, np.nan, 0.0, np.nan]), (n_bin, m, 1))
     for j in np.flatnonzero(usable.any(0)):
         for b in range(n_bin):
@@ -203,7 +202,7 @@ def recalibrate(
                     f"{n_star[b, j]} stars with {frame.names[j]} and an answer{where}", f"at least {FEWEST}",
                     fix=f"bins={max(n_bin - 1, 1)}, or more stars held out",
                 )  # fmt: skip
-            at = usable[:, j] & (bin_of == b)
+            at = usable[:, j] & (row == b)
             out[b, j] = fit_width(offset[at, j], variance[at, j], other[at, j], floor)
     if not usable.any():
         raise bad_input("no star with both an answer and a known label", "held-out stars with labels")
@@ -246,30 +245,3 @@ def fit_width(offset: np.ndarray, variance: np.ndarray, other: np.ndarray, floor
     error[free] = np.sqrt(best[free] + spread) - np.sqrt(best[free])
     scale = np.sqrt(unit)
     return Width(float(np.sqrt(best[0])), float(error[0]), float(scale * np.sqrt(best[1])), float(scale * error[1]))
-
-
-def _quantity(by: Any, n: int) -> np.ndarray:
-    by = np.asarray(by.value if isinstance(by, units.Quantity) else by, float)
-    if by.shape != (n,):
-        raise bad_input(f"by of shape {by.shape}", f"({n},), one number per star")
-    return by
-
-
-def _binned(by: Any, bins: Any, n: int) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The bin of each star, -1 where the quantity is not known, and the edges between bins."""
-    if by is None:
-        return np.zeros(n, int), ()
-    by = _quantity(by, n)
-    known = by[np.isfinite(by)]
-    if np.ndim(bins) == 0:
-        if isinstance(bins, bool) or int(bins) != bins or bins < 1 or not len(known):
-            raise bad_input(
-                f"bins={bins!r} of {len(known)} known values", "a number of bins, or the edges between them"
-            )
-        inner = np.unique(np.quantile(known, np.linspace(0, 1, int(bins) + 1)[1:-1]))
-    else:
-        inner = np.asarray(bins, float)
-        if inner.ndim != 1 or not (np.diff(inner) > 0).all() or not np.isfinite(inner).all():
-            raise bad_input(f"bins={bins!r}", "the edges between bins, increasing", fix="bins=(30, 100)")
-    row = np.where(np.isfinite(by), np.searchsorted(inner, by, "right"), -1)
-    return row, tuple(inner.tolist())
