@@ -66,6 +66,23 @@ def test_calibration_against_a_catalogue_counts_its_errors_and_tau(survey, tmp_p
     assert f"mean {z[:, 1].mean():+.2f}\nsd {z[:, 1].std():.2f}" in texts[1]
 
 
+def test_reliability(survey, tmp_path):
+    _, result, test, truth = survey
+    snr = np.linspace(10, 100, 40)
+    figure = plots.reliability(result, truth, snr, bins=(50,), by_name="S/N")
+    drawn(figure, tmp_path)
+    table = calibration.reliability(result, truth, snr, bins=(50,), levels=(0.6827, 0.95))
+    points = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert [list(line.get_ydata()) for line in points] == [
+        table["share"][(table["label"] == "LOGG") & (table["level"] == level)].tolist() for level in (0.6827, 0.95)
+    ]
+    assert figure.axes[0].get_xlabel() == "S/N"
+    catalogue = test.with_block(labels=bl.Block(truth.test_labels, 0.1, names=truth.names, unit=["K", "dex", "dex"]))
+    drawn(plots.reliability(result, catalogue, "FE_H", bins=2), tmp_path)
+    with pytest.raises(bl.BadInput, match="by="):
+        plots.reliability(result, truth)
+
+
 def test_on_axes_given(survey):
     _, result, _, truth = survey
     figure = Figure()
