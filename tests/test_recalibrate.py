@@ -7,10 +7,12 @@ import pytest
 import xarray as xr
 from scipy.optimize import minimize
 from scipy.stats import norm
+from scipy.stats import t as student_t
 
 import bayeslabels as bl
 from bayeslabels import calibration
 from bayeslabels.calibration import Recalibration, recalibrate
+from bayeslabels.calibration.recalibrate import fit_width
 from bayeslabels.errors import BadInput
 from bayeslabels.model import Frame
 from bayeslabels.star_posterior import Flags
@@ -63,6 +65,37 @@ def test_maximum_of_the_likelihood_against_scipy():
         best = minimize(loss, [1, 1], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9})
         assert loss([found.factor[0, m], found.floor[0, m] / scale]) <= best.fun + 1e-6
         np.testing.assert_allclose(np.abs(best.x), [found.factor[0, m], found.floor[0, m] / scale], rtol=2e-3)
+
+
+def test_wrong_labels_do_not_widen_all_error_bars():
+    result, truth = made_up(3000, seed=6)
+    clean = recalibrate(result, truth, freedom=4)
+    truth[::50] += [3000, 5]
+    gauss, robust = recalibrate(result, truth), recalibrate(result, truth, freedom=4)
+    z = [calibration.robust_scatter(calibration.z_scores(x.apply(result), truth)) for x in (gauss, robust)]
+    assert (z[0] < 0.5).all()
+    assert np.allclose(z[1], 1, atol=0.1)
+    assert np.allclose(calibration.robust_scatter(calibration.z_scores(clean.apply(result), truth)), 1, atol=0.1)
+
+
+def test_student_likelihood_against_scipy():
+    rng = np.random.default_rng(1)
+    variance, other = rng.uniform(0.5, 2, 4000), rng.uniform(0, 1, 4000)
+    c = student_t.ppf(norm.cdf(1), 3)
+    offset = np.sqrt(4 * variance + 1 + other) * rng.standard_t(3, 4000) / c
+    found = fit_width(offset, variance, other, True, 3.0)
+
+    def loss(x):
+        return -student_t.logpdf(offset, 3, scale=np.sqrt(x[0] ** 2 * variance + x[1] ** 2 + other) / c).sum()
+
+    best = minimize(loss, [1, 1], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9})
+    np.testing.assert_allclose(np.abs(best.x), [found.factor, found.floor], rtol=1e-3, atol=1e-3)
+    assert abs(found.factor - 2) < 3 * found.factor_error < 0.5
+    curvature = []  # the likelihood's own, along the factor alone
+    alone = fit_width(offset, variance, other, False, 3.0)
+    for step in (-1e-3, 0, 1e-3):
+        curvature.append(loss([alone.factor + step, 0]))
+    assert alone.factor_error == pytest.approx((curvature[0] - 2 * curvature[1] + curvature[2]) ** -0.5 * 1e-3, rel=0.1)
 
 
 def test_standard_errors_are_those_of_repeated_surveys():
@@ -195,6 +228,8 @@ def test_refusals(tmp_path):
         recalibrate(result, truth, by=np.arange(100), bins=(50, 20))
     with pytest.raises(BadInput, match="no star with both"):
         recalibrate(result, np.full_like(truth, np.nan))
+    with pytest.raises(BadInput, match="freedom=0"):
+        recalibrate(result, truth, freedom=0)
     with pytest.raises(BadInput, match="labels of shape"):
         recalibrate(result, truth[1:])
     other = Frame(("TEFF", "FE_H"), UNITS, np.zeros(2), np.ones(2), 3, 1.0)

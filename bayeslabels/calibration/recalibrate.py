@@ -18,6 +18,8 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 from scipy.optimize import minimize
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from ..errors import bad_input
 from ..star_posterior import Flags, StarPosterior
@@ -169,6 +171,7 @@ def recalibrate(
     bins: Any = 4,
     by_name: str = "by",
     floor: bool = True,
+    freedom: float = np.inf,
     errors: Any = None,
     scatter: Any = None,
 ) -> Recalibration:
@@ -181,10 +184,15 @@ def recalibrate(
             are left out. bins: number of bins, of equal numbers of stars, or the edges between them.
             by_name: what to call it.
         floor: False: a factor alone, for few stars.
+        freedom: degrees of freedom of a Student-t in the place of the Gaussian, such as 4, for labels of which some are
+            far off: a Gaussian lets the few widen all error bars. The error is then half of the interval that holds 68
+            per cent, whatever the tails.
         errors: of the labels, as in `z_scores`. scatter: tau, as in `z_scores`: what a catalogue's labels scatter
             beyond their errors, where that is noise of the catalogue. Left out, the floor takes it up, and the error
             bar becomes that of a catalogue label.
     """
+    if not freedom > 0:
+        raise bad_input(f"freedom={freedom!r}", "degrees of freedom above 0", fix="freedom=4")
     reference = compared(result, truth, errors, scatter)
     frame = result.frame
     offset, variance = reference.value - result.mean, result.error**2
@@ -203,17 +211,20 @@ def recalibrate(
                     fix=f"bins={max(n_bin - 1, 1)}, or more stars held out",
                 )  # fmt: skip
             at = usable[:, j] & (row == b)
-            out[b, j] = fit_width(offset[at, j], variance[at, j], other[at, j], floor)
+            out[b, j] = fit_width(offset[at, j], variance[at, j], other[at, j], floor, freedom)
     if not usable.any():
         raise bad_input("no star with both an answer and a known label", "held-out stars with labels")
     parts = dict(zip(("factor", "factor_error", "floor", "floor_error"), np.moveaxis(out, -1, 0), strict=True))
     return Recalibration(frame.names, frame.units, n_star=n_star, by=by_name if n_bin > 1 else "", edges=edges, **parts)
 
 
-def fit_width(offset: np.ndarray, variance: np.ndarray, other: np.ndarray, floor: bool = True) -> Width:
-    """Maximum likelihood of offset_n ~ N(0, f^2 variance_n + s^2 + other_n), f and s not negative.
+def fit_width(
+    offset: np.ndarray, variance: np.ndarray, other: np.ndarray, floor: bool = True, freedom: float = np.inf
+) -> Width:
+    """Maximum likelihood of offset_n ~ N(0, v_n), v_n = f^2 variance_n + s^2 + other_n, f and s not negative.
 
-    Where all variances are alike the two cannot be told apart, and the floor is left at zero, its error NaN.
+    Or of offset_n / sqrt(v_n) = t / c, t of Student's distribution and c its 84.13th percentile. Where all variances
+    are alike f and s cannot be told apart, and the floor is left at zero, its error NaN.
     """
     unit = float(np.median(variance)) or float(np.mean(offset**2))
     if not unit > 0:
@@ -222,12 +233,20 @@ def fit_width(offset: np.ndarray, variance: np.ndarray, other: np.ndarray, floor
     constant = other / unit
     least = 1e-9 * (r2.mean() + constant.mean() + 1.0)
 
+    c2 = float(student_t.ppf(norm.cdf(1.0), freedom)) ** 2
+
     def total(x: np.ndarray) -> np.ndarray:
         return np.maximum(design @ x + constant, least)
 
+    def weight(ratio: np.ndarray) -> np.ndarray:
+        """What an offset counts, 1 if Gaussian."""
+        return c2 * (1 + 1 / freedom) / (1 + c2 * ratio / freedom)
+
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         v = total(x)
-        return float((np.log(v) + r2 / v).mean()), design.T @ ((1 - r2 / v) / v) / len(v)
+        ratio = r2 / v
+        tail = ratio if np.isinf(freedom) else (freedom + 1) * np.log1p(c2 * ratio / freedom)
+        return float((np.log(v) + tail).mean()), design.T @ ((1 - weight(ratio) * ratio) / v) / len(v)
 
     told_apart = floor and np.ptp(design[:, 0]) > 1e-3
     excess = max(float(np.mean(r2 - constant) / np.mean(design[:, 0])), 0.05)
@@ -238,8 +257,11 @@ def fit_width(offset: np.ndarray, variance: np.ndarray, other: np.ndarray, floor
     free = np.array([True, told_apart])
     v = total(best)
     slope = design[:, free] / v[:, None]
-    inverse = np.linalg.pinv(slope.T @ slope)  # of twice the information
-    scores = slope * (r2 / v - 1)[:, None]
+    ratio = r2 / v
+    pull = weight(ratio) * ratio
+    steepness = np.mean(pull / (1 + c2 * ratio / freedom))  # of the pull; 1 if Gaussian
+    inverse = np.linalg.pinv(steepness * slope.T @ slope)  # of twice the information
+    scores = slope * (pull - 1)[:, None]
     spread = np.sqrt(np.diag(inverse @ (scores.T @ scores) @ inverse))
     error = np.full(2, np.nan)
     error[free] = np.sqrt(best[free] + spread) - np.sqrt(best[free])
