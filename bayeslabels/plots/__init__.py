@@ -4,6 +4,7 @@ Each function returns a matplotlib Figure, or draws on the axes it is given, and
 ``figure.savefig(path)``.
 """
 
+from .inference import energy, khat, loss, pair, prior_to_posterior, ranks
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE
 from .stars import coefficients, corner, spectrum
 from .truth import ONE_SIGMA, calibration, one_to_one, reliability
@@ -18,7 +19,13 @@ __all__ = [
     "calibration",
     "coefficients",
     "corner",
+    "energy",
+    "khat",
+    "loss",
     "one_to_one",
+    "pair",
+    "prior_to_posterior",
+    "ranks",
     "reliability",
     "spectrum",
 ]
