@@ -1,7 +1,7 @@
 """Accuracy and calibration of The Cannon: simulated surveys with known truth, and real MILES spectra.
 
     python benchmarks/cannon_accuracy.py quadratic [--seeds 7 11 13 17] [--labels 3] [--classic] [--shared ../shared]
-    python benchmarks/cannon_accuracy.py saturating [--seeds 7 11 13] [--order 3] [--classic]
+    python benchmarks/cannon_accuracy.py saturating [--seeds 7 11 13] [--order 3] [--classic] [--recalibrate]
     python benchmarks/cannon_accuracy.py modes     [--seeds 7]
     python benchmarks/cannon_accuracy.py miles     [--folds 5] [--fold-seeds 0 1 2]
 
@@ -68,6 +68,12 @@ def quadratic(a):
         show(
             "z std (error + tau)", ((result.mean - truth) / np.hypot(result.error, result.info["label_scatter"])).std(0)
         )
+        if a.recalibrate:
+            held_out = bl.cross_validate(posterior.model, train, folds=5, progress=False)
+            errors = calibration.recalibrate(held_out, train)
+            z = calibration.z_scores(errors.apply(result), truth)
+            show("recalibrated: z std", z.std(0))
+            show("68 % coverage", (np.abs(z) < 1).mean(0))
         show("tau", list(posterior.label_scatter().values()))
         show("CPU s, train and test", [middle - start, end - middle])
 
@@ -144,6 +150,7 @@ if __name__ == "__main__":
     cli.add_argument("--folds", type=int, default=5)
     cli.add_argument("--fold-seeds", type=int, nargs="+", default=[0])
     cli.add_argument("--classic", action="store_true")
+    cli.add_argument("--recalibrate", action="store_true", help="errors by the training stars, cross-validated")
     cli.add_argument("--floor", action="store_true", help="train on the true labels: what no training can beat")
     cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options = cli.parse_args()
