@@ -36,6 +36,8 @@ class Flags(IntFlag):
     """A magnitude (or another feature outside of the spectra) is missing; it was integrated over."""
     OUTLIER = 512
     """The measured parallax is wrong with probability above one half: left out of `parallax_combined`."""
+    RECALIBRATED = 1024
+    """Errors are not the posterior's own, but those of an error model learned on held-out stars (`recalibrate`)."""
     BAD_ERROR = 8192
     """An error was zero or negative, and its measurement left out (`infer_catalog`; elsewhere it is refused)."""
 
@@ -51,7 +53,7 @@ EXTRA = (
 )  # fmt: skip
 """Columns of a table that follow the quantities, where there are such."""
 FURTHER = (
-    "error_measurement", "error_function", "error_intrinsic", "p5", "p16", "p50", "p84", "p95",
+    "error_stated", "error_measurement", "error_function", "error_intrinsic", "p5", "p16", "p50", "p84", "p95",
 )  # fmt: skip
 """Columns of each quantity that follow its error, where there are such."""
 
@@ -72,6 +74,13 @@ class StarPosterior:
 
     def __len__(self) -> int:
         return self.data["stars"].sizes["star"]
+
+    def __getitem__(self, rows: Any) -> StarPosterior:
+        """The posterior of some of the stars: a slice, mask or array of rows."""
+        rows = np.atleast_1d(np.arange(len(self))[rows])
+        parts = {name: self.data[name].to_dataset() for name in self.data.children}
+        some = {name: x.isel(star=rows) if "star" in x.dims else x for name, x in parts.items()}
+        return StarPosterior(xr.DataTree.from_dict(some), self.frame, {**self.info, "n_star": len(rows)})
 
     @property
     def stars(self) -> xr.Dataset:

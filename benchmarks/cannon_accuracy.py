@@ -1,10 +1,12 @@
 """Accuracy and calibration of The Cannon: simulated surveys with known truth, and real MILES spectra.
 
     python benchmarks/cannon_accuracy.py quadratic [--seeds 7 11 13 17] [--labels 3] [--classic] [--shared ../shared]
+    python benchmarks/cannon_accuracy.py saturating [--seeds 7 11 13] [--order 3] [--classic] [--recalibrate]
     python benchmarks/cannon_accuracy.py modes     [--seeds 7]
-    python benchmarks/cannon_accuracy.py miles     [--folds 5]
+    python benchmarks/cannon_accuracy.py miles     [--folds 5] [--fold-seeds 0 1 2]
 
-quadratic: 1000 noisy training and 1000 test stars of 1000 pixels, the truth a quadratic. modes: of the test stars'
+quadratic: 1000 noisy training and 1000 test stars of 1000 pixels, the truth a quadratic. saturating: the
+same with lines that saturate, which no polynomial can follow. modes: of the test stars'
 optima found from a cold start, how many are worse than the one next to the truth, and how many of those are flagged.
 miles: FGK stars, catalogue labels held out in folds, default settings beside the classic Cannon.
 """
@@ -18,6 +20,7 @@ import numpy as np
 from astropy.io import fits
 
 import bayeslabels as bl
+from bayeslabels import calibration
 from bayeslabels.astro.spectra import normalize_gaussian
 from bayeslabels.star_posterior import Flags
 
@@ -32,11 +35,11 @@ def show(name, values, digits=3):
     print(f"  {name:24s}", "  ".join(f"{v:.{digits}g}" for v in np.atleast_1d(values)), flush=True)
 
 
-def line_stars(shared, n_label, seed, exact=False):
+def line_stars(shared, n_label, seed, exact=False, quadratic=True):
     sys.path.insert(0, str(shared / "cases"))
     from line_spectra import make
 
-    data = make(1000, 1000, n_label, seed, True)
+    data = make(1000, 1000, n_label, seed, quadratic)
     ivar = data["ivar"] * np.ones_like(data["flux"])
     catalogue = data["label_true"] if exact else data["label"]
     labels = bl.Block(catalogue, data["label_err"], names=[str(n) for n in data["names"]], unit=UNITS[:n_label])
@@ -46,9 +49,9 @@ def line_stars(shared, n_label, seed, exact=False):
 
 def quadratic(a):
     for seed in a.seeds:
-        train, test, truth = line_stars(a.shared, a.labels, seed, a.floor)
+        train, test, truth = line_stars(a.shared, a.labels, seed, a.floor, a.case == "quadratic")
         start = time.process_time()
-        model = bl.Cannon(label_noise=not a.classic)
+        model = bl.Cannon(order=a.order, label_noise=not a.classic)
         if a.floor:
             model = bl.Cannon(label_noise=False, coefficient_prior=bl.priors.Learned())
         posterior = bl.fit(model, train, seed=0, progress=False)
@@ -57,11 +60,20 @@ def quadratic(a):
         end = time.process_time()
         z = (result.mean - truth) / result.error
         how = "true training labels" if a.floor else posterior.info["selection"] or "classic"
-        print(f"quadratic, M={a.labels}, seed {seed}: {how}")
+        print(f"{a.case}, M={a.labels}, order {a.order}, seed {seed}: {how}")
         show("RMSE", np.sqrt(((result.mean - truth) ** 2).mean(0)))
         show("z std", z.std(0))
         show("z mean", z.mean(0))
         show("68 % coverage", (np.abs(z) < 1).mean(0))
+        show(
+            "z std (error + tau)", ((result.mean - truth) / np.hypot(result.error, result.info["label_scatter"])).std(0)
+        )
+        if a.recalibrate:
+            held_out = bl.cross_validate(posterior.model, train, folds=5, progress=False)
+            errors = calibration.recalibrate(held_out, train)
+            z = calibration.z_scores(errors.apply(result), truth)
+            show("recalibrated: z std", z.std(0))
+            show("68 % coverage", (np.abs(z) < 1).mean(0))
         show("tau", list(posterior.label_scatter().values()))
         show("CPU s, train and test", [middle - start, end - middle])
 
@@ -103,35 +115,43 @@ def miles_stars(shared):
 def miles(a):
     stars = miles_stars(a.shared)
     labels = stars.labels.value
-    fold = np.random.default_rng(0).permutation(len(stars)) % a.folds
-    for name, model in (("default", bl.Cannon()), ("classic", bl.Cannon(label_noise=False))):
-        mean, error, tau = (np.full(labels.shape, np.nan) for _ in range(3))
-        start, chosen = time.process_time(), []
-        for f in range(a.folds):
-            posterior = bl.fit(model, stars[fold != f], seed=0, progress=False)
-            result = bl.infer(posterior, stars[fold == f].drop("labels"), seed=0, progress=False)
-            mean[fold == f], error[fold == f] = result.mean, result.error
-            tau[fold == f] = list(posterior.label_scatter().values())
-            chosen.append(posterior.model.label_noise)
-        offset = mean - labels
-        z = offset / np.hypot(error, tau)
-        print(f"MILES, {len(stars)} stars, {a.folds} folds, {name}: {chosen}, {time.process_time() - start:.0f} CPU s")
-        show("robust scatter", robust(offset))
-        show("median error", np.nanmedian(error, 0))
-        show("tau", tau.mean(0))
-        show("robust z (error + tau)", robust(z))
-        show("68 % coverage", (np.abs(z) < 1).mean(0))
-        print(f"  {np.isnan(mean).any(1).sum()} stars without an answer")
+    models = {"default": bl.Cannon(order=a.order), "classic": bl.Cannon(order=a.order, label_noise=False)}
+    for seed in a.fold_seeds:
+        fold = np.random.default_rng(seed).permutation(len(stars)) % a.folds
+        for name, model in models.items():
+            mean, error, tau = (np.full(labels.shape, np.nan) for _ in range(3))
+            density, start, chosen = np.full(len(stars), np.nan), time.process_time(), []
+            for f in range(a.folds):
+                out = fold == f
+                posterior = bl.fit(model, stars[~out], seed=0, progress=False)
+                result = bl.infer(posterior, stars[out].drop("labels"), seed=0, progress=False)
+                mean[out], error[out] = result.mean, result.error
+                tau[out] = list(posterior.label_scatter().values())
+                density[out] = calibration.log_density(result, stars[out], posterior.moments.label_scatter)
+                chosen.append(posterior.model.label_noise)
+            offset, cpu = mean - labels, time.process_time() - start
+            z = offset / np.hypot(error, tau)
+            print(f"MILES, {len(stars)} stars, {a.folds} folds by seed {seed}, {name}: {chosen}, {cpu:.0f} CPU s")
+            show("robust scatter", robust(offset))
+            show("median error", np.nanmedian(error, 0))
+            show("tau", tau.mean(0))
+            show("robust z (error + tau)", robust(z))
+            show("68 % coverage", (np.abs(z) < 1).mean(0))
+            show("ln density a star", np.nanmean(density))
+            print(f"  {np.isnan(mean).any(1).sum()} stars without an answer")
 
 
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("case", choices=("quadratic", "modes", "miles"))
+    cli.add_argument("case", choices=("quadratic", "saturating", "modes", "miles"))
     cli.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13, 17])
     cli.add_argument("--labels", type=int, default=3)
+    cli.add_argument("--order", type=int, default=2, choices=(1, 2, 3))
     cli.add_argument("--folds", type=int, default=5)
+    cli.add_argument("--fold-seeds", type=int, nargs="+", default=[0])
     cli.add_argument("--classic", action="store_true")
+    cli.add_argument("--recalibrate", action="store_true", help="errors by the training stars, cross-validated")
     cli.add_argument("--floor", action="store_true", help="train on the true labels: what no training can beat")
     cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options = cli.parse_args()
-    {"quadratic": quadratic, "modes": modes, "miles": miles}[options.case](options)
+    {"quadratic": quadratic, "saturating": quadratic, "modes": modes, "miles": miles}[options.case](options)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
 
 import bayeslabels as bl
@@ -66,6 +67,23 @@ def test_calibration_against_a_catalogue_counts_its_errors_and_tau(survey, tmp_p
     assert f"mean {z[:, 1].mean():+.2f}\nsd {z[:, 1].std():.2f}" in texts[1]
 
 
+def test_reliability(survey, tmp_path):
+    _, result, test, truth = survey
+    snr = np.linspace(10, 100, 40)
+    figure = plots.reliability(result, truth, snr, bins=(50,), by_name="S/N")
+    drawn(figure, tmp_path)
+    table = calibration.reliability(result, truth, snr, bins=(50,), levels=(0.6827, 0.95))
+    points = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert [list(line.get_ydata()) for line in points] == [
+        table["share"][(table["label"] == "LOGG") & (table["level"] == level)].tolist() for level in (0.6827, 0.95)
+    ]
+    assert figure.axes[0].get_xlabel() == "S/N"
+    catalogue = test.with_block(labels=bl.Block(truth.test_labels, 0.1, names=truth.names, unit=["K", "dex", "dex"]))
+    drawn(plots.reliability(result, catalogue, "FE_H", bins=2), tmp_path)
+    with pytest.raises(bl.BadInput, match="by="):
+        plots.reliability(result, truth)
+
+
 def test_on_axes_given(survey):
     _, result, _, truth = survey
     figure = Figure()
@@ -119,3 +137,86 @@ def test_truth_of_another_shape_is_refused(survey):
     _, result, _, truth = survey
     with pytest.raises(bl.BadInput, match="labels of shape"):
         plots.calibration(result, truth.test_labels[:3])
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """A posterior with two chains of made-up draws, of which one label's scatter disagrees between the chains."""
+    train, *_ = simulate(30, 8, labels=("TEFF", "FE_H"), n_test=1)
+    trained = bl.fit(bl.Cannon(order=1, label_noise="joint"), train, bl.MAP(tolerance=0.3))
+    rng = np.random.default_rng(0)
+    tau = np.abs(rng.normal(size=(2, 100, 2))) * [20, 0.02]
+    tau[1, :, 1] += 0.05
+    known = trained.data["posterior"].to_dataset()
+    draws = {
+        "label_scatter": (("chain", "draw", "labels"), tau),
+        "scatter": (("chain", "draw", "pixel"), np.ones((2, 100, 8))),
+    }
+    coords = {"labels": known["labels"].values, "pixel": known["pixel"].values}
+    stats = xr.Dataset({"energy": (("chain", "draw"), rng.normal(size=(2, 100)))})
+    data = xr.DataTree.from_dict({"posterior": xr.Dataset(draws, coords), "sample_stats": stats})
+    return trained, bl.Posterior(trained.model, data, trained.moments, {"inference": "NUTS"}), train
+
+
+def test_ranks(chains, tmp_path):
+    _, sampled, _ = chains
+    figure = plots.ranks(sampled)
+    drawn(figure, tmp_path)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["rank of label_scatter[TEFF]", "rank of label_scatter[FE_H]"]
+    low, high = (patch.get_data().values for patch in figure.axes[1].patches)
+    assert low[:8].sum() > 75 > 25 > high[:8].sum()  # the chain that lies lower has the low ranks
+    assert low.sum() == high.sum() == 100
+    with pytest.raises(bl.BadInput, match="'tau'"):
+        plots.ranks(sampled, ["tau"])
+
+
+def test_energy(chains, tmp_path):
+    trained, sampled, _ = chains
+    figure = plots.energy(sampled)
+    drawn(figure, tmp_path)
+    bfmi = figure.axes[0].get_title().removeprefix("BFMI ").split(", ")
+    assert all(1.5 < float(x) < 2.5 for x in bfmi)  # of independent draws: 2
+    with pytest.raises(bl.BadInput, match=r"NUTS\(\)"):
+        plots.energy(trained)
+
+
+def test_pair(chains, tmp_path):
+    _, sampled, _ = chains
+    figure = plots.pair(sampled)
+    drawn(figure, tmp_path)
+    assert len(figure.axes) == 4
+    assert "label_scatter[TEFF]" in figure.axes[0].get_title()
+
+
+def test_prior_to_posterior(chains, tmp_path):
+    trained, sampled, train = chains
+    figure = plots.prior_to_posterior(sampled, train, draws=100)
+    drawn(figure, tmp_path)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["label_scatter[TEFF]", "label_scatter[FE_H]"]
+    low, high = figure.axes[0].get_xlim()
+    width = np.percentile(np.abs(np.random.default_rng(0).normal(size=1000)), 95) * trained.model.frame.scale[0]
+    assert 0.7 * width < high - low < 1.6 * width  # as wide as the HalfNormal prior of tau
+    with pytest.raises(bl.BadInput, match="a mode and no draws"):
+        plots.prior_to_posterior(trained, train)
+
+
+def test_loss(chains, tmp_path):
+    trained, sampled, _ = chains
+    figure = plots.loss(trained)
+    drawn(figure, tmp_path)
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), trained.data["sample_stats"]["change"].values)
+    with pytest.raises(bl.BadInput, match="without iterations"):
+        plots.loss(sampled)
+
+
+def test_khat(survey, tmp_path):
+    _, result, _, _ = survey
+    with pytest.raises(bl.BadInput, match=r"Importance\(\)"):
+        plots.khat(result)
+    stars = result.stars.assign(khat=("star", np.linspace(-0.5, 0.9, 40)))
+    data = result.data.copy()
+    data["stars"] = xr.DataTree(stars)
+    figure = plots.khat(bl.StarPosterior(data, result.frame, result.info))
+    drawn(figure, tmp_path)
+    legend = figure.axes[0].get_legend().get_texts()[0].get_text()
+    assert legend == f"{(np.linspace(-0.5, 0.9, 40) > 0.7).sum()} of 40 stars above 0.7"

@@ -1,6 +1,9 @@
 """Do the error bars hold? Held-out predictions, z scores, coverage, PIT."""
 
+from .compare import compare
 from .cross_validation import CrossValidation, cross_validate
+from .recalibrate import Recalibration, recalibrate
+from .reliability import Pairs, pairs, reliability
 from .scores import (
     Coverage,
     Labels,
@@ -19,14 +22,20 @@ __all__ = [
     "Coverage",
     "CrossValidation",
     "Labels",
+    "Pairs",
+    "Recalibration",
     "Reference",
     "Result",
+    "compare",
     "compared",
     "coverage",
     "cross_validate",
     "label_scatter",
     "log_density",
+    "pairs",
     "pit",
+    "recalibrate",
+    "reliability",
     "robust_scatter",
     "z_scores",
 ]

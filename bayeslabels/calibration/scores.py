@@ -124,7 +124,12 @@ def coverage(
     levels = np.asarray(level, float)
     if levels.ndim > 1 or not ((levels > 0) & (levels < 1)).all():
         raise bad_input(f"level={level}", "a probability between 0 and 1", fix="level=0.9")
-    depth = np.sort(2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5), axis=0)
+    return shares(2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5), levels)
+
+
+def shares(depth: np.ndarray, levels: np.ndarray) -> Coverage:
+    """Coverage at levels (P,) or () of stars whose label lies at the edge of the central interval of `depth` (N, M)."""
+    depth = np.sort(depth, axis=0)
     n = np.isfinite(depth).sum(0)
     inside = np.stack([np.searchsorted(column[:k], levels, "right") for column, k in zip(depth.T, n, strict=True)], -1)
     with np.errstate(invalid="ignore", divide="ignore"):

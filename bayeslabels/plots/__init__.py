@@ -1,0 +1,31 @@
+"""Pictures of results.
+
+Each function returns a matplotlib Figure, or draws on the axes it is given, and shows nothing: save with
+``figure.savefig(path)``.
+"""
+
+from .inference import energy, khat, loss, pair, prior_to_posterior, ranks
+from .panels import BLACK, BLUE, GREEN, GREY, ORANGE
+from .stars import coefficients, corner, spectrum
+from .truth import ONE_SIGMA, calibration, one_to_one, reliability
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ONE_SIGMA",
+    "ORANGE",
+    "calibration",
+    "coefficients",
+    "corner",
+    "energy",
+    "khat",
+    "loss",
+    "one_to_one",
+    "pair",
+    "prior_to_posterior",
+    "ranks",
+    "reliability",
+    "spectrum",
+]

@@ -1,0 +1,182 @@
+"""Pictures of spectra and stars: coefficients, one star's labels, one star's spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..calibration import compared
+from ..errors import bad_input
+from ..posterior import Posterior
+from ..reports import significant
+from ..simulate import Truth
+from ..star_posterior import StarPosterior
+from ..stars import Block, Stars
+from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, kind, label, matrix, steps
+
+
+def coefficients(
+    posterior: Posterior, *, wavelength_unit: str | None = None, axes: Sequence[Axes] | None = None
+) -> Figure:
+    """Mean spectrum, the first-order coefficient of every label, and the scatter, against wavelength: of the Cannon.
+
+    A first-order coefficient is the change of flux with one scaled label, given in the legend of its panel; its band is
+    one standard deviation. `wavelength_unit` is written on the axis.
+    """
+    frame, moments = posterior.model.require_frame(), posterior.moments
+    if not getattr(posterior.model, "labels_are_latent", False):
+        name = type(posterior.model).__name__
+        raise bad_input(
+            f"a posterior of {name}, whose coefficients are of latents", "one of a model of flux given labels",
+            fix="bayeslabels.models.lux.derivative_spectra(posterior, flux_error)",
+        )  # fmt: skip
+    exponents = np.array(posterior.model.features.exponents)
+    x, xlabel = _wavelength(posterior, wavelength_unit)
+    figure, panels = draw_on(len(frame.names) + 2, axes, rows=len(frame.names) + 2, wide=True)
+    order = exponents.sum(1)
+    constant = np.flatnonzero(order == 0)
+    steps(panels[0], x, moments.coefficients[:, constant[0]] if len(constant) else np.zeros(len(x)), BLACK)
+    panels[0].set_ylabel("constant\n" + _flux_unit(posterior))
+    for m, name in enumerate(frame.names):
+        ax = panels[1 + m]
+        k = np.flatnonzero((order == 1) & (exponents[:, m] == 1))
+        ax.axhline(0, color=GREY, lw=0.8)
+        if len(k):
+            value = moments.coefficients[:, k[0]]
+            sd = np.sqrt(moments.coefficient_covariance[:, k[0], k[0]])
+            ax.fill_between(x, value - sd, value + sd, color=ORANGE, alpha=0.5, lw=0, step="mid")
+            steps(ax, x, value, BLUE)
+        ax.set_ylabel(f"{name}\nper {significant(frame.scale[m])} {frame.units[m]}".rstrip())
+    steps(panels[-1], x, moments.scatter, GREEN)
+    panels[-1].set_ylabel("scatter s\n" + _flux_unit(posterior))
+    panels[-1].set_ylim(0, None)
+    for ax in panels:
+        ax.set_xlim(x.min(), x.max())
+        ax.locator_params(axis="y", nbins=4)
+    for ax in panels[:-1]:
+        ax.tick_params(labelbottom=False)
+    panels[-1].set_xlabel(xlabel)
+    figure.align_ylabels(panels)
+    return figure
+
+
+def corner(result: StarPosterior, star: int | str = 0, *, truth: Any = None) -> Figure:
+    """The posterior of one star's labels: densities with 68 and 95 per cent contours of every pair of labels.
+
+    Args:
+        star: row, or id. truth: (M,) of this star, or as in `one_to_one` for all stars.
+    """
+    row = _row(result, star)
+    frame = result.frame
+    posterior: Any = result.data["posterior"]
+    draws = posterior["true_labels"].values[:, :, row].reshape(-1, len(frame.names))
+    if not np.isfinite(draws).all():
+        raise bad_input(f"star {star!r}, which has no posterior", "a star with labels", "see its flags")
+    if len(draws) < 50:
+        draws = np.random.default_rng(0).multivariate_normal(result.mean[row], result.cov[row], 4000)
+    known = None
+    if truth is not None:
+        one = not isinstance(truth, Truth | Stars) and np.ndim(truth) == 1
+        known = np.asarray(truth, float) if one else compared(result, truth).value[row]
+    m = len(frame.names)
+    figure = matrix(draws, frame.names, frame.units, known)
+    lines = [f"star {_ids(result)[row]}"]
+    if m > 1:
+        lines.append("contours: 68% and 95%")
+    if known is not None:
+        lines.append(f"orange: the {kind(truth)} labels")
+    figure.text(0.98, 0.98, "\n".join(lines), ha="right", va="top", fontsize=10) if m > 1 else figure.suptitle(lines[0])
+    return figure
+
+
+def spectrum(
+    posterior: Posterior,
+    stars: Stars,
+    index: int = 0,
+    *,
+    result: StarPosterior | None = None,
+    region: tuple[float, float] | None = None,
+    wavelength_unit: str | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """One star's spectrum, the model's with its predictive band (top), and their difference in errors (bottom).
+
+    Args:
+        stars: with flux; the model's labels are those of `result`, or else the stars' own.
+        index: row of the star. result: from `infer(posterior, stars)`.
+        region: lowest and highest wavelength shown; None: all. axes: two; None: a new figure.
+    """
+    star = stars[index]
+    frame = posterior.model.require_frame()
+    if "flux" not in star:
+        raise bad_input("stars without flux", "spectra")
+    predicted, values = star, np.full(len(frame.names), np.nan)
+    for block in posterior.model.label_blocks:
+        at = frame.columns(block)
+        if result is not None:
+            labels = Block(result.mean[[index], at], names=frame.names[at], unit=frame.units[at])
+            predicted = predicted.with_block(**{block: labels})
+        if block in predicted:
+            values[at] = predicted[block].value[0]
+    mean, band = (a[0] for a in posterior.predict(predicted, with_error=True))
+    x, xlabel = _wavelength(posterior, wavelength_unit)
+    flux = np.where(star["flux"].observed[0], star["flux"].value[0], np.nan)
+    error = star["flux"].error[0] if star["flux"].error is not None else np.zeros_like(flux)
+    shown = np.ones(len(x), bool) if region is None else (x >= region[0]) & (x <= region[1])
+    if not shown.any():
+        raise bad_input(f"region={region}", f"some of {x.min():.6g} to {x.max():.6g}")
+    x, mean, band, flux, error = x[shown], mean[shown], band[shown], flux[shown], error[shown]
+    figure, panels = draw_on(2, axes, rows=2, wide=True, ratios=(3, 1))
+    top, bottom = panels
+    top.fill_between(x, mean - band, mean + band, color=ORANGE, alpha=0.35, lw=0, label="model, 1 sd", step="mid")
+    steps(top, x, mean, ORANGE, label="model")
+    top.errorbar(x, flux, error, None, ".", ms=3, color=BLACK, ecolor=GREY, elinewidth=0.7, label="data", zorder=1)
+    top.set_ylabel(f"flux {_flux_unit(posterior)}".rstrip())
+    span = np.nanmax(flux) - np.nanmin(flux) if np.isfinite(flux).any() else 1.0
+    base = np.nanmin(flux) if np.isfinite(flux).any() else 0.0
+    top.set_ylim(base - 0.06 * span, base + 1.22 * span)
+    top.legend(loc="upper right", ncols=3, fontsize=9, frameon=False)
+    top.tick_params(labelbottom=False)
+    parts = [f"{n} {significant(v, 4)} {u}".rstrip() for n, v, u in zip(frame.names, values, frame.units, strict=True)]
+    top.set_title(f"{star.id[0] if star.id is not None else index}:  " + ",  ".join(parts), fontsize=10, loc="left")
+    bottom.axhspan(-1, 1, color=GREY, alpha=0.25, lw=0)
+    bottom.plot(x, (flux - mean) / np.hypot(error, band), ".", ms=3, color=BLACK)
+    bottom.set(xlabel=xlabel, ylabel="difference\n/ total error")
+    bottom.set_ylim(-5, 5)
+    for ax in panels:
+        ax.set_xlim(x.min(), x.max())
+    figure.align_ylabels(panels)
+    return figure
+
+
+def _wavelength(posterior: Posterior, unit: str | None) -> tuple[np.ndarray, str]:
+    frame = posterior.model.require_frame()
+    if frame.coordinate is None or frame.coordinate.dtype.kind not in "iuf":
+        return np.arange(frame.n_pixel, dtype=float), "pixel"
+    name = "wavelength" if frame.coordinate_name in (None, "pixel") else str(frame.coordinate_name)
+    return frame.coordinate.astype(float), label(name, unit or "")
+
+
+def _flux_unit(posterior: Posterior) -> str:
+    unit = posterior.model.require_frame().flux_unit
+    return f"[{unit}]" if unit else ""
+
+
+def _ids(result: StarPosterior) -> np.ndarray:
+    stars: Any = result.data["stars"]
+    return stars["star"].values
+
+
+def _row(result: StarPosterior, star: int | str) -> int:
+    if isinstance(star, str):
+        at = np.flatnonzero(_ids(result) == star)
+        if len(at) != 1:
+            raise bad_input(f"star {star!r}", "the id of one star, or a row")
+        return int(at[0])
+    if not -len(result) <= star < len(result):
+        raise bad_input(f"star {star} of {len(result)}", f"a row below {len(result)}")
+    return int(star) % len(result)

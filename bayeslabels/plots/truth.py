@@ -1,0 +1,162 @@
+"""Pictures of results whose truth, or a measurement of it, is known: recovery, and whether the error bars hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+from ..calibration import Labels, Result, compared, coverage, label_scatter, z_scores
+from ..calibration import reliability as by_bins
+from ..errors import bad_input
+from ..reports import significant
+from ..stars import Stars
+from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, kind, label, paper
+
+ONE_SIGMA = 0.6827
+"""Probability of the interval from one standard deviation below to one above the mean."""
+
+
+def one_to_one(result: Result, truth: Labels, *, axes: Sequence[Axes] | None = None) -> Figure:
+    """Inferred against true labels, a panel per label, with bias and scatter.
+
+    Args:
+        truth: (N, M) in label units; `Stars` with labels, such as a catalogue's; or a `simulate.Truth`.
+        axes: one per label; None: a new figure.
+    """
+    reference = compared(result, truth, scatter=scatter(result, truth))
+    known, names, units = reference.value, result.frame.names, result.frame.units
+    spread = np.sqrt(np.einsum("nmm->nm", reference.covariance)) if isinstance(truth, Stars) else None
+    figure, panels = draw_on(len(names), axes)
+    for m, (ax, name) in enumerate(zip(panels, names, strict=True)):
+        x, y = known[:, m], result.mean[:, m]
+        ok = np.isfinite(x) & np.isfinite(y)
+        if not ok.any():
+            empty(ax, name)
+            continue
+        low, high = np.nanpercentile(np.concatenate([x[ok], y[ok]]), [0.2, 99.8])
+        margin = 0.06 * (high - low) or 1.0
+        limits = (low - margin, high + margin)
+        xerr = None if spread is None else spread[ok, m]
+        many = ok.sum() > 400
+        ax.plot(limits, limits, color=BLACK, lw=1, ls="--", zorder=3)
+        ax.errorbar(
+            x[ok], y[ok], result.error[ok, m], None if many else xerr, "o", ms=3, color=BLUE, ecolor=GREY,
+            elinewidth=0.6, alpha=0.35 if many else 0.7, mew=0, rasterized=many,
+        )  # fmt: skip
+        offset = (y - x)[ok]
+        unit = f" {units[m]}" if units[m] else ""
+        text = (
+            f"bias {offset.mean():+.2g}{unit}\nrms {significant(np.sqrt((offset**2).mean()))}{unit}\n{ok.sum()} stars"
+        )
+        ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9, bbox=paper())
+        outside = int(((x[ok] < limits[0]) | (x[ok] > limits[1]) | (y[ok] < limits[0]) | (y[ok] > limits[1])).sum())
+        if outside > 2:
+            ax.text(0.96, 0.04, f"{outside} stars beyond", transform=ax.transAxes, ha="right", fontsize=8, color=GREY)
+        ax.set(xlim=limits, ylim=limits, xlabel=f"{kind(truth)} {label(name, units[m])}", aspect="equal")
+        ax.set_ylabel(f"inferred {label(name, units[m])}")
+        ax.locator_params(nbins=5)
+    return figure
+
+
+def calibration(result: Result, truth: Labels, *, axes: Any = None) -> Figure:
+    """Whether the error bars hold: z scores against the unit normal (top), and coverage (bottom), per label.
+
+    z = (inferred - true) / error. Against the labels of `Stars`, a catalogue's, the error includes theirs and tau.
+    The coverage curve is the fraction of stars whose truth lies within the central interval of each probability; the
+    band is where 95 per cent of perfectly calibrated samples of this size lie, point by point.
+
+    Args:
+        truth: as in `one_to_one`. axes: (2, M); None: a new figure.
+    """
+    tau = scatter(result, truth)
+    z = -z_scores(result, truth, scatter=tau)
+    names = result.frame.names
+    figure, panels = draw_on(2 * len(names), axes, rows=2)
+    level = np.linspace(0, 1, 202)[1:-1]
+    curve, one_sigma = (coverage(result, truth, p, scatter=tau) for p in (level, ONE_SIGMA))
+    for m, name in enumerate(names):
+        top, bottom = panels[m], panels[len(names) + m]
+        one = z[np.isfinite(z[:, m]), m]
+        if not len(one):
+            empty(top, name)
+            empty(bottom, name)
+            continue
+        edges = np.linspace(-4, 4, 33 if len(one) > 300 else 17).tolist()
+        grid = np.linspace(-4, 4, 200)
+        top.hist(np.clip(one, -3.99, 3.99), edges, density=True, color=BLUE, alpha=0.55, label="stars")
+        top.plot(grid, norm.pdf(grid), color=BLACK, lw=1.5, label="unit normal")
+        top.set(xlabel=f"z of {name}: (inferred $-$ {kind(truth)}) / error", xlim=(-4, 4))
+        top.set_ylabel("density")
+        top.set_ylim(0, 1.5 * top.get_ylim()[1])
+        text = f"mean {one.mean():+.2f}\nsd {one.std():.2f}"
+        if beyond := int((abs(one) > 4).sum()):
+            text += f"\n{beyond} beyond 4"
+        top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=9)
+        top.legend(loc="upper right", fontsize=9, frameon=False)
+        low, high = curve.low[:, m], curve.high[:, m]
+        bottom.fill_between(level, low, high, color=GREY, alpha=0.35, lw=0, label="95% of calibrated samples")
+        bottom.plot(level, level, color=BLACK, lw=1, ls="--")
+        bottom.plot(level, curve.share[:, m], color=BLUE, lw=2, label="these stars")
+        share = one_sigma.share[m]
+        bottom.plot([ONE_SIGMA], [share], "o", color=ORANGE, ms=6, label=f"within the 68% interval: {100 * share:.0f}%")
+        bottom.set(xlabel="probability of the interval", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        bottom.set_ylabel(f"fraction of stars inside ({name})")
+        bottom.legend(loc="lower right", fontsize=8, frameon=False)
+    return figure
+
+
+def reliability(
+    result: Result,
+    truth: Labels,
+    by: Any = None,
+    *,
+    bins: Any = 6,
+    by_name: str | None = None,
+    levels: Sequence[float] = (0.6827, 0.95),
+    errors: Any = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Coverage in bins of S/N or of a label: where the error bars hold, a panel per label.
+
+    Points: the share of stars inside the central interval of each probability (dashed line). The band is where 95 per
+    cent of calibrated samples of a bin's size lie. Against the labels of `Stars`, errors include theirs and tau.
+
+    Args:
+        by, bins, by_name, levels, errors: as in `calibration.reliability`. axes: one per label; None: a new figure.
+    """
+    if by is None:
+        raise bad_input("no by=", "a quantity of every star, or the name of a label", fix='by="TEFF"')
+    names = result.frame.names
+    by_name = by_name or (by if isinstance(by, str) else "by")
+    table = by_bins(
+        result, truth, by, bins=bins, by_name=by_name, levels=levels, errors=errors, scatter=scatter(result, truth)
+    )
+    of = np.asarray(result.mean[:, names.index(by)] if isinstance(by, str) else by, float)
+    outer = (float(np.nanmin(of)), float(np.nanmax(of)))
+    figure, panels = draw_on(len(names), axes)
+    colours = (BLUE, ORANGE, GREEN, BLACK)
+    for ax, name in zip(panels, names, strict=True):
+        for colour, level in zip(colours, levels, strict=False):
+            part = table[(table["label"] == name) & (table["level"] == level)]
+            edges = np.concatenate([part[f"{by_name}_low"], part[f"{by_name}_high"][-1:]])
+            edges[0], edges[-1] = min(outer[0], edges[1]), max(outer[1], edges[-2])
+            low, high = (np.append(part[x], part[x][-1]) for x in ("low", "high"))
+            ax.fill_between(edges, low, high, step="post", color=colour, alpha=0.2, lw=0)
+            ax.axhline(level, color=colour, lw=1, ls="--")
+            middle = (edges[1:] + edges[:-1]) / 2
+            ax.plot(middle, part["share"], "o", color=colour, ms=5, label=f"{100 * level:.3g}% interval")
+        ax.set(xlabel=by_name, ylim=(0, 1.02))
+        ax.set_ylabel(f"fraction of stars inside ({name})")
+        ax.locator_params(axis="x", nbins=5)
+        ax.legend(loc="lower right", fontsize=8, frameon=False)
+    return figure
+
+
+def scatter(result: Result, truth: Labels) -> np.ndarray | None:
+    """tau, where the labels compared with are a catalogue's."""
+    return label_scatter(result) if isinstance(truth, Stars) else None
