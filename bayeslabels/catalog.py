@@ -33,7 +33,7 @@ from .inference.batches import ahead
 from .numerics.linalg import in_float64
 from .posterior import Posterior
 from .progress import bar
-from .sources import Columns, Source, columns_as_in_training, flat
+from .sources import Columns, Source, columns_as_in_training, flat, stars_of
 from .star_posterior import Flags
 from .stars import Stars
 from .streams import Stream
@@ -249,23 +249,6 @@ class _Plan:
             if first in todo:
                 yield first, todo[first], table
 
-    def stars(self, table: Table, first: int) -> tuple[Stars, np.ndarray]:
-        """The stars of a batch, and which of them (N,) have errors that are zero or negative."""
-        bad = np.zeros(len(table), bool)
-        for name, value in self.source.columns.items():
-            if not name.endswith("_error"):
-                continue
-            for column in flat([value]):
-                numbers = np.asarray(table[column], float)
-                wrong = numbers <= 0
-                if wrong.any() and numbers.ndim < 3:
-                    bad |= wrong.reshape(len(table), -1).any(1)
-                    table[column] = np.where(wrong, np.nan, numbers)
-        stars = self.source.stars(table)
-        if stars.id is None:
-            stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
-        return stars, bad
-
     def write_part(self, first: int, stop: int, table: QTable) -> None:
         try:
             write_table(table, self.part(first))
@@ -287,11 +270,44 @@ class _Plan:
 
 def _inferred(plan: _Plan, first: int, stop: int, table: Table) -> tuple[int, int, QTable, int]:
     """Where a batch begins and ends, the rows of its result, and how many of its stars have bad errors."""
-    stars, bad = plan.stars(table, first)
-    plan.posterior.model.check(stars)
-    part = infer_batch(plan.posterior, stars, plan.inference, plan.seed, first, plan.batch_size, False)
+    source = plan.source
+    found = infer_table(
+        plan.posterior, table, source.columns, source.coords, plan.inference, plan.seed, first, plan.batch_size
+    )
+    return first, stop, *found
+
+
+def infer_table(
+    posterior: Posterior, table: Table, columns: Columns, coords: Mapping[str, Any], inference: Inference, seed: int,
+    first: int, size: int,
+) -> tuple[QTable, int]:  # fmt: skip
+    """The rows of the result for a batch of at most `size` stars, and how many have errors that are zero or negative.
+
+    first: the place of the batch among all stars.
+    """
+    bad = _drop_bad_errors(table, columns)
+    stars = stars_of(table, columns, coords)
+    if stars.id is None:
+        stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
+    posterior.model.check(stars)
+    part = infer_batch(posterior, stars, inference, seed, first, size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
-    return first, stop, gathered(plan.posterior, [part], plan.inference, plan.seed).table(), int(bad.sum())
+    return gathered(posterior, [part], inference, seed).table(), int(bad.sum())
+
+
+def _drop_bad_errors(table: Table, columns: Columns) -> np.ndarray:
+    """Errors that are zero or negative become missing; (N,) the stars that have some."""
+    bad = np.zeros(len(table), bool)
+    for name, value in columns.items():
+        if not name.endswith("_error"):
+            continue
+        for column in flat([value]):
+            numbers = np.asarray(table[column], float)
+            wrong = numbers <= 0
+            if wrong.any() and numbers.ndim < 3:
+                bad |= wrong.reshape(len(table), -1).any(1)
+                table[column] = np.where(wrong, np.nan, numbers)
+    return bad
 
 
 def _count(flags: dict[str, int], values: Any) -> None:

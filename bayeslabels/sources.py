@@ -40,7 +40,7 @@ class Source:
         path = os.fspath(path)
         stream = open_stream(path, int(hdu) if isinstance(hdu, str) and hdu.isdecimal() else hdu)
         columns = columns_of(stream.names)
-        for name in _needed(columns):
+        for name in columns_needed(columns):
             index_of(name, stream.names, f"column of {path}")
         coords = {}
         if columns.get("wavelength"):
@@ -49,11 +49,15 @@ class Source:
 
     def tables(self, start: int, size: int) -> Iterator[Table]:
         """Of `size` rows from `start` on, with the columns that are needed."""
-        needed = _needed(self.columns)
+        needed = columns_needed(self.columns)
         return self.stream.read(start, size, [name for name in self.stream.names if name in needed])
 
     def stars(self, table: Table) -> Stars:
-        return Stars.from_table(table, id=self.columns.get("id"), **_parts(self.columns), **self.coords)
+        return stars_of(table, self.columns, self.coords)
+
+
+def stars_of(table: Table, columns: Mapping[str, Any], coords: Mapping[str, Any]) -> Stars:
+    return Stars.from_table(table, id=columns.get("id"), **_parts(columns), **coords)
 
 
 def open_table(path: str, columns: Mapping[str, Any]) -> Table:
@@ -124,7 +128,7 @@ def _parts(columns: Mapping[str, Any]) -> Columns:
     return {name: value for parts in by_block(columns).values() for name, value in parts.items()}
 
 
-def _needed(columns: Mapping[str, Any]) -> list[str]:
+def columns_needed(columns: Mapping[str, Any]) -> list[str]:
     """The columns of the table that are named, not names, units or numbers that are given."""
     given = {"names", "unit", "coords"}
     named = [value for name, value in _parts(columns).items() if name.rpartition("_")[2] not in given]

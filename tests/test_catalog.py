@@ -193,6 +193,23 @@ def test_full_disks_say_so_and_lose_nothing(sky, in_memory, run, tmp_path, monke
     assert_same(read(tmp_path / "out"), in_memory)
 
 
+def test_a_file_that_cannot_grow(sky, in_memory, run, tmp_path):
+    """A limit that the system sets, as a full disk does, in the middle of a part."""
+    resource = pytest.importorskip("resource")
+    source = write_parquet(sky, tmp_path / "in.parquet")
+    run(source, "compiled")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"[Ff]ile too large.*what was written is kept"):
+            run(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [x for x in (tmp_path / "out").iterdir() if x.name != NOTES]
+    run(source)
+    assert_same(read(tmp_path / "out"), in_memory)
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [

@@ -1,0 +1,97 @@
+"""The test step for catalogues that a cluster holds in partitions (LSDB on HATS, or any Dask dataframe).
+
+posterior.save("/shared/photometry.nc")
+found = lsdb.open_catalog(...).map_partitions(infer_partition, "/shared/photometry.nc", columns={...})
+found.write_catalog(...)
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from .catalog import infer_table
+from .family import family_of
+from .inference.base import Inference
+from .numerics.linalg import in_float64
+from .posterior import Posterior, load
+from .sources import Columns, columns_as_in_training, columns_needed
+from .tables import table_of_arrow
+
+
+@in_float64
+def infer_partition(
+    partition: Any,
+    posterior: Posterior | str | os.PathLike[str],
+    inference: Inference | None = None,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    keep: Sequence[str] = ("ra", "dec"),
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Any:
+    """`infer(...).table()` of one partition: a pandas DataFrame in, one with the same index out.
+
+    Args:
+        partition: of any number of rows, none included: from such a one Dask learns the columns of the result.
+        posterior: a file that every worker can read (it is read once by each), or the posterior itself.
+        columns: as in `infer_catalog`. keep: columns that are carried over, those that there are; LSDB needs ra, dec.
+        batch_size: stars at a time; smaller partitions are filled up, so that each worker compiles once.
+
+    The same partition has the same result, to the bit, on whatever worker.
+    """
+    known = posterior if isinstance(posterior, Posterior) else _loaded(os.fspath(posterior))
+    family = family_of(known.model)
+    inference = inference or family.infer_by
+    family.require(inference, known.model, "infer")
+    given = columns_as_in_training("the partition", columns or {}, known, list(partition.columns))
+    names = columns_needed(given)
+    n, size = len(partition), batch_size or family.batch_size(known.model)
+    some = _table(partition, names) if n else _nothing(partition, given, known)
+    tables = [
+        infer_table(known, some[i : i + size], given, {}, inference, seed, i, size)[0]
+        for i in range(0, len(some), size)
+    ]
+    found = _stacked(tables, given)[:n]
+    found.index = partition.index
+    kept = [name for name in keep if name in partition.columns and name not in found]
+    return partition[kept].join(found) if not kept or n == 0 else partition[kept].assign(**dict(found.items()))
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: str) -> Posterior:
+    return load(path)
+
+
+def _table(partition: Any, names: list[str]) -> Table:
+    import pyarrow
+
+    return table_of_arrow(pyarrow.Table.from_pandas(partition[names], preserve_index=False))
+
+
+def _nothing(partition: Any, columns: Columns, posterior: Posterior) -> Table:
+    """One star of which nothing is known, with the columns of the partition."""
+    out, spectra = Table(), [value for name, value in columns.items() if name.split("_")[0] == "flux"]
+    for name in columns_needed(columns):
+        dtype = partition[name].dtype
+        if name in spectra:
+            out[name] = np.full((1, posterior.model.require_frame().n_pixel), np.nan)
+        elif "str" in str(dtype):
+            out[name] = np.array([""])
+        else:
+            out[name] = np.zeros(1, int) if dtype.kind in "iu" else np.array([np.nan])
+    return out
+
+
+def _stacked(tables: list[Any], columns: Columns) -> Any:
+    """One DataFrame; without the ids if they are only numbers of rows."""
+    import pandas
+
+    frames = [Table({name: np.asarray(t[name]) for name in t.colnames}).to_pandas() for t in tables]
+    whole = pandas.concat(frames, ignore_index=True)
+    return whole if columns.get("id") else whole.drop(columns="id")
