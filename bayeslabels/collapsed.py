@@ -26,6 +26,20 @@ from .stars import Stars
 
 
 @dataclass(frozen=True)
+class CollapsedProgram:
+    """`CollapsedModel.collapsed` as a function of `CollapsedModel.arrays`."""
+
+    model: CollapsedModel
+    template: Stars
+
+    def __call__(self, data: Any) -> None:
+        self.model.collapsed(self.template, data=data)
+
+    def data(self, stars: Stars) -> Any:
+        return self.model.arrays(stars)
+
+
+@dataclass(frozen=True)
 class CollapsedModel(Model):
     """A model with p(data_n | theta) in closed form or by a quadrature that is exact for every purpose."""
 
@@ -52,6 +66,9 @@ class CollapsedModel(Model):
 
     def training_program(self, stars: Stars) -> Callable[..., Any]:
         return functools.partial(self.collapsed, data=self.arrays(stars))
+
+    def program_of_data(self, stars: Stars) -> Any:
+        return CollapsedProgram(self, stars)
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         return self.start(stars, 0)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .errors import bad_input
+from .program import Program
 from .stars import Stars
 
 MODELS: dict[str, type[Model]] = {}
@@ -91,6 +92,11 @@ class Model(ABC):
     def training_program(self, stars: Stars) -> Callable[..., Any]:
         """The program that SVI and NUTS train: this one, unless the stars' own unknowns can be integrated out."""
         return self
+
+    def program_of_data(self, stars: Stars) -> Any:
+        """`training_program` as a function of the stars' measured values, `program(program.data(stars))`: what is
+        compiled of it serves all stars that differ in nothing else."""
+        return Program(self, stars)
 
     @abstractmethod
     def bind(self, stars: Stars) -> Self:

@@ -1,6 +1,7 @@
 """Do the error bars hold? Held-out predictions, z scores, coverage, PIT."""
 
 from .cross_validation import CrossValidation, cross_validate
+from .sbc import SBC, sbc
 from .scores import (
     Coverage,
     Labels,
@@ -18,6 +19,7 @@ from .scores import (
 __all__ = [
     "Coverage",
     "CrossValidation",
+    "SBC",
     "Labels",
     "Reference",
     "Result",
@@ -28,5 +30,6 @@ __all__ = [
     "log_density",
     "pit",
     "robust_scatter",
+    "sbc",
     "z_scores",
 ]

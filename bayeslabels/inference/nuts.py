@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +30,8 @@ from .whitened import Start, StartOf, Whitened
 
 BATCH = 128
 """Stars sampled side by side."""
+SETS = 50
+"""Training sets sampled side by side."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,49 @@ class NUTS(Inference):
         return Trained(draws, None, stats, {"energy": np.asarray(extra["energy"])})
 
     @in_float64
+    def fit_many(self, model: Model, sims: Sequence[Stars], starts: Sequence[Start], seed: int) -> Iterator[Trained]:
+        """`fit` of many sets of stars that differ in their measured values alone, side by side; without moments."""
+        program, names = model.program_of_data(sims[0]), starts[0].names
+
+        def whitened(start):
+            return Whitened(program, Start(start[0], names, start[1]))
+
+        @jax.jit
+        def initial(key, data, start):
+            program = whitened(start)
+            strategy = init_to_value(values=program.first)
+            z = initialize_model(key, program, init_strategy=strategy, model_args=(data,))[0].z
+            keys = iter(jax.random.split(key, len(z)))
+            return {
+                name: x + 0.05 * jax.random.normal(next(keys), (self.chains, *x.shape)) for name, x in sorted(z.items())
+            }
+
+        def potential(data, start):
+            return functools.partial(potential_energy, whitened(start), (data,), {})
+
+        @jax.jit
+        @jax.vmap
+        def run(key, z, data, start):
+            settings = potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth, True
+            chains = jax.vmap(lambda key, z: _chain(*settings, key, z, (data, start)))
+            z, diverging = chains(jax.random.split(key, self.chains), z)
+            values = functools.partial(constrain_fn, whitened(start), (data,), {}, return_deterministic=True)
+            return jax.vmap(jax.vmap(values))(z), diverging.sum()
+
+        keys = jax.random.split(jax.random.key(seed), (len(sims), 2))
+        size = min(SETS, len(sims))
+        for begin in range(0, len(sims), size):
+            rows = np.minimum(np.arange(begin, begin + size), len(sims) - 1)
+            parts = [(program.data(sims[i]), (starts[i].sites, starts[i].factor)) for i in rows]
+            z = [initial(keys[i, 0], *part) for i, part in zip(rows, parts, strict=True)]
+            z, parts = (jax.tree.map(lambda *x: jnp.stack([jnp.asarray(a) for a in x]), *x) for x in (z, parts))
+            draws, diverging = run(keys[rows, 1], z, *parts)
+            draws = {name: np.asarray(x) for name, x in draws.items()}
+            for i in range(min(size, len(sims) - begin)):
+                own = Whitened(program, starts[begin + i]).back({name: x[i] for name, x in draws.items()})
+                yield Trained(own, None, {"n_divergent": int(diverging[i])})
+
+    @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         n, m = problem.n_star, problem.n_latent
         size = min(BATCH, n)
@@ -139,26 +185,31 @@ def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
         return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
     def chain(key, z, *args):
-        initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
-        state = initialise(
-            z,
-            warmup,
-            step_size=0.8,
-            adapt_mass_matrix=False,
-            target_accept_prob=target_accept,
-            max_tree_depth=6,
-            model_args=args,
-            rng_key=key,
-        )
-        state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
-
-        def record(s, _):
-            s = step(s, args)
-            return s, (s.z, s.diverging)
-
-        return jax.lax.scan(record, state, None, length=draws)[1]
+        return _chain(potential, warmup, draws, target_accept, 6, False, key, z, args)
 
     over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
     z, diverging = jax.vmap(over_chains)(keys, z, *args)
     _, centre, factor = args
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
+
+
+def _chain(potential, warmup, draws, target_accept, max_tree_depth, adapt_mass, key, z, args):
+    """Draws and whether each diverged, of one chain from z on the potential(*args)."""
+    initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
+    state = initialise(
+        z,
+        warmup,
+        step_size=1.0 if adapt_mass else 0.8,
+        adapt_mass_matrix=adapt_mass,
+        target_accept_prob=target_accept,
+        max_tree_depth=max_tree_depth,
+        model_args=args,
+        rng_key=key,
+    )
+    state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
+
+    def record(s, _):
+        s = step(s, args)
+        return s, (s.z, s.diverging)
+
+    return jax.lax.scan(record, state, None, length=draws)[1]
