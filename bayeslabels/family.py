@@ -158,7 +158,9 @@ class Family(ABC):
         for name, x in draws.items():
             flat = x.reshape(len(x), -1)
             for i in np.unique(np.linspace(0, flat.shape[1] - 1, SHOWN).astype(int)):
-                out[f"{name}[{', '.join(map(str, np.unravel_index(i, x.shape[1:])))}]" if x.ndim > 1 else name] = flat[:, i]
+                out[f"{name}[{', '.join(map(str, np.unravel_index(i, x.shape[1:])))}]" if x.ndim > 1 else name] = flat[
+                    :, i
+                ]
         return out
 
     @abstractmethod

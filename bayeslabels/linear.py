@@ -108,6 +108,13 @@ class LinearModel(Model):
         return None
 
     @property
+    def improper(self) -> str:
+        if isinstance(self.prior, Flat):
+            return "coefficient_prior=priors.Normal(0.1) or priors.Learned()"
+        flat = self.fixed_population is not None and self.fixed_population[1][0, 0] >= FLAT_POPULATION
+        return 'population="learned"' if flat else ""
+
+    @property
     def exact_labels(self) -> bool:
         """Whether a label that is present is the true one, in the test step too."""
         return False

@@ -116,6 +116,11 @@ class Model(ABC):
         """Values of sites near a good optimum, where a model knows some; for samplers and stochastic optimisers."""
         return {}
 
+    @property
+    def improper(self) -> str:
+        """What to write in the place of a flat prior, from which nothing can be simulated; "": there is none."""
+        return ""
+
     def variants(self) -> tuple[Self, ...]:
         """The models that these settings leave open, to be ranked by held-out density."""
         return (self,)

@@ -42,8 +42,8 @@ class Program:
             jax.eval_shape(read)
         except NotImplementedError as problem:
             raise CannotDo(
-                f"{type(model).__name__} has a flat (improper) prior, from which nothing can be simulated: give a proper "
-                "one, such as coefficient_prior=priors.Normal(0.1) or priors.Learned(), and a value for every label"
+                f"{type(model).__name__} has a flat prior for what is missing of these stars (exact labels), from which "
+                "nothing can be simulated: give every label, or label_noise='joint'"
             ) from problem
         drawn = {name: site for name, site in found.items() if site["type"] in ("sample", "deterministic")}
         self.observed = tuple(name for name in template.blocks if name in drawn)

@@ -36,6 +36,7 @@ from .verdict import TESTS, Verdict, ecdf_band, ranks_of, uniform_verdict
 LEVEL = 0.01
 """p-value below which an inference is said not to hold."""
 
+
 @dataclass(frozen=True, eq=False)
 class SBC:
     """Ranks of n_sim true values among the draws of their posteriors, and the verdict on them.
@@ -193,6 +194,7 @@ def _of_training(
     if len(model.variants()) > 1:
         options = ", ".join(str(getattr(x, "choice", "?")) for x in model.variants())
         raise bad_input(f"a {type(model).__name__} that leaves a setting open", f"one of {options}")
+    _require_priors(model)
     program, of_test = Program(model, stars), None if test is None else Program(model, test)
     draw, draw_test = jax.jit(program.simulate), None if of_test is None else jax.jit(of_test.simulate)
     keys = jax.random.split(jax.random.key(seed), (n_sim, 2))
@@ -236,6 +238,7 @@ def _of_test_step(
     inference = inference or family.infer_by
     family.require(inference, model, "infer")
     model.check(stars)
+    _require_priors(model)
     program = Program(model, stars)
     rng = np.random.default_rng([seed, 141650939])
     parameters = {
@@ -259,6 +262,12 @@ def _of_test_step(
     draws = np.stack([star_draws(result, name, n_draw, seed).T for name in true], -1)
     effective = result.stars["ess"].values if "ess" in result.stars else np.full(n_sim, np.nan)
     return (tuple(true), np.stack([np.asarray(x) for x in true.values()], -1), draws, effective), inference
+
+
+def _require_priors(model: Model) -> None:
+    if model.improper:
+        name = type(model).__name__
+        raise CannotDo(f"{name} has a flat prior, from which nothing can be simulated: use {name}({model.improper})")
 
 
 def _arrays(tree: dict[str, Any]) -> dict[str, np.ndarray]:

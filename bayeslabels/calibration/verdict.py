@@ -45,7 +45,9 @@ def ranks_of(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> 
     return np.where(np.isfinite(truth) & np.isfinite(draws).all(0), rank, -1)
 
 
-def ecdf_band(n: int, probability: float, seed: int = 0, points: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ecdf_band(
+    n: int, probability: float, seed: int = 0, points: int = 100
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the ECDF of n uniform numbers, less the diagonal, lies everywhere at once with this probability.
 
     Points in (0, 1), lower and upper limit (Säilynoja, Bürkner & Vehtari 2022, section 2: by simulation).

@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from numpyro.infer.hmc import hmc
@@ -129,7 +130,8 @@ class NUTS(Inference):
         @jax.vmap
         def run(key, z, data, start):
             settings = potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth, True
-            chains = jax.vmap(lambda key, z: _chain(*settings, key, z, (data, start)))
+            scales = _scales(potential(data, start), jax.tree.map(lambda x: x[0], z))
+            chains = jax.vmap(lambda key, z: _chain(*settings, key, z, (data, start), scales))
             z, diverging = chains(jax.random.split(key, self.chains), z)
             values = functools.partial(constrain_fn, whitened(start), (data,), {}, return_deterministic=True)
             return jax.vmap(jax.vmap(values))(z), diverging.sum()
@@ -193,13 +195,22 @@ def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
 
 
-def _chain(potential, warmup, draws, target_accept, max_tree_depth, adapt_mass, key, z, args):
-    """Draws and whether each diverged, of one chain from z on the potential(*args)."""
+def _scales(potential, z):
+    """Rough variances, flat as `ravel_pytree` orders them, from the curvature of the potential at z."""
+    flat, back = ravel_pytree(z)
+    slope = jax.grad(lambda x: potential(back(x)))
+    curvature = jax.lax.map(lambda e: (jax.jvp(slope, (flat,), (e,))[1] * e).sum(), jnp.eye(len(flat)))
+    return 1 / jnp.clip(jnp.nan_to_num(curvature), 1.0, 1e8)
+
+
+def _chain(potential, warmup, draws, target_accept, max_tree_depth, adapt_mass, key, z, args, scales=None):
+    """Draws and whether each diverged, of one chain from z on the potential(*args); scales: variances to begin with."""
     initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
     state = initialise(
         z,
         warmup,
-        step_size=1.0 if adapt_mass else 0.8,
+        step_size=0.3 if adapt_mass else 0.8,
+        inverse_mass_matrix=scales,
         adapt_mass_matrix=adapt_mass,
         target_accept_prob=target_accept,
         max_tree_depth=max_tree_depth,

@@ -1,0 +1,142 @@
+"""Which inferences give posteriors: simulation-based calibration of every model, small enough for hundreds of fits.
+
+    python benchmarks/sbc.py [cannon cannon-exact lux parallax translator photometry cannon-stars] [--n 300] [--worst]
+
+One row per model and inference: simulations, p-value, verdict at p > 0.01, CPU seconds. `-stars` and `photometry`
+judge the test step alone, a star per simulation; the others whole training steps, with the test step (`Laplace`) of
+test stars of the same truth. All priors are proper; those of coefficients are as wide as the effects in the templates.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+import bayeslabels as bl
+from bayeslabels import MAP, NUTS, Block, Gibbs, Importance, Laplace, Stars, priors
+from bayeslabels.calibration import SBC, sbc
+from bayeslabels.simulate import simulate_photometry
+
+Rows = Iterator[tuple[str, Callable[[int], SBC]]]
+FEW = NUTS(chains=2, draws=250, warmup=300)
+"""As many draws as make 99 nearly independent ones."""
+SCATTER = priors.HalfNormal(0.03)
+
+
+def spectra(n: int = 23, n_pixel: int = 10) -> Stars:
+    """Errors and gaps of the training and test stars; their values are not used but for names and scales."""
+    rng = np.random.default_rng(0)
+    labels = np.array([5000.0, 3.0]) + rng.standard_normal((n, 2)) * [300, 0.5]
+    flux = 1 + 0.05 * rng.standard_normal((n, n_pixel))
+    flux[0, 3] = flux[4, 5] = np.nan
+    block = Block(labels, np.tile([60, 0.1], (n, 1)), names=("TEFF", "LOGG"), unit=("K", "dex"))
+    return Stars(labels=block, flux=Block(flux, np.full(flux.shape, 0.02)))
+
+
+def of_training(model: bl.Model, stars: Stars, test: Stars, inferences: list) -> Rows:
+    model = model.bind(stars)
+    for inference in inferences:
+        run = lambda n, i=inference: sbc(model, stars, i, n, test=test, infer_with=Laplace(draws=99))  # noqa: E731
+        yield type(inference).__name__, run
+
+
+def cannon_exact() -> Rows:
+    model = bl.Cannon(
+        order=1, label_noise=False, population="learned", coefficient_prior=priors.Normal(0.1),
+        scatter_distribution=SCATTER,
+    )  # fmt: skip
+    stars = spectra()
+    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 100), MAP(), FEW])
+
+
+def cannon() -> Rows:
+    model = bl.Cannon(order=1, label_noise="joint", coefficient_prior=priors.Normal(0.1), scatter_distribution=SCATTER)
+    stars = spectra()
+    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), FEW])
+
+
+def lux() -> Rows:
+    model = bl.Lux(2, coefficient_prior=priors.Normal(0.1), scatter_distribution=SCATTER)
+    stars = spectra()
+    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), FEW])
+
+
+def parallax() -> Rows:
+    rng = np.random.default_rng(0)
+    magnitudes = 12 + rng.standard_normal((43, 3))
+    stars = Stars(
+        magnitudes=Block(magnitudes, np.full((43, 3), 0.02), names=("G", "BP", "RP"), unit="mag"),
+        parallax=Block(1 + 0.1 * rng.standard_normal(43), np.full(43, 0.1), unit="mas"),
+    )
+    model = bl.Parallax(features=("magnitudes",), wide=0.2)
+    return of_training(model, stars[3:], stars[:3].drop("parallax"), [Laplace(), FEW])
+
+
+def translator() -> Rows:
+    rng = np.random.default_rng(0)
+    x = np.array([5000.0, 3.0]) + rng.standard_normal((43, 2)) * [300, 0.5]
+    error = np.tile([30, 0.05], (43, 1))
+    stars = Stars(
+        labels=Block(x, names=("TEFF", "LOGG"), unit=("K", "dex")),
+        target_labels=Block(x + error * rng.standard_normal(x.shape), error, names=("TEFF", "LOGG"), unit=("K", "dex")),
+    )
+    model = bl.Translator(function="polynomial", order=1, scatter="constant", robust=False)
+    return of_training(model, stars[3:], stars[:3].drop("target_labels"), [FEW])
+
+
+def of_test_step(posterior: bl.Posterior, stars: Stars, inferences: list) -> Rows:
+    for inference in inferences:
+        yield f"{type(inference).__name__} of stars", lambda n, i=inference: sbc(posterior, stars, i, n)
+
+
+def cannon_stars() -> Rows:
+    stars, _, _ = bl.simulate(150, 40, labels=("TEFF", "LOGG"), seed=1, n_test=1)
+    model = bl.Cannon(order=2, label_noise=False, population="learned", coefficient_prior=priors.Normal(0.1))
+    posterior = bl.fit(model, stars, Gibbs(2, 300, 100))
+    return of_test_step(posterior, stars.drop("labels"), [MAP(), Laplace(), Importance(), NUTS(chains=2)])
+
+
+def photometry() -> Rows:
+    stars, _ = simulate_photometry(400, seed=1)
+    model = bl.Photometry(function="polynomial", order=2, members=1, outliers=False)
+    posterior = bl.fit(model, stars, MAP(max_iterations=60))
+    test = stars[:100].drop("labels", "reddening")
+    return of_test_step(posterior, test, [MAP(), Laplace(), Importance(), NUTS(chains=2, draws=300)])
+
+
+CASES = {
+    "cannon-exact": cannon_exact, "cannon": cannon, "lux": lux, "parallax": parallax, "translator": translator,
+    "cannon-stars": cannon_stars, "photometry": photometry,
+}  # fmt: skip
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("models", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    arguments.add_argument("--n", type=int, default=300, help="simulations")
+    arguments.add_argument("--by", nargs="*", help="only these inferences")
+    arguments.add_argument("--worst", action="store_true", help="and the quantities of the smallest p-values")
+    given = arguments.parse_args()
+    print(f"{'model':14} {'inference':20} {'n_sim':>6} {'failed':>6} {'p':>9} {'verdict':>9} {'CPU s':>7}  worst")
+    for name in given.models or CASES:
+        for inference, run in CASES[name]():
+            if given.by and inference.split()[0] not in given.by:
+                continue
+            found = run(given.n)
+            smallest = found.verdict.p_values.min(1)
+            told = "holds" if found.holds else "FAILS"
+            print(
+                f"{name:14} {inference:20} {found.n_sim:6} {found.n_failed:6} {found.p_value:9.2g} {told:>9} "
+                f"{found.info['cpu_seconds']:7.0f}  {found.names[int(smallest.argmin())]}"
+                f"{f'; no error: {len(found.without_error)}' if found.without_error else ''}"
+                f"{f'; correlated: {found.n_correlated}' if found.n_correlated else ''}",
+                flush=True,
+            )  # fmt: skip
+            if given.worst:
+                print(found.table()[np.argsort(smallest)[:8]], flush=True)
+
+
+if __name__ == "__main__":
+    main()
