@@ -158,14 +158,13 @@ class Family(ABC):
         for name, x in draws.items():
             flat = x.reshape(len(x), -1)
             for i in np.unique(np.linspace(0, flat.shape[1] - 1, SHOWN).astype(int)):
-                out[f"{name}[{', '.join(map(str, np.unravel_index(i, x.shape[1:])))}]" if x.ndim > 1 else name] = flat[
-                    :, i
-                ]
+                place = ", ".join(map(str, np.unravel_index(i, x.shape[1:])))
+                out[f"{name}[{place}]" if place else name] = flat[:, i]
         return out
 
     @abstractmethod
     def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
-        """Of what the test step infers the true values (N,), by name, from sites of a simulation of stars without it."""
+        """True values (N,) of what the test step infers, by name, from sites of a simulation of stars without it."""
 
     @abstractmethod
     def predict(self, posterior: Any, stars: Stars, name: str | None, with_error: bool) -> Any: ...

@@ -1,4 +1,4 @@
-"""A model's NumPyro program as a function of numbers, so that what is compiled for one data set serves all of its shape.
+"""A model's NumPyro program as a function of its data: what is compiled for one set of stars serves all of its shape.
 
 Of stars, the template, the errors, the missing pattern and what the program takes as given stay; the values of the
 blocks that it observes are arguments, or are drawn.
@@ -42,7 +42,7 @@ class Program:
             jax.eval_shape(read)
         except NotImplementedError as problem:
             raise CannotDo(
-                f"{type(model).__name__} has a flat prior for what is missing of these stars (exact labels), from which "
+                f"{type(model).__name__} has a flat prior for exact labels that are missing, from which "
                 "nothing can be simulated: give every label, or label_noise='joint'"
             ) from problem
         drawn = {name: site for name, site in found.items() if site["type"] in ("sample", "deterministic")}

@@ -15,7 +15,6 @@ from bayeslabels.calibration import SBC, sbc
 from bayeslabels.calibration.sbc import ranked
 from bayeslabels.calibration.verdict import ecdf_band, ranks_of
 from bayeslabels.errors import BadInput, CannotDo
-from bayeslabels.family import family_of
 from bayeslabels.program import Program
 
 N_SIM, N_QUANTITY, N_DRAW = 300, 8, 99
@@ -33,7 +32,7 @@ def made_up(seed, widen=1.0, shift=0.0, prior_sd=1.0, n_sim=N_SIM, correlation=0
     z = rng.standard_normal((n_sim, N_DRAW, N_QUANTITY))
     draws = (y @ covariance + shift * sd)[:, None] + widen * z @ root.T
     names = tuple(f"theta{q}" for q in range(N_QUANTITY))
-    return ranked(names, truth, draws, np.full(n_sim, np.nan), seed, {"inference": "made up"})
+    return ranked(names, truth, draws, np.full(n_sim, np.nan), {}, seed, {"inference": "made up"})
 
 
 def test_right_posteriors_hold():

@@ -17,9 +17,9 @@ from .scores import (
 )
 
 __all__ = [
+    "SBC",
     "Coverage",
     "CrossValidation",
-    "SBC",
     "Labels",
     "Reference",
     "Result",

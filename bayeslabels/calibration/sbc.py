@@ -10,7 +10,8 @@ Parameters and data are drawn from the model's own program. Ranked are quantitie
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from time import process_time
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
-from ..errors import CannotDo, bad_input
+from ..errors import CannotDo, bad_input, index_of
 from ..family import family_of
 from ..fit import infer
 from ..inference.base import Inference
@@ -46,7 +47,8 @@ class SBC:
         ranks: (n_sim, Q), 0 to n_draw; -1 in simulations without an answer, which the verdict leaves out.
         n_draw: draws per simulation, thinned evenly from all that there were.
         ess: (n_sim,) effective number of the draws before thinning, of the worst quantity; NaN where they are
-            independent. Ranks among correlated draws pile up at both ends: it should exceed n_draw.
+            independent. Ranks among correlated draws pile up at both ends: simulations with fewer than n_draw are left
+            out, and an inference that leaves many is to be run with more draws or `thin`.
         without_error: quantities of which the inference gives one value and no error, which cannot be ranked.
         seed: of the uniform numbers that fill the steps between ranks.
         info: model, inference, settings, CPU seconds.
@@ -71,14 +73,16 @@ class SBC:
 
     @property
     def n_correlated(self) -> int:
-        """Simulations with fewer effective than ranked draws."""
+        """Simulations with fewer effective than ranked draws, of which the verdict is not."""
         return int((self.ess < self.n_draw).sum())
 
     @functools.cached_property
     def pit(self) -> np.ndarray:
-        """(rank + U) / (n_draw + 1), (n_sim, Q): uniform where the posterior is right; NaN without an answer."""
+        """(rank + U) / (n_draw + 1), (n_sim, Q): uniform where the posterior is right; NaN without an answer, or where
+        the draws are too correlated to rank among: the truth has no part in that, so that it selects nothing."""
         u = np.random.default_rng([self.seed, 86028121]).random(self.ranks.shape)
-        return np.where(self.ranks >= 0, (self.ranks + u) / (self.n_draw + 1), np.nan)
+        judged = (self.ranks >= 0) & ~(self.ess < self.n_draw)[:, None]
+        return np.where(judged, (self.ranks + u) / (self.n_draw + 1), np.nan)
 
     @functools.cached_property
     def verdict(self) -> Verdict:
@@ -93,6 +97,11 @@ class SBC:
     def holds(self) -> bool:
         """Whether nothing speaks against the posterior at the level 0.01."""
         return self.p_value > LEVEL
+
+    def select(self, names: Sequence[str]) -> SBC:
+        """The verdict on some of the quantities."""
+        at = [index_of(name, self.names, "quantity") for name in names]
+        return replace(self, names=tuple(names), ranks=self.ranks[:, at])
 
     @property
     def data(self) -> xr.DataTree:
@@ -123,7 +132,7 @@ class SBC:
     def __repr__(self) -> str:
         worst = int(np.nanargmin(self.verdict.p_values.min(1)))
         failed = f", {self.n_failed} without an answer" if self.n_failed else ""
-        correlated = f", {self.n_correlated} with correlated draws" if self.n_correlated else ""
+        correlated = f", {self.n_correlated} left out for correlated draws" if self.n_correlated else ""
         return (
             f"SBC of {self.info.get('model', '?')} by {self.info.get('inference', '?')}: "
             f"{'holds' if self.holds else 'DOES NOT HOLD'}, p = {self.p_value:.2g} "
@@ -162,26 +171,27 @@ def sbc(
     """
     began = process_time()
     if isinstance(model, Posterior):
-        out, judged = _of_test_step(model, stars, inference, n_sim, n_draw, seed)
+        found, judged = _of_test_step(model, stars, inference, n_sim, n_draw, seed)
         kind = type(model.model).__name__
     else:
-        out, judged = _of_training(model, stars, inference, n_sim, test, infer_with, n_draw, seed, progress)
+        found, judged = _of_training(model, stars, inference, n_sim, test, infer_with, n_draw, seed, progress)
         kind = type(model).__name__
     info = {**provenance(seed, judged), "model": kind, "cpu_seconds": process_time() - began}
-    names, truth, draws, effective = out
-    return ranked(names, truth, draws, effective, seed, info)
+    return ranked(*found, seed, info)
 
 
-def ranked(names: Any, truth: Any, draws: Any, effective: Any, seed: int, info: dict[str, Any]) -> SBC:
+def ranked(
+    names: Any, truth: Any, draws: Any, effective: Any, told: dict[str, Any], seed: int, info: dict[str, Any]
+) -> SBC:
     """From the true values (n_sim, Q) and draws (n_sim, S, Q)."""
     rng = np.random.default_rng([seed, 122949823])
     ranks = np.stack([ranks_of(t, x, rng) for t, x in zip(truth, draws, strict=True)])
-    told = np.array([(np.ptp(draws[:, :, q], axis=1) > 0).any() for q in range(draws.shape[2])])
-    if not told.any():
+    varies = np.array([(np.ptp(draws[:, :, q], axis=1) > 0).any() for q in range(draws.shape[2])])
+    if not varies.any():
         raise CannotDo(f"{info['inference']} gives one value of each quantity and no error: nothing to rank among")
-    without = tuple(name for name, x in zip(names, told, strict=True) if not x)
-    named = tuple(name for name, x in zip(names, told, strict=True) if x)
-    return SBC(named, ranks[:, told], draws.shape[1], np.asarray(effective), without, seed, info)
+    without = tuple(name for name, x in zip(names, varies, strict=True) if not x)
+    named = tuple(name for name, x in zip(names, varies, strict=True) if x)
+    return SBC(named, ranks[:, varies], draws.shape[1], np.asarray(effective), without, seed, {**info, **told})
 
 
 def _of_training(
@@ -200,7 +210,8 @@ def _of_training(
     keys = jax.random.split(jax.random.key(seed), (n_sim, 2))
     truth: list[dict[str, np.ndarray]] = []
     draws: list[dict[str, np.ndarray]] = []
-    effective = []
+    effective: list[float] = []
+    told = {"n_divergent": 0}
     sites = [_arrays(draw(key)) for key in keys[:, 0]]
     sims = [program.stars(x) for x in sites]
     with bar(n_sim, "simulation-based calibration", progress) as shown:
@@ -222,13 +233,14 @@ def _of_training(
                         found[f"{name} of test star {n}"] = of_stars[:, n]
             truth.append(true)
             draws.append(found)
+            told["n_divergent"] += trained.stats.get("n_divergent", 0)
             shown.update()
     names = tuple(truth[0])
     both = (
         np.array([[x[name][0] for name in names] for x in truth]),
         np.array([[x[name] for name in names] for x in draws]).swapaxes(1, 2),
     )
-    return (names, *both, effective), inference
+    return (names, *both, effective, told), inference
 
 
 def _of_test_step(
@@ -261,7 +273,7 @@ def _of_test_step(
     result = infer(posterior, simulated, inference, seed=seed, progress=False)
     draws = np.stack([star_draws(result, name, n_draw, seed).T for name in true], -1)
     effective = result.stars["ess"].values if "ess" in result.stars else np.full(n_sim, np.nan)
-    return (tuple(true), np.stack([np.asarray(x) for x in true.values()], -1), draws, effective), inference
+    return (tuple(true), np.stack([np.asarray(x) for x in true.values()], -1), draws, effective, {}), inference
 
 
 def _require_priors(model: Model) -> None:

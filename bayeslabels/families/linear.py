@@ -200,7 +200,7 @@ class LinearFamily(Family):
         return super().identified(model, draws)
 
     def true_quantities(self, model: LinearModel, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
-        """The catalogue's labels free of noise; where labels are outputs, their scatter about them is the stars' own."""
+        """The labels that catalogues measure with noise; where they are outputs, their scatter about A z included."""
         if model.labels_are_latent:
             values = sites["true_labels"]
         else:

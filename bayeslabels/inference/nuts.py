@@ -107,34 +107,40 @@ class NUTS(Inference):
 
     @in_float64
     def fit_many(self, model: Model, sims: Sequence[Stars], starts: Sequence[Start], seed: int) -> Iterator[Trained]:
-        """`fit` of many sets of stars that differ in their measured values alone, side by side; without moments."""
+        """`fit` of many small sets of stars that differ in their measured values alone, side by side; without moments.
+
+        The coordinates are whitened by the curvature at the start, and chains start from draws of that Gaussian: there
+        is a step size to adapt to each set, and nothing else.
+        """
         program, names = model.program_of_data(sims[0]), starts[0].names
 
         def whitened(start):
             return Whitened(program, Start(start[0], names, start[1]))
 
-        @jax.jit
-        def initial(key, data, start):
-            program = whitened(start)
-            strategy = init_to_value(values=program.first)
-            z = initialize_model(key, program, init_strategy=strategy, model_args=(data,))[0].z
-            keys = iter(jax.random.split(key, len(z)))
-            return {
-                name: x + 0.05 * jax.random.normal(next(keys), (self.chains, *x.shape)) for name, x in sorted(z.items())
-            }
-
         def potential(data, start):
             return functools.partial(potential_energy, whitened(start), (data,), {})
 
         @jax.jit
+        def initial(key, data, start):
+            program = whitened(start)
+            strategy = init_to_value(values=program.first)
+            return initialize_model(key, program, init_strategy=strategy, model_args=(data,))[0].z
+
+        @jax.jit
         @jax.vmap
         def run(key, z, data, start):
-            settings = potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth, True
-            scales = _scales(potential(data, start), jax.tree.map(lambda x: x[0], z))
-            chains = jax.vmap(lambda key, z: _chain(*settings, key, z, (data, start), scales))
-            z, diverging = chains(jax.random.split(key, self.chains), z)
+            first, back = ravel_pytree(z)
+            root = _root_of_inverse(jax.hessian(lambda x: potential(data, start)(back(x)))(first))
+
+            def whitened_potential(data, start):
+                return lambda x: potential(data, start)(back(first + root @ x))
+
+            settings = whitened_potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth
+            chains = jax.vmap(lambda key, x: _chain(*settings, key, x, (data, start)))
+            keys = jax.random.split(key, (2, self.chains))
+            x, diverging = chains(keys[0], jax.vmap(lambda key: jax.random.normal(key, first.shape))(keys[1]))
             values = functools.partial(constrain_fn, whitened(start), (data,), {}, return_deterministic=True)
-            return jax.vmap(jax.vmap(values))(z), diverging.sum()
+            return jax.vmap(jax.vmap(lambda x: values(back(first + root @ x))))(x), diverging.sum()
 
         keys = jax.random.split(jax.random.key(seed), (len(sims), 2))
         size = min(SETS, len(sims))
@@ -187,7 +193,7 @@ def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
         return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
     def chain(key, z, *args):
-        return _chain(potential, warmup, draws, target_accept, 6, False, key, z, args)
+        return _chain(potential, warmup, draws, target_accept, 6, key, z, args)
 
     over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
     z, diverging = jax.vmap(over_chains)(keys, z, *args)
@@ -195,23 +201,20 @@ def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
 
 
-def _scales(potential, z):
-    """Rough variances, flat as `ravel_pytree` orders them, from the curvature of the potential at z."""
-    flat, back = ravel_pytree(z)
-    slope = jax.grad(lambda x: potential(back(x)))
-    curvature = jax.lax.map(lambda e: (jax.jvp(slope, (flat,), (e,))[1] * e).sum(), jnp.eye(len(flat)))
-    return 1 / jnp.clip(jnp.nan_to_num(curvature), 1.0, 1e8)
+def _root_of_inverse(curvature):
+    """F with F F' = |curvature|^-1, directions of next to no curvature as wide as 1."""
+    value, vector = jnp.linalg.eigh(jnp.nan_to_num(curvature))
+    return vector / jnp.sqrt(jnp.clip(jnp.abs(value), 1.0, 1e12))
 
 
-def _chain(potential, warmup, draws, target_accept, max_tree_depth, adapt_mass, key, z, args, scales=None):
-    """Draws and whether each diverged, of one chain from z on the potential(*args); scales: variances to begin with."""
+def _chain(potential, warmup, draws, target_accept, max_tree_depth, key, z, args):
+    """Draws and whether each diverged, of one chain from z on the potential(*args), which is white."""
     initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
     state = initialise(
         z,
         warmup,
-        step_size=0.3 if adapt_mass else 0.8,
-        inverse_mass_matrix=scales,
-        adapt_mass_matrix=adapt_mass,
+        step_size=0.8,
+        adapt_mass_matrix=False,
         target_accept_prob=target_accept,
         max_tree_depth=max_tree_depth,
         model_args=args,

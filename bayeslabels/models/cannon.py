@@ -97,7 +97,7 @@ class Cannon(LinearModel):
             )
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
-        """The NumPyro program; `labels` and `flux` are observed where present; `u` is sampled unless labels are exact."""
+        """The NumPyro program; `labels` and `flux` are observed where present, `u` is sampled if labels are inexact."""
         model = self.bound(stars)
         frame = model.require_frame()
         features, m = model.features, len(frame.names)
