@@ -122,15 +122,46 @@ def test_simulations_have_the_moments_of_the_program():
     np.testing.assert_array_equal(again.flux.observed, stars.flux.observed)
 
 
+EXACT = MODEL.replace(label_noise=False, population="learned")
+TEST = template(3).drop("labels")
+
+
 def test_gibbs_of_a_small_cannon():
-    stars = template()
-    model = MODEL.bind(stars)
-    inference = bl.Gibbs(chains=2, draws=250, warmup=100)
-    found = sbc(model, stars, inference, 40, test=stars[:2].drop("labels"), infer_with=bl.Laplace(draws=99), n_draw=49)
+    gibbs = bl.Gibbs(chains=2, draws=200, warmup=100)
+    found = sbc(EXACT, template(), gibbs, 60, test=TEST, infer_with=bl.Laplace(draws=99), n_draw=29)
     assert isinstance(found, SBC)
+    assert found.n_draw == 29
+    assert found.n_failed == 0
+    assert found.n_correlated < 10
+    assert {"scatter[0]", "coefficients[0, 0]", "population_mean[1]", "TEFF of test star 2"} <= set(found.names)
     assert found.holds, found.table()
-    assert found.n_draw == 49
-    assert {"scatter[0]", "label_scatter[1]", "TEFF of test star 1"} <= set(found.names)
+    alone = found.select(["TEFF of test star 0"])
+    np.testing.assert_array_equal(alone.ranks[:, 0], found.ranks[:, found.names.index("TEFF of test star 0")])
+
+
+def test_the_test_step_alone():
+    """A training posterior's stars; and one that takes the noise of the spectra for half of what it is."""
+    stars = template(40)
+    posterior = bl.fit(EXACT, stars, bl.MAP())
+    laplace = bl.Laplace(draws=200)
+    spectra = stars.drop("labels")
+    found = sbc(posterior, spectra, laplace, 300)
+    assert found.names == ("TEFF", "LOGG")
+    assert found.holds, found.table()
+    np.testing.assert_array_equal(sbc(posterior, spectra, laplace, 300).ranks, found.ranks)
+    moments = posterior.moments
+    sure = posterior.with_moments(moments._replace(population_covariance=0.5 * moments.population_covariance))
+    assert sbc(sure, spectra, laplace, 300).p_value < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inference", [bl.NUTS(1, 200, 200, max_tree_depth=8), bl.Gibbs(2, 250, 200, 4)], ids=repr)
+def test_exact_routes_of_the_cannon(inference):
+    """With label noise, 300 simulations."""
+    found = sbc(MODEL, template(), inference, 300, n_draw=49)
+    assert found.n_failed == 0
+    assert found.n_correlated < 60
+    assert found.holds, found.table()
 
 
 def test_refusals():

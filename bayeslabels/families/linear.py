@@ -195,9 +195,7 @@ class LinearFamily(Family):
                 "flux": phi @ draws[names["coefficients"]].swapaxes(1, 2),
             }
             draws = {name: x for name, x in draws.items() if name not in free} | made
-        elif names["latents"] in draws:
-            draws = {name: x for name, x in draws.items() if name != "true_labels"}
-        return super().identified(model, draws)
+        return super().identified(model, {name: x for name, x in draws.items() if name != "true_labels"})
 
     def true_quantities(self, model: LinearModel, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
         """The labels that catalogues measure with noise; where they are outputs, their scatter about A z included."""
