@@ -18,7 +18,8 @@ import numpy as np
 import bayeslabels as bl
 from bayeslabels import MAP, NUTS, Block, Gibbs, Importance, Laplace, Stars, priors
 from bayeslabels.calibration import SBC, sbc
-from bayeslabels.simulate import simulate_photometry
+from bayeslabels.model import Model
+from bayeslabels.simulate import simulate, simulate_photometry
 
 Rows = Iterator[tuple[str, Callable[[int], SBC]]]
 FEW = NUTS(chains=1, draws=200, warmup=200, max_tree_depth=8)
@@ -36,7 +37,7 @@ def spectra(n: int = 23, n_pixel: int = 10) -> Stars:
     return Stars(labels=block, flux=Block(flux, np.full(flux.shape, 0.02)))
 
 
-def of_training(model: bl.Model, stars: Stars, test: Stars, inferences: list) -> Rows:
+def of_training(model: Model, stars: Stars, test: Stars, inferences: list) -> Rows:
     model = model.bind(stars)
     for inference in inferences:
         run = lambda n, i=inference: sbc(  # noqa: E731
@@ -99,11 +100,12 @@ def translator() -> Rows:
 
 def of_test_step(posterior: bl.Posterior, stars: Stars, inferences: list) -> Rows:
     for inference in inferences:
-        yield f"{type(inference).__name__} of stars", lambda n, i=inference: sbc(posterior, stars, i, n, n_draw=49)
+        run = lambda n, i=inference: sbc(posterior, stars, i, n, n_draw=49)  # noqa: E731
+        yield f"{type(inference).__name__} of stars", run
 
 
 def cannon_stars() -> Rows:
-    stars, _, _ = bl.simulate(150, 40, labels=("TEFF", "LOGG"), seed=1, n_test=1)
+    stars, _, _ = simulate(150, 40, labels=("TEFF", "LOGG"), seed=1, n_test=1)
     model = bl.Cannon(order=2, label_noise=False, population="learned", coefficient_prior=priors.Normal(0.1))
     posterior = bl.fit(model, stars, Gibbs(2, 300, 100))
     return of_test_step(posterior, stars.drop("labels"), [MAP(), Laplace(), Importance(), NUTS(chains=2)])

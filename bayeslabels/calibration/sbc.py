@@ -197,7 +197,7 @@ def ranked(
 def _of_training(
     model: Model, stars: Stars, inference: Any, n_sim: int, test: Any, infer_with: Any, n_draw: int, seed: int,
     progress: bool | None,
-) -> tuple[Any, Inference]:  # fmt: skip
+) -> tuple[list[Any], Inference]:  # fmt: skip
     family, model = family_of(model), model.bound(stars)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
@@ -240,12 +240,12 @@ def _of_training(
         np.array([[x[name][0] for name in names] for x in truth]),
         np.array([[x[name] for name in names] for x in draws]).swapaxes(1, 2),
     )
-    return (names, *both, effective, told), inference
+    return [names, *both, effective, told], inference
 
 
 def _of_test_step(
     posterior: Posterior, stars: Stars, inference: Any, n_sim: int, n_draw: int, seed: int
-) -> tuple[Any, Inference]:
+) -> tuple[list[Any], Inference]:
     family, model = family_of(posterior.model), posterior.model
     inference = inference or family.infer_by
     family.require(inference, model, "infer")
@@ -273,7 +273,8 @@ def _of_test_step(
     result = infer(posterior, simulated, inference, seed=seed, progress=False)
     draws = np.stack([star_draws(result, name, n_draw, seed).T for name in true], -1)
     effective = result.stars["ess"].values if "ess" in result.stars else np.full(n_sim, np.nan)
-    return (tuple(true), np.stack([np.asarray(x) for x in true.values()], -1), draws, effective, {}), inference
+    truth = np.stack([np.asarray(x) for x in true.values()], -1)
+    return [tuple(true), truth, draws, effective, {}], inference
 
 
 def _require_priors(model: Model) -> None:
