@@ -1,6 +1,7 @@
 """The contract of a model: a frozen value that is a NumPyro program, and what the fast routes may rely on.
 
-A model is called with stars: a block present in them is observed, a block absent is sampled. Nothing else is needed
+A model is called with stars: a block present in them is observed, a block absent is sampled; the site of a block bears
+its name and has its units, so that what is drawn of it is data (`program.Program`). Nothing else is needed
 for `numpyro.infer.MCMC`, `SVI`, `Predictive` or `numpyro.render_model`. Models whose flux is linear in features of each
 star's latents declare that structure (`linear.LinearModel`), and with it every exact fast route is theirs.
 """

@@ -31,6 +31,8 @@ from .whitened import Start, StartOf, Whitened
 
 BATCH = 128
 """Stars sampled side by side."""
+STEPS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
+"""Shares of a Newton step that are tried."""
 SETS = 50
 """Training sets sampled side by side."""
 
@@ -130,7 +132,7 @@ class NUTS(Inference):
         @jax.vmap
         def run(key, z, data, start):
             first, back = ravel_pytree(z)
-            root = _root_of_inverse(jax.hessian(lambda x: potential(data, start)(back(x)))(first))
+            first, root = _approach(lambda x: potential(data, start)(back(x)), first)
 
             def whitened_potential(data, start):
                 return lambda x: potential(data, start)(back(first + root @ x))
@@ -201,10 +203,27 @@ def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
 
 
-def _root_of_inverse(curvature):
-    """F with F F' = |curvature|^-1, directions of next to no curvature as wide as 1."""
-    value, vector = jnp.linalg.eigh(jnp.nan_to_num(curvature))
-    return vector / jnp.sqrt(jnp.clip(jnp.abs(value), 1.0, 1e12))
+def _approach(potential, x):
+    """From x (d,) by Newton steps to where the mass of the density is, and F (d, d) with F F' = |curvature|^-1 there.
+
+    Directions of next to no curvature are taken to be as wide as 1. The mode itself, which may be no place for a
+    sampler, is not sought: steps end where the whitened slope is no longer than at a typical point.
+    """
+
+    def root_at(x):
+        value, vector = jnp.linalg.eigh(jnp.nan_to_num(jax.hessian(potential)(x)))
+        return vector / jnp.sqrt(jnp.clip(jnp.abs(value), 1.0, 1e12))
+
+    def step(_, x):
+        root = root_at(x)
+        slope = root.T @ jax.grad(potential)(x)
+        trials = x - STEPS[:, None] * (root @ slope)
+        values = jax.vmap(potential)(trials)
+        best = trials[jnp.nanargmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
+        return jnp.where((slope**2).sum() > len(x), best, x)
+
+    x = jax.lax.fori_loop(0, 30, step, x)
+    return x, root_at(x)
 
 
 def _chain(potential, warmup, draws, target_accept, max_tree_depth, key, z, args):
