@@ -95,7 +95,8 @@ def translator() -> Rows:
         target_labels=Block(x + error * rng.standard_normal(x.shape), error, names=("TEFF", "LOGG"), unit=("K", "dex")),
     )
     model = bl.Translator(function="polynomial", order=1, scatter="constant", robust=False)
-    return of_training(model, stars[3:], stars[:3].drop("target_labels"), [FEW])
+    more = NUTS(chains=1, draws=1000, warmup=300, max_tree_depth=8)
+    return of_training(model, stars[3:], stars[:3].drop("target_labels"), [more])
 
 
 def of_test_step(posterior: bl.Posterior, stars: Stars, inferences: list) -> Rows:

@@ -140,7 +140,7 @@ def test_gibbs_of_a_small_cannon():
 
 
 def test_the_test_step_alone():
-    """A training posterior's stars; and one that takes the noise of the spectra for half of what it is."""
+    """Right of stars of the training posterior's kind; wrong with half of the variance of their population."""
     stars = template(40)
     posterior = bl.fit(EXACT, stars, bl.MAP())
     laplace = bl.Laplace(draws=200)
