@@ -82,7 +82,7 @@ def parallax() -> Rows:
         magnitudes=Block(magnitudes, np.full((43, 3), 0.02), names=("G", "BP", "RP"), unit="mag"),
         parallax=Block(1 + 0.1 * rng.standard_normal(43), np.full(43, 0.1), unit="mas"),
     )
-    model = NearParallax(features=("magnitudes",), wide=0.3)
+    model = NearParallax(features=("magnitudes",), wide=0.3, scatter_distribution=priors.HalfNormal(0.1))
     return of_training(model, stars[3:], stars[:3].drop("parallax"), [Laplace(), FEW])
 
 

@@ -178,7 +178,8 @@ def sbc(
         found, judged = _of_training(model, stars, inference, n_sim, test, infer_with, n_draw, seed, progress)
         kind = type(model).__name__
     info = {**provenance(seed, judged), "model": kind, "cpu_seconds": process_time() - began}
-    return ranked(*found, seed, info)
+    names, truth, draws, effective, told = found
+    return ranked(names, truth, draws, effective, told, seed, info)
 
 
 def ranked(
