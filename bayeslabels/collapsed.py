@@ -26,6 +26,20 @@ from .stars import Stars
 
 
 @dataclass(frozen=True)
+class CollapsedProgram:
+    """`CollapsedModel.collapsed` as a function of `CollapsedModel.arrays`."""
+
+    model: CollapsedModel
+    template: Stars
+
+    def __call__(self, data: Any) -> None:
+        self.model.collapsed(self.template, data=data)
+
+    def data(self, stars: Stars) -> Any:
+        return self.model.arrays(stars)
+
+
+@dataclass(frozen=True)
 class CollapsedModel(Model):
     """A model with p(data_n | theta) in closed form or by a quadrature that is exact for every purpose."""
 
@@ -51,12 +65,15 @@ class CollapsedModel(Model):
         """theta to start an optimiser from, another one for another seed."""
 
     @property
-    def finished(self) -> dict[str, Any]:
+    def polished(self) -> dict[str, Any]:
         """Parts of theta, as indices of its sites, that `MAP` brings to the mode given the rest, all stars at once."""
         return {}
 
     def training_program(self, stars: Stars) -> Callable[..., Any]:
         return functools.partial(self.collapsed, data=self.arrays(stars))
+
+    def program_of_data(self, stars: Stars) -> Any:
+        return CollapsedProgram(self, stars)
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         return self.start(stars, 0)

@@ -6,6 +6,7 @@ A family is found by the base class of a model (`family_of`): nothing else branc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,12 +17,17 @@ from astropy.table import QTable
 from .checkpoint import Checkpoint
 from .errors import CannotDo, bad_input
 from .inference.base import Inference, Trained
-from .inference.batches import Rows
+from .inference.batches import Rows, RowsInMemory
+from .inference.whitened import Start
 from .model import Model
 from .stars import Stars
 
 FAMILIES: dict[type[Model], Family] = {}
 """The families, by the base class of their models."""
+
+
+SHOWN = 3
+"""Numbers of a site that stand for all of them in simulation-based calibration."""
 
 
 @dataclass
@@ -100,6 +106,27 @@ class Family(ABC):
     ) -> Trained:
         raise NotImplementedError  # pragma: no cover - guarded by `by_batches`
 
+    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+        """Where samplers of the program begin."""
+        return Start(dict(model.starting_point(stars)))
+
+    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+        """What inferences of the program found, with the moments."""
+        return trained
+
+    def train_many(self, model: Any, sims: Sequence[Stars], inference: Any, seed: int) -> Iterator[Trained]:
+        """`train` of several sets of stars that differ in their measured values alone; side by side where it can be."""
+        if not hasattr(inference, "fit_many"):
+            for i, stars in enumerate(sims):
+                if self.by_batches(inference):
+                    yield self.train_by_batches(RowsInMemory(model, stars), inference, seed + i, False, None)
+                else:
+                    yield self.train(model, stars, inference, seed + i, False)
+            return
+        starts = [self.start(model, stars, seed + i) for i, stars in enumerate(sims)]
+        for stars, trained in zip(sims, inference.fit_many(model, sims, starts, seed), strict=True):
+            yield self.finish(model, stars, trained)
+
     def complete(self, posterior: Any, choice: Choice) -> Any:
         """The posterior with what only held-out stars could tell."""
         return posterior
@@ -140,6 +167,24 @@ class Family(ABC):
     @abstractmethod
     def log_density(self, posterior: Any, result: Any, stars: Stars) -> np.ndarray:
         """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""
+
+    def parameters(self, posterior: Any, seed: int) -> dict[str, np.ndarray]:
+        """Draws {site: (chain, draw, ...)} of the training posterior, as its moments tell it where it has one draw."""
+        return {str(name): x.values for name, x in posterior.data["posterior"].to_dataset().items()}
+
+    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Quantities (S,) that data identify, of sites {name: (S, ...)}: some of each site's numbers."""
+        out = {}
+        for name, x in draws.items():
+            flat = x.reshape(len(x), -1)
+            for i in np.unique(np.linspace(0, flat.shape[1] - 1, SHOWN).astype(int)):
+                place = ", ".join(map(str, np.unravel_index(i, x.shape[1:])))
+                out[f"{name}[{place}]" if place else name] = flat[:, i]
+        return out
+
+    @abstractmethod
+    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        """True values (N,) of what the test step infers, by name, from sites of a simulation of stars without it."""
 
     @abstractmethod
     def predict(self, posterior: Any, stars: Stars, name: str | None, with_error: bool) -> Any: ...

@@ -108,6 +108,13 @@ class LinearModel(Model):
         return None
 
     @property
+    def improper(self) -> str:
+        if isinstance(self.prior, Flat):
+            return "coefficient_prior=priors.Normal(0.1) or priors.Learned()"
+        flat = self.fixed_population is not None and self.fixed_population[1][0, 0] >= FLAT_POPULATION
+        return 'population="learned"' if flat else ""
+
+    @property
     def exact_labels(self) -> bool:
         """Whether a label that is present is the true one, in the test step too."""
         return False
@@ -207,14 +214,15 @@ class LinearModel(Model):
         catalogue = LinearModel.catalogue(self, stars).rows(rows)
         for name in self.label_blocks:
             at = frame.columns(name)
+            labels, scale = frame.physical(true)[:, at], frame.scale[at]
             if name not in stars:
-                numpyro.sample(name, dist.Normal(frame.physical(true)[:, at], tau[at]).to_event(1))
+                numpyro.sample(name, dist.Normal(labels, tau[at]).to_event(1))
                 continue
             eye, observed = jnp.eye(at.stop - at.start), catalogue.observed[:, at]
-            noise = catalogue.covariance[:, at, at] + eye * (tau[at] / frame.scale[at]) ** 2
+            noise = catalogue.covariance[:, at, at] * (scale[:, None] * scale) + eye * tau[at] ** 2
             noise = jnp.where(observed[:, :, None] & observed[:, None, :], noise, eye)
-            value = jnp.where(observed, catalogue.value[:, at], true[:, at])
-            numpyro.sample(name, dist.MultivariateNormal(true[:, at], covariance_matrix=noise), obs=value)
+            value = jnp.where(observed, frame.centre[at] + scale * catalogue.value[:, at], labels)
+            numpyro.sample(name, dist.MultivariateNormal(labels, covariance_matrix=noise), obs=value)
 
     def flux_site(self, flux: Array, scatter: Array, stars: Stars, rows: Array) -> None:
         """flux_nl ~ N(flux_nl, sigma_nl^2 + s_l^2), observed where present."""

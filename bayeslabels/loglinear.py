@@ -148,6 +148,10 @@ class LogLinearModel(Model):
     @abstractmethod
     def fixed_scatter(self) -> float | None: ...
 
+    @property
+    def improper(self) -> str:
+        return "wide=1.0" if (self.wide_precision == 0).any() else ""
+
     def bind(self, stars: Stars) -> Self:
         for name in (self.predicted, *(spec.removeprefix("ln ") for spec in self.feature_blocks)):
             if name not in stars:

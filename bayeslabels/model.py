@@ -1,6 +1,7 @@
 """The contract of a model: a frozen value that is a NumPyro program, and what the fast routes may rely on.
 
-A model is called with stars: a block present in them is observed, a block absent is sampled. Nothing else is needed
+A model is called with stars: a block present in them is observed, a block absent is sampled; the site of a block bears
+its name and has its units, so that what is drawn of it is data (`program.Program`). Nothing else is needed
 for `numpyro.infer.MCMC`, `SVI`, `Predictive` or `numpyro.render_model`. Models whose flux is linear in features of each
 star's latents declare that structure (`linear.LinearModel`), and with it every exact fast route is theirs.
 """
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .errors import bad_input
+from .program import Program
 from .stars import Stars
 
 MODELS: dict[str, type[Model]] = {}
@@ -92,6 +94,11 @@ class Model(ABC):
         """The program that SVI and NUTS train: this one, unless the stars' own unknowns can be integrated out."""
         return self
 
+    def program_of_data(self, stars: Stars) -> Any:
+        """`training_program` as a function of the stars' measured values, `program(program.data(stars))`: what is
+        compiled of it serves all stars that differ in nothing else."""
+        return Program(self, stars)
+
     @abstractmethod
     def bind(self, stars: Stars) -> Self:
         """This model with the frame of these training stars; refuses stars it cannot be trained on."""
@@ -109,6 +116,11 @@ class Model(ABC):
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         """Values of sites near a good optimum, where a model knows some; for samplers and stochastic optimisers."""
         return {}
+
+    @property
+    def improper(self) -> str:
+        """What to write in the place of a flat prior, from which nothing can be simulated; "": there is none."""
+        return ""
 
     def variants(self) -> tuple[Self, ...]:
         """The models that these settings leave open, to be ranked by held-out density."""

@@ -124,8 +124,8 @@ def test_program_is_the_docstrings_equations(incomplete):
                 total += norm(p["coefficients"][pixel] @ phi, sigma).logpdf(value)
         seen = np.isfinite(incomplete.labels.value[n])
         if seen.any():
-            offset = (incomplete.labels.value[n] - model.frame.centre)[seen] / scale[seen] - p["u"][n, seen]
-            noise = incomplete.labels.error[n] / np.outer(scale, scale) + np.diag((p["label_scatter"] / scale) ** 2)
+            offset = (incomplete.labels.value[n] - model.frame.physical(p["u"][n]))[seen]
+            noise = incomplete.labels.error[n] + np.diag(p["label_scatter"] ** 2)
             total += gauss(np.zeros(seen.sum()), noise[np.ix_(seen, seen)]).logpdf(offset)
         # an entry that is not observed takes part as N(0; 0, 1)
         total += norm.logpdf(0.0) * (~seen).sum()

@@ -153,7 +153,7 @@ def test_training_ends_at_the_mode(survey, posterior):
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, model.arrays(stars))
         for e, weight in enumerate(often):
-            theta = {k: jnp.asarray(draws[k].values.reshape(-1, *draws[k].shape[2:])[e]) for k in model.finished}
+            theta = {k: jnp.asarray(draws[k].values.reshape(-1, *draws[k].shape[2:])[e]) for k in model.polished}
             free = {k: theta.pop(k) for k in ("weights", "reddening_log")}
             each = jax.jit(jax.jacrev(lambda free, theta=theta: model.log_likelihood({**theta, **free}, data)))(free)
             prior = jax.grad(lambda free, theta=theta: log_density(model.parameters, (), {}, {**theta, **free})[0])(

@@ -1,9 +1,10 @@
-"""Do the error bars hold? Held-out predictions, z scores, coverage, PIT."""
+"""Do the error bars hold? Held-out predictions, z scores, coverage, PIT, simulation-based calibration."""
 
 from .compare import compare
 from .cross_validation import CrossValidation, cross_validate
 from .recalibrate import Recalibration, recalibrate
 from .reliability import Pairs, pairs, reliability
+from .sbc import SBC, sbc
 from .scores import (
     Coverage,
     Labels,
@@ -19,6 +20,7 @@ from .scores import (
 )
 
 __all__ = [
+    "SBC",
     "Coverage",
     "CrossValidation",
     "Labels",
@@ -37,5 +39,6 @@ __all__ = [
     "recalibrate",
     "reliability",
     "robust_scatter",
+    "sbc",
     "z_scores",
 ]

@@ -44,6 +44,11 @@ from ..stars import Block, Stars
 FOLDS = 5
 """Folds of the training set for held-out labels."""
 
+GAUSSIAN_DRAWS = 200
+"""Draws of the coefficients from their covariance, where a posterior has but its mode."""
+SOME_STARS = 4
+"""Training stars of which predictions stand for those of all."""
+
 COMPARED = 2
 """Folds on which the variants of a model are compared."""
 
@@ -77,11 +82,14 @@ class LinearFamily(Family):
         if not isinstance(inference, NUTS | SVI):
             return inference.fit(model, stars, seed, progress)
 
-        def start() -> Start:
-            point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
-            return Start({name: x[0, 0] for name, x in point.items()})
+        trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))
+        return self.finish(model, stars, trained)
 
-        trained = inference.fit(model, stars, seed, progress, start)
+    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+        point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
+        return Start({name: x[0, 0] for name, x in point.items()})
+
+    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.moments = moments_from_draws(model, stars, trained.draws)
         return trained
 
@@ -163,6 +171,41 @@ class LinearFamily(Family):
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
         return log_density(result, stars, posterior.moments.label_scatter)
+
+    def parameters(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
+        """Of a posterior with one draw, its mode, the coefficients vary as their covariance says."""
+        draws, moments = super().parameters(posterior, seed), posterior.moments
+        name = posterior.model.sites["coefficients"]
+        if draws[name].shape[:2] != (1, 1):
+            return draws
+        root = np.linalg.cholesky(moments.coefficient_covariance + 1e-14 * np.eye(moments.coefficients.shape[1]))
+        z = np.random.default_rng([seed, 179424673]).standard_normal((GAUSSIAN_DRAWS, *moments.coefficients.shape))
+        out = {site: np.broadcast_to(x, (1, GAUSSIAN_DRAWS, *x.shape[2:])) for site, x in draws.items()}
+        out[name] = (moments.coefficients + np.einsum("ljk,dlk->dlj", root, z))[None]
+        return out
+
+    def identified(self, model: LinearModel, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of latents that any rotation serves as well, the labels and fluxes that they predict."""
+        names = model.sites
+        if not model.labels_are_latent and names["latents"] in draws:
+            free = {*names.values(), "true_labels", *(f"{names['coefficients']}_{x}" for x in ("mean", "covariance"))}
+            phi = np.asarray(model.features(jnp.asarray(draws[names["latents"]][:, :SOME_STARS])))
+            made = {
+                "label": phi @ draws[names["label_coefficients"]].swapaxes(1, 2),
+                "flux": phi @ draws[names["coefficients"]].swapaxes(1, 2),
+            }
+            draws = {name: x for name, x in draws.items() if name not in free} | made
+        return super().identified(model, {name: x for name, x in draws.items() if name != "true_labels"})
+
+    def true_quantities(self, model: LinearModel, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        """The labels that catalogues measure with noise; where they are outputs, their scatter about A z included."""
+        if model.labels_are_latent:
+            values = sites["true_labels"]
+        else:
+            if known := [block for block in model.label_blocks if block in stars]:
+                raise bad_input(f"stars with {', '.join(known)}", "spectra alone", fix=f"stars.drop{tuple(known)}")
+            values = jnp.concatenate([sites[block] for block in model.label_blocks], -1)
+        return {name: values[:, m] for m, name in enumerate(model.require_frame().names)}
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
         name = name or "flux"

@@ -33,6 +33,7 @@ from ..inference.loglinear import (
     with_coefficients,
     without_outliers,
 )
+from ..inference.whitened import Start
 from ..loglinear import LogLinearModel, outlier_density
 from ..numerics.lognormal import log_likelihood
 from ..posterior import Posterior
@@ -62,7 +63,13 @@ class LogLinearFamily(Family):
             return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
         if isinstance(inference, Laplace):
             return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
-        trained = inference.fit(model, stars, seed, progress, lambda: start_of(model, stars))
+        trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))
+        return self.finish(model, stars, trained)
+
+    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+        return start_of(model, stars)
+
+    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.draws = with_coefficients(model, trained.draws)
         trained.moments = moments_of(model, trained.draws)
         return trained
@@ -155,6 +162,22 @@ class LogLinearFamily(Family):
         )
         density = np.logaddexp(density, bad)
         return np.where(seen, np.asarray(density), np.nan)
+
+    def parameters(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
+        """The coefficients also as the program's sites have them."""
+        draws, frame = super().parameters(posterior, seed), posterior.model.require_frame()
+        theta = draws["coefficients"] * frame.scale
+        draws["wide"] = theta[..., ~frame.penalised]
+        return draws | ({"sparse": theta[..., frame.penalised]} if frame.penalised.any() else {})
+
+    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return super().identified(model, {name: x for name, x in draws.items() if name != "coefficients"})
+
+    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        if (block := model.predicted) in stars:
+            raise bad_input(f"stars with {block}", "their features alone", fix=f'stars.drop("{block}")')
+        zero = sites.get("zero_point", model.zero_prior[0]) + model.offset(stars)
+        return {f"{block}_sp": sites[block][:, 0] - zero}
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
         if name not in (None, posterior.model.predicted):

@@ -61,8 +61,13 @@ class PhotometryFamily(Family):
         return isinstance(inference, MAP | SVI)
 
     def train(self, model: Photometry, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
-        rows = RowsInMemory(model, stars)
-        trained = inference.fit(model, stars, seed, progress, lambda: start_of(rows, seed))
+        trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))
+        return self.finish(model, stars, trained)
+
+    def start(self, model: Photometry, stars: Stars, seed: int) -> Start:
+        return start_of(RowsInMemory(model, stars), seed)
+
+    def finish(self, model: Photometry, stars: Stars, trained: Trained) -> Trained:
         trained.moments = moments_of(model, trained.draws)
         return trained
 
@@ -138,6 +143,12 @@ class PhotometryFamily(Family):
         ]
         out[good] = given - (np.log(scale) * observed[good]).sum(1)
         return out
+
+    def true_quantities(self, model: Photometry, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        frame, modulus = model.require_frame(), sites["distance_modulus"]
+        labels = frame.physical(sites["u"])
+        out = {name: labels[:, i] for i, name in enumerate(frame.names)}
+        return out | {"reddening": sites["true_reddening"], "distance_modulus": modulus}
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
         name = name or "absolute_magnitudes"

@@ -41,6 +41,8 @@ from ..stars import Stars
 LEARNING_RATE = 1e-2
 MEMBERS = 20
 """Draws of a training posterior that the test step goes through, at most."""
+SOME_STARS = 2
+"""Training stars at which the functions are compared."""
 CHUNK = 512
 """Stars whose hidden layers stay in the cache."""
 LEVELS = {"p5": 0.05, "p16": 0.15865, "p50": 0.5, "p84": 0.84135, "p95": 0.95}
@@ -120,35 +122,25 @@ class TranslatorFamily(Family):
         return np.asarray(stars[TARGET].observed.any(1))
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
-        return self._with_moments(model, inference.fit(model, stars, seed, progress), False)
+        return self.finish(model, stars, inference.fit(model, stars, seed, progress))
+
+    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+        trained.moments = _members(model, trained.draws, MEMBERS)
+        return trained
 
     def train_by_batches(
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
     ) -> Trained:
         if not isinstance(inference, MAP):
-            return self._with_moments(rows.model, fit_guide(rows, inference, seed, progress, checkpoint), False)
+            return self.finish(rows.model, rows.stars, fit_guide(rows, inference, seed, progress, checkpoint))
         trained = fit_members(
             rows, seed, progress, epochs=inference.max_iterations, batch_size=inference.batch_size,
             learning_rate=LEARNING_RATE, checkpoint=checkpoint,
         )  # fmt: skip
-        trained = self._with_moments(rows.model, trained, True)
-        n = len(trained.moments.coefficients)
-        shift = _held_out_shift(rows.model, trained.moments, rows.held_out(split(rows.n, n, seed)))
-        trained.moments = trained.moments._replace(scatter_shift=np.tile(shift, (n, 1)))
-        return trained
-
-    def _with_moments(self, model: Any, trained: Trained, all_of_them: bool) -> Trained:
-        flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in trained.draws.items()}
-        n = len(flat["coefficients"])
-        at = np.linspace(0, n - 1, n if all_of_them else min(n, MEMBERS)).astype(int)
-        m = len(model.require_frame().names)
-        trained.moments = TranslatorMoments(
-            flat["coefficients"][at],
-            flat["scatter_weights"][at],
-            flat["correlation"][at] if m > 1 else np.ones((len(at), 1, 1)),
-            flat["freedom"][at] if model.robust else np.full(len(at), np.inf),
-            np.zeros((len(at), m)),
-        )
+        n = trained.stats["members"]
+        moments = _members(rows.model, trained.draws, n)
+        shift = _held_out_shift(rows.model, moments, rows.held_out(split(rows.n, n, seed)))
+        trained.moments = moments._replace(scatter_shift=np.tile(shift, (n, 1)))
         return trained
 
     def layout(self, model: Any) -> Layout:
@@ -223,6 +215,19 @@ class TranslatorFamily(Family):
         constant = np.log(len(posterior.moments.coefficients)) + rows.observed @ np.log(frame.target_scale)
         return np.where(rows.observed.any(1), density - constant, np.nan)
 
+    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of networks, what they say of some training stars."""
+        x = jnp.asarray(model.require_frame().background[:SOME_STARS])
+        both = np.asarray(jax.vmap(lambda theta: model.raw_outputs(theta, x))(draws))
+        m = both.shape[-1] // 2
+        rest = {name: x for name, x in draws.items() if name in ("correlation", "freedom")}
+        if "correlation" in rest:
+            rest["correlation"] = rest["correlation"][:, 1:, 0]
+        return super().identified(model, {"mean": both[..., :m], "ln scatter": both[..., m:], **rest})
+
+    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        return {name: sites[TARGET][:, m] for m, name in enumerate(model.require_frame().names)}
+
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
         frame = posterior.model.require_frame()
         if name not in (None, TARGET):
@@ -251,6 +256,21 @@ class TranslatorFamily(Family):
     def describe(self, model: Any) -> str:
         frame = model.require_frame()
         return f"{', '.join(frame.names)} from {', '.join(frame.input_names)}"
+
+
+def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> TranslatorMoments:
+    """From draws {site: (chain, draw, ...)}, of which `most` are kept."""
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in draws.items()}
+    n = len(flat["coefficients"])
+    at = np.linspace(0, n - 1, min(n, most)).astype(int)
+    m = len(model.require_frame().names)
+    return TranslatorMoments(
+        flat["coefficients"][at],
+        flat["scatter_weights"][at],
+        flat["correlation"][at] if m > 1 else np.ones((len(at), 1, 1)),
+        flat["freedom"][at] if model.robust else np.full(len(at), np.inf),
+        np.zeros((len(at), m)),
+    )
 
 
 def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ from ..devices import shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Rows
-from .finish import finish
+from .polish import polish
 
 STEPS = 48
 """Steps per epoch, about, at least."""
@@ -53,7 +53,7 @@ def fit_members(
 ) -> Trained:
     """Draws {site: (1, member, ...)}, the mode of each member by Adam; the family adds the moments. In float32.
 
-    Of stars in memory, all serve to bring the part of theta that `model.finished` names to the mode.
+    Of stars in memory, all serve to bring the part of theta that `model.polished` names to the mode.
 
     Args:
         epochs: passes over the stars, or about so many times `STEPS` steps where a pass has fewer, at most.
@@ -72,8 +72,8 @@ def fit_members(
         with bar(epochs, "training step", progress) as shown:
             train(members, batches, checkpoint, shown)
         best, score, slope = members.state["best"], members.state["score"], 0.0
-        if model.finished and rows.whole is not None:
-            best, slope = finish(model, members.to_real, best, rows.whole, batches.often)
+        if model.polished and rows.whole is not None:
+            best, slope = polish(model, members.to_real, best, rows.whole, batches.often)
             score = members.held_out_density(best, members.out)
         theta = {k: np.asarray(x, float) for k, x in members.constrained(best).items()}
     score, losses, scores = (np.asarray(x, float) for x in (score, members.state["losses"], members.state["scores"]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from numpyro.infer.hmc import hmc
@@ -29,6 +31,10 @@ from .whitened import Start, StartOf, Whitened
 
 BATCH = 128
 """Stars sampled side by side."""
+STEPS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
+"""Shares of a Newton step that are tried."""
+SETS = 50
+"""Training sets sampled side by side."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,56 @@ class NUTS(Inference):
         return Trained(draws, None, stats, {"energy": np.asarray(extra["energy"])})
 
     @in_float64
+    def fit_many(self, model: Model, sims: Sequence[Stars], starts: Sequence[Start], seed: int) -> Iterator[Trained]:
+        """`fit` of many small sets of stars that differ in their measured values alone, side by side; without moments.
+
+        The coordinates are whitened by the curvature at the start, and chains start from draws of that Gaussian: there
+        is a step size to adapt to each set, and nothing else.
+        """
+        program, names = model.program_of_data(sims[0]), starts[0].names
+
+        def whitened(start):
+            return Whitened(program, Start(start[0], names, start[1]))
+
+        def potential(data, start):
+            return functools.partial(potential_energy, whitened(start), (data,), {})
+
+        @jax.jit
+        def initial(key, data, start):
+            program = whitened(start)
+            strategy = init_to_value(values=program.first)
+            return initialize_model(key, program, init_strategy=strategy, model_args=(data,))[0].z
+
+        @jax.jit
+        @jax.vmap
+        def run(key, z, data, start):
+            first, back = ravel_pytree(z)
+            first, root = _approach(lambda x: potential(data, start)(back(x)), first)
+
+            def whitened_potential(data, start):
+                return lambda x: potential(data, start)(back(first + root @ x))
+
+            settings = whitened_potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth
+            chains = jax.vmap(lambda key, x: _chain(*settings, key, x, (data, start)))
+            keys = jax.random.split(key, (2, self.chains))
+            x, diverging = chains(keys[0], jax.vmap(lambda key: jax.random.normal(key, first.shape))(keys[1]))
+            values = functools.partial(constrain_fn, whitened(start), (data,), {}, return_deterministic=True)
+            return jax.vmap(jax.vmap(lambda x: values(back(first + root @ x))))(x), diverging.sum()
+
+        keys = jax.random.split(jax.random.key(seed), (len(sims), 2))
+        size = min(SETS, len(sims))
+        for begin in range(0, len(sims), size):
+            rows = np.minimum(np.arange(begin, begin + size), len(sims) - 1)
+            parts = [(program.data(sims[i]), (starts[i].sites, starts[i].factor)) for i in rows]
+            z = [initial(keys[i, 0], *part) for i, part in zip(rows, parts, strict=True)]
+            z, parts = (jax.tree.map(lambda *x: jnp.stack([jnp.asarray(a) for a in x]), *x) for x in (z, parts))
+            draws, diverging = run(keys[rows, 1], z, *parts)
+            draws = {name: np.asarray(x) for name, x in draws.items()}
+            for i in range(min(size, len(sims) - begin)):
+                own = Whitened(program, starts[begin + i]).back({name: x[i] for name, x in draws.items()})
+                yield Trained(own, None, {"n_divergent": int(diverging[i])})
+
+    @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         n, m = problem.n_star, problem.n_latent
         size = min(BATCH, 1 << max(n - 1, 0).bit_length())  # few sizes: each is compiled
@@ -139,26 +195,54 @@ def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
         return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
     def chain(key, z, *args):
-        initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
-        state = initialise(
-            z,
-            warmup,
-            step_size=0.8,
-            adapt_mass_matrix=False,
-            target_accept_prob=target_accept,
-            max_tree_depth=6,
-            model_args=args,
-            rng_key=key,
-        )
-        state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
-
-        def record(s, _):
-            s = step(s, args)
-            return s, (s.z, s.diverging)
-
-        return jax.lax.scan(record, state, None, length=draws)[1]
+        return _chain(potential, warmup, draws, target_accept, 6, key, z, args)
 
     over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
     z, diverging = jax.vmap(over_chains)(keys, z, *args)
     _, centre, factor = args
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
+
+
+def _approach(potential, x):
+    """From x (d,) by Newton steps to where the mass of the density is, and F (d, d) with F F' = |curvature|^-1 there.
+
+    Directions of next to no curvature are taken to be as wide as 1. The mode itself, which may be no place for a
+    sampler, is not sought: steps end where the whitened slope is no longer than at a typical point.
+    """
+
+    def root_at(x):
+        value, vector = jnp.linalg.eigh(jnp.nan_to_num(jax.hessian(potential)(x)))
+        return vector / jnp.sqrt(jnp.clip(jnp.abs(value), 1.0, 1e12))
+
+    def step(_, x):
+        root = root_at(x)
+        slope = root.T @ jax.grad(potential)(x)
+        trials = x - STEPS[:, None] * (root @ slope)
+        values = jax.vmap(potential)(trials)
+        best = trials[jnp.nanargmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
+        return jnp.where((slope**2).sum() > len(x), best, x)
+
+    x = jax.lax.fori_loop(0, 30, step, x)
+    return x, root_at(x)
+
+
+def _chain(potential, warmup, draws, target_accept, max_tree_depth, key, z, args):
+    """Draws and whether each diverged, of one chain from z on the potential(*args), which is white."""
+    initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
+    state = initialise(
+        z,
+        warmup,
+        step_size=0.8,
+        adapt_mass_matrix=False,
+        target_accept_prob=target_accept,
+        max_tree_depth=max_tree_depth,
+        model_args=args,
+        rng_key=key,
+    )
+    state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
+
+    def record(s, _):
+        s = step(s, args)
+        return s, (s.z, s.diverging)
+
+    return jax.lax.scan(record, state, None, length=draws)[1]

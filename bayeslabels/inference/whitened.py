@@ -56,7 +56,7 @@ class Whitened:
     def split(self, z: Array) -> dict[str, Array]:
         """z (..., d) -> {site: value (..., *shape)}."""
         shapes = [np.shape(self.start.sites[name]) for name in self.start.names]
-        centre = np.concatenate([np.ravel(self.start.sites[name]) for name in self.start.names])
+        centre = jnp.concatenate([jnp.ravel(self.start.sites[name]) for name in self.start.names])
         flat = centre + z @ self.start.factor.T
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
         parts = jnp.split(flat, ends, axis=-1)

@@ -97,7 +97,7 @@ class Cannon(LinearModel):
             )
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
-        """The NumPyro program; `u` is observed where labels are present and exact, `flux` where present."""
+        """The NumPyro program; `labels` and `flux` are observed where present, `u` is sampled if labels are inexact."""
         model = self.bound(stars)
         frame = model.require_frame()
         features, m = model.features, len(frame.names)
@@ -118,7 +118,12 @@ class Cannon(LinearModel):
         exact = _completed(model.measured(stars)) if tau is None and "labels" in stars else None
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            u = numpyro.sample("u", population, obs=None if exact is None else exact[rows])
+            if exact is None:
+                u = numpyro.sample("u", population)
+            else:
+                place, scale = frame.physical(mean), jnp.asarray(frame.scale)
+                in_units = dist.MultivariateNormal(place, scale[:, None] * covariance * scale)
+                u = frame.scaled(numpyro.sample("labels", in_units, obs=frame.physical(exact[rows])))
             numpyro.deterministic("true_labels", frame.centre + frame.scale * u)
             if tau is not None:
                 model.label_sites(u, tau, stars, rows)

@@ -151,8 +151,10 @@ class Photometry(CollapsedModel):
         frame = self.require_frame()
         if "labels" in seen:
             value, covariance, observed = seen["labels"]
-            value = jnp.where(observed, value, u)
-            numpyro.sample("labels", dist.MultivariateNormal(u, covariance_matrix=covariance), obs=value)
+            true, both = frame.physical(u), observed[:, :, None] & observed[:, None, :]
+            value = jnp.where(observed, frame.physical(value), true)
+            covariance = covariance * jnp.where(both, frame.scale[:, None] * frame.scale, 1.0)
+            numpyro.sample("labels", dist.MultivariateNormal(true, covariance_matrix=covariance), obs=value)
         else:
             error = jnp.asarray(frame.label_error)
             numpyro.sample("labels", dist.Normal(frame.physical(u), error).to_event(1))
@@ -189,7 +191,7 @@ class Photometry(CollapsedModel):
         return out
 
     @property
-    def finished(self) -> dict[str, Any]:
+    def polished(self) -> dict[str, Any]:
         """All but the network's hidden layers."""
         sites = [name for name in self.global_sites if name != "weights"]
         sites = [name for name in sites if self.outliers or name != "outlier_fraction"]

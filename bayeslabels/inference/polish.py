@@ -34,7 +34,7 @@ GAIN = 0.1
 """Of ln p: a round that gains less is the last."""
 
 
-def finish(
+def polish(
     model: CollapsedModel, real_line: Mapping[str, Any], best: dict[str, Any], data: Any, often: np.ndarray
 ) -> tuple[dict[str, Any], float]:
     """theta (E, ...) on the real line of E members, each star counted `often` (E, n), and the largest slope, per sd."""
@@ -42,13 +42,13 @@ def finish(
     index = np.minimum(np.arange(-(-n // CHUNK) * CHUNK), n - 1).reshape(-1, CHUNK)
     chunks = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
-    finisher, ends = Finisher(model, real_line, model.finished), []
+    polisher, ends = Polisher(model, real_line, model.polished), []
     for e, own in enumerate(weight.reshape(len(often), *index.shape)):
-        ends.append(finisher({name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))))
+        ends.append(polisher({name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))))
     return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
 
 
-class Finisher:
+class Polisher:
     """Compiled once for all members of an ensemble. real_line: transforms of the sites to their support."""
 
     def __init__(self, model: CollapsedModel, real_line: Mapping[str, Any], part: Mapping[str, Any]):
