@@ -35,7 +35,7 @@ def posterior(survey):
 
 @pytest.fixture(scope="module")
 def told(survey, posterior):
-    return bl.infer(posterior, survey[0][800:].drop("labels", "reddening"), bl.Importance(draws=400), seed=0)
+    return bl.infer(posterior, survey[0][800:].drop("labels", "reddening"), bl.Importance(draws=400, rescue=False), seed=0)
 
 
 def theta_of(model, seed=0):
