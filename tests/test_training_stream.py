@@ -142,6 +142,7 @@ def test_files_train_as_memory_does(tmp_path, blocks_of_200, kind, monkeypatch):
 def test_guides_train_from_files(tmp_path, blocks_of_200):
     source = write_parquet(table(), tmp_path / "in.parquet", group=90)
     posterior = bl.fit(MODEL, source, bl.SVI(batch_size=64, epochs=60, learning_rate=0.02), columns=NAMES)
+    assert all(x.dtype == float for x in posterior.data["posterior"].to_dataset().values())
     said = bl.infer(posterior, in_memory(table(300, 1)).drop("target_labels"))
     truth = table(300, 1)["target_labels"]
     good = np.isfinite(truth).all(1)

@@ -50,7 +50,7 @@ def fit_guide(
         guided = Guided(batches, first, inference, steps, key)
         with bar(-(-steps // per_epoch), "variational training", progress) as shown:
             train(guided, batches, checkpoint, shown)
-        draws = guided.draws(key_draws, inference.draws)
+        draws = {name: np.asarray(x, float) for name, x in guided.draws(key_draws, inference.draws).items()}
     loss = np.asarray(guided.state["losses"], float)
     return Trained(draws, None, summary_of(loss) | {"batch_size": batches.size}, {"loss": loss})
 
