@@ -35,7 +35,8 @@ def posterior(survey):
 
 @pytest.fixture(scope="module")
 def told(survey, posterior):
-    return bl.infer(posterior, survey[0][800:].drop("labels", "reddening"), bl.Importance(draws=400, rescue=False), seed=0)
+    new = survey[0][800:].drop("labels", "reddening")
+    return bl.infer(posterior, new, bl.Importance(draws=400, rescue=False), seed=0)
 
 
 def theta_of(model, seed=0):
