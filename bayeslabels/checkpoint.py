@@ -1,7 +1,7 @@
 """Long work that is stopped and taken up again: the state in a file, and of what it is the state.
 
 A checkpoint is a NumPy archive of plain arrays, written beside and moved into place; the one before is kept, and read
-if the last one is torn. No pickle: loading runs no code.
+if the last one is torn. Plain arrays: loading runs no code.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Checkpoint:
         """The last state that is whole; None where there is none as yet."""
         for path in (self.path, self.before):
             try:
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                with open(path, "rb") as file, np.load(file) as stored:
                     arrays = {name: stored[name] for name in stored.files}
                 notes, place = json.loads(str(arrays.pop(NOTES))), arrays.pop(PLACE)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

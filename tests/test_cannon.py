@@ -272,6 +272,7 @@ def test_missing_exact_labels_complete_the_program():
     assert abs(other - whole) > 1
 
 
+@pytest.mark.slow
 def test_minibatches_with_missing_exact_labels():
     """Each missing label is its own star's, whichever stars are in the batch: against Gibbs, which has no batches."""
     gaps, gone = holes(survey(60, 12, seed=3)[0])

@@ -195,7 +195,7 @@ def compare_training(stars, model, gibbs, nuts, nuts_rhat):
 @pytest.mark.parametrize(
     ("gibbs", "nuts"),
     [
-        (Gibbs(draws=1000, warmup=150, thin=2), NUTS(draws=500, warmup=300)),
+        pytest.param(Gibbs(draws=1000, warmup=150, thin=2), NUTS(draws=500, warmup=300), marks=pytest.mark.slow),
         pytest.param(Gibbs(draws=4000, warmup=500, thin=2), NUTS(draws=2000, warmup=500), marks=pytest.mark.slow),
     ],
     ids=["short", "long"],

@@ -154,7 +154,7 @@ def _any_value(site):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"label_noise": "joint"},
+        pytest.param({"label_noise": "joint"}, marks=pytest.mark.slow),
         {"label_noise": "joint", "coefficient_prior": priors.Normal(), "population": "flat"},
         {"label_noise": "joint", "scatter": 0.01, "terms": [{}, {"TEFF": 1}, {"LOGG": 2}]},
         {"label_noise": "cut", "coefficient_prior": priors.Learned()},

@@ -156,10 +156,15 @@ def test_training_ends_at_the_mode(survey, posterior):
         for e, weight in enumerate(often):
             theta = {k: jnp.asarray(draws[k].values.reshape(-1, *draws[k].shape[2:])[e]) for k in model.polished}
             free = {k: theta.pop(k) for k in ("weights", "reddening_log")}
-            each = jax.jit(jax.jacrev(lambda free, theta=theta: model.log_likelihood({**theta, **free}, data)))(free)
-            prior = jax.grad(lambda free, theta=theta: log_density(model.parameters, (), {}, {**theta, **free})[0])(
-                free
-            )
+
+            def of_star(free, row, theta=theta):
+                return model.log_likelihood({**theta, **free}, jax.tree.map(lambda x: x[None], row))[0]
+
+            def of_prior(free, theta=theta):
+                return log_density(model.parameters, (), {}, {**theta, **free})[0]
+
+            each = jax.jit(jax.vmap(jax.grad(of_star), (None, 0)))(free, data)
+            prior = jax.grad(of_prior)(free)
             for name, scores in each.items():
                 slope = weight @ np.asarray(scores) + prior[name]
                 assert np.abs(slope / np.sqrt(weight @ np.asarray(scores) ** 2)).max() < 0.3, name

@@ -76,6 +76,7 @@ N_ZERO_SCATTER = 0
 """Pixels of the 100 whose residuals are no larger than their stated errors."""
 
 
+@pytest.mark.slow
 def test_labels_of_miles_stars_held_out(shared_data):
     """FGK stars, a fifth held out: errors with tau agree with the scatter, which is no larger than the classic one."""
     with fits.open(shared_data / "miles_train.fits") as tables:
