@@ -180,9 +180,12 @@ def parallaxes(a):
     for name, model in (("the disk's prior", bl.Photometry(members=a.members)), ("flat in the modulus", flat)):
         posterior = bl.fit(model, train, bl.MAP(a.epochs), seed=a.seed, progress=False)
         off = (posterior.predict(test, "absolute_magnitudes") - true)[:, 0]
-        both = np.median(off[~giant]), np.median(off[giant])
+        both, members = (np.median(off[~giant]), np.median(off[giant])), posterior.moments.coefficients
+        bound, u = posterior.model, posterior.model.frame.scaled(truth.labels[3000:])
+        levels = [np.mean(bound.absolute(jnp.asarray(w), jnp.asarray(u))[:, 0]) for w in members]
+        spread = np.std(levels, ddof=1)
         print(f"{name}: absolute G magnitudes off by {np.median(off):+.3f} mag in the median (dwarfs {both[0]:+.3f}, "
-              f"giants {both[1]:+.3f}), mean {off.mean():+.3f}", flush=True)  # fmt: skip
+              f"giants {both[1]:+.3f}), mean {off.mean():+.3f} +- {spread:.3f}", flush=True)  # fmt: skip
     for least in (0, 3, 5):
         good = w > max(least, 1e-3) * sigma
         naive = train["magnitudes"].value[good, 0] - 10 + 5 * np.log10(w[good])
