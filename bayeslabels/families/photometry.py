@@ -82,8 +82,7 @@ class PhotometryFamily(Family):
             )  # fmt: skip
         else:
             trained = fit_guide(rows, inference, seed, progress, checkpoint, lambda: start_of(rows, seed))
-        trained.moments = moments_of(rows.model, trained.draws)
-        return trained
+        return self.finish(rows.model, rows.stars, trained)
 
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()
