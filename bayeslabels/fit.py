@@ -61,7 +61,9 @@ def fit(
     family = family_of(model)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
-    if family.by_batches(inference):
+    if family.by_batches(inference, not isinstance(stars, Stars) or checkpoint is not None):
+        if odd := family.not_by_batches(model):
+            raise CannotDo(f"{odd} of stars in files")
         return _fit_by_batches(model, stars, inference, seed, progress, columns, checkpoint, every)
     if not isinstance(stars, Stars) or checkpoint or columns:
         what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"

@@ -51,6 +51,11 @@ class LabelSums(NamedTuple):
     total: Array
     linear: Array
 
+    def moved(self, forth: np.ndarray) -> LabelSums:
+        """Of the features forth phi."""
+        total = jnp.einsum("ka,iajb,lb->ikjl", forth, self.total, forth)
+        return self._replace(total=total, linear=self.linear @ forth.T)
+
 
 class CatalogueLabels(ABC):
     """The catalogue's labels in the training step, and what is learned of them.
@@ -122,6 +127,10 @@ class CatalogueLabels(ABC):
         other = copy.copy(self)
         other.catalogue = catalogue
         return other
+
+    def seen(self, u: Array, covariance: Array, slope: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
+        """Latents of which `of` gives the labels after a move: theirs before it, where C moves along."""
+        return u, covariance
 
     def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
         """The `move` of latents u (N, P) with covariance (N, P, P), and the prior of theta after it."""
@@ -209,6 +218,9 @@ class LatentLabels(CatalogueLabels):
 
     def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
         return prior
+
+    def seen(self, u: Array, covariance: Array, slope: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
+        return u @ slope.T + offset, slope @ covariance @ slope.T
 
     def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
         m, k = self.coefficients.shape

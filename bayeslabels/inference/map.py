@@ -59,11 +59,7 @@ class MAP(Inference):
 
     @in_float64
     def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
-        if self.batch_size is not None:
-            raise bad_input(
-                f"MAP(batch_size={self.batch_size}) of {type(model).__name__}",
-                "None: it solves for all stars at once",
-            )
+        self.refuse_batches(model)
         state = EM(model, stars)
         with bar(self.max_iterations if state.iterates else None, "training step", progress) as shown:
             changes, converged = state.run(self.max_iterations, self.tolerance, shown)
@@ -79,6 +75,13 @@ class MAP(Inference):
             stats["advice"] = f"MAP(max_iterations={4 * self.max_iterations})"
         traces = {"change": np.array(changes), "objective": np.array(state.objectives)}
         return Trained(state.point(), state.moments(), stats, traces)
+
+    def refuse_batches(self, model: LinearModel) -> None:
+        if self.batch_size is not None:
+            raise bad_input(
+                f"MAP(batch_size={self.batch_size}) of {type(model).__name__}",
+                "None: every iteration goes through all stars; SVI takes minibatches",
+            )
 
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> Any:
         return modes_of(problem)
