@@ -45,14 +45,14 @@ def fit(
         model: such as `Cannon(order=2)`. What its settings leave open (`Cannon(label_noise=True)`) is decided by
             held-out density; the scores stand in the result's `info["selection"]`.
         stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
-            features and `parallax`. Models trained by minibatches (`MAP` and `SVI` of `Photometry` and `Translator`)
-            also take a file or folder as `infer_catalog` does, larger than memory: read anew in every epoch.
+            features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or folder as
+            `infer_catalog` does, larger than memory: read anew in every epoch.
         inference: `MAP()` (the default for models of spectra), `Laplace()` (the default for `Parallax`), `Gibbs()`,
             `NUTS()` or `SVI()`.
         seed: same seed, same result. progress: show a bar; None: on a terminal.
         columns: of a file, as in `Stars.from_table`; of blocks that are left out, columns named like them.
-        checkpoint: a file (.npz), for training by minibatches, that is written every so many seconds (`every`). The
-            same call, after whatever stopped it, goes on from there, with the same result to the bit.
+        checkpoint: a file (.npz), for the same inferences, that is written every so many seconds (`every`). The same
+            call, after whatever stopped it, goes on from there, with the same result to the bit.
 
     Raises:
         BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.

@@ -47,6 +47,8 @@ class MAP(Inference):
             objective is known exactly (features linear in the latents) it must also change by less than 1e-6 of itself.
         starts: starting points per star in the test step.
         batch_size: stars per step of models trained by minibatches (`Photometry`, `Translator`); None: by their number.
+
+    Stars in files are passed over as often as there are iterations (`inference.passes`): to the same answer.
     """
 
     max_iterations: int = 100
@@ -255,8 +257,8 @@ class EM:
         both = self.allowed[:, :, None] * self.allowed[:, None, :]
         theta = np.where(blank[:, None], np.nan, effective)
         covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
-        statistics = [x[: self.n_star] for x in self.statistics[:2]] if self.has_latents else [None, None]
-        system = self.labels.system(self.u, *statistics, self.stands_for)
+        gram, linear = [x[: self.n_star] for x in self.statistics[:2]] if self.has_latents else [None, None]
+        system = self.labels.system(self.u, gram, linear, self.stands_for)
         return Moments(
             theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.labels.tau2) * frame.scale,
             self.mean, self.population, self.labels.coefficients, system, self.u,

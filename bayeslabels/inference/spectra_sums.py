@@ -102,12 +102,13 @@ class SpectraBySums(BySums):
         em = self.em
         em.run(*self.at_start, _Silent())
         k, p = self.features.size, self.features.n_label
-        blank = em.learned or {"mean": np.zeros(k), "covariance": np.zeros((k, k))}
-        hyper = [x for name, x in sorted(blank.items(), key=lambda item: not item[0].endswith("mean"))]
+        name = self.model.sites["coefficients"]
+        hyper_mean = em.learned.get(f"{name}_mean", np.zeros(k))
+        hyper_covariance = em.learned.get(f"{name}_covariance", np.zeros((k, k)))
         g = Shared(
             em.theta, em.covariance, em.scatter2, em.trained, em.pixel_converged, em.prior.precision,
-            em.prior.information, *hyper, em.mean, em.population, em.labels.tau2, em.labels.coefficients,
-            np.eye(p), np.zeros(p), np.zeros(0),
+            em.prior.information, hyper_mean, hyper_covariance, em.mean, em.population, em.labels.tau2,
+            em.labels.coefficients, np.eye(p), np.zeros(p), np.zeros(0),
         )  # fmt: skip
         g = jax.tree.map(lambda x: np.asarray(x, bool if x.dtype == bool else float), g)
         return g._replace(labels=self.expect(g, self.watched, self.watching)[1])
@@ -126,7 +127,7 @@ class SpectraBySums(BySums):
         n, m = len(counted), self.features.n_label
         effective = g.theta * allowed
         if not self.latent and (catalogue.observed | ~counted[:, None]).all():
-            u, covariance = jnp.asarray(catalogue.value), np.zeros((n, m, m))
+            u, covariance = jnp.asarray(catalogue.value), jnp.zeros((n, m, m))
             phi, second = feature_moments(self.features, u, covariance)
             density = _residual_density(y, e, phi, effective, g.scatter2, g.trained)
         else:
@@ -181,7 +182,7 @@ class SpectraBySums(BySums):
             pixels, em.allowed, prior, g.theta, before, em.scatter_scale, self.unit, **self.options
         )
         theta, covariance, scatter2, converged = (np.asarray(x) for x in found)
-        hyper = g.hyper_mean, g.hyper_covariance
+        hyper = [g.hyper_mean, g.hyper_covariance]
         if isinstance(self.model.prior, Learned):
             mean_covariance = covariance[trained].mean(0)
             new, *hyper = self.model.prior.update(theta[trained], mean_covariance, em.flux_scale)
