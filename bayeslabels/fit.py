@@ -63,7 +63,7 @@ def fit(
     family.require(inference, model, "fit")
     if family.by_batches(inference, not isinstance(stars, Stars) or checkpoint is not None):
         if odd := family.not_by_batches(model):
-            raise CannotDo(f"{odd} of stars in files")
+            raise CannotDo(f"{odd} where stars are in files or a checkpoint is kept")
         return _fit_by_batches(model, stars, inference, seed, progress, columns, checkpoint, every)
     if not isinstance(stars, Stars) or checkpoint or columns:
         what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"

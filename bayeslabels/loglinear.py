@@ -277,8 +277,8 @@ class LogLinearModel(Model):
         if features.complete:
             return variance
         missing = jnp.where(measured, 0.0, theta)[:, 1:]
-        along = missing @ jnp.asarray(frame.loadings)
-        return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ frame.noise
+        along, noise = missing @ jnp.asarray(frame.loadings), jnp.asarray(frame.noise)
+        return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ noise
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         """Values of the sites near the good optimum, away from where exp(eta) underflows."""

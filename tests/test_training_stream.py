@@ -248,11 +248,11 @@ def test_a_checkpoint_of_other_work_is_refused_and_the_difference_named(tmp_path
 
 def test_what_cannot_be_is_said(simulated, tmp_path):
     source = write_parquet(table(), tmp_path / "in.parquet")
-    for call in (lambda: bl.fit(MODEL, source, bl.NUTS()), lambda: bl.fit(bl.Cannon(), source)):
+    for call in (lambda: bl.fit(MODEL, source, bl.NUTS()), lambda: bl.fit(bl.Cannon(), source, bl.Gibbs())):
         with pytest.raises(CannotDo, match="in files"):
             call()
     with pytest.raises(CannotDo, match="checkpoints"):
-        bl.fit(bl.Cannon(order=1), simulated.stars, checkpoint=tmp_path / "run.npz")
+        bl.fit(bl.Cannon(order=1), simulated.stars, bl.Gibbs(), checkpoint=tmp_path / "run.npz")
     with pytest.raises(bl.BadInput, match="batch_size"):
         bl.fit(bl.Cannon(order=1), simulated.stars, bl.MAP(batch_size=10))
     with pytest.raises(bl.BadInput, match="target_labels"):

@@ -74,7 +74,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"sparse", "latents"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in CASES])
 def test_passes_end_where_training_in_memory_does(case, small):
     model, stars, tolerance = CASES[case]
     stars = stars()
@@ -133,6 +136,7 @@ def test_minibatches_are_unbiased(model, small):
         np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9 * np.abs(y).max(initial=0.0) + 1e-13)
 
 
+@pytest.mark.slow
 def test_minibatches_come_close_and_stop_by_held_out_stars(small):
     stars = spectra(2000)
     bound = CLASSIC.bind(stars)
@@ -175,6 +179,11 @@ def test_files_train_as_memory_does(kind, tmp_path, small):
         np.testing.assert_allclose(bl.infer(ours, new).mean, bl.infer(theirs, new).mean, rtol=1e-4)
         ours.save(tmp_path / "model.nc")
         assert "OTHER" not in bl.load(tmp_path / "model.nc").info["columns"].values()
+        cut = [bl.fit(CLASSIC.replace(label_noise="cut"), x, columns=y) for x, y in ((source, NAMES), (stars, None))]
+        scatter = [np.array(list(x.label_scatter().values())) for x in cut]
+        np.testing.assert_allclose(*scatter, atol=0.1 * cut[1].model.require_frame().scale.max())
+        system = [np.trace(x.moments.label_system_covariance.reshape(6, 6)) for x in cut]
+        np.testing.assert_allclose(*system, rtol=0.3)  # of all stars, although told by a sample
 
 
 def test_what_is_kept_does_not_grow_with_the_stars(small):

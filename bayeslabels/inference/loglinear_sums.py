@@ -268,9 +268,12 @@ class ModeBySums(BySums):
         return after, violation, float("nan")
 
     def trained(self, g: Mode, n: int) -> Trained:
+        centre, width = self.model.zero_prior
+        of_zero = 0.5 * float((g.best[-1] - centre) / width) ** 2 if width > 0 else 0.0
         return mode_trained(
             self.model, g.best[:-1], g.best[-1], float(g.s), penalty=float(g.penalty), scores=self.scores,
-            objective=float(g.objective), violation=float(g.violation), iterations=int(g.iterations), converged=True,
+            objective=float(g.objective) - of_zero, violation=float(g.violation), iterations=int(g.iterations),
+            converged=True,
         )  # fmt: skip
 
 
@@ -279,8 +282,10 @@ def _mode_sums(data, counts, at, s, noise) -> ModeSums:
     x, theta, zero = data.features.value, at[:-1], at[-1]
     out = derivatives(data.y - zero, data.sigma, x @ theta, jnp.sqrt(s**2 + data.features.variance @ noise**2))
     h = counts * jnp.maximum(out.eta_eta, 0.1 * out.fisher)
-    cross, whole = (counts * out.eta_zero) @ x, (h[:, None] * x).T @ x
-    zero_zero = jnp.maximum((counts * out.zero_zero).sum(), 0.0)[None, None]
+    of_zero = counts * jnp.maximum(out.zero_zero, 0.0)
+    most = jnp.sqrt(h * of_zero)  # of every star a matrix that is not negative
+    cross, whole = jnp.clip(counts * out.eta_zero, -most, most) @ x, (h[:, None] * x).T @ x
+    zero_zero = of_zero.sum()[None, None]
     curvature = jnp.block([[whole, cross[:, None]], [cross[None], zero_zero]])
     gradient = -jnp.append((counts * out.eta) @ x, (counts * out.zero).sum())
     return ModeSums(-(counts * out.value).sum(), gradient, curvature)

@@ -127,7 +127,7 @@ class SpectraBySums(BySums):
         n, m = len(counted), self.features.n_label
         effective = g.theta * allowed
         if not self.latent and (catalogue.observed | ~counted[:, None]).all():
-            u, covariance = jnp.asarray(catalogue.value), jnp.zeros((n, m, m))
+            u, covariance = np.asarray(catalogue.value), np.zeros((n, m, m))
             phi, second = feature_moments(self.features, u, covariance)
             density = _residual_density(y, e, phi, effective, g.scatter2, g.trained)
         else:
@@ -137,22 +137,22 @@ class SpectraBySums(BySums):
             blank = jnp.zeros(n)
             statistics = Statistics(unpack(gram, self.features.size), linear, constant, blank, blank)
             first = catalogue.value if self.model.labels_are_latent else np.zeros((n, m))
-            u, covariance = latents_given(statistics, labels, g.mean, prior, first, STEPS)
+            u, covariance = map(np.asarray, latents_given(statistics, labels, g.mean, prior, first, STEPS))
             phi, second = feature_moments(self.features, u, covariance)
             at_best = self.features(u)
             density = evidence(statistics.gram, linear, constant, at_best, u - g.mean, covariance, prior)
-            density = density + labels.log_density(u)
+            density += labels.log_density(u)
         found = ExpectedSpectra(u, covariance, phi, second, density, y, e, labels)
         return found, labels.of(labels.seen(u, covariance, g.slope, g.offset)[0])
 
     def sums(self, g: Shared, data: Spectra, counts: np.ndarray) -> Sums:
         x, _ = self.expect(g, data, counts)
-        counts = jnp.asarray(counts)
+        weight = jnp.asarray(counts)
         second, seen = unpack(x.second, self.features.size), x.labels.seen(x.u, x.covariance, g.slope, g.offset)
         return Sums(
             pixel_sums(x.value, x.error, x.phi, x.second, g.theta * self.em.allowed, g.scatter2, self.unit),
-            x.labels.moving(x.u, x.covariance, counts), x.labels.sums(*seen, x.phi, second),
-            jnp.where(counts > 0, x.log_density, 0.0).sum(),
+            x.labels.moving(x.u, x.covariance, weight), x.labels.sums(*seen, x.phi, second),
+            jnp.where(weight > 0, x.log_density, 0.0).sum(),
         )  # fmt: skip
 
     def log_density(self, g: Shared, data: Spectra, counts: np.ndarray) -> float:
@@ -182,15 +182,15 @@ class SpectraBySums(BySums):
             pixels, em.allowed, prior, g.theta, before, em.scatter_scale, self.unit, **self.options
         )
         theta, covariance, scatter2, converged = (np.asarray(x) for x in found)
-        hyper = [g.hyper_mean, g.hyper_covariance]
+        hyper_mean, hyper_covariance = g.hyper_mean, g.hyper_covariance
         if isinstance(self.model.prior, Learned):
             mean_covariance = covariance[trained].mean(0)
-            new, *hyper = self.model.prior.update(theta[trained], mean_covariance, em.flux_scale)
+            new, hyper_mean, hyper_covariance = self.model.prior.update(theta[trained], mean_covariance, em.flux_scale)
             prior = prior._replace(precision=new.precision, information=new.information)
         after = Shared(
             theta, covariance, scatter2, trained, converged, np.asarray(prior.precision), np.asarray(prior.information),
-            *hyper, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2), labels.coefficients, slope,
-            offset, g.labels,
+            hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
+            labels.coefficients, slope, offset, g.labels,
         )  # fmt: skip
         found, after_labels = self.expect(after, self.watched, self.watching)
         change = float(np.asarray(step)[trained].max(initial=0.0))
