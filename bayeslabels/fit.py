@@ -133,7 +133,7 @@ def infer(
     Args:
         posterior: from `fit` or `load`.
         inference: `Laplace()` (the default), `Importance()`, `NUTS()` or `MAP()`.
-        batch_size: stars at a time; None: as many as take some 200 MB.
+        batch_size: stars at a time; None: as many as take some 200 MB, at most.
 
     Returns:
         A row for every star, in order; a star without an answer has NaN and a flag.
@@ -144,8 +144,7 @@ def infer(
     inference = inference or family.infer_by
     family.require(inference, model, "infer")
     model.check(stars)
-    batch_size = batch_size or family.batch_size(model)
-    size = min(batch_size, len(stars))
+    size = min(batch_size or even_batches(model, len(stars)), len(stars))
 
     def part(start: int) -> dict[str, xr.Dataset]:
         batch = stars if len(stars) <= size else stars[start : start + size]
@@ -157,6 +156,18 @@ def infer(
             parts.append(done)
             shown.update(done["stars"].sizes["star"])
     return gathered(posterior, parts, inference, seed)
+
+
+EVEN = 128
+"""Sizes of batches are multiples of so many stars: few are compiled."""
+
+
+def even_batches(model: Model, n: int) -> int:
+    """Stars at a time, of n: as many as a family takes, or fewer where the last batch would be emptier than the rest,
+    which costs as much as a full one."""
+    most = family_of(model).batch_size(model)
+    even = -(-n // max(1, -(-n // most)))
+    return min(most, even + -even % EVEN)
 
 
 def infer_batch(

@@ -24,8 +24,8 @@ from .sources import Columns, Source, columns_for_training
 from .stars import Stars
 from .streams import joined
 
-SAMPLE = 50_000
-"""Stars that a model trained by minibatches takes its scales and populations from, at most."""
+SAMPLE, SAMPLE_NUMBERS = 50_000, 2**24
+"""Stars, and their measured numbers, that a model takes its scales, populations and start from, at most."""
 AT_ONCE = 16_384
 """Rows at a time in the first pass."""
 
@@ -54,7 +54,7 @@ class StarsInMemory(TrainingStars):
 
     def __init__(self, stars: Stars, usable: Usable, seed: int):
         self.stars, self.n, self.usable = stars, len(stars), usable(stars)
-        most = at_once(SAMPLE, width_of(stars))
+        most = at_once(SAMPLE, width_of(stars), SAMPLE_NUMBERS)
         self.sample = stars if self.n <= most and self.usable.all() else stars[sample_of(self.usable, seed, most)]
 
     def rows(self, model: Any) -> Rows:
@@ -80,7 +80,7 @@ class StarsInFiles(TrainingStars):
             raise bad_input(f"{path} with 0 rows", "training stars")
         everything = np.ones(self.n, bool)
         self.width = width_of(self.source.stars(next(self.source.tables(0, 1))))
-        sample = sample_of(everything, seed, at_once(SAMPLE, self.width))
+        sample = sample_of(everything, seed, at_once(SAMPLE, self.width, SAMPLE_NUMBERS))
         out = split(self.n, getattr(model, "members", 1), seed, self.width)
         self.index = np.unique(np.concatenate([sample, out.ravel()]))
         self.usable, kept = everything, []

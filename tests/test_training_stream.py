@@ -153,8 +153,8 @@ class Stopped(Exception):
     """Instead of a power cut."""
 
 
-def stop_after(monkeypatch, n):
-    calls = []
+def stop_after(monkeypatch, n, kind=Members):
+    calls, take = [], kind.take
 
     def failing(self, block):
         calls.append(block)
@@ -162,9 +162,8 @@ def stop_after(monkeypatch, n):
             raise Stopped
         return take(self, block)
 
-    take = Members.take
-    monkeypatch.setattr(Members, "take", failing)
-    return lambda: monkeypatch.setattr(Members, "take", take)
+    monkeypatch.setattr(kind, "take", failing)
+    return lambda: monkeypatch.setattr(kind, "take", take)
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(line, tmp_path, blocks_of_200, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 from astropy.table import Table
 from conftest import simulate
 from test_catalog import write_hdf5, write_parquet
+from test_training_stream import Stopped, stop_after
 
 import bayeslabels as bl
 from bayeslabels import training
@@ -74,7 +75,7 @@ CASES = {
 }
 
 
-SLOW = {"sparse", "latents"}
+SLOW = {"gaps", "sparse", "latents"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in CASES])
@@ -179,11 +180,18 @@ def test_files_train_as_memory_does(kind, tmp_path, small):
         np.testing.assert_allclose(bl.infer(ours, new).mean, bl.infer(theirs, new).mean, rtol=1e-4)
         ours.save(tmp_path / "model.nc")
         assert "OTHER" not in bl.load(tmp_path / "model.nc").info["columns"].values()
-        cut = [bl.fit(CLASSIC.replace(label_noise="cut"), x, columns=y) for x, y in ((source, NAMES), (stars, None))]
-        scatter = [np.array(list(x.label_scatter().values())) for x in cut]
-        np.testing.assert_allclose(*scatter, atol=0.1 * cut[1].model.require_frame().scale.max())
-        system = [np.trace(x.moments.label_system_covariance.reshape(6, 6)) for x in cut]
-        np.testing.assert_allclose(*system, rtol=0.3)  # of all stars, although told by a sample
+
+
+@pytest.mark.slow
+def test_tau_is_told_by_the_sample(tmp_path, small):
+    """The label system is as well known as all stars make it."""
+    stars = in_memory(table(spectra()))
+    source = write_parquet(table(spectra()), tmp_path / "in.parquet", group=90)
+    cut = [bl.fit(CLASSIC.replace(label_noise="cut"), x, columns=y) for x, y in ((source, NAMES), (stars, None))]
+    scatter = [np.array(list(x.label_scatter().values())) for x in cut]
+    np.testing.assert_allclose(*scatter, atol=0.1 * cut[1].model.require_frame().scale.max())
+    system = [np.trace(x.moments.label_system_covariance.reshape(6, 6)) for x in cut]
+    np.testing.assert_allclose(*system, rtol=0.3)
 
 
 def test_what_is_kept_does_not_grow_with_the_stars(small):
@@ -200,25 +208,8 @@ def test_what_is_kept_does_not_grow_with_the_stars(small):
         sizes.append(sum(np.size(x) for x in jax.tree.leaves(sweeps.state)))
     assert sizes[0] == sizes[1]
     wide = RowsInMemory(rows.model, stars)
-    wide.width = 2**24 // 100
+    wide.width = batches_.NUMBERS // 100
     assert Batches.of(wide, 1, 0, 64).block == 100
-
-
-class Stopped(Exception):
-    """Instead of a power cut."""
-
-
-def stop_after(monkeypatch, kind, n):
-    calls, take = [], kind.take
-
-    def failing(self, block):
-        calls.append(block)
-        if len(calls) > n:
-            raise Stopped
-        return take(self, block)
-
-    monkeypatch.setattr(kind, "take", failing)
-    return lambda: monkeypatch.setattr(kind, "take", take)
 
 
 def unfinished(kind):
@@ -233,7 +224,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(inference, tmp_path, 
     with unfinished(kind):
         whole = bl.fit(model, stars, **options, checkpoint=tmp_path / "whole.npz")
     for n in (1, 2):
-        go_on = stop_after(monkeypatch, kind, n)
+        go_on = stop_after(monkeypatch, n, kind)
         with pytest.raises(Stopped):
             bl.fit(model, stars, **options, checkpoint=path, every=0)
         go_on()

@@ -24,8 +24,9 @@ BLOCK = 65_536
 """Stars in the memory of the device at a time, at most, or 16 batches."""
 OPEN = 16
 """Places of the table from which a block is put together, at least, where it has so many pieces."""
-NUMBERS = 2**24
-"""Measured numbers in memory at a time, at most: fewer stars where each has thousands, as in spectra."""
+NUMBERS = 2**22
+"""Measured numbers in the memory of the device at a time, at most: fewer stars where each has thousands, as in
+spectra."""
 HELD_OUT, MOST_HELD_OUT = 0.1, 8192
 """Share and greatest number of the stars that a member does not train on."""
 
@@ -84,9 +85,9 @@ def width_of(stars: Stars) -> int:
     return sum(np.size(x) for block in blocks for x in (block.value, block.error) if x is not None) // len(stars)
 
 
-def at_once(most: int, width: int) -> int:
-    """Stars of so many numbers in memory at a time."""
-    return max(1, min(most, NUMBERS // max(width, 1)))
+def at_once(most: int, width: int, numbers: int = NUMBERS) -> int:
+    """Stars of so many numbers each in memory at a time."""
+    return max(1, min(most, numbers // max(width, 1)))
 
 
 def pieces_of(n: int, size: int = BLOCK // OPEN) -> list[Range]:

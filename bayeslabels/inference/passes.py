@@ -5,10 +5,11 @@
 `Sweeps`: S of all stars, pass after pass, to the fixed point: what training in memory finds. `Stochastic`: of
 minibatches, the older forgotten as g moves (stochastic variational inference, Hoffman+13 eq. 26),
 
-    S_t = (1 - rho_t) S_(t-1) + rho_t (n / B) sum_batch S_n(g_(t-1)),   rho_t = (t + t_0)^-0.8
+    S_t = (1 - rho_t) S_(t-1) + rho_t (n / B) sum_batch S_n(g_(t-1)),   rho_t = max[1 / t, (t + t_0)^-0.8]
 
-with early stopping by the density of stars that are held out. Nothing that is kept grows with the number of stars: what
-belongs to a star alone is solved for again whenever it comes by.
+from the mode of the sample, which is worth t_0 minibatches; with early stopping by the density of stars that are held
+out. Nothing that is kept grows with the number of stars: what belongs to a star alone is solved for again whenever it
+comes by.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class SVI(Inference):
 
     Of models of spectra with stars in files: minibatches by natural-gradient steps on their sums (`inference.passes`),
     the latents of each star solved for; the result is that of `MAP`, with as much noise as the last minibatches leave.
+    `learning_rate`, `draws` and `start` have no part in it.
 
     Args:
         steps: of Adam, with a cosine learning rate from `learning_rate` to a hundredth of it.
