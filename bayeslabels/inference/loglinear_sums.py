@@ -27,15 +27,13 @@ from .passes import BySums
 
 CLOSEST = 1e-3
 """Change of s, zero point and ridges, relative, below which the Gaussian posterior has settled."""
-
-
 RIDGES = 30
 """Times, at most, that the prior's scales are learned in an update."""
 
 
 class Shared(NamedTuple):
     """Of the Gaussian posterior, as in `shrinkage.fit_posterior`: mean (D + 1,), covariance (D + 1, D + 1), ln s;
-    ridge, noise and pull of the noise (D,); the largest curvature of a star, and the fraction of outliers.
+    ridge, noise and pull of the noise (D,); the largest curvature of a star of the sample; the fraction of outliers.
     """
 
     mean: Array
@@ -50,7 +48,7 @@ class Shared(NamedTuple):
 
 class Sums(NamedTuple):
     """Over stars: information and gradient in theta and zero point, (D + 1, D + 1) and (D + 1,); slope and curvature in
-    ln s; slope in the errors of the features (D,); the largest curvature; outliers, stars, density.
+    ln s; slope in the errors of the features (D,); outliers, stars, density.
     """
 
     information: Array
@@ -58,7 +56,6 @@ class Sums(NamedTuple):
     slope: Array
     curvature: Array
     noise: Array
-    largest: Array
     wrong: Array
     n: Array
     log_density: Array
@@ -77,9 +74,15 @@ class GaussianBySums(BySums):
         q, d = fit_q(self.model, self.data), len(self.penalised)
         noise = q.mean[:-1] ** 2 + self.penalised * np.diag(q.covariance)[:-1]
         at = 0.01 if self.model.has_outliers else 0.0
-        return Shared(
-            q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, np.zeros(d), np.array(q.s**-2), np.array(at)
-        )
+        g = Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, np.zeros(d), np.zeros(()), np.array(at))
+        return g._replace(largest=self.largest(g))
+
+    def largest(self, g: Shared) -> np.ndarray:
+        """Curvature of a star of the sample, at most."""
+        x, y, sigma = self.data
+        eta, spread, tilt = _predicted(x.value, g.mean, g.covariance)
+        s = np.sqrt(np.exp(2 * g.log_s) + x.variance @ g.noise)
+        return np.asarray(jnp.max(shrinkage.averaged(g.mean[-1], eta, s, y, sigma, spread, tilt).eta_eta))
 
     def right(self, g: Shared, data: Regression, eta: Array, spread: Array, counts: Array) -> tuple[Array, Array]:
         """Which of the stars that count have a right parallax, and the probability of the others."""
@@ -121,9 +124,10 @@ class GaussianBySums(BySums):
         log_s = max(g.log_s + float(np.clip(move, -0.5, 0.5)), -9.0)
         fraction = sums.wrong / (sums.n + 19) if self.model.has_outliers else 0.0
         after = Shared(
-            mean, covariance, np.array(log_s), ridge, noise, -2 * np.asarray(sums.noise), np.asarray(sums.largest),
+            mean, covariance, np.array(log_s), ridge, noise, -2 * np.asarray(sums.noise), g.largest,
             np.asarray(fraction, float),
         )  # fmt: skip
+        after = after._replace(largest=self.largest(after))
         return after, self._change(g, after, step, a), float("nan")
 
     def _solved(self, g: Shared, sums: Sums, ridge: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -182,8 +186,7 @@ def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s, larg
 
     density, (slope, by_extra) = jax.value_and_grad(expected, (0, 1))(log_s, extra)
     curvature = -jax.grad(jax.grad(expected))(log_s, extra)
-    most = jnp.max(jnp.where(kept > 0, out.eta_eta, 0.0), initial=0.0)
-    return Sums(information, gradient, slope, curvature, by_extra @ variance, most, wrong.sum(), counts.sum(), density)
+    return Sums(information, gradient, slope, curvature, by_extra @ variance, wrong.sum(), counts.sum(), density)
 
 
 class Mode(NamedTuple):
