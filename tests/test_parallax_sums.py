@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from test_catalog import write_parquet
+from test_training_stream import Stopped, stop_after
 from test_training_sums import minibatch_sums, small  # noqa: F401  (a fixture)
 
 import bayeslabels as bl
 from bayeslabels.inference.batches import Batches, RowsInMemory
 from bayeslabels.inference.loglinear import data_of, fit_mode
 from bayeslabels.inference.loglinear_sums import GaussianBySums, ModeBySums
-from bayeslabels.inference.passes import by_sweeps
+from bayeslabels.inference.passes import Sweeps, by_sweeps
 from bayeslabels.numerics import shrinkage
 
 N, FEW = 600, 250
@@ -114,6 +115,21 @@ def test_files_train_as_memory_does(inference, tmp_path, stars, small):  # noqa:
     assert np.sqrt(np.mean(((a - b) / error) ** 2)) < 0.1
     again = bl.fit(bl.Parallax(), source, inference, columns=NAMES, checkpoint=tmp_path / "run.npz")
     np.testing.assert_array_equal(again.moments.coefficients, ours.moments.coefficients)
+
+
+@pytest.mark.parametrize("inference", [bl.Laplace(draws=20), bl.MAP()], ids=["Laplace", "MAP"])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(inference, tmp_path, stars, small, monkeypatch):  # noqa: F811
+    whole = bl.fit(bl.Parallax(), stars, inference, checkpoint=tmp_path / "whole.npz")
+    for n in (2, 4):  # in the middle of a pass
+        go_on = stop_after(monkeypatch, n, Sweeps)
+        with pytest.raises(Stopped):
+            bl.fit(bl.Parallax(), stars, inference, checkpoint=tmp_path / "run.npz", every=0)
+        go_on()
+    again = bl.fit(bl.Parallax(), stars, inference, checkpoint=tmp_path / "run.npz")
+    for name, x in whole.moments._asdict().items():
+        np.testing.assert_array_equal(getattr(again.moments, name), x, err_msg=name)
+    with pytest.raises(bl.BadInput, match=r"wide was 10\.0, is 5\.0"):
+        bl.fit(bl.Parallax(wide=5.0), stars, inference, checkpoint=tmp_path / "run.npz")
 
 
 @pytest.mark.slow
