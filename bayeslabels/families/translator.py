@@ -29,14 +29,16 @@ from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
 from ..inference.batches import Rows, split
 from ..inference.guide import fit_guide
+from ..inference.importance import KHAT_LIMIT
 from ..inference.minibatch import fit_members
-from ..models.translator import Translator
+from ..models.translator import Bound, Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
 from ..numerics.propagate import scale_mixture
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Stars
+from .translator_inverse import inverse
 
 LEARNING_RATE = 1e-2
 MEMBERS = 20
@@ -45,6 +47,8 @@ SOME_STARS = 2
 """Training stars at which the functions are compared."""
 CHUNK = 512
 """Stars whose hidden layers stay in the cache."""
+BACK = 1000
+"""Draws that the moments of the other direction are of."""
 LEVELS = {"p5": 0.05, "p16": 0.15865, "p50": 0.5, "p84": 0.84135, "p95": 0.95}
 
 
@@ -157,10 +161,7 @@ class TranslatorFamily(Family):
     ) -> dict[str, xr.Dataset]:
         model, frame = posterior.model, posterior.model.require_frame()
         if TARGET in stars:
-            raise bad_input(
-                f"stars with {TARGET}, which the test step is to find", "the labels of the other survey alone",
-                fix=f'infer(posterior, stars.drop("{TARGET}"))',
-            )  # fmt: skip
+            return _backwards(posterior, stars, inference, seed + first, progress)
         given = measured(frame, stars)
         found = predict(posterior, given)
         weight, precision = posterior.moments.tails
@@ -173,7 +174,8 @@ class TranslatorFamily(Family):
         table |= {name: mean + scale * sd * step for name, step in zip(LEVELS, steps, strict=True)}
         for name in ("measurement", "function", "intrinsic"):
             table[f"error_{name}"] = scale * np.sqrt(np.einsum("nmm->nm", getattr(found, name)))
-        outside, flags = _flags(model, given, mean)
+        raw = np.where(given.observed, frame.centre + frame.scale * given.value, np.nan)
+        outside, flags = _flags(model, raw, mean, given.observed)
         ids = stars.id if stars.id is not None else np.arange(len(stars))
         names = list(frame.names)
         coords = {"star": ids, "labels": names, "labels_bis": names}
@@ -197,8 +199,10 @@ class TranslatorFamily(Family):
     def batch_size(self, model: Any) -> int:
         return 65_536
 
-    def quantities(self, model: Any) -> Quantities:
+    def quantities(self, model: Any, stars: Stars | None = None) -> Quantities:
         frame = model.require_frame()
+        if stars is not None and TARGET in stars:
+            return Quantities(frame.input_names, frame.input_units, frame.source[0])
         return Quantities(frame.names, frame.units)
 
     def about(self, posterior: Posterior) -> dict[str, Any]:
@@ -226,6 +230,11 @@ class TranslatorFamily(Family):
         return super().identified(model, {"mean": both[..., :m], "ln scatter": both[..., m:], **rest})
 
     def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        frame = model.require_frame()
+        if TARGET in stars:
+            groups = zip(frame.groups, ("true_inputs", "true_inputs_extrinsic"), strict=False)
+            true = {j: sites[site][:, i] for group, site in groups for i, j in enumerate(group)}
+            return {name: frame.centre[j] + frame.scale[j] * true[j] for j, name in enumerate(frame.input_names)}
         return {name: sites[TARGET][:, m] for m, name in enumerate(model.require_frame().names)}
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
@@ -306,24 +315,10 @@ def predict(posterior: Posterior, given: Inputs, exact: bool = False) -> Predict
     """What the members together say of the outputs; exact: given's values are the true inputs."""
     model = posterior.model
     x, root = (given.value, np.zeros((*given.value.shape, 0))) if exact else known_inputs(model.require_frame(), given)
-    return Predicted(*_predict(_Bound(model), posterior.moments, x, root))
+    return Predicted(*_predict(Bound(model), posterior.moments, x, root))
 
 
-class _Bound:
-    """A model whose frame is a part of what it is, so that compiled functions are found again."""
-
-    def __init__(self, model: Translator):
-        self.model = model
-
-    def __hash__(self) -> int:
-        return hash(id(self.model.frame))
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, _Bound) and self.model.frame is other.model.frame
-        return same and self.model == other.model  # type: ignore[attr-defined]
-
-
-def _predict(bound: _Bound, moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
+def _predict(bound: Bound, moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
     """In chunks of one shape; in float32, which is exact to a millionth of the spread."""
     n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
@@ -374,21 +369,51 @@ def _draws(found: Predicted, weight: Any, precision: Any, n: int, rng: np.random
     return found.mean + np.einsum("nij,snj->sni", smooth, z[0]) + stretch * np.einsum("nij,snj->sni", tail, z[1])
 
 
-def _flags(model: Translator, given: Inputs, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs that lie outside of the training set, "" for none, and the flags (N,)."""
+def _backwards(
+    posterior: Posterior, stars: Stars, inference: Any, seed: int, progress: bool | None
+) -> dict[str, xr.Dataset]:
+    """The inputs of stars whose outputs are known, as `Family.infer`."""
+    model, frame = posterior.model, posterior.model.require_frame()
+    found = inverse(posterior, stars, getattr(inference, "draws", BACK), seed, progress)
+    target, given = stars[TARGET], measured(frame, stars)
+    mean, draws = (frame.centre + frame.scale * x for x in (found.mean, found.u))
+    covariance = frame.scale[:, None] * found.covariance * frame.scale
+    levels = np.quantile(draws, list(LEVELS.values()), axis=0)
+    observed = np.concatenate([target.observed, given.observed], 1)
+    outputs = np.where(target.observed, target.value, np.nan)
+    outside, flags = _flags(model, mean, outputs, target.observed)
+    flags = np.where(observed.any(1), flags & ~Flags.NO_DATA, flags)
+    flags |= Flags.KHAT_HIGH * (found.khat > KHAT_LIMIT)
+    ids = stars.id if stars.id is not None else np.arange(len(stars))
+    names = list(frame.input_names)
+    data: dict[str, Any] = {name: (("star", "labels"), x) for name, x in zip(LEVELS, levels, strict=True)}
+    data |= {"mean": (("star", "labels"), mean), "covariance": (("star", "labels", "labels_bis"), covariance)}
+    per_star = {"n_missing": (~target.observed).sum(1), "khat": found.khat, "outside": outside}
+    data |= {name: (("star",), x) for name, x in (per_star | {"ess": found.ess, "flags": flags}).items()}
+    kept = draws[None] if isinstance(inference, Laplace) else mean[None, None]
+    sampled = xr.Dataset(
+        {"inputs": (("chain", "draw", "star", "labels"), kept)},
+        coords={"star": ids, "labels": names, "chain": [0], "draw": np.arange(kept.shape[1])},
+    )
+    coords = {"star": ids, "labels": names, "labels_bis": names}
+    return {"posterior": sampled, "stars": xr.Dataset(data, coords=coords)}
+
+
+def _flags(
+    model: Translator, inputs: np.ndarray, outputs: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that lie outside of the training set, "" for none, and the flags (N,); observed: what is translated."""
     frame = model.require_frame()
-    raw = np.where(given.observed, frame.centre + frame.scale * given.value, np.nan)
-    sets = zip(frame.occupancy, (raw, mean), (frame.input_names, frame.names), strict=True)
-    comments = np.full(len(raw), "", object)
+    sets = zip(frame.occupancy, (inputs, outputs), (frame.input_names, frame.names), strict=True)
+    comments = np.full(len(inputs), "", object)
     for kept, values, names in sets:
         where = Occupancy(*kept)
         labels = [names[i] if i == j else f"{names[i]}-{names[j]}" for i, j in where.pairs]
         out = where.outside(values, model.threshold)
         for n in np.flatnonzero(out.any(1)):
             comments[n] = " ".join(x for x in (comments[n], *(labels[p] for p in np.flatnonzero(out[n]))) if x)
-    blank = ~given.observed.any(1)
     flags = Flags.OUTSIDE_TRAINING * (comments != "").astype(int)
-    flags |= Flags.MISSING_BAND * (~given.observed.all(1))
-    flags |= Flags.MISSING_DATA * (given.observed.mean(1) < 0.5)
-    flags |= Flags.NO_DATA * blank
+    flags |= Flags.MISSING_BAND * (~observed.all(1))
+    flags |= Flags.MISSING_DATA * (observed.mean(1) < 0.5)
+    flags |= Flags.NO_DATA * (~observed.any(1))
     return comments.astype(str), flags

@@ -231,14 +231,17 @@ class Translator(CollapsedModel):
 
     def arrays(self, stars: Stars) -> Rows:
         frame = self.require_frame()
-        x, root = known_inputs(frame, measured(frame, stars))
-        target = stars[TARGET]
+        return Rows(*known_inputs(frame, measured(frame, stars)), *self.outputs_of(stars))
+
+    def outputs_of(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """y, noise and observed of `Rows`."""
+        frame, target = self.require_frame(), stars[TARGET]
         value, _, observed = (np.asarray(a) for a in target.filled())
         noise = np.zeros((*value.shape, value.shape[1]))
         if target.error is not None:
             noise = np.asarray(target.filled_covariance()) / (frame.target_scale[:, None] * frame.target_scale)
         y = np.where(observed, (value - frame.target_centre) / frame.target_scale, 0.0)
-        return Rows(x, root, y, noise, observed)
+        return y, noise, observed
 
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         if "correlation" not in theta:
@@ -281,6 +284,20 @@ class Translator(CollapsedModel):
                     f"{block} {'without' if stars[block].error is None else 'with'} errors", "as in training",
                     "what was learned is for inputs with errors of the same kind",
                 )  # fmt: skip
+
+
+class Bound:
+    """A model whose frame is a part of what it is, so that compiled functions are found again."""
+
+    def __init__(self, model: Translator):
+        self.model = model
+
+    def __hash__(self) -> int:
+        return hash(id(self.model.frame))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Bound) and self.model.frame is other.model.frame
+        return same and self.model == other.model  # type: ignore[attr-defined]
 
 
 def _together(functions: tuple[Function, ...]) -> np.ndarray:
