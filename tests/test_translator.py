@@ -419,6 +419,30 @@ def test_bad_input():
         bl.infer(posterior, stars.drop("target_labels"), bl.Importance())
 
 
+def test_laplace_is_the_gaussian_of_linear_regression():
+    """Of what f is linear in, against (A' A / s^2 + prior)^-1 written out, of the stars that the member trained on."""
+    stars, _, _ = surveys(800, seed=9, d=2)
+    posterior = bl.fit(PLAIN.replace(members=1), stars, bl.Laplace(draws=400), seed=0, progress=False)
+    model, (theta, *_) = posterior.model, members(posterior)
+    with jax.enable_x64(True):
+        rows = model.arrays(stars)
+        of = lambda w: model.outputs({**theta, "coefficients": w}, jnp.asarray(rows.x))[0]  # noqa: E731
+        design = np.asarray(jax.jit(jax.jacfwd(of))(theta["coefficients"]))
+        own = {**theta, "scatter_shift": jnp.zeros(2)}
+        s, factor = np.asarray(model.outputs(own, jnp.asarray(rows.x))[1])[0], np.asarray(theta["correlation"])
+    scatter = np.linalg.inv(s[:, None] * factor @ factor.T * s)
+    information = 0.9 * np.einsum("nmp,mk,nkq->pq", design, scatter, design) + np.diag(
+        model.functions[0].prior_sd ** -2
+    )
+    want = np.sqrt(np.einsum("nmp,pq,nmq->nm", design, np.linalg.inv(information), design))
+    draws = posterior.data["posterior"]["coefficients"].values
+    assert draws.shape[:2] == (1, 400)
+    sd = np.einsum("nmp,sp->snm", design, draws[0]).std(0)
+    np.testing.assert_allclose((sd / want).mean(0), 1.0, atol=0.1)
+    with pytest.raises(CannotDo, match="files"):
+        bl.fit(PLAIN, "stars.parquet", bl.Laplace())
+
+
 def test_nuts_agrees_with_the_ensemble():
     stars, _, _ = surveys(400, seed=6, d=1)
     by = {}

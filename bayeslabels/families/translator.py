@@ -27,10 +27,10 @@ from ..errors import bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
-from ..inference.batches import Rows, split
+from ..inference.batches import Rows, RowsInMemory, split
 from ..inference.guide import fit_guide
 from ..inference.importance import KHAT_LIMIT
-from ..inference.minibatch import fit_members
+from ..inference.minibatch import fit_members, fit_part
 from ..models.translator import Bound, Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
@@ -110,7 +110,7 @@ class TranslatorFamily(Family):
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
-        return kind in ((MAP, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
+        return kind in ((MAP, Laplace, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)
@@ -126,7 +126,23 @@ class TranslatorFamily(Family):
         return np.asarray(stars[TARGET].observed.any(1))
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
+        if isinstance(inference, Laplace):
+            return self._last_layer(RowsInMemory(model, stars), inference, seed, progress)
         return self.finish(model, stars, inference.fit(model, stars, seed, progress))
+
+    def _last_layer(self, rows: Rows, inference: Laplace, seed: int, progress: bool | None) -> Trained:
+        """A Gaussian of what f is linear in (all of a polynomial) about every member of `MAP`, given its other weights,
+        scatter and tails."""
+        model = rows.model
+        members = self.train_by_batches(rows, MAP(), seed, progress, None)
+        sizes = np.cumsum([0, *(f.size for f in model.functions)])
+        last = [first + np.arange(f.linear) for first, f in zip(sizes[:-1], model.functions, strict=True)]
+        n = members.stats["members"]
+        trained = fit_part(rows, members, {"coefficients": np.concatenate(last)}, -(-inference.draws // n), seed)
+        moments = _members(model, trained.draws, max(MEMBERS, n))
+        shift = _held_out_shift(model, members.moments, rows.held_out(split(rows.n, n, seed)), moments)
+        trained.moments = moments._replace(scatter_shift=np.tile(shift, (len(moments.coefficients), 1)))
+        return trained
 
     def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.moments = _members(model, trained.draws, MEMBERS)
@@ -282,21 +298,24 @@ def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> Tran
     )
 
 
-def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any) -> np.ndarray:
+def _held_out_shift(
+    model: Translator, moments: TranslatorMoments, rows: Any, functions: TranslatorMoments | None = None
+) -> np.ndarray:
     """What to add to ln s (M,): the density of the stars (E, n) that each member left out is highest with it.
 
     Scatter learned from the stars that the function was fitted to is too small, the more the fewer they are. The spread
-    between members is left to itself. Prior N(0, 0.5^2).
+    between members, or `functions`, is left to itself. Prior N(0, 0.5^2).
     """
+    several = {name: jnp.asarray(x) for name, x in (functions or moments).theta.items()}
     theta = {name: jnp.asarray(x) for name, x in moments.theta.items()}
 
     def means_of(own):
-        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(theta)
+        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(several)
 
     own = jax.tree.map(jnp.asarray, rows)
     means = jax.jit(jax.vmap(means_of))(own)
     offset = means - means.mean(1, keepdims=True)
-    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(len(own.x) - 1, 1)
+    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(means.shape[1] - 1, 1)
     own = own._replace(noise=own.noise + between)
 
     @jax.jit

@@ -27,7 +27,7 @@ from ..devices import shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Rows
-from .polish import polish
+from .polish import draws_about, polish
 
 STEPS = 48
 """Steps per epoch, about, at least."""
@@ -110,6 +110,23 @@ def train(trainer: Any, batches: Batches, checkpoint: Checkpoint | None, shown: 
                 checkpoint.save(trainer.state, (epoch, index, int(done)))
             if done:
                 return
+
+
+def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: int) -> Trained:
+    """Draws {site: (member, n, ...)} of a part of theta about each member of `fit_members`, the rest as it is there.
+
+    Every member is as sure as the stars that it was trained on make it; of stars in memory.
+    """
+    model = rows.model
+    members = {name: x[0] for name, x in trained.draws.items()}
+    batches = Batches.of(rows, len(next(iter(members.values()))), seed, None)
+    with jax.enable_x64(False):
+        to_real = _transforms(model)
+        real = {name: to_real[name].inv(jnp.asarray(x, jnp.float32)) for name, x in members.items()}
+        found, slope = draws_about(model, to_real, real, rows.whole, batches.often, part, n, seed)
+        draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
+    converged = bool(trained.stats["converged"] and slope < SLOPE)
+    return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces)
 
 
 class Members:
