@@ -27,7 +27,7 @@ from ..errors import bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
-from ..inference.batches import Rows, RowsInMemory, split
+from ..inference.batches import Rows, RowsInMemory
 from ..inference.guide import fit_guide
 from ..inference.importance import KHAT_LIMIT
 from ..inference.minibatch import fit_members, fit_part
@@ -140,7 +140,7 @@ class TranslatorFamily(Family):
         n = members.stats["members"]
         trained = fit_part(rows, members, {"coefficients": np.concatenate(last)}, -(-inference.draws // n), seed)
         moments = _members(model, trained.draws, max(MEMBERS, n))
-        shift = _held_out_shift(model, members.moments, rows.held_out(split(rows.n, n, seed)), moments)
+        shift = _held_out_shift(model, members.moments, rows.held_out(trained.held_out), moments)
         trained.moments = moments._replace(scatter_shift=np.tile(shift, (len(moments.coefficients), 1)))
         return trained
 
@@ -159,7 +159,7 @@ class TranslatorFamily(Family):
         )  # fmt: skip
         n = trained.stats["members"]
         moments = _members(rows.model, trained.draws, n)
-        shift = _held_out_shift(rows.model, moments, rows.held_out(split(rows.n, n, seed)))
+        shift = _held_out_shift(rows.model, moments, rows.held_out(trained.held_out))
         trained.moments = moments._replace(scatter_shift=np.tile(shift, (n, 1)))
         return trained
 

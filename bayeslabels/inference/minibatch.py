@@ -85,7 +85,7 @@ def fit_members(
         "held_out_log_density": float(score.mean()),
     }
     traces = {"loss": losses.mean(1), "held_out_log_density": scores.mean(1)}
-    return Trained({k: x[None] for k, x in theta.items()}, None, stats, traces)
+    return Trained({k: x[None] for k, x in theta.items()}, None, stats, traces, batches.out)
 
 
 def train(trainer: Any, batches: Batches, checkpoint: Checkpoint | None, shown: Any) -> None:
@@ -119,14 +119,15 @@ def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: i
     """
     model = rows.model
     members = {name: x[0] for name, x in trained.draws.items()}
-    batches = Batches.of(rows, len(next(iter(members.values()))), seed, None)
+    often = np.repeat(rows.usable[None].astype(np.uint8), len(trained.held_out), 0)
+    np.put_along_axis(often, trained.held_out, 0, 1)
     with jax.enable_x64(False):
         to_real = _transforms(model)
         real = {name: to_real[name].inv(jnp.asarray(x, jnp.float32)) for name, x in members.items()}
-        found, slope = draws_about(model, to_real, real, rows.whole, batches.often, part, n, seed)
+        found, slope = draws_about(model, to_real, real, rows.whole, often, part, n, seed)
         draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
     converged = bool(trained.stats["converged"] and slope < SLOPE)
-    return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces)
+    return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces, trained.held_out)
 
 
 class Members:
