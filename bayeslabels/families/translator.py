@@ -6,7 +6,8 @@ inputs makes of it (`numerics.propagate`), and the intrinsic scatter. Over membe
     Cov(y_n) = mean_e (J S J')_e  +  cov_e(mean_e)  +  mean_e (s R s')_e nu'
                measurement           function          intrinsic
 
-nu' the variance of the Student-t. Percentiles are those of a Gaussian convolved with it.
+nu' the variance of the Student-t. Percentiles are those of a Gaussian convolved with it. The other direction:
+`translator_inverse`.
 """
 
 from __future__ import annotations

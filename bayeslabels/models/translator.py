@@ -59,14 +59,15 @@ class Translator(CollapsedModel):
 
     The true inputs have a prior, a mixture of Gaussians learned from the noisy and incomplete inputs of the training
     stars: errors of the inputs do not attenuate f, and what is missing is integrated over, given the rest (the paper
-    fills in the mean). Outputs that are missing are left out, label by label.
+    fills in the mean). Outputs that are missing are left out, label by label. The test step of stars with
+    `target_labels` goes the other way: it gives the inputs, from the same fit (`families.translator_inverse`).
 
     Args:
         pairs: {target label: input that it corrects}, in one unit; None: those of equal name. Targets without one are
             predicted outright.
         extrinsic: labels, such as a velocity or single abundances, that are translated with the help of the others and
             never influence them; names of inputs or targets, each with the one that it is paired with.
-        inputs: blocks of survey A; no two columns may have one name.
+        inputs: blocks of survey A, such as ("labels", "colours"); no two columns may have one name.
         function: "network", or "polynomial" of this `order`.
         width, depth: of the network's hidden layers.
         scatter: ln s(x), a "network", "linear" or "constant".
