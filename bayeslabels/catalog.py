@@ -292,7 +292,7 @@ def infer_table(
     posterior.model.check(stars)
     part = infer_batch(posterior, stars, inference, seed, first, size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
-    return gathered(posterior, [part], inference, seed).table(), int(bad.sum())
+    return gathered(posterior, stars, [part], inference, seed).table(), int(bad.sum())
 
 
 def _drop_bad_errors(table: Table, columns: Columns) -> np.ndarray:

@@ -164,8 +164,8 @@ class Family(ABC):
         return 4096
 
     @abstractmethod
-    def quantities(self, model: Any) -> Any:
-        """`names` and `units` of what is inferred of every star."""
+    def quantities(self, model: Any, stars: Stars | None = None) -> Any:
+        """`names` and `units` of what is inferred of every star, or of such stars as these."""
 
     @abstractmethod
     def about(self, posterior: Any) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def infer(
         for done in one_each(part, range(0, len(stars), max(size, 1))):
             parts.append(done)
             shown.update(done["stars"].sizes["star"])
-    return gathered(posterior, parts, inference, seed)
+    return gathered(posterior, stars, parts, inference, seed)
 
 
 EVEN = 128
@@ -185,9 +185,9 @@ def infer_batch(
 
 
 def gathered(
-    posterior: Posterior, parts: list[dict[str, xr.Dataset]], inference: Inference, seed: int
+    posterior: Posterior, stars: Stars, parts: list[dict[str, xr.Dataset]], inference: Inference, seed: int
 ) -> StarPosterior:
-    """The result of the test step of all stars from those of its batches."""
+    """The result of the test step of all stars from those of its batches; stars: some of them."""
     family = family_of(posterior.model)
     data = xr.DataTree.from_dict({name: xr.concat([p[name] for p in parts], "star") for name in ("posterior", "stars")})
     info = {
@@ -196,7 +196,7 @@ def gathered(
         "trained_by": posterior.info.get("inference", ""),
         "n_star": data["stars"].sizes["star"],
     }
-    return StarPosterior(data, family.quantities(posterior.model), info)
+    return StarPosterior(data, family.quantities(posterior.model, stars), info)
 
 
 def fold_of(n_star: int, folds: int, seed: int) -> np.ndarray:

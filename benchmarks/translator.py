@@ -97,7 +97,7 @@ def compare(a, stars, state, settings):
             show(label, table, names)
         if seed == a.seeds[0] and a.figure:
             before = target.value - stars[test].labels.value[:, posterior.model.frame.pair]
-            gain_figure(a.figure, before, target.value - result.mean, names, target.units)
+            gain_figures(a.figure, target.value, before, target.value - result.mean, names, target.units)
         collected.append(each)
     print("mean over seeds:")
     for label in collected[0]:
@@ -114,18 +114,28 @@ def releases(a):
     compare(a, stars, state, RELEASES)
 
 
-def gain_figure(path, before, after, names, units):
-    """Residuals on held-out stars before and after."""
+def gain_figures(path, y, before, after, names, units):
+    """One figure per label, of held-out stars: what is left of it, untranslated and translated, along the label."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.2), layout="constrained")
-    for ax, old, new, name, unit in zip(axes, before.T, after.T, names, units, strict=True):
-        edges = np.linspace(*np.percentile(old, [0.5, 99.5]), 50)
-        ax.hist(old, edges, color="0.75", label=f"untranslated {old.mean():+.3g} +- {old.std():.3g}")
-        ax.hist(new, edges, color="C0", alpha=0.8, label=f"translated {new.mean():+.2g} +- {new.std():.3g}")
-        ax.set(xlabel=f"{name}: DR17 - DR12 [{unit}]", ylabel="stars")
-        ax.legend(fontsize=7)
-    fig.savefig(path, dpi=80)
+    for m, (name, unit) in enumerate(zip(names, units, strict=True)):
+        fig, (left, right) = plt.subplots(
+            1, 2, figsize=(8, 3.2), sharey=True, width_ratios=(2, 1), layout="constrained"
+        )
+        both = np.concatenate([before[:, m], after[:, m]])
+        low, high = np.percentile(both, [0.2, 99.8])
+        edges = np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 60)
+        for label, off, colour in (("untranslated", before[:, m], "0.6"), ("translated", after[:, m], "C0")):
+            left.plot(y[:, m], off, ".", ms=3, color=colour)
+            told = f"{label}: {off.mean():+.2g} ± {off.std():.2g} {unit}"
+            right.hist(off, edges, orientation="horizontal", color=colour, alpha=0.8, label=told)
+        for ax in (left, right):
+            ax.axhline(0, color="k", lw=0.8)
+        left.set(xlabel=f"{name} of survey B [{unit}]", ylabel=f"B - prediction [{unit}]", ylim=edges[[0, -1]])
+        right.set(xlabel="stars")
+        fig.legend(loc="outside upper center", ncols=2, fontsize=9)
+        fig.savefig(path.with_name(f"{path.stem}_{name}{path.suffix}"), dpi=80)
+        plt.close(fig)
 
 
 def with_gaps(block, share, seed):
@@ -291,7 +301,7 @@ if __name__ == "__main__":
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     cli.add_argument("--stars", type=int, default=10_000, help="of `noise`")
-    cli.add_argument("--figure", type=Path, help="of `releases`: residuals before and after")
+    cli.add_argument("--figure", type=Path, help="OUT.png of `seismic`, `releases`: OUT_LABEL.png")
     cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options = cli.parse_args()
     cases[options.case](options)

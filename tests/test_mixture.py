@@ -72,3 +72,30 @@ def test_a_star_without_data_has_the_population(noisy):
     np.testing.assert_allclose(given.weight[0], TRUE.weight)
     np.testing.assert_allclose(given.mean[0], TRUE.mean)
     np.testing.assert_allclose(given.log_density, 0.0, atol=1e-12)
+
+
+def test_tails_and_few_stars_in_many_dimensions():
+    """What is missing of stars that were not learned from, of Student-t vectors: without tails and pooling too sure."""
+    rng = np.random.default_rng(11)
+    n, d = 150, 6
+    root = np.linalg.cholesky(0.9 * np.ones((d, d)) + 0.1 * np.eye(d))
+    x = rng.standard_normal((2000, d)) @ root.T * np.sqrt(6 / rng.chisquare(6, (2000, 1)))
+    noise, seen = np.tile(1e-9 * np.eye(d), (2000, 1, 1)), np.ones((2000, d), bool)
+    gaps = rng.random((2000 - n, d)) > 0.2
+    spread = {}
+    for name, settings in {"plain": {}, "tails": {"tails": (1.0, 4.0, 16.0), "pooled": 5.0}}.items():
+        fit = learn(x[:n], noise[:n], seen[:n], 8, **settings)
+        mean, covariance = fit.given(x[n:], noise[n:], gaps).moments()
+        z = ((x[n:] - mean) / np.sqrt(np.einsum("nii->ni", covariance) + 1e-300))[~gaps]
+        spread[name] = z.std(), fit.given(x[n:], noise[n:], seen[n:]).log_density.mean()
+    assert spread["plain"][0] > 1.3
+    assert abs(spread["tails"][0] - 1) < 0.15
+    assert spread["tails"][1] > spread["plain"][1]
+
+
+def test_exact_vectors_are_learned_from_as_noisy_ones_are():
+    x = TRUE.draw(300, 2)
+    seen = np.ones(x.shape, bool)
+    fits = [learn(x, np.tile(v * np.eye(3), (300, 1, 1)), seen, 2, tails=(1.0, 4.0)) for v in (0.9e-5, 1.1e-5)]
+    for a, b in zip(*fits, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)

@@ -248,6 +248,63 @@ def test_missing_inputs_are_integrated_over(noisy):
     assert (result.stars["n_missing"].values == gap.sum(1)).all()
 
 
+def test_the_other_direction_is_bayes_theorem_where_the_function_is_linear():
+    """Against the mixture of Gaussians written out, one output missing here and there."""
+    stars, _, _ = surveys(400, seed=8, error=0.2, d=2, curve=0.0)
+    model = PLAIN.replace(order=1, members=1)
+    posterior = bl.fit(model, stars, bl.MAP(max_iterations=15), seed=0, progress=False)
+    frame, (theta,) = posterior.model.frame, members(posterior)
+    few = stars[:32].drop("labels").with_block(target_labels=with_gaps(stars[:32].target_labels, 0.3, 2))
+    result = bl.infer(posterior, few, bl.Laplace(draws=3000), seed=0, progress=False)
+    with jax.enable_x64(True):
+        at = lambda x: np.asarray(posterior.model.outputs(theta, jnp.asarray(x))[0])  # noqa: E731
+        slope = (at(np.eye(2)) - at(np.zeros((2, 2)))).T
+        s = np.asarray(posterior.model.outputs(theta, jnp.zeros(2))[1])
+    scatter = s[:, None] * np.asarray(theta["correlation"] @ theta["correlation"].T) * s
+    prior = frame.mixtures[0]
+    for n in range(0, 32, 3):
+        seen = np.flatnonzero(few.target_labels.observed[n])
+        y = ((np.asarray(few.target_labels.value[n]) - frame.target_centre) / frame.target_scale)[seen]
+        noise = (scatter + np.diag((few.target_labels.error[n] / frame.target_scale) ** 2))[np.ix_(seen, seen)]
+        a, b = slope[seen], at(np.zeros(2))[seen]
+        weight, mean, second = [], [], []
+        for w, m, v in zip(*prior, strict=True):
+            total = a @ v @ a.T + noise
+            gain = v @ a.T @ np.linalg.inv(total) if len(seen) else np.zeros((2, 0))
+            centre = m + gain @ (y - b - a @ m)
+            weight.append(w * (multivariate_normal(b + a @ m, total).pdf(y) if len(seen) else 1.0))
+            mean.append(centre)
+            second.append(v - gain @ a @ v + np.outer(centre, centre))
+        share = np.array(weight) / sum(weight)
+        want = share @ np.array(mean)
+        sd = np.sqrt(np.diag(np.einsum("k,kij->ij", share, second) - np.outer(want, want)))
+        np.testing.assert_allclose((result.mean[n] - frame.centre) / frame.scale, want, atol=0.12 * sd.max())
+        np.testing.assert_allclose(result.error[n] / frame.scale, sd, rtol=0.12)
+
+
+def test_the_other_direction_from_one_fit(noisy):
+    stars, x, _, posterior = noisy
+    test = stars[2000:]
+    alone, both = (bl.infer(posterior, s, seed=1, progress=False) for s in (test.drop("labels"), test))
+    for result in (alone, both):
+        z = (x[2000:] - result.mean) / result.error
+        assert np.abs(z.std(0) - 1).max() < 0.1
+        assert np.abs(z.mean(0)).max() < 0.1
+        assert np.abs((np.abs(z) < 1).mean(0) - 0.6827).max() < 0.05
+        assert result.frame.names == stars.labels.names
+        assert str(result.table()["TEFF_error"].unit) == "K"
+    assert (both.error < alone.error).mean() > 0.95
+    assert (alone.stars["khat"] < 0.7).mean() > 0.98
+    assert bl.calibration.coverage(alone, test).share.shape == (2,)
+
+
+@pytest.mark.slow
+def test_the_other_direction_is_calibrated_on_simulated_stars(noisy):
+    stars, _, _, posterior = noisy
+    found = bl.calibration.sbc(posterior, stars[2000:2200].drop("labels"), bl.Laplace(draws=200), 200, seed=2)
+    assert found.holds, str(found)
+
+
 def test_missing_outputs_and_inputs_in_training():
     stars, _, y = surveys(1500, seed=3, d=2)
     holes = stars.with_block(**{name: with_gaps(stars[name], 0.2, i) for i, name in enumerate(stars.blocks)})
@@ -353,8 +410,6 @@ def test_bad_input():
     with pytest.raises(bl.BadInput, match="function"):
         bl.Translator(function="forest")
     posterior = bl.fit(PLAIN, stars, bl.MAP(max_iterations=1), progress=False)
-    with pytest.raises(bl.BadInput, match="drop"):
-        bl.infer(posterior, stars)
     noisy = bl.Block(stars.labels.value, SPREAD[:2], names=NAMES[:2], unit=UNITS[:2])
     with pytest.raises(bl.BadInput, match="as in training"):
         bl.infer(posterior, bl.Stars(labels=noisy))
@@ -362,6 +417,30 @@ def test_bad_input():
         bl.infer(posterior, bl.Stars(labels=stars.labels.select((1, 0))))
     with pytest.raises(CannotDo, match="Translator"):
         bl.infer(posterior, stars.drop("target_labels"), bl.Importance())
+
+
+def test_laplace_is_the_gaussian_of_linear_regression():
+    """Of what f is linear in, against (A' A / s^2 + prior)^-1 written out, of the stars that the member trained on."""
+    stars, _, _ = surveys(800, seed=9, d=2)
+    posterior = bl.fit(PLAIN.replace(members=1), stars, bl.Laplace(draws=400), seed=0, progress=False)
+    model, (theta, *_) = posterior.model, members(posterior)
+    with jax.enable_x64(True):
+        rows = model.arrays(stars)
+        of = lambda w: model.outputs({**theta, "coefficients": w}, jnp.asarray(rows.x))[0]  # noqa: E731
+        design = np.asarray(jax.jit(jax.jacfwd(of))(theta["coefficients"]))
+        own = {**theta, "scatter_shift": jnp.zeros(2)}
+        s, factor = np.asarray(model.outputs(own, jnp.asarray(rows.x))[1])[0], np.asarray(theta["correlation"])
+    scatter = np.linalg.inv(s[:, None] * factor @ factor.T * s)
+    information = 0.9 * np.einsum("nmp,mk,nkq->pq", design, scatter, design) + np.diag(
+        model.functions[0].prior_sd ** -2
+    )
+    want = np.sqrt(np.einsum("nmp,pq,nmq->nm", design, np.linalg.inv(information), design))
+    draws = posterior.data["posterior"]["coefficients"].values
+    assert draws.shape[:2] == (1, 400)
+    sd = np.einsum("nmp,sp->snm", design, draws[0]).std(0)
+    np.testing.assert_allclose((sd / want).mean(0), 1.0, atol=0.1)
+    with pytest.raises(CannotDo, match="files"):
+        bl.fit(PLAIN, "stars.parquet", bl.Laplace())
 
 
 def test_nuts_agrees_with_the_ensemble():

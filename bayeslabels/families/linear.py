@@ -178,7 +178,7 @@ class LinearFamily(Family):
         """As many as take some 200 MB."""
         return max(256, 4096 * 5 // max(5, model.features.n_label))
 
-    def quantities(self, model: LinearModel) -> Frame:
+    def quantities(self, model: LinearModel, stars: Stars | None = None) -> Frame:
         return model.require_frame()
 
     def about(self, posterior: Posterior) -> dict[str, Any]:

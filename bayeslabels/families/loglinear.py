@@ -173,7 +173,7 @@ class LogLinearFamily(Family):
         )
         return {"posterior": sampled, "stars": xr.Dataset(table, coords=coords)}
 
-    def quantities(self, model: Any) -> Quantities:
+    def quantities(self, model: Any, stars: Stars | None = None) -> Quantities:
         unit, name = model.require_frame().unit, model.predicted
         return Quantities((f"{name}_sp", f"{name}_combined", "distance"), (unit, unit, "kpc" if unit == "mas" else ""))
 

@@ -111,7 +111,7 @@ class PhotometryFamily(Family):
     def batch_size(self, model: Photometry) -> int:
         return 2048
 
-    def quantities(self, model: Photometry) -> Quantities:
+    def quantities(self, model: Photometry, stars: Stars | None = None) -> Quantities:
         frame = model.require_frame()
         names = (*frame.names, "reddening", "distance_modulus", "distance")
         return Quantities(names, (*frame.units, "mag", "mag", "kpc"))

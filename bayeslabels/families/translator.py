@@ -6,7 +6,8 @@ inputs makes of it (`numerics.propagate`), and the intrinsic scatter. Over membe
     Cov(y_n) = mean_e (J S J')_e  +  cov_e(mean_e)  +  mean_e (s R s')_e nu'
                measurement           function          intrinsic
 
-nu' the variance of the Student-t. Percentiles are those of a Gaussian convolved with it.
+nu' the variance of the Student-t. Percentiles are those of a Gaussian convolved with it. The other direction:
+`translator_inverse`.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from ..errors import bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
-from ..inference.batches import Rows, split
+from ..inference.batches import Rows, RowsInMemory
 from ..inference.guide import fit_guide
-from ..inference.minibatch import fit_members
-from ..models.translator import Translator
+from ..inference.importance import KHAT_LIMIT
+from ..inference.minibatch import fit_members, fit_part
+from ..models.translator import Bound, Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
 from ..numerics.propagate import scale_mixture
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Stars
+from .translator_inverse import inverse
 
 LEARNING_RATE = 1e-2
 MEMBERS = 20
@@ -45,6 +48,8 @@ SOME_STARS = 2
 """Training stars at which the functions are compared."""
 CHUNK = 512
 """Stars whose hidden layers stay in the cache."""
+BACK = 1000
+"""Draws that the moments of the other direction are of."""
 LEVELS = {"p5": 0.05, "p16": 0.15865, "p50": 0.5, "p84": 0.84135, "p95": 0.95}
 
 
@@ -106,7 +111,7 @@ class TranslatorFamily(Family):
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
-        return kind in ((MAP, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
+        return kind in ((MAP, Laplace, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)
@@ -122,7 +127,23 @@ class TranslatorFamily(Family):
         return np.asarray(stars[TARGET].observed.any(1))
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
+        if isinstance(inference, Laplace):
+            return self._last_layer(RowsInMemory(model, stars), inference, seed, progress)
         return self.finish(model, stars, inference.fit(model, stars, seed, progress))
+
+    def _last_layer(self, rows: Rows, inference: Laplace, seed: int, progress: bool | None) -> Trained:
+        """A Gaussian of what f is linear in (all of a polynomial) about every member of `MAP`, given its other weights,
+        scatter and tails."""
+        model = rows.model
+        members = self.train_by_batches(rows, MAP(), seed, progress, None)
+        sizes = np.cumsum([0, *(f.size for f in model.functions)])
+        last = [first + np.arange(f.linear) for first, f in zip(sizes[:-1], model.functions, strict=True)]
+        n = members.stats["members"]
+        trained = fit_part(rows, members, {"coefficients": np.concatenate(last)}, -(-inference.draws // n), seed)
+        moments = _members(model, trained.draws, max(MEMBERS, n))
+        shift = _held_out_shift(model, members.moments, rows.held_out(trained.held_out), moments)
+        trained.moments = moments._replace(scatter_shift=np.tile(shift, (len(moments.coefficients), 1)))
+        return trained
 
     def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.moments = _members(model, trained.draws, MEMBERS)
@@ -139,7 +160,7 @@ class TranslatorFamily(Family):
         )  # fmt: skip
         n = trained.stats["members"]
         moments = _members(rows.model, trained.draws, n)
-        shift = _held_out_shift(rows.model, moments, rows.held_out(split(rows.n, n, seed)))
+        shift = _held_out_shift(rows.model, moments, rows.held_out(trained.held_out))
         trained.moments = moments._replace(scatter_shift=np.tile(shift, (n, 1)))
         return trained
 
@@ -157,10 +178,7 @@ class TranslatorFamily(Family):
     ) -> dict[str, xr.Dataset]:
         model, frame = posterior.model, posterior.model.require_frame()
         if TARGET in stars:
-            raise bad_input(
-                f"stars with {TARGET}, which the test step is to find", "the labels of the other survey alone",
-                fix=f'infer(posterior, stars.drop("{TARGET}"))',
-            )  # fmt: skip
+            return _backwards(posterior, stars, inference, seed + first, progress)
         given = measured(frame, stars)
         found = predict(posterior, given)
         weight, precision = posterior.moments.tails
@@ -173,7 +191,8 @@ class TranslatorFamily(Family):
         table |= {name: mean + scale * sd * step for name, step in zip(LEVELS, steps, strict=True)}
         for name in ("measurement", "function", "intrinsic"):
             table[f"error_{name}"] = scale * np.sqrt(np.einsum("nmm->nm", getattr(found, name)))
-        outside, flags = _flags(model, given, mean)
+        raw = np.where(given.observed, frame.centre + frame.scale * given.value, np.nan)
+        outside, flags = _flags(model, raw, mean, given.observed)
         ids = stars.id if stars.id is not None else np.arange(len(stars))
         names = list(frame.names)
         coords = {"star": ids, "labels": names, "labels_bis": names}
@@ -197,8 +216,10 @@ class TranslatorFamily(Family):
     def batch_size(self, model: Any) -> int:
         return 65_536
 
-    def quantities(self, model: Any) -> Quantities:
+    def quantities(self, model: Any, stars: Stars | None = None) -> Quantities:
         frame = model.require_frame()
+        if stars is not None and TARGET in stars:
+            return Quantities(frame.input_names, frame.input_units, frame.source[0])
         return Quantities(frame.names, frame.units)
 
     def about(self, posterior: Posterior) -> dict[str, Any]:
@@ -226,6 +247,11 @@ class TranslatorFamily(Family):
         return super().identified(model, {"mean": both[..., :m], "ln scatter": both[..., m:], **rest})
 
     def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        frame = model.require_frame()
+        if TARGET in stars:
+            groups = zip(frame.groups, ("true_inputs", "true_inputs_extrinsic"), strict=False)
+            true = {j: sites[site][:, i] for group, site in groups for i, j in enumerate(group)}
+            return {name: frame.centre[j] + frame.scale[j] * true[j] for j, name in enumerate(frame.input_names)}
         return {name: sites[TARGET][:, m] for m, name in enumerate(model.require_frame().names)}
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
@@ -273,21 +299,24 @@ def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> Tran
     )
 
 
-def _held_out_shift(model: Translator, moments: TranslatorMoments, rows: Any) -> np.ndarray:
+def _held_out_shift(
+    model: Translator, moments: TranslatorMoments, rows: Any, functions: TranslatorMoments | None = None
+) -> np.ndarray:
     """What to add to ln s (M,): the density of the stars (E, n) that each member left out is highest with it.
 
     Scatter learned from the stars that the function was fitted to is too small, the more the fewer they are. The spread
-    between members is left to itself. Prior N(0, 0.5^2).
+    between members, or `functions`, is left to itself. Prior N(0, 0.5^2).
     """
+    several = {name: jnp.asarray(x) for name, x in (functions or moments).theta.items()}
     theta = {name: jnp.asarray(x) for name, x in moments.theta.items()}
 
     def means_of(own):
-        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(theta)
+        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(several)
 
     own = jax.tree.map(jnp.asarray, rows)
     means = jax.jit(jax.vmap(means_of))(own)
     offset = means - means.mean(1, keepdims=True)
-    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(len(own.x) - 1, 1)
+    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(means.shape[1] - 1, 1)
     own = own._replace(noise=own.noise + between)
 
     @jax.jit
@@ -306,24 +335,10 @@ def predict(posterior: Posterior, given: Inputs, exact: bool = False) -> Predict
     """What the members together say of the outputs; exact: given's values are the true inputs."""
     model = posterior.model
     x, root = (given.value, np.zeros((*given.value.shape, 0))) if exact else known_inputs(model.require_frame(), given)
-    return Predicted(*_predict(_Bound(model), posterior.moments, x, root))
+    return Predicted(*_predict(Bound(model), posterior.moments, x, root))
 
 
-class _Bound:
-    """A model whose frame is a part of what it is, so that compiled functions are found again."""
-
-    def __init__(self, model: Translator):
-        self.model = model
-
-    def __hash__(self) -> int:
-        return hash(id(self.model.frame))
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, _Bound) and self.model.frame is other.model.frame
-        return same and self.model == other.model  # type: ignore[attr-defined]
-
-
-def _predict(bound: _Bound, moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
+def _predict(bound: Bound, moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
     """In chunks of one shape; in float32, which is exact to a millionth of the spread."""
     n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
@@ -374,21 +389,51 @@ def _draws(found: Predicted, weight: Any, precision: Any, n: int, rng: np.random
     return found.mean + np.einsum("nij,snj->sni", smooth, z[0]) + stretch * np.einsum("nij,snj->sni", tail, z[1])
 
 
-def _flags(model: Translator, given: Inputs, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs that lie outside of the training set, "" for none, and the flags (N,)."""
+def _backwards(
+    posterior: Posterior, stars: Stars, inference: Any, seed: int, progress: bool | None
+) -> dict[str, xr.Dataset]:
+    """The inputs of stars whose outputs are known, as `Family.infer`."""
+    model, frame = posterior.model, posterior.model.require_frame()
+    found = inverse(posterior, stars, getattr(inference, "draws", BACK), seed, progress)
+    target, given = stars[TARGET], measured(frame, stars)
+    mean, draws = (frame.centre + frame.scale * x for x in (found.mean, found.u))
+    covariance = frame.scale[:, None] * found.covariance * frame.scale
+    levels = np.quantile(draws, list(LEVELS.values()), axis=0)
+    observed = np.concatenate([target.observed, given.observed], 1)
+    outputs = np.where(target.observed, target.value, np.nan)
+    outside, flags = _flags(model, mean, outputs, target.observed)
+    flags = np.where(observed.any(1), flags & ~Flags.NO_DATA, flags)
+    flags |= Flags.KHAT_HIGH * (found.khat > KHAT_LIMIT)
+    ids = stars.id if stars.id is not None else np.arange(len(stars))
+    names = list(frame.input_names)
+    data: dict[str, Any] = {name: (("star", "labels"), x) for name, x in zip(LEVELS, levels, strict=True)}
+    data |= {"mean": (("star", "labels"), mean), "covariance": (("star", "labels", "labels_bis"), covariance)}
+    per_star = {"n_missing": (~target.observed).sum(1), "khat": found.khat, "outside": outside}
+    data |= {name: (("star",), x) for name, x in (per_star | {"ess": found.ess, "flags": flags}).items()}
+    kept = draws[None] if isinstance(inference, Laplace) else mean[None, None]
+    sampled = xr.Dataset(
+        {"inputs": (("chain", "draw", "star", "labels"), kept)},
+        coords={"star": ids, "labels": names, "chain": [0], "draw": np.arange(kept.shape[1])},
+    )
+    coords = {"star": ids, "labels": names, "labels_bis": names}
+    return {"posterior": sampled, "stars": xr.Dataset(data, coords=coords)}
+
+
+def _flags(
+    model: Translator, inputs: np.ndarray, outputs: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that lie outside of the training set, "" for none, and the flags (N,); observed: what is translated."""
     frame = model.require_frame()
-    raw = np.where(given.observed, frame.centre + frame.scale * given.value, np.nan)
-    sets = zip(frame.occupancy, (raw, mean), (frame.input_names, frame.names), strict=True)
-    comments = np.full(len(raw), "", object)
+    sets = zip(frame.occupancy, (inputs, outputs), (frame.input_names, frame.names), strict=True)
+    comments = np.full(len(inputs), "", object)
     for kept, values, names in sets:
         where = Occupancy(*kept)
         labels = [names[i] if i == j else f"{names[i]}-{names[j]}" for i, j in where.pairs]
         out = where.outside(values, model.threshold)
         for n in np.flatnonzero(out.any(1)):
             comments[n] = " ".join(x for x in (comments[n], *(labels[p] for p in np.flatnonzero(out[n]))) if x)
-    blank = ~given.observed.any(1)
     flags = Flags.OUTSIDE_TRAINING * (comments != "").astype(int)
-    flags |= Flags.MISSING_BAND * (~given.observed.all(1))
-    flags |= Flags.MISSING_DATA * (given.observed.mean(1) < 0.5)
-    flags |= Flags.NO_DATA * blank
+    flags |= Flags.MISSING_BAND * (~observed.all(1))
+    flags |= Flags.MISSING_DATA * (observed.mean(1) < 0.5)
+    flags |= Flags.NO_DATA * (~observed.any(1))
     return comments.astype(str), flags

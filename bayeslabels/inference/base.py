@@ -36,13 +36,15 @@ class Moments(NamedTuple):
 class Trained:
     """What a training step returns: draws {site: (chain, draw, ...)}, the family's moments, and diagnostics.
 
-    `stats`: scalars and short strings; `traces`: arrays per iteration or draw, such as the loss.
+    `stats`: scalars and short strings; `traces`: arrays per iteration or draw, such as the loss; `held_out`: rows
+    (E, n_out) of the stars that each member of an ensemble did not train on.
     """
 
     draws: dict[str, np.ndarray]
     moments: Any
     stats: dict[str, Any] = field(default_factory=dict)
     traces: dict[str, np.ndarray] = field(default_factory=dict)
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))
 
 
 @dataclass

@@ -16,6 +16,9 @@ from .starwise import StarProblem, draw_mixture
 class Laplace(Inference):
     """Test step: draws from the mixture of Gaussians at the modes of each star's posterior.
 
+    Training step of the `Translator`: the ensemble of `MAP`, and about each member a Gaussian of the weights that its
+    function is linear in: the last layer of a network, all of a polynomial.
+
     Exact where the posterior is Gaussian, which spectra of good signal-to-noise make it; `Importance` checks and
     corrects it.
 

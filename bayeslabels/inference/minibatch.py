@@ -27,7 +27,7 @@ from ..devices import shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Passes, Rows
-from .polish import polish
+from .polish import draws_about, polish
 
 STEPS = 48
 """Steps per epoch, about, at least."""
@@ -85,7 +85,7 @@ def fit_members(
         "held_out_log_density": float(score.mean()),
     }
     traces = {"loss": losses.mean(1), "held_out_log_density": scores.mean(1)}
-    return Trained({k: x[None] for k, x in theta.items()}, None, stats, traces)
+    return Trained({k: x[None] for k, x in theta.items()}, None, stats, traces, batches.out)
 
 
 def train(trainer: Any, batches: Batches | Passes, checkpoint: Checkpoint | None, shown: Any) -> None:
@@ -110,6 +110,24 @@ def train(trainer: Any, batches: Batches | Passes, checkpoint: Checkpoint | None
                 checkpoint.save(trainer.state, (epoch, index, int(done)))
             if done:
                 return
+
+
+def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: int) -> Trained:
+    """Draws {site: (member, n, ...)} of a part of theta about each member of `fit_members`, the rest as it is there.
+
+    Every member is as sure as the stars that it was trained on make it; of stars in memory.
+    """
+    model = rows.model
+    members = {name: x[0] for name, x in trained.draws.items()}
+    often = np.repeat(rows.usable[None].astype(np.uint8), len(trained.held_out), 0)
+    np.put_along_axis(often, trained.held_out, 0, 1)
+    with jax.enable_x64(False):
+        to_real = _transforms(model)
+        real = {name: to_real[name].inv(jnp.asarray(x, jnp.float32)) for name, x in members.items()}
+        found, slope = draws_about(model, to_real, real, rows.whole, often, part, n, seed)
+        draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
+    converged = bool(trained.stats["converged"] and slope < SLOPE)
+    return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces, trained.held_out)
 
 
 class Members:

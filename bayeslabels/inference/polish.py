@@ -11,7 +11,7 @@ which the information of the stars' scores is the identity,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,14 +38,32 @@ def polish(
     model: CollapsedModel, real_line: Mapping[str, Any], best: dict[str, Any], data: Any, often: np.ndarray
 ) -> tuple[dict[str, Any], float]:
     """theta (E, ...) on the real line of E members, each star counted `often` (E, n), and the largest slope, per sd."""
+    polisher = Polisher(model, real_line, model.polished)
+    ends = [polisher(*member) for member in _members(best, data, often)]
+    return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+
+
+def draws_about(
+    model: CollapsedModel, real_line: Mapping[str, Any], best: dict[str, Any], data: Any, often: np.ndarray,
+    part: Mapping[str, Any], n: int, seed: int,
+) -> tuple[dict[str, Any], float]:  # fmt: skip
+    """theta (E, n, ...) on the real line: n draws of the Gaussian about each member's mode of a part of theta, with
+    covariance F^-1, given the rest; and the largest slope, per sd, at a mode."""
+    polisher, rng, ends = Polisher(model, real_line, part), np.random.default_rng([seed, 373587883]), []
+    for real, chunks in _members(best, data, often):
+        mode, slope = polisher(real, chunks)
+        ends.append((polisher.draw(mode, chunks, n, rng), slope))
+    return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+
+
+def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tuple[dict[str, Any], Any]]:
+    """theta of each member, and its stars in chunks of one shape with how often they count."""
     n = often.shape[1]
     index = np.minimum(np.arange(-(-n // CHUNK) * CHUNK), n - 1).reshape(-1, CHUNK)
     chunks = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
-    polisher, ends = Polisher(model, real_line, model.polished), []
     for e, own in enumerate(weight.reshape(len(often), *index.shape)):
-        ends.append(polisher({name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))))
-    return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+        yield {name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))
 
 
 class Polisher:
@@ -99,12 +117,9 @@ class Polisher:
         start, back = ravel_pytree({name: real[name][at] for name, at in self.part.items()})
         x, dtype, value, slope = np.asarray(start, float), start.dtype, -np.inf, np.inf
         for _ in range(ROUNDS):
-            free = back(jnp.asarray(x, dtype))
-            information = np.asarray(self.information(free, real, chunks), float)
-            if not np.isfinite(information).all():  # training went astray: said so, and left alone
+            root = self._root(back(jnp.asarray(x, dtype)), real, chunks)
+            if root is None:  # training went astray: said so, and left alone
                 return real, np.inf
-            sd = np.sqrt(np.diag(information))
-            root = sd[:, None] * np.linalg.cholesky(information / np.outer(sd, sd) + JITTER * np.eye(len(sd)))
 
             def there(y, x=x, root=root):
                 return x + solve_triangular(root.T, y, lower=False)
@@ -124,3 +139,22 @@ class Polisher:
                 break
         free = back(jnp.asarray(x, dtype))
         return {k: v if k not in free else v.at[self.part[k]].set(free[k]) for k, v in real.items()}, slope
+
+    def _root(self, free: dict[str, Any], real: dict[str, Any], chunks: Any) -> np.ndarray | None:
+        """Cholesky factor of F; None if F is not finite."""
+        information = np.asarray(self.information(free, real, chunks), float)
+        if not np.isfinite(information).all():
+            return None
+        sd = np.sqrt(np.diag(information))
+        return sd[:, None] * np.linalg.cholesky(information / np.outer(sd, sd) + JITTER * np.eye(len(sd)))
+
+    def draw(self, mode: dict[str, Any], chunks: Any, n: int, rng: np.random.Generator) -> dict[str, Any]:
+        """theta (n, ...), the part N(mode, F^-1), NaN if F is not finite, and the rest as it is."""
+        free = {name: mode[name][at] for name, at in self.part.items()}
+        start, back = ravel_pytree(free)
+        root = self._root(free, mode, chunks)
+        z = rng.standard_normal((len(start), n))
+        step = np.full(z.shape, np.nan) if root is None else solve_triangular(root.T, z, lower=False)
+        points = jax.vmap(back)(jnp.asarray((np.asarray(start, float)[:, None] + step).T, start.dtype))
+        many = {name: jnp.broadcast_to(x, (n, *x.shape)) for name, x in mode.items()}
+        return {k: x if k not in points else x.at[:, self.part[k]].set(points[k]) for k, x in many.items()}

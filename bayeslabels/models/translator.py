@@ -59,14 +59,15 @@ class Translator(CollapsedModel):
 
     The true inputs have a prior, a mixture of Gaussians learned from the noisy and incomplete inputs of the training
     stars: errors of the inputs do not attenuate f, and what is missing is integrated over, given the rest (the paper
-    fills in the mean). Outputs that are missing are left out, label by label.
+    fills in the mean). Outputs that are missing are left out, label by label. The test step of stars with
+    `target_labels` goes the other way: it gives the inputs, from the same fit (`families.translator_inverse`).
 
     Args:
         pairs: {target label: input that it corrects}, in one unit; None: those of equal name. Targets without one are
             predicted outright.
         extrinsic: labels, such as a velocity or single abundances, that are translated with the help of the others and
             never influence them; names of inputs or targets, each with the one that it is paired with.
-        inputs: blocks of survey A; no two columns may have one name.
+        inputs: blocks of survey A, such as ("labels", "colours"); no two columns may have one name.
         function: "network", or "polynomial" of this `order`.
         width, depth: of the network's hidden layers.
         scatter: ln s(x), a "network", "linear" or "constant".
@@ -231,14 +232,17 @@ class Translator(CollapsedModel):
 
     def arrays(self, stars: Stars) -> Rows:
         frame = self.require_frame()
-        x, root = known_inputs(frame, measured(frame, stars))
-        target = stars[TARGET]
+        return Rows(*known_inputs(frame, measured(frame, stars)), *self.outputs_of(stars))
+
+    def outputs_of(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """y, noise and observed of `Rows`."""
+        frame, target = self.require_frame(), stars[TARGET]
         value, _, observed = (np.asarray(a) for a in target.filled())
         noise = np.zeros((*value.shape, value.shape[1]))
         if target.error is not None:
             noise = np.asarray(target.filled_covariance()) / (frame.target_scale[:, None] * frame.target_scale)
         y = np.where(observed, (value - frame.target_centre) / frame.target_scale, 0.0)
-        return Rows(x, root, y, noise, observed)
+        return y, noise, observed
 
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         if "correlation" not in theta:
@@ -281,6 +285,20 @@ class Translator(CollapsedModel):
                     f"{block} {'without' if stars[block].error is None else 'with'} errors", "as in training",
                     "what was learned is for inputs with errors of the same kind",
                 )  # fmt: skip
+
+
+class Bound:
+    """A model whose frame is a part of what it is, so that compiled functions are found again."""
+
+    def __init__(self, model: Translator):
+        self.model = model
+
+    def __hash__(self) -> int:
+        return hash(id(self.model.frame))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Bound) and self.model.frame is other.model.frame
+        return same and self.model == other.model  # type: ignore[attr-defined]
 
 
 def _together(functions: tuple[Function, ...]) -> np.ndarray:

@@ -13,11 +13,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp
 
 from .linalg import in_float64, threads_for
 
 CHUNK, SHARE = 256, 65_536
 """Stars whose matrices stay in the cache, and stars at a time."""
+NEGLIGIBLE = 1e-5
+"""Variance of noise, in units of the spread, that is as good as none where a mixture is learned."""
+FEWEST = 5
+"""Stars per component and number of its mean, at least."""
 
 
 class Mixture(NamedTuple):
@@ -70,6 +76,8 @@ def learn(
     observed: np.ndarray,
     n_component: int,
     *,
+    tails: tuple[float, ...] = (1.0,),
+    pooled: float = 0.0,
     seed: int = 0,
     iterations: int = 200,
     tolerance: float = 1e-5,
@@ -78,6 +86,12 @@ def learn(
 
     Columns must be scaled to about unit spread: each component has a prior worth D + 1 stars at a tenth of the spread,
     which keeps it from collapsing onto a few.
+
+    Args:
+        tails: a component is several Gaussians with covariances so many times its own, their weights learned: 1 for the
+            core first. Those that take up less than half a star are left out.
+        pooled: a prior worth so many times D + 1 stars that the components' covariances are alike, without which that
+            of a few stars in many dimensions is too small in some direction.
     """
     rng = np.random.default_rng([seed, 32452867])
     n, d = x.shape
@@ -85,28 +99,65 @@ def learn(
     count = np.maximum(seen.sum(0), 1.0)
     centre = (np.where(observed, x, 0.0)).sum(0) / count
     filled = np.where(observed, x, centre)
-    k = max(1, min(n_component, n // (2 * (d + 1))))
+    k = max(1, min(n_component, n // (FEWEST * (d + 1))))
     spread = np.cov(filled.T).reshape(d, d) + 1e-6 * np.eye(d)
     value, vector = np.linalg.eigh(spread - np.where(observed[:, :, None] & observed[:, None], noise, 0.0).mean(0))
     start = (vector * np.maximum(value, 0.01 * np.diag(spread).max())) @ vector.T  # what the noise leaves
-    fit = Mixture(np.full(k, 1 / k), _spaced(filled, k, rng), np.tile(start, (k, 1, 1)))
+    stretch = np.array(tails)
+    each = 0.2 ** np.arange(len(stretch))
+    weight, centres, own = np.tile(each / (k * each.sum()), (k, 1)), _spaced(filled, k, rng), np.tile(start, (k, 1, 1))
     floor = (d + 1) * 0.01 * np.diag(np.maximum(np.diag(spread), 1e-12))
+    whole = observed.all(1) & (np.einsum("nii->ni", noise) <= NEGLIGIBLE).all(1)
     before = -np.inf
     with threads_for(n):
         for _ in range(iterations):
-            given = fit.given(filled, noise, observed)
-            q = given.weight
-            total = q.sum(0) + 1e-12
-            mean = np.einsum("nk,nkd->kd", q, given.mean) / total[:, None]
-            offset = given.mean - mean
-            scatter = np.einsum("nk,nkij->kij", q, given.covariance, optimize=True)
-            scatter += np.einsum("nk,nki,nkj->kij", q, offset, offset, optimize=True)
-            fit = Mixture(total / total.sum(), mean, (scatter + floor) / (total + d + 1)[:, None, None])
-            now = float(given.log_density.mean())
+            fit = _stretched(weight, centres, own, stretch)
+            parts = [_whole(fit, filled[whole])] if whole.any() else []
+            if not whole.all():
+                parts.append(fit.given(filled[~whole], noise[~whole], observed[~whole]))
+            total = sum(part.weight.sum(0) for part in parts) + 1e-12
+            shares = [(part.weight / np.tile(stretch, k)) for part in parts]
+            mass = sum(q.sum(0) for q in shares).reshape(k, -1).sum(1) + 1e-12
+            moment = sum(np.einsum("nk,nkd->kd", q, part.mean) for q, part in zip(shares, parts, strict=True))
+            centres = moment.reshape(k, -1, d).sum(1) / mass[:, None]
+            scatter = np.zeros((k * len(stretch), d, d))
+            for q, part in zip(shares, parts, strict=True):
+                offset = part.mean - np.repeat(centres, len(stretch), 0)
+                scatter += np.einsum("nk,nki,nkj->kij", q, offset, offset, optimize=True)
+                if part.covariance.size:
+                    scatter += np.einsum("nk,nkij->kij", q, part.covariance, optimize=True)
+            scatter = scatter.reshape(k, -1, d, d).sum(1)
+            weight = total.reshape(k, -1) / total.sum()
+            alike = pooled * (d + 1)
+            stars = n * weight.sum(1) + d + 1 + alike
+            own = (scatter + floor + alike * scatter.sum(0) / n) / stars[:, None, None]
+            now = float(np.concatenate([part.log_density for part in parts]).mean())
             if abs(now - before) < tolerance:
                 break
             before = now
-    return fit
+    fit = _stretched(weight, centres, own, stretch)
+    kept = fit.weight * n > 0.5 if len(stretch) > 1 else np.ones(k, bool)
+    return Mixture(fit.weight[kept] / fit.weight[kept].sum(), fit.mean[kept], fit.covariance[kept])
+
+
+def _stretched(weight: np.ndarray, mean: np.ndarray, covariance: np.ndarray, stretch: np.ndarray) -> Mixture:
+    """Of components with weights (K, J) of J Gaussians each."""
+    wide = covariance[:, None] * stretch[:, None, None]
+    return Mixture(weight.ravel(), np.repeat(mean, len(stretch), 0), wide.reshape(-1, *covariance.shape[1:]))
+
+
+def _whole(mixture: Mixture, x: np.ndarray) -> Given:
+    """`Mixture.given` of vectors that are exact and complete, by matrix products; without covariances, which are 0."""
+    d = x.shape[1]
+    factor = np.linalg.cholesky(mixture.covariance)
+    terms = np.empty((len(x), len(factor)))
+    for k, (root, mean) in enumerate(zip(factor, mixture.mean, strict=True)):
+        z = solve_triangular(root, (x - mean).T, lower=True)
+        terms[:, k] = -0.5 * (z**2).sum(0) - np.log(np.diag(root)).sum() - 0.5 * d * np.log(2 * np.pi)
+    terms += np.log(np.maximum(mixture.weight, 1e-300))
+    total = logsumexp(terms, axis=1)
+    mean = np.broadcast_to(x[:, None], (len(x), len(factor), d))
+    return Given(np.exp(terms - total[:, None]), mean, np.zeros(0), total)
 
 
 @in_float64
