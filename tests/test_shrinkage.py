@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bayeslabels.numerics.lognormal import log_likelihood
-from bayeslabels.numerics.shrinkage import _averaged, fit_posterior, horseshoe, laplace, normal
+from bayeslabels.numerics.shrinkage import averaged, fit_posterior, horseshoe, laplace, normal
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_averaged_likelihood():
         value = log_likelihood((y - zero)[:, None], sigma[:, None], at, s[:, None])
         return np.asarray(value) @ weight / weight.sum()
 
-    out = _averaged(0.02, eta, s, y, sigma, spread)
+    out = averaged(0.02, eta, s, y, sigma, spread)
     np.testing.assert_allclose(out.eta, (oracle(0.02, eta + h) - oracle(0.02, eta - h)) / (2 * h), rtol=1e-2, atol=0.05)
     np.testing.assert_allclose(
         out.zero, (oracle(0.02 + h, eta) - oracle(0.02 - h, eta)) / (2 * h), rtol=1e-2, atol=0.05
