@@ -27,7 +27,7 @@ from .checkpoint import refuse_other
 from .devices import one_each
 from .errors import bad_input
 from .family import family_of
-from .fit import gathered, infer_batch
+from .fit import even_batches, gathered, infer_batch
 from .inference.base import Inference
 from .inference.batches import ahead
 from .numerics.linalg import in_float64
@@ -152,7 +152,7 @@ class _Plan:
         if stream.n_row == 0:
             raise bad_input(f"{source} with 0 rows", "at least one star")
         if batch_size == "auto":
-            batch_size = family_of(posterior.model).batch_size(posterior.model)
+            batch_size = even_batches(posterior.model, stream.n_row)
         if isinstance(batch_size, str) or batch_size < 1:
             raise bad_input(f"batch_size={batch_size!r}", 'a number of stars, or "auto"')
         size = min(int(batch_size), stream.n_row)

@@ -93,9 +93,16 @@ class Family(ABC):
     def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
         return inference.fit(model, stars, seed, progress)
 
-    def by_batches(self, inference: Inference) -> bool:
-        """Whether `train_by_batches` serves in place of `train`: the stars may then be more than memory holds."""
+    def by_batches(self, inference: Inference, large: bool = False) -> bool:
+        """Whether `train_by_batches` serves in place of `train`: the stars may then be more than memory holds.
+
+        large: they are in files, or there is to be a checkpoint.
+        """
         return False
+
+    def not_by_batches(self, model: Any) -> str:
+        """What of a model's settings `train_by_batches` cannot heed, and what to do; "": nothing."""
+        return ""
 
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         """(N,): stars that say anything of the model."""

@@ -45,14 +45,14 @@ def fit(
         model: such as `Cannon(order=2)`. What its settings leave open (`Cannon(label_noise=True)`) is decided by
             held-out density; the scores stand in the result's `info["selection"]`.
         stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
-            features and `parallax`. Models trained by minibatches (`MAP` and `SVI` of `Photometry` and `Translator`)
-            also take a file or folder as `infer_catalog` does, larger than memory: read anew in every epoch.
+            features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or folder as
+            `infer_catalog` does, larger than memory: read anew in every epoch.
         inference: `MAP()` (the default for models of spectra), `Laplace()` (the default for `Parallax`), `Gibbs()`,
             `NUTS()` or `SVI()`.
         seed: same seed, same result. progress: show a bar; None: on a terminal.
         columns: of a file, as in `Stars.from_table`; of blocks that are left out, columns named like them.
-        checkpoint: a file (.npz), for training by minibatches, that is written every so many seconds (`every`). The
-            same call, after whatever stopped it, goes on from there, with the same result to the bit.
+        checkpoint: a file (.npz), for the same inferences, that is written every so many seconds (`every`). The same
+            call, after whatever stopped it, goes on from there, with the same result to the bit.
 
     Raises:
         BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.
@@ -61,7 +61,9 @@ def fit(
     family = family_of(model)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
-    if family.by_batches(inference):
+    if family.by_batches(inference, not isinstance(stars, Stars) or checkpoint is not None):
+        if odd := family.not_by_batches(model):
+            raise CannotDo(f"{odd} where stars are in files or a checkpoint is kept")
         return _fit_by_batches(model, stars, inference, seed, progress, columns, checkpoint, every)
     if not isinstance(stars, Stars) or checkpoint or columns:
         what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"
@@ -131,7 +133,7 @@ def infer(
     Args:
         posterior: from `fit` or `load`.
         inference: `Laplace()` (the default), `Importance()`, `NUTS()` or `MAP()`.
-        batch_size: stars at a time; None: as many as take some 200 MB.
+        batch_size: stars at a time; None: as many as take some 200 MB, at most.
 
     Returns:
         A row for every star, in order; a star without an answer has NaN and a flag.
@@ -142,8 +144,7 @@ def infer(
     inference = inference or family.infer_by
     family.require(inference, model, "infer")
     model.check(stars)
-    batch_size = batch_size or family.batch_size(model)
-    size = min(batch_size, len(stars))
+    size = min(batch_size or even_batches(model, len(stars)), len(stars))
 
     def part(start: int) -> dict[str, xr.Dataset]:
         batch = stars if len(stars) <= size else stars[start : start + size]
@@ -155,6 +156,18 @@ def infer(
             parts.append(done)
             shown.update(done["stars"].sizes["star"])
     return gathered(posterior, stars, parts, inference, seed)
+
+
+EVEN = 128
+"""Sizes of batches are multiples of so many stars: few are compiled."""
+
+
+def even_batches(model: Model, n: int) -> int:
+    """Stars at a time, of n: as many as a family takes, or fewer where the last batch would be emptier than the rest,
+    which costs as much as a full one."""
+    most = family_of(model).batch_size(model)
+    even = -(-n // max(1, -(-n // most)))
+    return min(most, even + -even % EVEN)
 
 
 def infer_batch(

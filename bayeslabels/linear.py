@@ -41,6 +41,14 @@ class Measured(NamedTuple):
         return Measured(*(jnp.asarray(x)[index] for x in self))
 
 
+class Spectra(NamedTuple):
+    """Of N stars: flux value and error (N, L), missing where either is not finite, and the catalogue labels."""
+
+    value: Array
+    error: Array
+    labels: Measured
+
+
 @dataclass(frozen=True)
 class LinearModel(Model):
     """flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2), with latents u_n ~ N(mu, Lambda) of size P.
@@ -200,6 +208,11 @@ class LinearModel(Model):
                 "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
             )
         return block.value, block.error
+
+    def arrays(self, stars: Stars) -> Spectra:
+        """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
+        value, error = self.output(stars)
+        return Spectra(value, np.zeros(value.shape) if error is None else error, self.catalogue(stars))
 
     def scatter_site(self) -> Array:
         """s_l (L,), sampled where it is learned."""

@@ -10,7 +10,9 @@ Gaussian population gives it, conditional on what is measured: never a filled va
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -97,6 +99,16 @@ class Features(NamedTuple):
     def complete(self) -> bool:
         """Whether nothing is missing of any star."""
         return len(self.spread) < len(self.value)
+
+
+class Regression(NamedTuple):
+    """Of N stars: features (`spread` of every star), parallax less its known zero point, error, and whether it is
+    measured."""
+
+    features: Features
+    y: Array
+    sigma: Array
+    seen: Array
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,12 @@ class LogLinearModel(Model):
             variance[:, 1:] = np.where(measured[:, 1:], variance[:, 1:], own + population.noise)
         return Features(value, variance, measured, spread, distance)
 
+    def arrays(self, stars: Stars) -> Regression:
+        """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
+        features = self.design(stars)
+        spread = np.broadcast_to(features.spread, (len(stars), *features.spread.shape[1:]))
+        return Regression(features._replace(spread=spread), *self.target(stars))
+
     def target(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Measured value less its known zero point, error and mask, (N,) each; missing are 0 with error 1."""
         value, variance, observed = (np.asarray(x)[:, 0] for x in stars[self.predicted].filled())
@@ -234,6 +252,23 @@ class LogLinearModel(Model):
         numpyro.deterministic("coefficients", theta / frame.scale)
         return theta
 
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """Program of what the stars share: "theta" (D,), scaled, "scatter", "zero_point" and "outlier_fraction", None
+        for none."""
+
+    def log_likelihood(self, shared: dict[str, Any], data: Regression) -> Array:
+        """ln p(parallax_n | shared) (N,) of rows of `arrays`."""
+        theta, s, zero, wrong = (shared[x] for x in ("theta", "scatter", "zero_point", "outlier_fraction"))
+        s_n = jnp.sqrt(s**2 + self.feature_variance(theta, data.features))
+        measured = Measured(data.features.value @ theta, s_n, zero, data.sigma, wrong, self.require_frame().outlier)
+        return jnp.where(data.seen, measured.log_prob(data.y), 0.0)
+
+    @cached_property
+    def compiled(self) -> Callable[..., Array]:
+        """`log_likelihood`, compiled as a whole."""
+        return jax.jit(self.log_likelihood)
+
     def feature_variance(self, theta: Array, features: Features) -> Array:
         """theta' C_n theta (N,): independent errors of what is measured, the covariance of what is missing."""
         frame = self.require_frame()
@@ -242,8 +277,8 @@ class LogLinearModel(Model):
         if features.complete:
             return variance
         missing = jnp.where(measured, 0.0, theta)[:, 1:]
-        along = missing @ jnp.asarray(frame.loadings)
-        return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ frame.noise
+        along, noise = missing @ jnp.asarray(frame.loadings), jnp.asarray(frame.noise)
+        return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ noise
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         """Values of the sites near the good optimum, away from where exp(eta) underflows."""

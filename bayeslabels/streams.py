@@ -97,25 +97,23 @@ class ParquetStream(Stream):
             if start >= rows:
                 start -= rows
                 continue
-            with parquet.ParquetFile(path, memory_map=True) as file:
-                wanted: list[int] = []
+            with parquet.ParquetFile(path) as file:  # not mapped, group by group: or all that was read stays in memory
                 for group in range(file.metadata.num_row_groups):
                     inside = file.metadata.row_group(group).num_rows
-                    if start >= inside and not wanted:
+                    if start >= inside:
                         start -= inside
-                    else:
-                        wanted.append(group)
-                for batch in file.iter_batches(batch_size=size, row_groups=wanted, columns=list(columns)):
-                    skipped, start = min(start, batch.num_rows), max(start - batch.num_rows, 0)
-                    batch = batch.slice(skipped)
-                    while batch.num_rows:
-                        piece = batch.slice(0, size - n_held)
-                        batch = batch.slice(piece.num_rows)
-                        held.append(table_of_arrow(piece))
-                        n_held += piece.num_rows
-                        if n_held == size:
-                            yield joined(held)
-                            held, n_held = [], 0
+                        continue
+                    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
+                        skipped, start = min(start, batch.num_rows), max(start - batch.num_rows, 0)
+                        batch = batch.slice(skipped)
+                        while batch.num_rows:
+                            piece = batch.slice(0, size - n_held)
+                            batch = batch.slice(piece.num_rows)
+                            held.append(table_of_arrow(piece))
+                            n_held += piece.num_rows
+                            if n_held == size:
+                                yield joined(held)
+                                held, n_held = [], 0
         if held:
             yield joined(held)
 

@@ -16,17 +16,16 @@ import jax
 import numpy as np
 from astropy.table import Table
 
-from .collapsed import CollapsedModel
 from .errors import bad_input
-from .inference.batches import Range, Rows, RowsInMemory, pieces_of, split
+from .inference.batches import Range, Rows, RowsInMemory, at_once, pieces_of, split, width_of
 from .model import Model
 from .progress import bar
 from .sources import Columns, Source, columns_for_training
 from .stars import Stars
 from .streams import joined
 
-SAMPLE = 50_000
-"""Stars that a model trained by minibatches takes its scales and populations from, at most."""
+SAMPLE, SAMPLE_NUMBERS = 50_000, 2**24
+"""Stars, and their measured numbers, that a model takes its scales, populations and start from, at most."""
 AT_ONCE = 16_384
 """Rows at a time in the first pass."""
 
@@ -42,7 +41,7 @@ class TrainingStars(ABC):
     columns: Columns | None = None
 
     @abstractmethod
-    def rows(self, model: CollapsedModel) -> Rows:
+    def rows(self, model: Any) -> Rows:
         """Their arrays, for a model that is bound to the sample."""
 
     @abstractmethod
@@ -55,9 +54,10 @@ class StarsInMemory(TrainingStars):
 
     def __init__(self, stars: Stars, usable: Usable, seed: int):
         self.stars, self.n, self.usable = stars, len(stars), usable(stars)
-        self.sample = stars if self.n <= SAMPLE and self.usable.all() else stars[sample_of(self.usable, seed)]
+        most = at_once(SAMPLE, width_of(stars), SAMPLE_NUMBERS)
+        self.sample = stars if self.n <= most and self.usable.all() else stars[sample_of(self.usable, seed, most)]
 
-    def rows(self, model: CollapsedModel) -> Rows:
+    def rows(self, model: Any) -> Rows:
         return RowsInMemory(model, self.stars, self.usable, self.sample)
 
     def identity(self) -> Any:
@@ -79,12 +79,14 @@ class StarsInFiles(TrainingStars):
         if self.n == 0:
             raise bad_input(f"{path} with 0 rows", "training stars")
         everything = np.ones(self.n, bool)
-        sample, out = sample_of(everything, seed), split(self.n, getattr(model, "members", 1), seed)
+        self.width = width_of(self.source.stars(next(self.source.tables(0, 1))))
+        sample = sample_of(everything, seed, at_once(SAMPLE, self.width, SAMPLE_NUMBERS))
+        out = split(self.n, getattr(model, "members", 1), seed, self.width)
         self.index = np.unique(np.concatenate([sample, out.ravel()]))
         self.usable, kept = everything, []
         with bar(self.n, f"reading {path}", progress) as shown:
             first = 0
-            for table in self.source.tables(0, AT_ONCE):
+            for table in self.source.tables(0, at_once(AT_ONCE, self.width)):
                 stop = first + len(table)
                 self.usable[first:stop] = usable(self.source.stars(table))
                 low, high = np.searchsorted(self.index, [first, stop])
@@ -95,7 +97,7 @@ class StarsInFiles(TrainingStars):
         self.held = self.source.stars(joined(kept))
         self.sample = self.held[np.searchsorted(self.index, sample[self.usable[sample]])]
 
-    def rows(self, model: CollapsedModel) -> Rows:
+    def rows(self, model: Any) -> Rows:
         return RowsInFiles(model, self)
 
     def identity(self) -> Any:
@@ -105,9 +107,9 @@ class StarsInFiles(TrainingStars):
 class RowsInFiles(Rows):
     """Read anew whenever they are asked for, but those that are held."""
 
-    def __init__(self, model: CollapsedModel, training: StarsInFiles):
+    def __init__(self, model: Any, training: StarsInFiles):
         self.model, self.stars, self.training = model, training.sample, training
-        self.n, self.usable = training.n, training.usable
+        self.n, self.usable, self.width = training.n, training.usable, training.width
         self.pieces = training.source.stream.pieces() or pieces_of(self.n)
         self.ends = {stop for _, stop in self.pieces}
         self.reading: dict[int, Iterator[Table]] = {}
@@ -131,16 +133,16 @@ class RowsInFiles(Rows):
         return jax.tree.map(lambda x: x[back.reshape(index.shape)], arrays)
 
 
-def _arrays(model: CollapsedModel, stars: Stars, size: int) -> Any:
+def _arrays(model: Any, stars: Stars, size: int) -> Any:
     """Filled up to one size, and so compiled once."""
     filled = stars if len(stars) == size else stars[np.minimum(np.arange(size), len(stars) - 1)]
     model.check(filled)
     return jax.tree.map(np.asarray, model.arrays(filled))
 
 
-def sample_of(usable: np.ndarray, seed: int) -> np.ndarray:
+def sample_of(usable: np.ndarray, seed: int, most: int) -> np.ndarray:
     """Rows of the sample, in order."""
     rows = np.flatnonzero(usable)
-    if len(rows) > SAMPLE:
-        rows = np.sort(np.random.default_rng([seed, 982451653]).choice(rows, SAMPLE, replace=False))
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng([seed, 982451653]).choice(rows, most, replace=False))
     return rows

@@ -3,6 +3,7 @@
     python benchmarks/catalog.py spectra    --stars 300000   infer_catalog against infer in memory; peak memory
     python benchmarks/catalog.py cost       --stars 10000 100000 1000000   seconds per star of the test step
     python benchmarks/catalog.py training   --stars 1000000  SVI from disk against SVI in memory; a run that is stopped
+    python benchmarks/catalog.py passes     --stars 20000 60000   Cannons from disk against Cannons in memory
 
 All files are simulated, into --folder (a temporary one), and removed at the end.
 """
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels.checkpoint import Checkpoint
@@ -37,7 +39,7 @@ NAMES = {"labels_names": ("TEFF", "LOGG", "FE_H"), "labels_unit": ("K", "dex", "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["spectra", "cost", "training", "worker"])
+    parser.add_argument("what", choices=["spectra", "cost", "training", "passes", "worker"])
     parser.add_argument("--stars", type=int, nargs="+")
     parser.add_argument("--pixels", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=4096)
@@ -50,6 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         if arguments.what == "spectra":
             spectra((arguments.stars or [300_000])[0], arguments.pixels, arguments.batch, Path(folder))
+        elif arguments.what == "passes":
+            passes(arguments.stars or [20_000, 60_000], arguments.pixels, Path(folder))
         elif arguments.what == "cost":
             cost(arguments.stars or [10_000, 100_000, 1_000_000], Path(folder))
         else:
@@ -78,9 +82,10 @@ def write_spectra(n, n_pixel, folder):
     bl.fit(bl.Cannon(order=2, label_noise=False), stars).save(folder / "cannon.nc")
     writer = None
     for first in range(0, n, GROUP):
-        _, flux = some(min(GROUP, n - first))
-        ivar = np.full(flux.shape, 1e4, np.float32)
-        rows = pa.table({"flux": vectors(flux), "flux_ivar": vectors(ivar)})
+        u, flux = some(min(GROUP, n - first))
+        ivar, noise = np.full(flux.shape, 1e4, np.float32), 0.1 * rng.normal(size=u.shape)
+        rows = {"flux": vectors(flux), "flux_ivar": vectors(ivar)}
+        rows = pa.table(rows | {"CATALOGUE": vectors(u + noise), "ERROR": vectors(np.full(u.shape, 0.1))})
         writer = writer or pq.ParquetWriter(folder / "spectra.parquet", rows.schema)
         writer.write_table(rows)
     writer.close()
@@ -199,6 +204,41 @@ def training(n, epochs, folder):
             print(f"stopped before block {len(calls)}: {Checkpoint(path, 0, {}).path.stat().st_size} bytes kept")
     same = all(np.array_equal(a, b) for a, b in zip(first.moments, again.moments, strict=True))
     print(f"the run that was stopped, resumed: {'identical' if same else 'DIFFERENT'}")
+
+
+def passes(sizes, n_pixel, folder):
+    """In order of the memory that is taken: what it was at most only grows."""
+    columns = {"labels": "CATALOGUE", "labels_error": "ERROR", "labels_names": ("A", "B", "C")}
+    columns |= {"flux": "flux", "flux_ivar": "flux_ivar"}
+    models = {
+        "exact labels": (bl.Cannon(order=2, label_noise=False), bl.MAP()),
+        "label noise": (bl.Cannon(order=2, label_noise="joint"), bl.MAP()),
+        "label noise, minibatches": (bl.Cannon(order=2, label_noise="joint"), bl.SVI(batch_size=1024, epochs=3)),
+    }
+    made = {}
+    for where, n in [*(("disk", n) for n in sizes), ("memory", sizes[-1])]:
+        if where == "disk":
+            write_spectra(n, n_pixel, folder)
+        source = folder / "spectra.parquet"
+        stars = source if where == "disk" else bl.Stars.from_table(Table.read(source), **columns)
+        for name, (model, inference) in models.items():
+            if where == "memory" and isinstance(inference, bl.SVI):
+                continue
+            start = time.process_time()
+            made[where, name] = posterior = bl.fit(
+                model, stars, inference, columns=columns if where == "disk" else None
+            )
+            spent, info = time.process_time() - start, posterior.info
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            times = info.get("passes") or info.get("epochs") or info.get("iterations")
+            print(f"{where}, {n} stars, {name}: {times} passes, {spent:.0f} CPU s, peak {peak:.2f} GB", flush=True)
+    test = bl.Stars.from_table(Table.read(source)[:1000], **columns).drop("labels")
+    of = {key: bl.infer(posterior, test) for key, posterior in made.items()}
+    for name in models:
+        ours, theirs = of["disk", name], of["memory", name.removesuffix(", minibatches")]
+        error = np.sqrt(np.einsum("nmm->nm", theirs.cov))
+        off = np.sqrt(np.mean(((ours.mean - theirs.mean) / error) ** 2))
+        print(f"{name}: labels from disk less those in memory {off:.4f} of their errors")
 
 
 def held_out(posterior, test):

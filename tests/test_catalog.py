@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -293,6 +295,19 @@ model, source, out = sys.argv[1:]
 columns = {"flux": "FLUX", "flux_error": "FLUX_ERR", "id": "NAME"}
 infer_catalog(bl.load(model), source, out, columns=columns, batch_size=2, seed=3, progress=False)
 """
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to see the memory in use")
+def test_what_was_read_does_not_stay_in_memory(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32)
+    part = pa.table({"flux": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 1000)})
+    with pq.ParquetWriter(tmp_path / "stars.parquet", part.schema) as writer:
+        for _ in range(40):  # 160 MB in row groups of 4
+            writer.write_table(part)
+    in_use = []
+    for _ in open_stream(tmp_path / "stars.parquet").read(0, 500, ["flux"]):
+        in_use.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    assert in_use[-1] - in_use[8] < 60, "MB, of 144 read"
 
 
 @pytest.mark.slow

@@ -153,8 +153,8 @@ class Stopped(Exception):
     """Instead of a power cut."""
 
 
-def stop_after(monkeypatch, n):
-    calls = []
+def stop_after(monkeypatch, n, kind=Members):
+    calls, take = [], kind.take
 
     def failing(self, block):
         calls.append(block)
@@ -162,9 +162,8 @@ def stop_after(monkeypatch, n):
             raise Stopped
         return take(self, block)
 
-    take = Members.take
-    monkeypatch.setattr(Members, "take", failing)
-    return lambda: monkeypatch.setattr(Members, "take", take)
+    monkeypatch.setattr(kind, "take", failing)
+    return lambda: monkeypatch.setattr(kind, "take", take)
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(line, tmp_path, blocks_of_200, monkeypatch):
@@ -248,11 +247,11 @@ def test_a_checkpoint_of_other_work_is_refused_and_the_difference_named(tmp_path
 
 def test_what_cannot_be_is_said(simulated, tmp_path):
     source = write_parquet(table(), tmp_path / "in.parquet")
-    for call in (lambda: bl.fit(MODEL, source, bl.NUTS()), lambda: bl.fit(bl.Cannon(), source)):
+    for call in (lambda: bl.fit(MODEL, source, bl.NUTS()), lambda: bl.fit(bl.Cannon(), source, bl.Gibbs())):
         with pytest.raises(CannotDo, match="in files"):
             call()
     with pytest.raises(CannotDo, match="checkpoints"):
-        bl.fit(bl.Cannon(order=1), simulated.stars, checkpoint=tmp_path / "run.npz")
+        bl.fit(bl.Cannon(order=1), simulated.stars, bl.Gibbs(), checkpoint=tmp_path / "run.npz")
     with pytest.raises(bl.BadInput, match="batch_size"):
         bl.fit(bl.Cannon(order=1), simulated.stars, bl.MAP(batch_size=10))
     with pytest.raises(bl.BadInput, match="target_labels"):

@@ -19,17 +19,21 @@ from scipy.spatial import cKDTree
 from scipy.stats import t as student_t
 
 from ..calibration import log_density
+from ..checkpoint import Checkpoint
 from ..errors import BadInput, bad_input
 from ..family import Choice, Family, Layout
 from ..fit import fit, fold_of, infer
 from ..inference.base import Inference, Moments, StarDraws, Trained
+from ..inference.batches import Rows
 from ..inference.draws import moments_from_draws
 from ..inference.importance import KHAT_LIMIT
 from ..inference.labels import label_system_covariance
 from ..inference.laplace import Laplace
 from ..inference.map import MAP
 from ..inference.nuts import NUTS
+from ..inference.passes import by_minibatches, by_sweeps
 from ..inference.quartic import prepare
+from ..inference.spectra_sums import SpectraBySums
 from ..inference.starwise import StarProblem
 from ..inference.svi import SVI
 from ..inference.whitened import Start
@@ -84,6 +88,24 @@ class LinearFamily(Family):
 
         trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))
         return self.finish(model, stars, trained)
+
+    def by_batches(self, inference: Inference, large: bool = False) -> bool:
+        return large and isinstance(inference, MAP | SVI)
+
+    def not_by_batches(self, model: LinearModel) -> str:
+        if model.outlier_sigma is None:
+            return ""
+        return f"{type(model).__name__} drops no outliers (outlier_sigma={model.outlier_sigma}; None keeps all)"
+
+    def train_by_batches(
+        self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
+    ) -> Trained:
+        if isinstance(inference, SVI):
+            by_sums = SpectraBySums(rows.model, rows.stars, MAP().tolerance)
+            return by_minibatches(by_sums, rows, inference, seed, progress, checkpoint)
+        inference.refuse_batches(rows.model)
+        by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance)
+        return by_sweeps(by_sums, rows, inference.max_iterations, progress, checkpoint)
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:
         point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
@@ -382,7 +404,8 @@ def _with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Pos
     if model.labels_are_latent:
         noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
         precision = inverse_observed(noise, jnp.asarray(measured.observed))
-        system = label_system_covariance(model.features, moments.training_u, precision)
+        n_star = posterior.info["n_star"]
+        system = label_system_covariance(model.features, moments.training_u, precision, n_star=n_star)
         moments = moments._replace(label_system_covariance=system)
     return posterior.with_moments(moments)
 

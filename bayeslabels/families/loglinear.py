@@ -19,10 +19,13 @@ from astropy.table import QTable
 from scipy.special import expit, ndtri
 
 from ..astro.parallax import combine
+from ..checkpoint import Checkpoint
 from ..errors import bad_input
 from ..family import Choice, Family, Layout, Quantities
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
+from ..inference.batches import Rows
+from ..inference.guide import fit_guide
 from ..inference.loglinear import (
     LogLinearMoments,
     fit_gaussian,
@@ -33,12 +36,17 @@ from ..inference.loglinear import (
     with_coefficients,
     without_outliers,
 )
-from ..inference.whitened import Start
+from ..inference.loglinear_sums import GaussianBySums, ModeBySums
+from ..inference.passes import BySums, by_sweeps
+from ..inference.whitened import Start, narrowed
 from ..loglinear import LogLinearModel, outlier_density
 from ..numerics.lognormal import log_likelihood
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Stars
+
+PASSES = 100
+"""Over the stars in files, at most."""
 
 
 class LogLinearFamily(Family):
@@ -48,10 +56,33 @@ class LogLinearFamily(Family):
     moments: ClassVar = LogLinearMoments
     fit_by: ClassVar = Laplace()
     infer_by: ClassVar = Laplace()
+    lost: ClassVar = "n_without_parallax"
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, Laplace, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
+
+    def by_batches(self, inference: Inference, large: bool = False) -> bool:
+        return large and isinstance(inference, MAP | Laplace | SVI)
+
+    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+        if model.predicted not in stars:
+            model.bind(stars)  # says what is missing
+        return np.asarray(stars[model.predicted].observed[:, 0])
+
+    def train_by_batches(
+        self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
+    ) -> Trained:
+        model, sample = rows.model, rows.stars
+        if isinstance(inference, SVI):
+            start = narrowed(start_of(model, sample), int(rows.usable.sum()) / len(sample))
+            return self.finish(model, sample, fit_guide(rows, inference, seed, progress, checkpoint, lambda: start))
+        if isinstance(inference, Laplace):
+            by_sums: BySums = GaussianBySums(model, sample, inference.draws, seed)
+        else:
+            inference.refuse_batches(model)
+            by_sums = ModeBySums(model, sample, int(rows.usable.sum()), seed)
+        return by_sweeps(by_sums, rows, PASSES, progress, checkpoint)
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)

@@ -57,7 +57,7 @@ class PhotometryFamily(Family):
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, SVI, NUTS) if verb == "fit" else (MAP, Laplace, Importance, NUTS))
 
-    def by_batches(self, inference: Inference) -> bool:
+    def by_batches(self, inference: Inference, large: bool = False) -> bool:
         return isinstance(inference, MAP | SVI)
 
     def train(self, model: Photometry, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:

@@ -118,7 +118,7 @@ class TranslatorFamily(Family):
         seen = self.usable(model, stars)
         return Choice(bound, stars if seen.all() else stars[seen], {"n_without_target_labels": int((~seen).sum())})
 
-    def by_batches(self, inference: Inference) -> bool:
+    def by_batches(self, inference: Inference, large: bool = False) -> bool:
         return isinstance(inference, MAP | SVI)
 
     def usable(self, model: Any, stars: Stars) -> np.ndarray:

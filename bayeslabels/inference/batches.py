@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..collapsed import CollapsedModel
+from ..numerics.compress import STARS
 from ..stars import Stars
 
 BLOCK = 65_536
 """Stars in the memory of the device at a time, at most, or 16 batches."""
 OPEN = 16
 """Places of the table from which a block is put together, at least, where it has so many pieces."""
+NUMBERS = 2**22
+"""Measured numbers in the memory of the device at a time, at most: fewer stars where each has thousands, as in
+spectra."""
 HELD_OUT, MOST_HELD_OUT = 0.1, 8192
 """Share and greatest number of the stars that a member does not train on."""
 
@@ -31,7 +34,7 @@ Range = tuple[int, int]
 
 
 class Rows(ABC):
-    """Training stars as the arrays of a collapsed model, which is bound to the sample `stars`; `n` in all.
+    """Training stars as the `arrays` of a model, which is bound to the sample `stars`; `n` in all.
 
     usable (n,): the stars that say anything. pieces: ranges of rows that are read from their beginning to their end.
     """
@@ -41,6 +44,8 @@ class Rows(ABC):
     n: int
     usable: np.ndarray
     pieces: list[Range]
+    width: int = 1
+    """Numbers of a star."""
     whole: Any = None
     """`model.arrays` of all rows, if they are in memory."""
 
@@ -56,13 +61,11 @@ class Rows(ABC):
 class RowsInMemory(Rows):
     """Of stars in memory."""
 
-    def __init__(
-        self, model: CollapsedModel, stars: Stars, usable: np.ndarray | None = None, sample: Stars | None = None
-    ):
+    def __init__(self, model: Any, stars: Stars, usable: np.ndarray | None = None, sample: Stars | None = None):
         self.model, self.all, self.n = model, stars, len(stars)
         self.stars = stars if sample is None else sample
         self.usable = np.ones(self.n, bool) if usable is None else usable
-        self.pieces = pieces_of(self.n)
+        self.pieces, self.width = pieces_of(self.n), width_of(stars)
 
     @cached_property
     def whole(self) -> Any:  # type: ignore[override]
@@ -74,6 +77,17 @@ class RowsInMemory(Rows):
 
     def held_out(self, index: np.ndarray) -> Any:
         return jax.tree.map(lambda x: x[index], self.whole)
+
+
+def width_of(stars: Stars) -> int:
+    """Measured numbers and errors of a star."""
+    blocks = stars.blocks.values()
+    return sum(np.size(x) for block in blocks for x in (block.value, block.error) if x is not None) // len(stars)
+
+
+def at_once(most: int, width: int, numbers: int = NUMBERS) -> int:
+    """Stars of so many numbers each in memory at a time."""
+    return max(1, min(most, numbers // max(width, 1)))
 
 
 def pieces_of(n: int, size: int = BLOCK // OPEN) -> list[Range]:
@@ -122,7 +136,7 @@ class Batches:
         """bootstrap: members count stars as often as resamples with replacement do. steps: of an epoch, about, at
         least. batch_size: None: 256, or fewer of few stars."""
         often = np.repeat(rows.usable[None].astype(np.uint8), members, 0)
-        out = split(rows.n, members, seed) if hold_out else np.zeros((members, 0), int)
+        out = split(rows.n, members, seed, rows.width) if hold_out else np.zeros((members, 0), int)
         np.put_along_axis(often, out, 0, 1)
         if bootstrap:
             rng = np.random.default_rng([seed, 32416190071])
@@ -132,7 +146,7 @@ class Batches:
         n_kept = int(often.sum(1, dtype=int).max())
         size = min(batch_size or min(256, max(16, n_kept // 12)), n_kept)
         passes = max(1, round(steps * size / n_kept))
-        return cls(rows, seed, size, passes, often, out, max(BLOCK, 16 * size))
+        return cls(rows, seed, size, passes, often, out, max(size, at_once(max(BLOCK, 16 * size), rows.width)))
 
     @property
     def n(self) -> int:
@@ -209,9 +223,44 @@ class Batches:
             epoch, index = epoch + 1, 0
 
 
-def split(n: int, members: int, seed: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Passes:
+    """All usable stars once an epoch, in the order of the table; a block is one batch."""
+
+    rows: Rows
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.usable.sum())
+
+    @property
+    def size(self) -> int:
+        """Stars of a block, filled up to a multiple of `STARS`."""
+        most = at_once(BLOCK, self.rows.width)
+        most = min(max(most - most % STARS, STARS), self.rows.n)
+        return most + -most % STARS
+
+    def blocks(self, epoch: int = 0, index: int = 0) -> Generator[Block]:
+        """Block after block, pass after pass, from one of them on; read ahead by one."""
+        return ahead(self._blocks(epoch, index))
+
+    def _blocks(self, epoch: int, index: int) -> Iterator[Block]:
+        n, size = self.rows.n, self.size
+        order = np.arange(size, dtype=np.int32)[None, None]
+        firsts = range(0, n, size)
+        while True:
+            for i in range(index, len(firsts)):
+                first, stop = firsts[i], min(firsts[i] + size, n)
+                counts = np.zeros(order.shape, bool)
+                counts[0, 0, : stop - first] = self.rows.usable[first:stop]
+                data = self.rows.take([(first, stop)], size)
+                yield Block(epoch, i, i + 1 == len(firsts), data, order, counts, 1)
+            epoch, index = epoch + 1, 0
+
+
+def split(n: int, members: int, seed: int, width: int = 1) -> np.ndarray:
     """Held-out rows (E, n_out) of every member; as far apart as may be."""
-    n_out = max(1, min(int(HELD_OUT * n), n // 2, MOST_HELD_OUT))
+    n_out = max(1, min(int(HELD_OUT * n), n // 2, at_once(MOST_HELD_OUT, width)))
     order = np.random.default_rng([seed, 15487469]).permutation(n)
     return np.stack([np.roll(order, -e * max(n_out, n // max(members, 1)))[:n_out] for e in range(members)])
 

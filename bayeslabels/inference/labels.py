@@ -6,8 +6,9 @@ covariance V_n + diag(tau^2), V_n as stated in the catalogue; all in scaled labe
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,38 @@ from ..priors import Learned
 
 PINNED = 1e10
 """Precision, in scaled labels, of a label that is exact."""
+
+
+class Moving(NamedTuple):
+    """Sums over stars from which a move of the latents follows, and their population.
+
+    n: of the stars; first (P,), second (P, P): of E[u] and E[u u']; gram (M, P + 1, P + 1), right (M, P + 1): normal
+    equations of what the catalogue has beyond u on (1, u), where labels are latents.
+    """
+
+    n: Array
+    first: Array
+    second: Array
+    gram: Array
+    right: Array
+
+
+class LabelSums(NamedTuple):
+    """Sums over stars from which tau and C follow.
+
+    slope, fisher (M,): of the expected log density of the labels, in tau^2, less its prior; total (M, K, M, K), linear
+    (M, K): normal equations of C, where labels are outputs.
+    """
+
+    slope: Array
+    fisher: Array
+    total: Array
+    linear: Array
+
+    def moved(self, forth: np.ndarray) -> LabelSums:
+        """Of the features forth phi."""
+        total = jnp.einsum("ka,iajb,lb->ikjl", forth, self.total, forth)
+        return self._replace(total=total, linear=self.linear @ forth.T)
 
 
 class CatalogueLabels(ABC):
@@ -58,18 +91,55 @@ class CatalogueLabels(ABC):
         """Mode of C given E[phi] (N, K) and E[phi phi'] (N, K, K)."""
 
     @abstractmethod
-    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
-        """An affine move of the latents that leaves every predicted flux as it is (parameter-expanded EM, Liu+98).
-
-        u (N, P) and covariance (N, P, P) of the latents, and the prior of theta, before and after.
-        """
+    def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:
+        """u -> A u + c, A (P, P) and c (P,), that leaves every predicted flux as it is, the coefficients moving along,
+        and is nearer to the mode (parameter-expanded EM, Liu+98); None: no move."""
 
     @abstractmethod
-    def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
+    def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
+        """The prior of theta after a move of the latents under which phi(u) becomes forth phi(u); C moves along."""
+
+    def moving(self, u: Array, covariance: Array, counts: Array) -> Moving:
+        """Over the stars that count (N,); labels of the others are not observed."""
+        m, p = self.catalogue.observed.shape[1], u.shape[1]
+        second = (u * counts[:, None]).T @ u + jnp.einsum("n,npq->pq", counts, covariance)
+        return Moving(jnp.sum(counts), counts @ u, second, jnp.zeros((m, p + 1, p + 1)), jnp.zeros((m, p + 1)))
+
+    def sums(self, u: Array, covariance: Array, phi: Array, second: Array) -> LabelSums:
+        """phi (N, K), second (N, K, K): E[phi], E[phi phi']."""
+        _, noise, observed = self.catalogue
+        m, k = self.coefficients.shape
+        slope = fisher = jnp.zeros(m)
+        if self.noisy:
+            slope, fisher = _scatter_slopes(self.tau2, self._second(u, covariance), noise, observed)
+        return LabelSums(slope, fisher, jnp.zeros((m, k, m, k)), jnp.zeros((m, k)))
+
+    @abstractmethod
+    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
         """Covariance (M, K, M, K) of the label system.
 
-        u (N, P): latents; gram (N, K, K), linear (N, K): what the spectra say of phi_n.
+        u (N, P): latents; gram (N, K, K), linear (N, K): what the spectra say of phi_n; n_star: of the training stars,
+        for which these N stand.
         """
+
+    def of_stars(self, catalogue: Measured) -> Self:
+        """The same of other stars."""
+        other = copy.copy(self)
+        other.catalogue = catalogue
+        return other
+
+    def seen(self, u: Array, covariance: Array, slope: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
+        """Latents of which `of` gives the labels after a move: theirs before it, where C moves along."""
+        return u, covariance
+
+    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
+        """The `move` of latents u (N, P) with covariance (N, P, P), and the prior of theta after it."""
+        move = self.move(self.moving(u, covariance, jnp.ones(len(u))))
+        if move is None:
+            return u, covariance, prior
+        slope, offset = move
+        prior = self.carry(moved_features(self.features, slope, offset), prior)
+        return np.asarray(u) @ slope.T + offset, slope @ np.asarray(covariance) @ slope.T, prior
 
     def precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""
@@ -79,20 +149,34 @@ class CatalogueLabels(ABC):
             return PINNED * eye * observed[:, :, None]
         return _inverse_observed(noise + eye * self.tau2, observed)
 
-    def log_density(self, u: Array) -> float:
-        """ln p(catalogue labels | u) + ln p(C, tau), up to a constant."""
+    def log_density(self, u: Array) -> np.ndarray:
+        """ln p(catalogue labels | u) (N,), up to a constant."""
         precision, observed = np.asarray(self.precision()), self.catalogue.observed
         offset = np.where(observed, self.catalogue.value - self.of(u), 0.0)
         full = precision + np.eye(observed.shape[1]) * ~observed[:, :, None]
-        density = 0.5 * np.linalg.slogdet(full)[1] - 0.5 * ((offset[:, None] @ precision)[:, 0] * offset).sum(1)
-        return float(density.sum()) - 0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum())
+        return 0.5 * np.linalg.slogdet(full)[1] - 0.5 * ((offset[:, None] @ precision)[:, 0] * offset).sum(1)
+
+    def log_prior(self) -> float:
+        """ln p(C, tau), up to a constant."""
+        return -0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum())
 
     def learn_scatter(self, u: np.ndarray, covariance: np.ndarray) -> None:
         """Mode of tau given the latents' means (N, P) and covariances (N, P, P)."""
         if self.noisy:
-            value, noise, observed = self.catalogue
-            offset = np.where(observed, value - self.of(u), 0.0)
-            self.tau2 = np.asarray(_scatter_of_labels(self.tau2, offset, self.spread(covariance), noise, observed))
+            _, noise, observed = self.catalogue
+            self.tau2 = np.asarray(_scatter_of_labels(self.tau2, self._second(u, covariance), noise, observed))
+
+    def learn_from(self, sums: LabelSums) -> None:
+        """tau, a step towards its mode, and C, from sums over all stars."""
+        if self.noisy:
+            log_tau2 = jnp.log(jnp.maximum(self.tau2, SMALLEST_TAU2))
+            self.tau2 = np.exp(np.asarray(_scatter_move(log_tau2, sums.slope, sums.fisher)))
+
+    def _second(self, u: Array, covariance: Array) -> np.ndarray:
+        """Second moments (N, M, M) of the catalogue labels about the true ones."""
+        value, _, observed = self.catalogue
+        offset = np.where(observed, value - self.of(u), 0.0)
+        return offset[:, :, None] * offset[:, None, :] + self.spread(covariance)
 
 
 class LatentLabels(CatalogueLabels):
@@ -117,16 +201,32 @@ class LatentLabels(CatalogueLabels):
     def learn_coefficients(self, phi: Array, second: Array) -> None:
         """There are none."""
 
-    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
-        if self.movable:
-            u, covariance = _affine_move(u, covariance, self.catalogue, self.precision())
-        return u, covariance, prior
+    def moving(self, u: Array, covariance: Array, counts: Array) -> Moving:
+        design = jnp.concatenate([jnp.ones((len(u), 1)), jnp.asarray(u)], 1)
+        weight = jnp.einsum("nmm->nm", self.precision()) * self.catalogue.observed
+        residual = jnp.where(self.catalogue.observed, self.catalogue.value - u, 0.0)
+        gram = jnp.einsum("ni,nm,nj->mij", design, weight, design)
+        return super().moving(u, covariance, counts)._replace(gram=gram, right=(weight * residual).T @ design)
 
-    def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
+    def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:
+        """u -> u + g (1, u), each g the weighted least-squares fit to the catalogue."""
+        if not self.movable:
+            return None
+        m = len(sums.right)
+        g = np.linalg.solve(np.asarray(sums.gram) + 1e-9 * np.eye(m + 1), np.asarray(sums.right)[..., None])[..., 0]
+        return np.eye(m) + g[:, 1:], g[:, 0]
+
+    def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
+        return prior
+
+    def seen(self, u: Array, covariance: Array, slope: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
+        return u @ slope.T + offset, slope @ covariance @ slope.T
+
+    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
         m, k = self.coefficients.shape
         if not self.noisy:
             return np.zeros((m, k, m, k))
-        return label_system_covariance(self.features, u, self.precision(), np.asarray(gram).mean(0))
+        return label_system_covariance(self.features, u, self.precision(), np.asarray(gram).mean(0), n_star)
 
 
 class LabelOutputs(CatalogueLabels):
@@ -157,26 +257,30 @@ class LabelOutputs(CatalogueLabels):
         value = jnp.asarray(self.catalogue.value)
         self.coefficients = np.asarray(regress_labels(value, self.precision(), phi, second, self.width)[0])
 
-    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
-        """Latents of mean 0 and covariance I, as their prior has it; the coefficients' prior moves along.
+    def sums(self, u: Array, covariance: Array, phi: Array, second: Array) -> LabelSums:
+        total, linear = regression_of_labels(jnp.asarray(self.catalogue.value), self.precision(), phi, second)
+        return super().sums(u, covariance, phi, second)._replace(total=total, linear=linear)
 
-        Predicted fluxes and labels stay as they are: parameter-expanded EM (Liu+98).
-        """
+    def learn_from(self, sums: LabelSums) -> None:
+        super().learn_from(sums)
+        self.coefficients = np.asarray(_solve_regression(sums.total, sums.linear, self.width)[0])
+
+    def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:
+        """Latents of mean 0 and covariance I, as their prior has it."""
         if not self.movable:
-            return u, covariance, prior
-        u, covariance, constant = np.asarray(u), np.asarray(covariance), bool(self.at_zero.any())
-        centre = u.mean(0) if constant else np.zeros(u.shape[1])
-        offset = u - centre
-        move = np.linalg.inv(np.linalg.cholesky(offset.T @ offset / len(u) + covariance.mean(0)))
-        nodes = np.concatenate([np.zeros((1, u.shape[1])), np.eye(u.shape[1])])[0 if constant else 1 :]
-        before, after = (np.asarray(self.features(x)) for x in (nodes, (nodes - centre) @ move.T))
-        forth = np.linalg.solve(before, after).T  # phi(moved) = forth phi
-        back = np.linalg.inv(forth)
-        self.coefficients = np.asarray(self.coefficients @ back)
-        prior = prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
-        return offset @ move.T, move @ covariance @ move.T, prior
+            return None
+        n, first, second = (np.asarray(x) for x in sums[:3])
+        centre = first / n if self.at_zero.any() else np.zeros(len(first))
+        about = second / n - np.outer(centre, first / n) - np.outer(first / n, centre) + np.outer(centre, centre)
+        slope = np.linalg.inv(np.linalg.cholesky(about))
+        return slope, -slope @ centre
 
-    def system(self, u: np.ndarray, gram: Array, linear: Array) -> np.ndarray:
+    def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
+        """Predicted fluxes and labels stay as they are."""
+        self.coefficients = np.asarray(self.coefficients @ np.linalg.inv(forth))
+        return prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
+
+    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
         """Covariance of C, from what the labels say of every star's latents as its flux alone has them.
 
         label_n | flux_n ~ N(C E[phi_n], V_n + tau^2 + slope Cov(u_n | flux_n) slope'). Given the latents, which the
@@ -188,7 +292,8 @@ class LabelOutputs(CatalogueLabels):
         value, noise, observed = self.catalogue
         total = noise + np.diag(self.tau2 + 1e-10) + self.slope @ spread @ self.slope.T
         precision = _inverse_observed(total, observed)
-        return np.asarray(regress_labels(value, precision, phi, phi[:, :, None] * phi[:, None, :], self.width)[1])
+        second, times = phi[:, :, None] * phi[:, None, :], n_star / len(u)
+        return np.asarray(regress_labels(value, precision, phi, second, self.width, times)[1])
 
 
 _inverse_observed = jax.jit(inverse_observed)
@@ -202,17 +307,38 @@ def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tup
     return half @ slope, jnp.einsum("npm,nm->np", half, value - coefficients @ at_zero)
 
 
+def regress_labels(value, precision, phi, second, width, times=1.0):
+    """C (M, K) of value_n = C phi_n + N(0, precision_n^-1), C ~ N(0, width^2), and its covariance (M, K, M, K).
+
+    times: how many stars each stands for.
+    """
+    return _solve_regression(*(times * x for x in regression_of_labels(value, precision, phi, second)), width)
+
+
 @jax.jit
-def regress_labels(value, precision, phi, second, width):
-    """C (M, K) of value_n = C phi_n + N(0, precision_n^-1), C ~ N(0, width^2), and its covariance (M, K, M, K)."""
-    m, k = value.shape[1], phi.shape[1]
-    total = jnp.einsum("nij,nkl->ikjl", precision, second).reshape(m * k, m * k) + jnp.eye(m * k) / width**2
-    right = jnp.einsum("nij,nj,nk->ik", precision, value, phi).reshape(m * k)
-    covariance = inverse_psd(total)
-    return (covariance @ right).reshape(m, k), covariance.reshape(m, k, m, k)
+def regression_of_labels(value, precision, phi, second):
+    """Normal equations (M, K, M, K) and (M, K) of C."""
+    total = jnp.einsum("nij,nkl->ikjl", precision, second)
+    return total, jnp.einsum("nij,nj,nk->ik", precision, value, phi)
 
 
-def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None) -> np.ndarray:
+@jax.jit
+def _solve_regression(total, linear, width):
+    m, k = linear.shape
+    covariance = inverse_psd(total.reshape(m * k, m * k) + jnp.eye(m * k) / width**2)
+    return (covariance @ linear.reshape(m * k)).reshape(m, k), covariance.reshape(m, k, m, k)
+
+
+def moved_features(features: Monomials, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """T (K, K) of phi(slope u + offset) = T phi(u): all monomials up to an order, or linear ones without offset."""
+    nodes = np.random.default_rng(0).uniform(-2, 2, (4 * features.size, features.n_label))
+    before, after = (np.asarray(features(jnp.asarray(x))) for x in (nodes, nodes @ slope.T + offset))
+    return np.linalg.lstsq(before, after, rcond=None)[0].T
+
+
+def label_system_covariance(
+    features: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None, n_star: int | None = None
+) -> np.ndarray:
     """Covariance (M, K, M, K) of the label system: of g_m where every true label is u_m + g_m . phi(u).
 
     However many pixels a spectrum has, the system of labels is only as well known as N noisy catalogue labels fix it.
@@ -224,9 +350,9 @@ def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, 
     of the label system, less what new coefficients absorb; the bracket leaves out what star n's own labels absorb.
 
     u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
-    (K, K), None where the spectra do not move the training labels.
+    (K, K), None where the spectra do not move the training labels. n_star: of the stars that these stand for.
     """
-    step = max(1, len(u) // 1500)
+    step, times = max(1, len(u) // 1500), (n_star or len(u)) / len(u)
     u, precision = u[::step], np.asarray(precision)[::step]
     n, m = u.shape
     phi, jacobian = np.asarray(features(jnp.asarray(u))), np.asarray(features.jacobian(jnp.asarray(u)))
@@ -245,37 +371,37 @@ def label_system_covariance(features: Monomials, u: np.ndarray, precision: Any, 
         shift = np.einsum("nmk,nka->nma", along, move, optimize=True)
         total -= np.einsum("nma,nmb->ab", shift, np.linalg.solve(own, shift), optimize=True)
     ridge = 1e-10 * np.trace(total) / len(total) + 1e-10
-    return np.linalg.inv(total * step + ridge * np.eye(len(total))).reshape(m, k, m, k)
+    return np.linalg.inv(total * (step * times) + ridge * np.eye(len(total))).reshape(m, k, m, k)
 
 
-def _affine_move(u, covariance, catalogue: Measured, precision):
-    """u -> u + g (1, u), each g the weighted least-squares fit to the catalogue; the fluxes stay as they are."""
-    u, covariance, precision, m = np.asarray(u), np.asarray(covariance), np.asarray(precision), u.shape[1]
-    design = np.concatenate([np.ones((len(u), 1)), u], 1)
-    weight = np.einsum("nmm->nm", precision) * catalogue.observed
-    residual = np.where(catalogue.observed, catalogue.value - u, 0.0)
-    gram = np.einsum("ni,nm,nj->mij", design, weight, design, optimize=True)
-    right = (weight * residual).T @ design
-    g = np.linalg.solve(gram + 1e-9 * np.eye(m + 1), right[..., None])[..., 0]
-    slope = np.eye(m) + g[:, 1:]
-    return u + design @ g.T, slope @ covariance @ slope.T
+SMALLEST_TAU2 = 1e-12
 
 
 @jax.jit
-def _scatter_of_labels(tau2, offset, covariance, noise, observed):
-    """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels, prior HalfNormal(1), scaled.
+def _scatter_slopes(tau2, second, noise, observed):
+    """Slope and Fisher information (M,) of minus the expected log density of the labels, in tau^2, halves left out.
 
-    offset (N, M) of the labels from the true ones, whose covariance (N, M, M) is given; noise (N, M, M) as stated.
+    second (N, M, M): second moments of the catalogue's labels about the true ones; noise (N, M, M) as stated.
     """
-    second = offset[:, :, None] * offset[:, None, :] + covariance
-    eye = jnp.eye(len(tau2))
+    precision = inverse_observed(noise + jnp.eye(len(tau2)) * tau2, observed)
+    explained = precision @ second @ precision
+    diagonal = jnp.einsum("nmm->nm", precision)
+    return (diagonal - jnp.einsum("nmm->nm", explained)).sum(0), (diagonal**2).sum(0)
+
+
+@jax.jit
+def _scatter_move(log_tau2, slope, fisher):
+    """A Newton step in ln tau^2 (M,) with the prior HalfNormal(1), scaled."""
+    t = jnp.exp(log_tau2)
+    gradient, curvature = 0.5 * t * slope + 0.5 * t, 0.5 * t**2 * fisher + 0.5 * t
+    return jnp.clip(log_tau2 - jnp.clip(gradient / curvature, -1.5, 1.5), np.log(1e-10), 4.0)
+
+
+@jax.jit
+def _scatter_of_labels(tau2, second, noise, observed):
+    """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels."""
 
     def step(_, x):
-        t = jnp.exp(x)
-        precision = inverse_observed(noise + eye * t, observed)
-        explained = precision @ second @ precision
-        gradient = 0.5 * t * jnp.einsum("nmm->m", precision - explained) + 0.5 * t
-        fisher = 0.5 * t**2 * (jnp.einsum("nmm->nm", precision) ** 2).sum(0) + 0.5 * t
-        return jnp.clip(x - jnp.clip(gradient / fisher, -1.5, 1.5), np.log(1e-10), 4.0)
+        return _scatter_move(x, *_scatter_slopes(jnp.exp(x), second, noise, observed))
 
-    return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, 1e-12))))
+    return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, SMALLEST_TAU2))))

@@ -107,6 +107,26 @@ def without_outliers(model: Any, stars: Stars, train: Callable[[Data], Trained])
 @in_float64
 def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trained:
     """The mode under the Laplace or Normal prior."""
+    path, strength, s, scores = _chosen_path(model, data, seed)
+    zero, optimum = path.with_zero(strength, s, tolerance)
+    return mode_trained(
+        model, optimum.theta, zero, s, penalty=strength, scores=scores, objective=optimum.objective,
+        violation=optimum.violation, iterations=optimum.iterations, converged=optimum.converged,
+    )  # fmt: skip
+
+
+def chosen_penalty(
+    model: Any, data: Data, seed: int, times: float
+) -> tuple[float, float, list[Any], np.ndarray, float]:
+    """Penalty for so many times as many stars, s, the scores of the choice, and theta and zero point of these stars."""
+    path, strength, s, scores = _chosen_path(model, data, seed)
+    zero, optimum = path.with_zero(strength, s, 1e-2)
+    if path.l1 and model.at_mode.scale is None:
+        strength *= np.sqrt(times)
+    return strength, s, scores, optimum.theta, zero
+
+
+def _chosen_path(model: Any, data: Data, seed: int) -> tuple[_Path, float, float, list[Any]]:
     prior, frame = model.at_mode, model.require_frame()
     if isinstance(prior, Horseshoe):
         raise CannotDo("MAP needs a prior with a mode: Parallax(coefficient_prior=priors.Laplace()), or use Laplace()")
@@ -118,18 +138,25 @@ def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trai
         strength = _strength(prior) if prior.scale is not None else 0.0
     if s is None or strength is None:
         strength, s, scores = _chosen(path, s, strength, seed)
-    zero, optimum = path.with_zero(strength, s, tolerance)
-    d = len(optimum.theta)
+    return path, strength, s, scores
+
+
+def mode_trained(
+    model: Any, theta: np.ndarray, zero: float, s: float, *, penalty: float, scores: list[Any], objective: float,
+    violation: float, iterations: int, converged: bool,
+) -> Trained:  # fmt: skip
+    """The result of training by the mode."""
+    penalised, d = model.require_frame().penalised, len(theta)
     moments = LogLinearMoments(
-        optimum.theta, np.zeros((d, 1)), np.zeros(d), np.array(zero), np.array(0.0), np.array(float(s)), np.array(0.0)
+        theta, np.zeros((d, 1)), np.zeros(d), np.array(zero), np.array(0.0), np.array(float(s)), np.array(0.0)
     )
     stats = {
-        "converged": bool(optimum.converged),
-        "iterations": int(optimum.iterations),
-        "objective": float(optimum.objective),
-        "violation": float(optimum.violation),
-        "penalty": float(strength),
-        "n_zero": int((optimum.theta[penalised] == 0).sum()),
+        "converged": bool(converged),
+        "iterations": int(iterations),
+        "objective": float(objective),
+        "violation": float(violation),
+        "penalty": float(penalty),
+        "n_zero": int((theta[penalised] == 0).sum()),
         "n_penalised": int(penalised.sum()),
         "penalties": [{"penalty": row[0], "log_density": row[1], "scatter": row[2]} for row in scores],
     }
@@ -275,10 +302,12 @@ def _choose(path: _Path, fold: np.ndarray, guess: float, s: float | None, streng
 @in_float64
 def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Trained:
     """The Gaussian posterior of coefficients and zero point."""
+    return gaussian_trained(model, fit_q(model, data), draws, seed)
+
+
+def gaussian_trained(model: LogLinearModel, q: shrinkage.GaussianPosterior, draws: int, seed: int) -> Trained:
+    """The result of training by the Gaussian posterior q."""
     frame = model.require_frame()
-    if model.fixed_scatter is not None:
-        raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
-    q = _gaussian(model, data)
     covariance = q.covariance[:-1, :-1]
     factor = np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
     moments = LogLinearMoments(
@@ -297,12 +326,15 @@ def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Tr
     return Trained(sites, moments, stats)
 
 
-def _gaussian(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
+def fit_q(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
+    """q(theta, zero point)."""
+    if model.fixed_scatter is not None:
+        raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
     penalised, prior = model.require_frame().penalised, model.sparse_prior
     ridge = np.where(penalised, 100.0, model.wide_precision)
     return shrinkage.fit_posterior(
         data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
-        prior=_ridge(prior) if penalised.any() else None,
+        prior=prior_as_ridge(prior) if penalised.any() else None,
         variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
     )  # fmt: skip
 
@@ -323,7 +355,7 @@ def start_of(model: Any, stars: Stars) -> Start:
     if model.zero_prior[1] > 0:
         order, names = np.r_[order, len(frame.names)], [*names, "zero_point"]
     if len(frame.names) <= DENSE:
-        q = _gaussian(model, data)
+        q = fit_q(model, data)
         theta, zero, s, variance = q.mean[:-1], q.mean[-1], q.s, np.diag(q.covariance)
         factor = np.linalg.cholesky((q.covariance + 1e-12 * np.diag(variance))[np.ix_(order, order)])
     else:
@@ -371,7 +403,7 @@ def _gaussian_about(model: Any, data: Data, mode: LogLinearMoments) -> tuple[np.
     return theta, zero, s, factor
 
 
-def _ridge(prior: Any) -> shrinkage.Ridge:
+def prior_as_ridge(prior: Any) -> shrinkage.Ridge:
     """The prior as a ridge, its scale fixed or learned."""
     if isinstance(prior, Horseshoe):
         if prior.scale is not None:

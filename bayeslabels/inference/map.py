@@ -28,7 +28,7 @@ from ..priors import HalfNormal, Laplace, Learned
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Moments, Trained
-from .labels import LabelOutputs, LatentLabels
+from .labels import CatalogueLabels, LabelOutputs, LatentLabels
 from .starwise import StarProblem, modes_of
 
 MANY = 4_000_000
@@ -47,6 +47,8 @@ class MAP(Inference):
             objective is known exactly (features linear in the latents) it must also change by less than 1e-6 of itself.
         starts: starting points per star in the test step.
         batch_size: stars per step of models trained by minibatches (`Photometry`, `Translator`); None: by their number.
+
+    Stars in files are passed over as often as there are iterations (`inference.passes`): to the same answer.
     """
 
     max_iterations: int = 100
@@ -59,25 +61,10 @@ class MAP(Inference):
 
     @in_float64
     def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
-        if self.batch_size is not None:
-            raise bad_input(
-                f"MAP(batch_size={self.batch_size}) of {type(model).__name__}",
-                "None: it solves for all stars at once",
-            )
+        self.refuse_batches(model)
         state = EM(model, stars)
-        iterate = state.has_latents or isinstance(model.prior, Learned)
-        changes: list[float] = []
-        with bar(self.max_iterations if iterate else None, "training step", progress) as shown:
-            state.train(start=True)
-            settled = False
-            while iterate and not settled and len(changes) < self.max_iterations:
-                change = state.update_latents() if state.has_latents else 0.0
-                change = max(change, state.train())
-                changes.append(change)
-                settled = change < self.tolerance and state.objective_settled()
-                shown.update()
-                shown.set_postfix(change=f"{change:.1e}")
-        converged = not iterate or settled
+        with bar(self.max_iterations if state.iterates else None, "training step", progress) as shown:
+            changes, converged = state.run(self.max_iterations, self.tolerance, shown)
         stats: dict[str, Any] = {
             "converged": bool(converged and state.pixel_converged.all()),
             "iterations": len(changes),
@@ -90,6 +77,13 @@ class MAP(Inference):
             stats["advice"] = f"MAP(max_iterations={4 * self.max_iterations})"
         traces = {"change": np.array(changes), "objective": np.array(state.objectives)}
         return Trained(state.point(), state.moments(), stats, traces)
+
+    def refuse_batches(self, model: LinearModel) -> None:
+        if self.batch_size is not None:
+            raise bad_input(
+                f"MAP(batch_size={self.batch_size}) of {type(model).__name__}",
+                "None: every iteration goes through all stars; SVI takes minibatches",
+            )
 
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> Any:
         return modes_of(problem)
@@ -104,6 +98,7 @@ class EM:
         self.features = model.features
         value, error = model.output(stars)
         self.n_star, n_pixel = value.shape
+        self.stands_for = self.n_star
         m, k = self.features.n_label, self.features.size
         self.labels = (LatentLabels if model.labels_are_latent else LabelOutputs)(model, model.catalogue(stars))
         self.value, self.error = value, error
@@ -142,10 +137,34 @@ class EM:
             self.mean, self.population = model.fixed_population
         self.objectives: list[float] = []
 
+    @property
+    def iterates(self) -> bool:
+        """Whether one training of all pixels is not all."""
+        return self.has_latents or isinstance(self.model.prior, Learned)
+
+    @property
+    def knows_objective(self) -> bool:
+        """Whether what expectation-maximisation increases is known in closed form."""
+        return self.features.order == 1 and self.model.fixed_population is not None
+
+    def run(self, max_iterations: int, tolerance: float, shown: Any) -> tuple[list[float], bool]:
+        """Train from the start until nothing changes by more; the changes, and whether they came to that."""
+        changes: list[float] = []
+        self.train(start=True)
+        settled = False
+        while self.iterates and not settled and len(changes) < max_iterations:
+            change = self.update_latents() if self.has_latents else 0.0
+            change = max(change, self.train())
+            changes.append(change)
+            settled = change < tolerance and self.objective_settled()
+            shown.update()
+            shown.set_postfix(change=f"{change:.1e}")
+        return changes, settled or not self.iterates
+
     def train(self, start: bool = False) -> float:
         """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
         k = self.features.size
-        phi, second = _moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
+        phi, second = feature_moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
         integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
         options = {
             "learn_scatter": self.learn_scatter,
@@ -168,7 +187,7 @@ class EM:
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
             if self.has_latents:
                 keep = padded(self.trained.astype(float), rows, size)
-                g, b, c = _expected_statistics(y, e, out.theta * allowed, out.covariance, allowed, out.scatter2, keep)
+                g, b, c = expected_statistics(y, e, out.theta * allowed, out.covariance, allowed, out.scatter2, keep)
                 gram, linear, constant = gram + g, linear + b, constant + c
         if integrate and not start:
             self.pixel_converged[:] = True
@@ -190,18 +209,9 @@ class EM:
         """E step, then population, tau and a move of the latents' system; returns the labels' change in sds."""
         old = self.seen_labels
         prior = np.linalg.inv(self.population)
-        precision, information = self.labels.on_latents(self.labels.precision())
-        precision, information = precision + prior, information + prior @ self.mean
-        if self.features.order == 1:
-            gram, linear = (x[: self.n_star] for x in self.statistics[:2])
-            u, covariance = linear_posterior(gram, linear, precision, information, self.features)
-            if self.model.fixed_population is not None:
-                self.objectives.append(self._objective(u, covariance, prior))
-        else:
-            terms = (self.statistics, pad_stars(precision, prior), pad_stars(information), self.features)
-            u, *_ = descend(pad_stars(self.u), *terms, 20)
-            covariance = inverse_psd(newton_curvature(u, *terms))[: self.n_star]
-            u = u[: self.n_star]
+        u, covariance = latents_given(self.statistics, self.labels, self.mean, prior, self.u)
+        if self.knows_objective:
+            self.objectives.append(self._objective(u, covariance, prior))
         u, covariance, self.prior = self.labels.settle(u, covariance, self.prior)
         self.u, self.u_covariance = np.array(u), np.array(covariance)
         n, m = self.u.shape
@@ -221,10 +231,17 @@ class EM:
                + ln p(s, tau, C, m, Sigma), up to a constant; u and covariance: of the latents given all the rest.
         """
         gram, linear, constant = (x[: self.n_star] for x in self.statistics[:3])
-        latents = float(_evidence(gram, linear, constant, self.features(u), u - self.mean, covariance, prior))
+        latents = evidence(gram, linear, constant, self.features(u), u - self.mean, covariance, prior)
+        return float(latents.sum() + self.labels.log_density(u).sum()) + self.log_prior()
+
+    def log_prior(self) -> float:
+        """The part of the objective that is no sum over stars."""
         scatter = -0.5 * float((self.scatter2[self.trained] / self.scatter_scale**2).sum()) * self.learn_scatter
-        total = latents + self.labels.log_density(u) + scatter
-        theta, spread = self.theta[self.trained], self.covariance[self.trained]
+        total, theta, spread = (
+            self.labels.log_prior() + scatter,
+            self.theta[self.trained],
+            self.covariance[self.trained],
+        )
         if isinstance(self.model.prior, Learned):
             total += self.model.prior.log_hyper(np.asarray(self.prior.precision), self.flux_scale)
         return total - _divergence(theta, spread, self.prior)
@@ -240,8 +257,8 @@ class EM:
         both = self.allowed[:, :, None] * self.allowed[:, None, :]
         theta = np.where(blank[:, None], np.nan, effective)
         covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
-        statistics = [x[: self.n_star] for x in self.statistics[:2]] if self.has_latents else [None, None]
-        system = self.labels.system(self.u, *statistics)
+        gram, linear = [x[: self.n_star] for x in self.statistics[:2]] if self.has_latents else [None, None]
+        system = self.labels.system(self.u, gram, linear, self.stands_for)
         return Moments(
             theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.labels.tau2) * frame.scale,
             self.mean, self.population, self.labels.coefficients, system, self.u,
@@ -265,13 +282,30 @@ class EM:
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
 
 
+def latents_given(
+    statistics: Statistics, labels: CatalogueLabels, mean: np.ndarray, prior: np.ndarray, start: np.ndarray,
+    iterations: int = 20,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Posterior mean (N, P) and covariance (N, P, P) of the latents, of population N(mean, prior^-1), from spectra
+    and catalogue labels; Gaussian at the mode where phi is not linear. statistics: padded like the rows of
+    `pixel_blocks`; start (N, P): where the mode is sought from."""
+    precision, information = labels.on_latents(labels.precision())
+    precision, information = precision + prior, information + prior @ mean
+    features, n = labels.features, len(start)
+    if features.order == 1:
+        return linear_posterior(*(x[:n] for x in statistics[:2]), precision, information, features)
+    terms = (statistics, pad_stars(precision, prior), pad_stars(information), features)
+    u, *_ = descend(pad_stars(start), *terms, iterations)
+    return u[:n], inverse_psd(newton_curvature(u, *terms))[:n]
+
+
 @jax.jit
-def _evidence(gram, linear, constant, phi, offset, covariance, prior):
-    """Sum over stars of the log integral over the latents, from its value at their posterior means."""
+def evidence(gram, linear, constant, phi, offset, covariance, prior):
+    """The log integral (N,) over the latents, from its value at their posterior means; gram (N, K, K)."""
     at_best = (linear * phi).sum(1) - 0.5 * jnp.einsum("nj,njk,nk->n", phi, gram, phi) - constant
     at_best = at_best - 0.5 * ((offset @ prior) * offset).sum(1) + 0.5 * jnp.linalg.slogdet(prior)[1]
     diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=1, axis2=2)
-    return (at_best + jnp.log(diagonal).sum(1)).sum()
+    return at_best + jnp.log(diagonal).sum(1)
 
 
 def _divergence(theta: np.ndarray, covariance: np.ndarray, prior: CoefficientPrior) -> float:
@@ -287,7 +321,7 @@ def _divergence(theta: np.ndarray, covariance: np.ndarray, prior: CoefficientPri
 
 
 @jax.jit
-def _expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
+def expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
     value, variance, ok = known(y, e)
     w = ok * keep[:, None] / (variance + scatter2[:, None])
     second = outer_pairs(theta) + pack(covariance * allowed[:, :, None] * allowed[:, None, :])
@@ -296,7 +330,7 @@ def _expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
     return w.T @ second, (w * value).T @ theta, constant
 
 
-def _moments(features, u, covariance):
+def feature_moments(features, u, covariance):
     """E[phi] and packed E[phi phi']; plain products where the labels are exact."""
     if not np.any(covariance):
         phi = features(u)

@@ -26,7 +26,7 @@ from ..collapsed import CollapsedModel
 from ..devices import shared_out
 from ..progress import bar
 from .base import Trained
-from .batches import Batches, Block, Rows
+from .batches import Batches, Block, Passes, Rows
 from .polish import draws_about, polish
 
 STEPS = 48
@@ -88,7 +88,7 @@ def fit_members(
     return Trained({k: x[None] for k, x in theta.items()}, None, stats, traces, batches.out)
 
 
-def train(trainer: Any, batches: Batches, checkpoint: Checkpoint | None, shown: Any) -> None:
+def train(trainer: Any, batches: Batches | Passes, checkpoint: Checkpoint | None, shown: Any) -> None:
     """Block after block until `trainer.take` says that it is done; from the checkpoint on, if there is one.
 
     A trainer has a `state`, arrays that with the place in the order of the blocks are all that the rest follows from.

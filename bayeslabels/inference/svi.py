@@ -30,6 +30,10 @@ class SVI(Inference):
     models whose program can be whitened (`whitened.Start`; `Parallax` up to 2500 coefficients): independence is of
     the whitened coordinates there. The test step does not use it, see `Laplace`, `Importance` and `NUTS`.
 
+    Of models of spectra with stars in files: minibatches by natural-gradient steps on their sums (`inference.passes`),
+    the latents of each star solved for; the result is that of `MAP`, with as much noise as the last minibatches leave.
+    `learning_rate`, `draws` and `start` have no part in it.
+
     Args:
         steps: of Adam, with a cosine learning rate from `learning_rate` to a hundredth of it.
         batch_size: stars per step; None: all, up to 512.

@@ -96,14 +96,8 @@ class Parallax(LogLinearModel):
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program; `parallax` is observed where present."""
         model = self.bound(stars)
-        design = model.design(stars)
-        theta = model.coefficient_sites()
-        s = scatter_site(model.scatter, model.scatter_distribution)
-        frame, wrong = model.require_frame(), None
-        if model.outliers:
-            wrong = numpyro.sample("outlier_fraction", dist.Beta(1.0, 20.0))
-        mean, sd = model.zero_point
-        zero = numpyro.sample("zero_point", dist.Normal(mean, sd)) if sd > 0 else jnp.asarray(mean)
+        design, frame = model.design(stars), model.require_frame()
+        theta, s, zero, wrong = model.parameters().values()
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             x = design.rows(rows)
@@ -119,6 +113,15 @@ class Parallax(LogLinearModel):
             value, variance, observed = (jnp.asarray(a)[rows] for a in stars["parallax"].filled())
             measured = Measured(eta, s_n, zero_n, jnp.sqrt(variance), wrong, frame.outlier).mask(observed).to_event(1)
             numpyro.sample("parallax", measured, obs=value)
+
+    def parameters(self) -> dict[str, Any]:
+        theta = self.coefficient_sites()
+        s, wrong = scatter_site(self.scatter, self.scatter_distribution), None
+        if self.outliers:
+            wrong = numpyro.sample("outlier_fraction", dist.Beta(1.0, 20.0))
+        mean, sd = self.zero_point
+        zero = numpyro.sample("zero_point", dist.Normal(mean, sd)) if sd > 0 else jnp.asarray(mean)
+        return {"theta": theta, "scatter": s, "zero_point": zero, "outlier_fraction": wrong}
 
     @property
     def feature_blocks(self) -> tuple[str, ...]:

@@ -117,14 +117,9 @@ def train_block(
     k = phi.shape[1]
     _, _, multiplicity = pairs(k)
     n_used = ok.sum(1)
-    pinned = jnp.diagonal(prior.precision) == 0
-    usable = n_used > (allowed * pinned).sum(1)
+    usable = n_used > (allowed * (jnp.diagonal(prior.precision) == 0)).sum(1)
     ok &= usable[:, None]
-    idle = jnp.where(usable[:, None], 1 - allowed, 1.0) * pinned
-    both = allowed[:, :, None] * allowed[:, None, :]
-    prior = CoefficientPrior(
-        prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
-    )
+    prior, both = scaled_prior(prior, unit), _both(allowed)
 
     def alternator(number):
         """One alternation with the sums over stars in `number`; solves are in float64."""
@@ -132,7 +127,7 @@ def train_block(
 
         def solve(x, theta):
             w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
-            gram = unpack((w @ pairs_).astype(phi.dtype), k) * both + prior.precision + idle[:, :, None] * jnp.eye(k)
+            gram = normal_matrix((w @ pairs_).astype(phi.dtype), both, allowed, prior, usable)
             linear = ((w * y_) @ phi_).astype(phi.dtype) * allowed + prior.information
             solution, covariance = solve_and_invert(gram, linear)
             if penalised:
@@ -180,3 +175,100 @@ def train_block(
     theta, covariance = jax.lax.cond(converged.all(), lambda: (theta, covariance), lambda: solve(x, theta))
     scatter2 = jnp.exp(x) / unit**2 if learn_scatter else scatter2
     return Pixels(theta / unit, covariance / unit**2, scatter2, converged)
+
+
+class PixelSums(NamedTuple):
+    """Sums over stars from which a step of coefficients and scatter follows, w = 1 / (sigma^2 + s^2) at the present s.
+
+    Of w and of w^2: phi phi' (B, K (K + 1) / 2) and y phi (B, K), `gram`, `linear`, `gram2`, `linear2`; y^2 with w^2,
+    `square2`; of w, w^2, w^3 r^2 with r the present residuals, and 1: `weight`, `weight2`, `bend`, `known`, (B,) each.
+    """
+
+    gram: Array
+    linear: Array
+    gram2: Array
+    linear2: Array
+    square2: Array
+    weight: Array
+    weight2: Array
+    bend: Array
+    known: Array
+
+    def moved(self, forth: Array) -> PixelSums:
+        """Of the features forth phi."""
+
+        def both(gram):
+            return pack(forth @ unpack(gram, len(forth)) @ forth.T)
+
+        return self._replace(
+            gram=both(self.gram), linear=self.linear @ forth.T, gram2=both(self.gram2), linear2=self.linear2 @ forth.T
+        )
+
+
+@jax.jit
+def pixel_sums(value, error, phi, phi_pairs, theta, scatter2, unit) -> PixelSums:
+    """Of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), phi_pairs = packed E[phi_n phi_n'], at theta (B, K) and
+    scatter2 (B,)."""
+    y, variance, ok = known(value * unit, error * unit)
+    w = jax.lax.optimization_barrier(ok / (variance + scatter2[:, None] * unit**2))
+    w2 = jax.lax.optimization_barrier(w * w)
+    residual2 = (y - (theta * unit) @ phi.T) ** 2
+    sums = w @ phi_pairs, (w * y) @ phi, w2 @ phi_pairs, (w2 * y) @ phi
+    rest = (w2 * y * y).sum(1), w.sum(1), w2.sum(1), (w * w2 * residual2).sum(1), ok.sum(1).astype(y.dtype)
+    return PixelSums(*sums, *rest)
+
+
+CLOSE = 0.1
+"""Change of the total variance, root mean square and relative, below which Newton steps take the place of scoring."""
+
+
+@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "penalised"))
+def pixels_from_sums(
+    sums: PixelSums, allowed, prior: CoefficientPrior, theta, scatter2, scatter_scale, unit,
+    *, learn_scatter: bool, integrate: bool, penalised: bool,
+) -> tuple[Pixels, Array]:  # fmt: skip
+    """`train_block` from sums over stars: theta given s, then a step in s^2 on the same objective; and the step (B,),
+    relative to the total variance. Its fixed point is that of `train_block`, to which it converges quadratically."""
+    k = theta.shape[1]
+    prior, pinned, both = scaled_prior(prior, unit), jnp.diagonal(prior.precision) == 0, _both(allowed)
+    usable = sums.known > (allowed * pinned).sum(1)
+    sums = PixelSums(*(jnp.where(usable.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0) for x in sums))
+    gram = normal_matrix(sums.gram, both, allowed, prior, usable)
+    linear = sums.linear * allowed + prior.information
+    solution, covariance = solve_and_invert(gram, linear)
+    if penalised:
+        solution = coordinate_descent(gram, linear, theta * unit, prior.l1, prior.low, prior.high)
+    q, step = scatter2 * unit**2, jnp.zeros_like(scatter2)
+    if learn_scatter:
+        effective = solution * allowed
+        second = effective[:, :, None] * effective[:, None, :] + (covariance * both if integrate else 0.0)
+        residual2 = sums.square2 - 2 * (effective * sums.linear2).sum(1)
+        residual2 += (pack(second) * pairs(k)[2] * sums.gram2).sum(1)
+        gradient = 0.5 * (sums.weight - residual2) + 0.5 / (scatter_scale * unit) ** 2
+        fisher = 0.5 * sums.weight2 + 1e-300
+        exact = 0.5 * (2 * sums.bend - sums.weight2)
+        relative = jnp.sqrt(sums.weight2 / jnp.maximum(sums.known, 1.0))
+        near = (jnp.abs(gradient / fisher) * relative < CLOSE) & (exact > 0.2 * fisher)
+        new = jnp.clip(q - gradient / jnp.where(near, exact, fisher), np.exp(SMALLEST_LOG_VARIANCE), np.exp(40.0))
+        new = jnp.where(usable, new, q)
+        q, step = new, jnp.abs(new - q) * relative
+    return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6), step
+
+
+def scaled_prior(prior: CoefficientPrior, unit) -> CoefficientPrior:
+    """Of the coefficients of flux times unit."""
+    return CoefficientPrior(
+        prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
+    )
+
+
+def normal_matrix(gram, both, allowed, prior: CoefficientPrior, usable) -> Array:
+    """(B, K, K) from packed sums over stars; coefficients that nothing is known of are 0."""
+    pinned = jnp.diagonal(prior.precision) == 0
+    idle = jnp.where(usable[:, None], 1 - allowed, 1.0) * pinned
+    k = allowed.shape[1]
+    return unpack(gram, k) * both + prior.precision + idle[:, :, None] * jnp.eye(k)
+
+
+def _both(allowed: Array) -> Array:
+    return allowed[:, :, None] * allowed[:, None, :]

@@ -90,7 +90,7 @@ def fit_posterior(
             before = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
             for _ in range(2):
                 s = np.sqrt(np.exp(2 * log_s) + extra)
-                out = _averaged(zero, x @ theta, s, y, sigma, spread, tilt)
+                out = averaged(zero, x @ theta, s, y, sigma, spread, tilt)
                 h = np.maximum(np.asarray(out.eta_eta), 1e-3 * np.max(out.eta_eta))
                 half = x * np.sqrt(h)[:, None]
                 a = np.empty((d + 1, d + 1))
@@ -163,7 +163,7 @@ _W = _W / _W.sum()
 
 
 @jax.jit
-def _averaged(zero, eta, s, y, sigma, spread, tilt=0.0):
+def averaged(zero, eta, s, y, sigma, spread, tilt=0.0):
     """`Derivatives` of E[ln p(y_n - zero | eta, s, sigma)] over eta ~ N(eta_n, spread_n^2), the zero point with it.
 
     tilt: Cov(eta_n, zero) / spread_n. The two are nearly opposite where distant stars say little: averaged over eta
@@ -182,11 +182,16 @@ def _scatter(log_s, zero, eta, y, sigma, spread, tilt, extra):
     return log_s
 
 
-def _expected(extra, log_s, zero, eta, y, sigma, spread, tilt):
-    """The averaged likelihood with s_n^2 = s^2 + extra_n, and the prior of s."""
+def expected_of_stars(extra, log_s, zero, eta, y, sigma, spread, tilt):
+    """The averaged likelihood (N,) with s_n^2 = s^2 + extra_n."""
     s = jnp.sqrt(jnp.exp(2 * log_s) + extra)
-    expected = _W @ log_likelihood(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
-    return expected.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
+    return _W @ log_likelihood(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
+
+
+def _expected(extra, log_s, zero, eta, y, sigma, spread, tilt):
+    """That of all stars, and the prior of s."""
+    of_stars = expected_of_stars(extra, log_s, zero, eta, y, sigma, spread, tilt)
+    return of_stars.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
 
 
 _by_variance = jax.jit(jax.grad(_expected))
