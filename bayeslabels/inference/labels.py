@@ -16,7 +16,7 @@ import numpy as np
 from ..linear import LinearModel, Measured
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, inverse_observed, inverse_psd
-from ..numerics.optimize import linear_posterior
+from ..numerics.optimize import linear_posterior, solve_small
 from ..numerics.regression import CoefficientPrior
 from ..priors import Learned
 
@@ -92,7 +92,7 @@ class CatalogueLabels(ABC):
         if self.noisy:
             value, noise, observed = self.catalogue
             offset = np.where(observed, value - self.of(u), 0.0)
-            self.tau2 = np.asarray(_scatter_of_labels(self.tau2, offset, self.spread(covariance), noise, observed))
+            self.tau2 = np.asarray(scatter_of_labels(self.tau2, offset, self.spread(covariance), noise, observed))
 
 
 class LatentLabels(CatalogueLabels):
@@ -262,7 +262,7 @@ def _affine_move(u, covariance, catalogue: Measured, precision):
 
 
 @jax.jit
-def _scatter_of_labels(tau2, offset, covariance, noise, observed):
+def scatter_of_labels(tau2, offset, covariance, noise, observed):
     """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels, prior HalfNormal(1), scaled.
 
     offset (N, M) of the labels from the true ones, whose covariance (N, M, M) is given; noise (N, M, M) as stated.
@@ -279,3 +279,24 @@ def _scatter_of_labels(tau2, offset, covariance, noise, observed):
         return jnp.clip(x - jnp.clip(gradient / fisher, -1.5, 1.5), np.log(1e-10), 4.0)
 
     return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, 1e-12))))
+
+
+def labels_at(u: Array, coefficients: Array, psi: Monomials) -> tuple[Array, Array]:
+    """u + C psi(u) at u (N, M), and its slope (N, M, M)."""
+    u, c = jnp.asarray(u), jnp.asarray(coefficients)
+    return u + psi(u) @ c.T, jnp.eye(u.shape[-1]) + jnp.einsum("mk,nkj->nmj", c, psi.jacobian(u))
+
+
+def variables_at(labels: Any, coefficients: Array, psi: Monomials) -> Array:
+    """u (N, M) of u + C psi(u) = labels, by Newton steps from u = labels; NaN where they do not get there."""
+    labels = jnp.asarray(labels)
+
+    def step(_, u):
+        at, slope = labels_at(u, coefficients, psi)
+        normal = jnp.swapaxes(slope, 1, 2)
+        move = solve_small(normal @ slope + 1e-9 * jnp.eye(u.shape[1]), jnp.einsum("nij,nj->ni", normal, labels - at))
+        return u + jnp.clip(move, -0.5, 0.5)
+
+    u = jax.lax.fori_loop(0, 40, step, labels)
+    off = jnp.abs(labels_at(u, coefficients, psi)[0] - labels).max(1)
+    return jnp.where((off < 1e-6)[:, None], u, jnp.nan)
