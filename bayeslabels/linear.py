@@ -85,6 +85,20 @@ class LinearModel(Model):
         """phi, of the latents; of first order where labels are outputs."""
 
     @property
+    def label_curve(self) -> bool:
+        """Whether the true labels are a curved function u + C psi(u) of latents that they would be otherwise."""
+        return False
+
+    @property
+    def label_features(self) -> Monomials:
+        """Of which the labels, or the errors that all stars' labels share, are linear functions: psi, else phi."""
+        return self.features
+
+    def without_curve(self) -> Self:
+        """The model with true labels u."""
+        return self
+
+    @property
     @abstractmethod
     def prior(self) -> Prior:
         """The coefficients' prior."""

@@ -26,8 +26,9 @@ from ..fit import fit, fold_of, infer
 from ..inference.base import Inference, Moments, StarDraws, Trained
 from ..inference.batches import Rows
 from ..inference.draws import moments_from_draws
+from ..inference.free_labels import learn_label_curve, with_label_curve
 from ..inference.importance import KHAT_LIMIT
-from ..inference.labels import label_system_covariance
+from ..inference.labels import label_system_covariance, labels_at, variables_at
 from ..inference.laplace import Laplace
 from ..inference.map import MAP
 from ..inference.nuts import NUTS
@@ -102,10 +103,12 @@ class LinearFamily(Family):
     ) -> Trained:
         if isinstance(inference, SVI):
             by_sums = SpectraBySums(rows.model, rows.stars, MAP().tolerance)
-            return by_minibatches(by_sums, rows, inference, seed, progress, checkpoint)
-        inference.refuse_batches(rows.model)
-        by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance)
-        return by_sweeps(by_sums, rows, inference.max_iterations, progress, checkpoint)
+            trained = by_minibatches(by_sums, rows, inference, seed, progress, checkpoint)
+        else:
+            inference.refuse_batches(rows.model)
+            by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance)
+            trained = by_sweeps(by_sums, rows, inference.max_iterations, progress, checkpoint)
+        return with_label_curve(rows.model, trained, rows.stars)
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:
         point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
@@ -130,6 +133,10 @@ class LinearFamily(Family):
             "feature_bis": features,
             "pixel": np.arange(frame.n_pixel) if frame.coordinate is None else frame.coordinate,
         }
+        own_features = "label_feature" if model.label_curve else "feature"
+        if model.label_curve:
+            of_labels = list(model.label_features.names(frame.names))
+            coords |= {"label_feature": of_labels, "label_feature_bis": of_labels}
         own, names = "labels" if model.labels_are_latent else "latent", model.sites
         shared = {
             "scatter": ["pixel"],
@@ -144,12 +151,13 @@ class LinearFamily(Family):
             names["latents"]: ["star", own],
             "true_labels": ["star", "labels"],
             names.get("label_coefficients", "label_coefficients"): ["labels", "feature"],
+            "label_curve": ["labels", own_features],
         }
         moments = {
             "coefficients": ["pixel", "feature"],
             "coefficient_covariance": ["pixel", "feature", "feature_bis"],
-            "label_coefficients": ["labels", "feature"],
-            "label_system_covariance": ["labels", "feature", "labels_bis", "feature_bis"],
+            "label_coefficients": ["labels", own_features],
+            "label_system_covariance": ["labels", own_features, "labels_bis", f"{own_features}_bis"],
             "training_u": ["training_star", own],
         }
         return Layout(coords, shared | sites, shared | moments)
@@ -304,12 +312,21 @@ class HeldOut(NamedTuple):
 
 @in_float64
 def held_out(
-    model: Any, stars: Stars, folds: int, seed: int, progress: bool | None = None, *, n_run: int | None = None
+    model: Any,
+    stars: Stars,
+    folds: int,
+    seed: int,
+    progress: bool | None = None,
+    *,
+    n_run: int | None = None,
+    trained: dict[tuple[Any, int], Moments] | None = None,
 ) -> HeldOut:
     """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
 
-    n_run: run only so many folds; the stars of the others are NaN.
+    n_run: run only so many folds; the stars of the others are NaN. trained: moments by model (without its label curve)
+    and fold, kept for variants that share them.
     """
+    trained = {} if trained is None else trained
     frame = model.bind(stars).require_frame()
     fold = fold_of(len(stars), folds, seed)
     mean = np.full((len(stars), len(frame.names)), np.nan)
@@ -319,8 +336,14 @@ def held_out(
         for f in range(n_run):
             out = fold == f
             bound = model.bind(stars[~out])
-            moments = MAP(max_iterations=40, tolerance=0.03).fit(bound, stars[~out], seed, False).moments
-            assert moments is not None
+            straight = bound.without_curve()
+            if (straight.choice, f) not in trained:
+                found = MAP(max_iterations=40, tolerance=0.03).fit(straight, stars[~out], seed, False).moments
+                assert found is not None
+                trained[straight.choice, f] = found
+            moments = trained[straight.choice, f]
+            if bound.label_curve:
+                moments, _ = learn_label_curve(bound, moments, stars[~out])
             moments = moments._replace(label_scatter=0 * moments.label_scatter)
             test = stars[out].drop(*model.label_blocks)
             problem = prepare(bound, moments, test, seed, 4)
@@ -343,10 +366,11 @@ def _select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple
     outs: list[HeldOut | None] = []
     densities: list[np.ndarray] = []
     scores: list[dict[str, Any]] = []
+    trained: dict[tuple[Any, int], Moments] = {}
     for variant in variants:
         n_run = COMPARED if variant.integrates_labels else None
         try:
-            out = held_out(variant, stars, folds, seed, progress, n_run=n_run)
+            out = held_out(variant, stars, folds, seed, progress, n_run=n_run, trained=trained)
         except BadInput as problem:
             if len(variants) == 1:
                 raise
@@ -426,6 +450,8 @@ def _latents(posterior: Posterior, stars: Stars, given: list[str]) -> tuple[np.n
     if model.labels_are_latent:
         catalogue = model.catalogue(stars)
         u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
+        if model.label_curve:
+            u = np.array(variables_at(u, posterior.moments.label_coefficients, model.label_features))
         return u, np.zeros(catalogue.covariance.shape)
     part = stars.drop(*[block for block in stars.blocks if block not in given])
     modes = prepare(model, moments, part, 0, 1).modes
@@ -540,9 +566,14 @@ def _labels_of(
     Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
     stars, is added; for labels that are outputs tau is, too: there it is the scatter of the true labels.
     """
-    features, c, system = model.features, moments.label_coefficients, moments.label_system_covariance
+    features, c, system = model.label_features, moments.label_coefficients, moments.label_system_covariance
     phi, draws = np.asarray(features(jnp.asarray(latent))), u.copy()
-    if model.labels_are_latent:
+    if model.label_curve:
+        at, slope = map(np.asarray, labels_at(latent, c, features))
+        mean, covariance, tau = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2), None
+        for draw in draws.reshape(-1, *latent.shape):
+            draw += np.asarray(features(jnp.asarray(draw))) @ c.T
+    elif model.labels_are_latent:
         mean, covariance, tau = latent.copy(), spread.copy(), None
     else:
         slope = c @ np.asarray(features.jacobian(jnp.zeros(features.n_label)))

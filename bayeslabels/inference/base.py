@@ -18,7 +18,8 @@ class Moments(NamedTuple):
     be trained; label_scatter (M,) in label units; population_mean (P,), population_covariance (P, P), of the latents;
     label_coefficients (M, K) and label_system_covariance (M, K, M, K): mean and covariance of C, the uncertainty of the
     label system that all stars share, where the true scaled labels are C phi(u), or if the labels are the latents
-    u + C phi(u) with C of mean 0; training_u (N, P): the training stars' latents.
+    u + C phi(u) with C of mean 0, or u + C psi(u) if they are a curve (`label_features`); training_u (N, P): the
+    training stars' latents.
     """
 
     coefficients: np.ndarray

@@ -30,8 +30,14 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     scatter = fixed if isinstance(fixed, np.ndarray) else np.sqrt((flat["scatter"] ** 2).mean(0))
     tau = np.sqrt((flat["label_scatter"] ** 2).mean(0)) if "label_scatter" in flat else np.zeros(m)
     u = flat[names["latents"]].mean(0) if names["latents"] in flat else np.asarray(model.measured(stars).value)
-    coefficients, g = np.zeros((m, features.size)), None
-    if not model.labels_are_latent:
+    coefficients, g, psi = np.zeros((m, features.size)), None, model.label_features
+    if model.label_curve:
+        coefficients = flat["label_curve"].mean(0)
+        phi = np.asarray(psi(jnp.asarray(u)))
+        off = frame.scaled(flat["true_labels"]) - (u + phi @ coefficients.T)
+        g = np.linalg.lstsq(phi, np.moveaxis(off, 1, 0).reshape(len(u), -1), rcond=None)[0]
+        g = np.moveaxis(g.reshape(-1, n_draw, m), 0, 2)
+    elif not model.labels_are_latent:
         g = flat[names["label_coefficients"]]
         coefficients = g.mean(0)
         g = g - coefficients
@@ -39,7 +45,7 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
         phi = np.asarray(features(jnp.asarray(u)))
         g = np.linalg.lstsq(phi, np.moveaxis(flat[names["latents"]] - u, 1, 0).reshape(len(u), -1), rcond=None)[0]
         g = np.moveaxis(g.reshape(-1, n_draw, m), 0, 2)
-    system = np.zeros((m, features.size, m, features.size))
+    system = np.zeros((m, psi.size, m, psi.size))
     if g is not None:
         system = np.einsum("dmk,dnl->mknl", g, g, optimize=True) / max(n_draw - 1, 1)
     if model.fixed_population is not None:

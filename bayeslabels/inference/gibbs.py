@@ -84,6 +84,8 @@ def _refuse(model: LinearModel) -> None:
             "Gibbs needs a Gaussian coefficient prior (priors.Flat, Normal or Learned), got Laplace: use NUTS(), or "
             "MAP() for exact zeros"
         )
+    if model.label_curve:
+        raise CannotDo("Gibbs does not sample the curve of free labels: use MAP() or NUTS(), or label_noise='joint'")
     if np.isfinite(model.coefficient_bounds()).any():
         raise CannotDo("Gibbs does not sample coefficients within bounds: use NUTS() or MAP(), or bounds=None")
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..linear import LinearModel, Measured
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, inverse_observed, inverse_psd
-from ..numerics.optimize import linear_posterior
+from ..numerics.optimize import linear_posterior, solve_small
 from ..numerics.regression import CoefficientPrior
 from ..priors import Learned
 
@@ -164,7 +164,7 @@ class CatalogueLabels(ABC):
         """Mode of tau given the latents' means (N, P) and covariances (N, P, P)."""
         if self.noisy:
             _, noise, observed = self.catalogue
-            self.tau2 = np.asarray(_scatter_of_labels(self.tau2, self._second(u, covariance), noise, observed))
+            self.tau2 = np.asarray(scatter_of_labels(self.tau2, self._second(u, covariance), noise, observed))
 
     def learn_from(self, sums: LabelSums) -> None:
         """tau, a step towards its mode, and C, from sums over all stars."""
@@ -398,10 +398,31 @@ def _scatter_move(log_tau2, slope, fisher):
 
 
 @jax.jit
-def _scatter_of_labels(tau2, second, noise, observed):
+def scatter_of_labels(tau2, second, noise, observed):
     """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels."""
 
     def step(_, x):
         return _scatter_move(x, *_scatter_slopes(jnp.exp(x), second, noise, observed))
 
     return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, SMALLEST_TAU2))))
+
+
+def labels_at(u: Array, coefficients: Array, psi: Monomials) -> tuple[Array, Array]:
+    """u + C psi(u) at u (N, M), and its slope (N, M, M)."""
+    u, c = jnp.asarray(u), jnp.asarray(coefficients)
+    return u + psi(u) @ c.T, jnp.eye(u.shape[-1]) + jnp.einsum("mk,nkj->nmj", c, psi.jacobian(u))
+
+
+def variables_at(labels: Any, coefficients: Array, psi: Monomials) -> Array:
+    """u (N, M) of u + C psi(u) = labels, by Newton steps from u = labels; NaN where they do not get there."""
+    labels = jnp.asarray(labels)
+
+    def step(_, u):
+        at, slope = labels_at(u, coefficients, psi)
+        normal = jnp.swapaxes(slope, 1, 2)
+        move = solve_small(normal @ slope + 1e-9 * jnp.eye(u.shape[1]), jnp.einsum("nij,nj->ni", normal, labels - at))
+        return u + jnp.clip(move, -0.5, 0.5)
+
+    u = jax.lax.fori_loop(0, 40, step, labels)
+    off = jnp.abs(labels_at(u, coefficients, psi)[0] - labels).max(1)
+    return jnp.where((off < 1e-6)[:, None], u, jnp.nan)

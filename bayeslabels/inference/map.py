@@ -6,6 +6,7 @@ Gaussian posterior from its compressed spectrum, its catalogue labels and the po
 against the latents' first and second moments, with the coefficients themselves integrated out of the scatter and of the
 learned prior. The joint mode over thousands of latents overfits; this does not. Affine moves of the latents that leave
 every predicted flux unchanged (parameter-expanded EM, Liu+98) replace hundreds of slow iterations.
+Labels that are a curved function of the latents: the curve is learned afterwards (`free_labels`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..priors import HalfNormal, Laplace, Learned
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Moments, Trained
+from .free_labels import with_label_curve
 from .labels import CatalogueLabels, LabelOutputs, LatentLabels
 from .starwise import StarProblem, modes_of
 
@@ -76,7 +78,8 @@ class MAP(Inference):
         if not converged:
             stats["advice"] = f"MAP(max_iterations={4 * self.max_iterations})"
         traces = {"change": np.array(changes), "objective": np.array(state.objectives)}
-        return Trained(state.point(), state.moments(), stats, traces)
+        trained = Trained(state.point(), state.moments(), stats, traces)
+        return with_label_curve(model, trained, stars)
 
     def refuse_batches(self, model: LinearModel) -> None:
         if self.batch_size is not None:

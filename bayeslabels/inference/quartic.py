@@ -20,7 +20,7 @@ from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ..numerics.optimize import TOLERANCE, Modes, choose_starts, find_modes
 from ..stars import Stars
 from .base import Moments
-from .labels import PINNED, outputs_on_latents
+from .labels import PINNED, labels_at, outputs_on_latents, variables_at
 from .starwise import StarProblem
 
 DRAFT_PIXELS = 1000
@@ -105,7 +105,17 @@ def label_terms(
     if phi is not None:
         noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
     seen = PINNED * eye * observed[:, :, None] if model.exact_labels else inverse_observed(noise, observed)
-    if model.labels_are_latent:
+    if model.label_curve:
+        # linear about the variables of these labels; about the population's mean where these are not known or nowhere
+        c, psi = moments.label_coefficients, model.label_features
+        mean = labels_at(moments.population_mean[None], c, psi)[0]
+        u = variables_at(jnp.where(observed, value, mean), c, psi)
+        u = jnp.where(jnp.isnan(u), moments.population_mean, u)
+        at, slope = labels_at(u, c, psi)
+        half = jnp.swapaxes(slope, 1, 2) @ seen
+        precision = half @ slope
+        information = jnp.einsum("nmk,nk->nm", half, value - at + jnp.einsum("nmk,nk->nm", slope, u))
+    elif model.labels_are_latent:
         precision, information = seen, jnp.einsum("nmk,nk->nm", seen, value)
     else:
         origin = jnp.zeros(model.features.n_label)

@@ -23,7 +23,10 @@ from ..numerics.features import Monomials
 from ..priors import Flat, Learned, Prior
 from ..stars import Stars
 
-LabelNoise = bool | Literal["joint", "cut"]
+LabelNoise = bool | Literal["joint", "free", "cut"]
+
+CURVE = 3
+"""Order of the polynomial psi that takes free variables to labels."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,19 @@ class Cannon(LinearModel):
     u        ``u``                          (N, M), scaled true labels
     mu       ``population_mean``            (M,), scaled
     Lambda   ``population_covariance``      (M, M), scaled
+    C        ``label_curve``                (M, K'), scaled; "free" only
     ======== ============================== =============================================
 
     Args:
         order: of the polynomial phi, all monomials of the labels up to it (1, 2 or 3; Ho+17 eq. 6 is 2).
         terms: instead of `order`, the monomials one by one: ``[{}, {"TEFF": 1}, {"TEFF": 1, "LOGG": 2}]``; ``{}`` is
             the constant. The powers are those of the scaled labels u.
-        label_noise: True: the catalogue's labels are noisy. Whether the spectra may then move the training labels is
-            decided by held-out density between "joint" (the full posterior) and "cut" (coefficients learned at the
-            catalogue's labels, no feedback from the spectra: better where the spectra hold more variance than the
-            labels explain); tau is learned in both. False: the classic Cannon, training labels exact.
+        label_noise: True: the catalogue's labels are noisy. What the spectra may then do to the training labels is
+            decided by held-out density between "joint" (the full posterior), "free" (the spectra choose the variables
+            u in which they are polynomials, and the true labels are u + C psi(u), a cubic, learned from the catalogue:
+            better where no polynomial in the labels fits, as of saturated lines) and "cut" (coefficients learned at
+            the catalogue's labels, no feedback from the spectra: better where the spectra hold more variance than the
+            labels explain); tau is learned in all. False: the classic Cannon, training labels exact.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Flat()`, `Normal` (ridge), `Laplace` (sparse), `Learned`; None: flat. By default
             `Learned` where labels are latent ("joint"), flat otherwise.
@@ -85,8 +91,8 @@ class Cannon(LinearModel):
             raise bad_input(
                 f"order={self.order!r}", "1, 2 or 3", fix="Cannon(order=2), or name the monomials in terms="
             )
-        if self.label_noise not in (True, False, "joint", "cut"):
-            raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint' or 'cut'")
+        if self.label_noise not in (True, False, "joint", "free", "cut"):
+            raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint', 'free' or 'cut'")
         if self.population not in ("auto", "learned", "flat"):
             raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
         if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
@@ -115,6 +121,11 @@ class Cannon(LinearModel):
         if model.integrates_labels:
             tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
 
+        curve = None
+        if model.label_curve:
+            wide = dist.Normal(0.0, 1.0).expand([m, model.label_features.size]).to_event(2)
+            curve = numpyro.sample("label_curve", wide)
+
         exact = _completed(model.measured(stars)) if tau is None and "labels" in stars else None
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
@@ -124,15 +135,27 @@ class Cannon(LinearModel):
                 place, scale = frame.physical(mean), jnp.asarray(frame.scale)
                 in_units = dist.MultivariateNormal(place, scale[:, None] * covariance * scale)
                 u = frame.scaled(numpyro.sample("labels", in_units, obs=frame.physical(exact[rows])))
-            numpyro.deterministic("true_labels", frame.centre + frame.scale * u)
+            true = u if curve is None else u + model.label_features(u) @ curve.T
+            numpyro.deterministic("true_labels", frame.centre + frame.scale * true)
             if tau is not None:
-                model.label_sites(u, tau, stars, rows)
+                model.label_sites(true, tau, stars, rows)
             model.flux_site(features(u) @ theta.T, scatter, stars, rows)
 
     def variants(self) -> tuple[Self, ...]:
         if self.label_noise is True:
-            return (self.replace(label_noise="joint"), self.replace(label_noise="cut"))
+            return tuple(self.replace(label_noise=kind) for kind in ("joint", "free", "cut"))
         return (self,)
+
+    @property
+    def label_curve(self) -> bool:
+        return self.label_noise == "free"
+
+    @cached_property
+    def label_features(self) -> Monomials:
+        return Monomials.up_to(CURVE, len(self.require_frame().names)) if self.label_curve else self.features
+
+    def without_curve(self) -> Self:
+        return self.replace(label_noise="joint") if self.label_curve else self
 
     @cached_property
     def features(self) -> Monomials:
@@ -150,7 +173,7 @@ class Cannon(LinearModel):
 
     @property
     def integrates_labels(self) -> bool:
-        return self.label_noise in (True, "joint")
+        return self.label_noise in (True, "joint", "free")
 
     @property
     def fixed_population(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,0 +1,180 @@
+"""Labels that are a curved function of the variables in which spectra are polynomials."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.infer.util import log_density
+from scipy.optimize import minimize_scalar
+from scipy.stats import binom, multivariate_normal, norm
+
+import bayeslabels as bl
+from bayeslabels import Cannon, errors
+from bayeslabels.inference.draws import moments_from_draws
+from bayeslabels.inference.free_labels import _regress
+from bayeslabels.inference.labels import labels_at, variables_at
+from bayeslabels.numerics.features import Monomials
+from bayeslabels.numerics.linalg import in_float64
+
+NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])
+EXPONENTS = np.array([(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)])
+NOISE = 0.05
+
+
+def bent(n, seed, n_pixel=60):
+    """Spectra quadratic in w; the labels bend away from w by several times what the spectra resolve."""
+    rng = np.random.default_rng(seed)
+    theta = np.random.default_rng(1).normal(size=(n_pixel, 6)) * np.array([0.1, 0.1, 0.1, 0.02, 0.02, 0.02])
+    w = rng.uniform(-1.7, 1.7, (n, 2))
+    x, y = w.T
+    true = np.stack([x + 0.12 * x**2 - 0.05 * x**3, y + 0.1 * x * y - 0.08 * y**2], 1)
+    flux = 1 + (w[:, None] ** EXPONENTS).prod(-1) @ theta.T + 0.01 * rng.normal(size=(n, n_pixel))
+    flux[rng.random(flux.shape) < 0.05] = np.nan
+    labels = CENTRE + SPREAD * (true + NOISE * rng.normal(size=w.shape))
+    block = bl.Block(labels, np.full(labels.shape, NOISE) * SPREAD, names=NAMES)
+    return bl.Stars(labels=block, flux=bl.Block(flux, 0.01)), CENTRE + SPREAD * true
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return bl.fit(Cannon(), bent(400, 0)[0])
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    stars, truth = bent(600, 5)
+    return stars.drop("labels"), truth
+
+
+def errors_hold(result, truth):
+    """Coverage of the truth at 68 and 95 per cent, to 4 sd of the binomial from below.
+
+    From above only roughly: the scatter that noisy catalogue labels leave to the spectra is poorly known.
+    """
+    z = (result.mean - truth) / result.error
+    for width, share in ((1, 0.6827), (2, 0.9545)):
+        assert ((np.abs(z) < width).sum(0) >= binom(len(z), share).ppf(norm.cdf(-4))).all()
+    assert (z.std(0) > 0.5).all()
+
+
+def test_free_labels_are_chosen_and_their_errors_hold(trained, held_out):
+    assert trained.model.label_noise == "free"
+    errors_hold(bl.infer(trained, held_out[0]), held_out[1])
+
+
+def test_labels_that_bend_are_found_better_than_without_the_curve(trained, held_out):
+    scores = {score["variant"]: score["log_density"] for score in trained.info["selection"]}
+    assert max(scores, key=scores.get) == "label_noise='free'"
+    zero = 0 * trained.moments.label_coefficients
+    straight = trained.with_moments(trained.moments._replace(label_coefficients=zero))
+    rmse = [
+        np.sqrt(((bl.infer(x, held_out[0], bl.MAP()).mean - held_out[1]) ** 2).mean(0)) for x in (trained, straight)
+    ]
+    assert (rmse[0] < 0.5 * rmse[1]).all()
+
+
+@in_float64
+def test_curve_and_scatter_are_generalised_least_squares_and_restricted_likelihood():
+    """Dense NumPy oracle for the two columns of one label, the other not observed."""
+    rng, psi = np.random.default_rng(3), Monomials.up_to(2, 2)
+    n, u = 80, np.random.default_rng(4).normal(size=(80, 2))
+    spread = np.broadcast_to(0.01 * np.eye(2), (n, 2, 2))
+    noise = np.zeros((n, 2, 2))
+    noise[:, 0, 0] = rng.uniform(0.01, 0.05, n)
+    observed = np.stack([np.arange(n) % 7 > 0, np.zeros(n, bool)], 1)
+    phi = np.stack([np.ones(n), u[:, 0], u[:, 1], u[:, 0] ** 2, u[:, 0] * u[:, 1], u[:, 1] ** 2], 1)
+    value = u.copy()
+    value[:, 0] += phi @ [0.1, 0.0, -0.2, 0.15, 0.1, 0.0] + rng.normal(size=n) * np.sqrt(noise[:, 0, 0] + 0.04)
+    c, covariance, tau2 = map(np.asarray, _regress(*map(jnp.asarray, (value, noise, observed, u, spread)), psi, 300))
+    seen = observed[:, 0]
+    zero, x, y = np.zeros(n), u[:, 0], u[:, 1]
+    slopes = np.stack(
+        [np.stack([zero, 1 + zero, zero, 2 * x, y, zero], 1), np.stack([zero, zero, 1 + zero, zero, x, 2 * y], 1)], 1
+    )
+    jacobian = np.array([1.0, 0.0]) + slopes @ c[0]
+    own = (noise[:, 0, 0] + 0.01 * (jacobian**2).sum(1))[seen]
+    f, r = phi[seen], (value - u)[seen, 0]
+
+    def solved(t2):
+        weight = f / (own + t2)[:, None]
+        spread = np.linalg.inv(weight.T @ f + np.eye(6))
+        return spread @ weight.T @ r, spread
+
+    def restricted(log_t2):
+        total = np.diag(own + np.exp(log_t2)) + f @ f.T
+        return -multivariate_normal(np.zeros(seen.sum()), total).logpdf(r) + 0.5 * np.exp(log_t2)
+
+    best, spread_of_c = solved(tau2[0])
+    np.testing.assert_allclose(c[0], best, rtol=1e-8)
+    np.testing.assert_allclose(covariance[0, :, 0], spread_of_c, rtol=1e-8)
+    assert np.log(tau2[0]) == pytest.approx(minimize_scalar(restricted, (-6, -3)).x, abs=1e-3)
+
+
+@in_float64
+def test_program_measures_the_curved_labels(trained):
+    """The density is that of the model without the curve for labels that are less by C psi(u)."""
+    stars = bent(20, 8)[0]
+    free = trained.model
+    values = {name: x.values[0, 0] for name, x in trained.data["posterior"].to_dataset().items()}
+    u = np.random.default_rng(0).normal(size=(20, 2))
+    values = {n: x for n, x in values.items() if n not in ("true_labels", "u")} | {"u": u}
+    curve = values["label_curve"]
+    x, y = u.T
+    psi = np.stack([1 + 0 * x, x, y, x * x, x * y, y * y, x**3, x * x * y, x * y * y, y**3], 1)
+    labels = stars.labels
+    moved = bl.Block(labels.value - free.frame.scale * (psi @ curve.T), labels.error, names=NAMES)
+
+    def density(model, data):
+        return float(log_density(model, (data,), {}, {k: jnp.asarray(v) for k, v in values.items()})[0])
+
+    straight = density(free.without_curve(), stars.with_block(labels=moved))
+    assert density(free, stars) == pytest.approx(straight + norm.logpdf(curve).sum(), rel=1e-9)
+
+
+@in_float64
+def test_variables_of_labels_and_labels_of_variables(trained):
+    psi, c = trained.model.label_features, trained.moments.label_coefficients
+    u = np.random.default_rng(0).uniform(-1.2, 1.2, (50, 2))
+    at, slope = labels_at(u, c, psi)
+    np.testing.assert_allclose(variables_at(at, c, psi), u, atol=1e-7)
+    step = 1e-6 * np.eye(2)[0]
+    np.testing.assert_allclose((labels_at(u + step, c, psi)[0] - at) / 1e-6, np.asarray(slope)[:, :, 0], atol=1e-5)
+    assert np.isnan(variables_at(np.full((1, 2), np.nan), c, psi)).all()
+
+
+def test_labels_of_a_test_star_are_data_and_predict_its_flux(trained, held_out):
+    stars, truth = held_out
+    stars, truth = stars[:40], truth[:40]
+    block = bl.Block(truth, np.full(truth.shape, 1e-3) * SPREAD, names=NAMES)
+    for data in (stars.with_block(labels=block), bl.Stars(labels=block)):
+        given = bl.infer(trained, data, bl.MAP())
+        assert np.median(np.abs(given.mean - truth) / SPREAD) < 0.02
+    flux = trained.predict(bl.Stars(labels=block))
+    straight = trained.with_moments(trained.moments._replace(label_coefficients=0 * trained.moments.label_coefficients))
+    off = [np.nanstd(stars.flux.value - x) for x in (flux, straight.predict(bl.Stars(labels=block)))]
+    assert off[0] < 0.8 * off[1]
+
+
+def test_files_draws_and_refusals(trained, held_out, tmp_path):
+    trained.save(tmp_path / "free.nc")
+    loaded = bl.load(tmp_path / "free.nc")
+    a, b = (bl.infer(x, held_out[0][:20]) for x in (trained, loaded))
+    np.testing.assert_array_equal(a.mean, b.mean)
+    draws = {name: np.repeat(x.values, 3, 1) for name, x in trained.data["posterior"].to_dataset().items()}
+    moments = moments_from_draws(trained.model, bent(400, 0)[0], draws)
+    np.testing.assert_allclose(moments.label_coefficients, trained.moments.label_coefficients, rtol=1e-10)
+    np.testing.assert_allclose(moments.label_system_covariance, 0.0, atol=1e-12)
+    with pytest.raises(errors.CannotDo, match="MAP"):
+        bl.fit(Cannon(label_noise="free"), bent(50, 1)[0], bl.Gibbs())
+    with pytest.raises(errors.BadInput, match="'free'"):
+        Cannon(label_noise="loose")
+
+
+def test_missing_labels_leave_the_curve_to_the_others(held_out):
+    stars, _ = bent(400, 0)
+    labels = stars.labels.value.copy()
+    labels[np.random.default_rng(2).random(labels.shape) < 0.3] = np.nan
+    block = bl.Block(labels, stars.labels.error, names=NAMES)
+    posterior = bl.fit(Cannon(label_noise="free"), stars.with_block(labels=block))
+    errors_hold(bl.infer(posterior, held_out[0], bl.MAP()), held_out[1])
