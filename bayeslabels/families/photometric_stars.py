@@ -68,9 +68,10 @@ class PhotometricMoments(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What the posteriors of all stars have in common; of the population ln weight - ln det F, mean and F^-1."""
+    """What the posteriors of all stars have in common; ensemble: the mean function (`Function.ensemble`); of the
+    population ln weight - ln det F, mean and F^-1."""
 
-    coefficients: Array
+    ensemble: Any
     baseline: Array
     spread: Array
     reddening_log: Array
@@ -79,6 +80,11 @@ class Shared(NamedTuple):
     mean: Array
     whiten: Array
     prior: DistancePrior
+
+
+def precision_of(shared: Shared) -> Any:
+    """The type of the ensemble's weights, in which M and R are computed."""
+    return jax.tree.leaves(shared.ensemble)[0].dtype
 
 
 class Own(NamedTuple):
@@ -102,18 +108,15 @@ class LabelEnergy:
     nodes: int = 9
 
     def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
-        """M and R (S, B), means of the members."""
-        points = u.astype(shared.coefficients.dtype)
-        each = [self.net(weights, points) for weights in shared.coefficients]  # one by one: products without a batch
-        m = (sum(each) / len(each)).astype(u.dtype) @ shared.spread
-        vector = jnp.exp(shared.reddening_log + u @ shared.reddening_slope.T)
-        return m + shared.baseline[0] + u @ shared.baseline[1:], vector
+        """M and R (S, B), means of the members; as precise as their weights."""
+        dtype = precision_of(shared)
+        points, base, spread = u.astype(dtype), shared.baseline.astype(dtype), shared.spread.astype(dtype)
+        m = base[0] + points @ base[1:] + self.net.mean(shared.ensemble, points) @ spread
+        log_vector = shared.reddening_log.astype(dtype) + points @ shared.reddening_slope.T.astype(dtype)
+        return m.astype(u.dtype), jnp.exp(log_vector).astype(u.dtype)
 
     def quadratic(self, u: Array, shared: Shared, own: Own) -> Quadratic:
-        m, vector = self.at(u, shared)
-        columns = own.root * jnp.stack([jnp.ones_like(m), vector, own.magnitudes - m], 1)
-        across = columns @ own.basis[:, : m.shape[-1]].T
-        return quadratic_of(columns, across, own.mu_0)
+        return told_by(*self.at(u, shared), own)
 
     def log_prior(self, u: Array, shared: Shared, own: Own) -> Array:
         z = jnp.einsum("kij,skj->ski", shared.whiten, u[:, None] - shared.mean)
@@ -122,10 +125,20 @@ class LabelEnergy:
         return jax.scipy.special.logsumexp(shared.log_weight - 0.5 * (z**2).sum(-1), axis=-1) + known
 
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
+        return self.in_passing(u, shared, own)[0]
+
+    def in_passing(self, u: Array, shared: Shared, own: Own) -> tuple[Array, Quadratic]:
+        """The same, and what the magnitudes say of modulus and reddening."""
         q = self.quadratic(u, shared, own)
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        single = shared.coefficients.dtype != u.dtype
-        return -log_marginal(q, others, shared.prior, self.nodes, single) - self.log_prior(u, shared, own)
+        single = precision_of(shared) != u.dtype
+        return -log_marginal(q, others, shared.prior, self.nodes, single) - self.log_prior(u, shared, own), q
+
+
+def told_by(m: Array, vector: Array, own: Own) -> Quadratic:
+    """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these."""
+    columns = own.root * jnp.stack([jnp.ones_like(m), vector, own.magnitudes - m], 1)
+    return quadratic_of(columns, columns @ own.basis[:, : m.shape[-1]].T, own.mu_0)
 
 
 @dataclass(frozen=True)
@@ -136,11 +149,10 @@ class LabelCurvature:
 
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
         n_label = u.shape[-1]
-        push = lambda t: jax.jvp(lambda u: self.energy.at(u, shared)[0], (u,), (jnp.broadcast_to(t, u.shape),))  # noqa: E731
-        _, slopes = jax.vmap(push)(jnp.eye(n_label))
-        m, vector = self.energy.at(u, shared)
+        push = lambda t: jax.jvp(lambda u: self.energy.at(u, shared), (u,), (jnp.broadcast_to(t, u.shape),))  # noqa: E731
+        (m, vector), (slopes, _) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(n_label))
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        x, _ = mode(self.energy.quadratic(u, shared, own), others, shared.prior)
+        x, _ = mode(told_by(m, vector, own), others, shared.prior)
         tangent = LN10_5 * parallax_at(own.mu_0 + x) * others.parallax_weight
         of_mu, of_e = 1 / jnp.sqrt(tangent**2 + 0.04), 1 / jnp.sqrt(others.reddening_weight**2 + others.rate**2)
         free = jnp.stack([of_mu[:, None] * own.root, of_e[:, None] * own.root * vector], 1)
@@ -174,7 +186,7 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
     factor = np.linalg.cholesky(mixture.covariance)
     log_weight = np.log(mixture.weight) - np.log(np.einsum("kii->ki", factor)).sum(1)
     return Shared(
-        jnp.asarray(moments.coefficients), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
+        model.net.ensemble(jnp.asarray(moments.coefficients)), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
         jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
         jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
         jax.tree.map(jnp.asarray, model.distance_prior),
@@ -203,6 +215,8 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
     rows = _rows_of(model, moments, stars)
     members = tuple(map(jnp.asarray, (moments.coefficients, moments.reddening_log, moments.reddening_slope)))
     grey = jnp.asarray(moments.luminosity_scatter)
+    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
+    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
     parts, n = [], len(stars)
     size = min(CHUNK, 1 << max(3, int(n - 1).bit_length()))
     for start in range(0, n, size):
@@ -210,7 +224,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
         first, good, bad = _choose(starts, model.outlier_width, shared.prior, mine, grey, candidates, *at)
         own = _own(energy, *members, shared, mine, grey, first[:, 0])
-        modes = find_modes(energy, LabelCurvature(energy), shared, own, first)
+        modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
         f = float(moments.outlier_fraction) if model.outliers else 0.0
         odds = np.asarray(bad - good) + (np.log(f) - np.log1p(-f) if f > 0 else -np.inf)
         kept = min(size, n - start)
@@ -219,9 +233,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple
     joined = jax.tree.map(lambda *x: np.concatenate(x), *[p[0] for p in parts])
     all_modes = Modes(*(np.concatenate(x, 1) for x in zip(*[p[1] for p in parts], strict=True)))
     wrong = np.concatenate([p[2] for p in parts])
-    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
-    fast = shared._replace(coefficients=shared.coefficients.astype(jnp.float32))
-    return StarProblem(energy, fast, joined, all_modes, at_once=8), wrong
+    return StarProblem(energy, fast, joined, all_modes, 8, energy.in_passing), wrong
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
@@ -323,37 +335,46 @@ def _own(energy, coefficients, reddening_log, reddening_slope, shared, rows, lum
 
 
 @in_float64
-def distances(problem: StarProblem, u: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reddening, modulus and distance (chain, draw, N, 3) given labels u (chain, draw, N, L); chi^2 (N,) at modes."""
-    n_chain, n_draw, n, n_label = u.shape
-    flat = np.moveaxis(u.reshape(-1, n, n_label), 1, 0)
+def distances(problem: StarProblem, u: np.ndarray, seed: int, told: Quadratic | None = None) -> np.ndarray:
+    """Reddening, modulus and distance (chain, draw, N, 3) given labels u (chain, draw, N, L), and what the magnitudes
+    say of modulus and reddening at these, where that is known."""
+    n_chain, n_draw, n, _ = u.shape
+    by_star = lambda x: np.moveaxis(np.asarray(x).reshape(-1, *x.shape[2:]), 1, 0)  # noqa: E731
+    flat, known = by_star(u), None if told is None else jax.tree.map(by_star, told)
     uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (2, *flat.shape[:2]))
-    out, chi2 = np.empty((*flat.shape[:2], 3)), np.empty(n)
+    out = np.empty((*flat.shape[:2], 3))
     size = min(problem.at_once, n)
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
-        kept = min(size, n - start)
-        part = problem.select(rows)
-        mu, e, best = _draw_distances(
-            problem.energy, part.shared, part.own, jnp.asarray(flat[rows]), jnp.asarray(uniform[:, rows]),
-            jnp.asarray(part.modes.location[0]),
-        )  # fmt: skip
-        modulus = np.asarray(mu)[:kept]
-        out[start : start + kept] = np.stack([np.asarray(e)[:kept], modulus, 10 ** (0.2 * (modulus - 10))], -1)
-        chi2[start : start + kept] = np.asarray(best)[:kept]
-    return np.moveaxis(out, 0, 1).reshape(n_chain, n_draw, n, 3), chi2
+        own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
+        q = None if known is None else jax.tree.map(lambda x, i=rows: x[i], known)
+        drawn = _draw_distances(problem.energy, problem.shared, own, flat[rows], q, uniform[:, rows])
+        out[start : start + size, :, :2] = np.asarray(drawn)[: n - start]
+    out[..., 2] = 10 ** (0.2 * (out[..., 1] - 10))
+    return np.moveaxis(out, 0, 1).reshape(n_chain, n_draw, n, 3)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw_distances(energy, shared, own, u, uniform, best):
-    def one(own, u, uniform, best):
+def _draw_distances(energy, shared, own, u, q, uniform):
+    def one(own, u, q, uniform):
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        mu, e = draw(energy.quadratic(u, shared, own), others, shared.prior, (uniform[0], uniform[1]))
-        q = jax.tree.map(lambda x: x[0], energy.quadratic(best[None], shared, own))
-        at = summary(q, own.others, shared.prior)
-        x = at.modulus - q.mu_0
-        y = at.reddening - q.e_0
-        left = q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2 - 2 * (q.b_mu * x + q.b_e * y) - 2 * q.log_norm
-        return mu, e, left
+        q = energy.quadratic(u, shared, own) if q is None else q
+        mu, e = draw(q, others, shared.prior, (uniform[0], uniform[1]))
+        return jnp.stack([e, mu], -1)
 
-    return jax.vmap(one, (0, 0, 1, 0))(own, u, uniform, best)
+    return jax.vmap(one, (0, 0, 0, 1))(own, u, q, uniform)
+
+
+@in_float64
+def misfit(problem: StarProblem) -> np.ndarray:
+    """chi^2 (N,) of the magnitudes at the best mode of the labels."""
+    return np.array(_misfit(problem.energy, problem.shared, problem.own, problem.modes.location[0]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _misfit(energy, shared, own, best):
+    q = jax.vmap(energy.quadratic, (0, None, 0))(best[:, None], shared, own)
+    q = jax.tree.map(lambda x: x[:, 0], q)
+    at = summary(q, own.others, shared.prior)
+    x, y = at.modulus - q.mu_0, at.reddening - q.e_0
+    return q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2 - 2 * (q.b_mu * x + q.b_e * y) - 2 * q.log_norm

@@ -35,7 +35,7 @@ from ..numerics.mixture import Mixture
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Stars
-from .photometric_stars import PhotometricMoments, distances, moments_of, prepare
+from .photometric_stars import PhotometricMoments, distances, misfit, moments_of, prepare
 
 STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
@@ -206,16 +206,17 @@ def _finish(
     few = u.shape[0] * u.shape[1] == 1
     if few:  # one draw, the mode: its errors are those of the Gaussians at the modes
         u = np.moveaxis(np.asarray(draw_mixture(problem, seed, 200)[0]), 1, 0)[None]
-    q, chi2 = distances(problem, u, seed)
+    q, chi2 = distances(problem, u, seed, out.beside), misfit(problem)
     draws = np.concatenate([frame.physical(u), q], -1)
     flat = draws.reshape(-1, n, draws.shape[-1])
     mean = flat.mean(0)
     off = flat - mean
     covariance = np.einsum("snq,snr->nqr", off, off, optimize=True) / max(len(flat) - 1, 1)
-    p16, p50, p84 = np.percentile(flat, [15.865, 50, 84.135], axis=0)
+    by_star = np.ascontiguousarray(np.moveaxis(flat, 0, -1))  # sorted where they lie, several times faster
+    p16, p50, p84 = np.percentile(by_star, [15.865, 50, 84.135], axis=-1, overwrite_input=True)
     if few:
         at = np.asarray(out.u)
-        draws = np.concatenate([frame.physical(at), distances(problem, at, seed)[0]], -1)
+        draws = np.concatenate([frame.physical(at), distances(problem, at, seed)], -1)
     observed = {name: stars[name].observed for name in ("labels", "magnitudes") if name in stars}
     n_band = observed["magnitudes"].sum(1) if "magnitudes" in observed else np.zeros(n, int)
     blank = (n_band == 0) & ~(observed["labels"].any(1) if "labels" in observed else np.zeros(n, bool))
