@@ -24,8 +24,8 @@ HOPELESS = 20.0
 """A start that is so many nats further from the best than a mode may be is given up after the first iterations."""
 SAME = 0.5
 """In sd: starts that are so close to a better one end where it does."""
-DIFFERENCE = 1e-5
-"""Step of the differences of slopes that give second derivatives, in float64 to 1e-5."""
+DIFFERENCE = 1e-6
+"""Step of the differences of slopes that give second derivatives, in float64 to 1e-6."""
 
 Energy = Callable[[Array, Any, Any], Array]
 """Minus log density (S,) of points u (S, M) of one star: energy(u, shared, own)."""
