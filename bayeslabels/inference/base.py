@@ -50,7 +50,7 @@ class StarDraws:
     """What a test step returns: u (chain, draw, star, P), latents, and per-star diagnostics (star,).
 
     `mean` and `covariance` where they are known better than from the draws. `failed`: stars without an answer.
-    `beside`: what the density of each draw was computed from (`StarProblem.in_passing`), a pytree of (chain, draw,
+    `beside`: what the density of each draw was computed from (`starwise.in_passing`), a pytree of (chain, draw,
     star, ...), where that is known.
     """
 

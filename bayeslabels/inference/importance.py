@@ -22,7 +22,7 @@ KHAT_LIMIT = 0.7
 """Pareto k-hat above which importance weights are not to be trusted (Vehtari+24)."""
 
 
-ROUNDS = 3
+ROUNDS = 6
 """Further proposals, each learned from the draws before, of stars whose k-hat is above the limit."""
 COMPONENTS = 24
 BREADTH = 0.6

@@ -26,12 +26,12 @@ class StarProblem:
 
     Attributes:
         energy: minus log posterior (S,), up to a constant per star, of points u (S, M): energy(u, shared, own of one
-            star). Hashable, equal for equal functions: what it computes with is in the other two.
+            star). Hashable, equal for equal functions: what it computes with is in the other two. It may have a method
+            `in_passing` of the same arguments: the energy and what it was computed from, a pytree of (S, ...), where
+            the family wants that of every draw (`StarDraws.beside`).
         shared: arrays that all stars have in common. own: pytree of arrays with a row per star.
         modes: the optima of every star.
         at_once: so many stars' draws stay in the cache.
-        in_passing: energy and beside it what the energy was computed from, a pytree of (S, ...), where the family wants
-            that of every draw (`StarDraws.beside`); same arguments.
     """
 
     energy: Callable[[Array, Any, Any], Array]
@@ -39,7 +39,6 @@ class StarProblem:
     own: Any
     modes: Modes
     at_once: int = 64
-    in_passing: Callable[[Array, Any, Any], tuple[Array, Any]] | None = None
 
     @property
     def n_star(self) -> int:
@@ -109,10 +108,10 @@ def log_posterior(problem: StarProblem, u: Array) -> Array:
 
 
 def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:
-    """The same, and `StarProblem.in_passing`: a pytree of (N, S, ...), empty where there is nothing."""
-    if problem.in_passing is None:
+    """The same, and what it was computed from: a pytree of (N, S, ...), empty where the energy does not tell."""
+    if not hasattr(problem.energy, "in_passing"):
         return log_posterior(problem, u), None
-    return _in_passing(problem.in_passing, problem.shared, problem.own, u)
+    return _in_passing(problem.energy, problem.shared, problem.own, u)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -122,5 +121,5 @@ def _log_posterior(energy, shared, own, u):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _in_passing(energy, shared, own, u):
-    f, beside = jax.vmap(energy, (0, None, 0))(u, shared, own)
+    f, beside = jax.vmap(energy.in_passing, (0, None, 0))(u, shared, own)
     return -f, beside

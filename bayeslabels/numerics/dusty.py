@@ -84,12 +84,20 @@ def project(factors: Array, columns: Array) -> tuple[Array, Array, Array]:
 
 def quadratic(residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array) -> Quadratic:
     """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B), seen (..., B): 1 if observed, else 0; E_0 (...)."""
+    return quadratic_and_rest(residual, vector, factors, variance, seen, e_0)[0]
+
+
+def quadratic_and_rest(
+    residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array, *more: Array
+) -> tuple[Quadratic, Array]:
+    """`quadratic`, and what is left (..., 3 + n, B + Q) of 1, R, m - M - mu_0 - E_0 R and n `more` columns (..., B)."""
     root = seen / jnp.sqrt(variance)
     mu_0 = centre_of(residual - e_0[..., None] * vector, root)
-    columns = jnp.stack([root, root * vector, root * (residual - mu_0[..., None] - e_0[..., None] * vector)], -2)
+    each = [jnp.ones_like(vector), vector, residual - mu_0[..., None] - e_0[..., None] * vector, *more]
+    columns = jnp.stack([root * jnp.broadcast_to(c, root.shape) for c in each], -2)
     _, rest, log_det = project(factors * root[..., None, :], columns)
     log_det = log_det + (seen * jnp.log(2 * np.pi * variance)).sum(-1)
-    return _quadratic(rest[..., 0, :], rest[..., 1, :], rest[..., 2, :], log_det, mu_0, e_0)
+    return _quadratic(rest[..., 0, :], rest[..., 1, :], rest[..., 2, :], log_det, mu_0, e_0), rest
 
 
 def centre_of(residual: Array, root: Array) -> Array:
@@ -122,6 +130,11 @@ def _in_e(q: Quadratic, others: Others, x: Array) -> tuple[Array, Array]:
     weight = others.reddening_weight**2
     p = jnp.maximum(q.a_e + weight, 1e-8)
     return q.b_e - q.a_both * x + weight * (others.reddening - q.e_0) - others.rate, p
+
+
+def mean_reddening(q: Quadratic, others: Others, x: Array) -> Array:
+    """Mean of E at mu = mu_0 + x."""
+    return truncated.moments(*_in_e(q, others, x), q.e_0)[0]
 
 
 def log_integrand(q: Quadratic, others: Others, prior: DistancePrior, x: Array) -> Array:
@@ -178,7 +191,8 @@ def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Arr
 
 
 @functools.cache
-def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points, in sd, and log weights of an integral over a nearly Gaussian function."""
     t, w = np.polynomial.hermite_e.hermegauss(nodes)
     return t, np.log(w) + 0.5 * t**2
 
@@ -216,7 +230,7 @@ def log_marginal(q: Quadratic, others: Others, prior: DistancePrior, nodes: int 
 
 def _nodes(nodes: int, x: Array) -> tuple[Array, Array]:
     """Points and log weights (nodes, 1, ...) beside x (...): the first axis, so that loops run along the stars."""
-    return tuple(jnp.asarray(a, x.dtype).reshape(-1, *[1] * x.ndim) for a in _rule(nodes))  # type: ignore[return-value]
+    return tuple(jnp.asarray(a, x.dtype).reshape(-1, *[1] * x.ndim) for a in rule(nodes))  # type: ignore[return-value]
 
 
 def _integrated(q: Quadratic, others: Others, prior: DistancePrior, x: Array, width: Array, nodes: int) -> Array:
