@@ -143,7 +143,7 @@ class Family(ABC):
 
     def read_moments(self, arrays: dict[str, np.ndarray]) -> Any:
         """The moments from the arrays of a file."""
-        return self.moments(**{name: arrays[name] for name in self.moments._fields})
+        return self.moments(**{name: arrays[name] for name in self.moments._fields if name in arrays})
 
     @abstractmethod
     def infer(

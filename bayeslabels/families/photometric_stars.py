@@ -1,10 +1,13 @@
 """The posterior of every star's labels from its magnitudes, distance modulus and reddening integrated out.
 
-    p(u | data) ~ p(u) p(labels | u) int dmu p(mu) p(parallax | mu) int dE p(E) N(E_0 | E) N(m | M + mu + E R, C)
+    p(u | data) ~ p(u) p(labels | u) int dmu p(mu) p(parallax | mu) int dE p(E) N(E_0 | E) p(m | M + mu + E R)
+    p(m | .) = (1 - f) N(m | ., C) + f N(m | ., C + w^2 I)
     C = diag(sigma^2 + s_b^2) + s_M^2 1 1' + Cov[M + E R]
 
-the last term, what the members of the ensemble disagree about, at a first estimate of u and E. Starts are the best of
-many draws from the labels' population, tried for all stars by matrix products: dwarfs and giants alike.
+w: the scatter of outliers, which a star may be with the probability f. With a second dust vector (R + x R_2 for R) the
+star's x ~ N(0, 1) is one more unknown after its labels. The last term of C, what the members of the ensemble disagree
+about, is that at a first estimate of u and E. Starts are the best of many draws from the labels' population, tried for
+all stars by matrix products: dwarfs and giants alike.
 """
 
 from __future__ import annotations
@@ -16,10 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import expit
 
 from ..inference.starwise import StarProblem
-from ..models.photometry import Photometry
+from ..models.photometry import Photometry, second_vector
 from ..numerics.dusty import (
     LN10_5,
     DistancePrior,
@@ -27,6 +29,7 @@ from ..numerics.dusty import (
     Quadratic,
     draw,
     log_marginal,
+    mean_reddening,
     mode,
     parallax_at,
     project,
@@ -44,8 +47,8 @@ from ..stars import Stars
 
 CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
-CHUNK = 256
-"""Stars whose modes are sought side by side."""
+CHUNK, FEW = 256, 32
+"""Stars whose modes are sought side by side, and where there are no more than so many."""
 MEMBERS = 8
 """Functions kept of a training posterior that was sampled."""
 
@@ -54,7 +57,8 @@ class PhotometricMoments(NamedTuple):
     """E members of an ensemble; L labels, B bands.
 
     coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
-    luminosity_scatter, mag; outlier_fraction; zero_point, zero_point_error, mas.
+    luminosity_scatter, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second (E, B): R_2 if there
+    is one, of equal sign in all members.
     """
 
     coefficients: np.ndarray
@@ -65,30 +69,56 @@ class PhotometricMoments(NamedTuple):
     outlier_fraction: np.ndarray
     zero_point: np.ndarray
     zero_point_error: np.ndarray
+    reddening_second: np.ndarray | None = None
 
 
 class Shared(NamedTuple):
-    """What the posteriors of all stars have in common; of the population ln weight - ln det F, mean and F^-1."""
+    """What the posteriors of all stars have in common; ensemble: the mean function (`Function.ensemble`); of the
+    population ln weight - ln det F, mean and F^-1; second: R_2 if there is one."""
 
-    coefficients: Array
+    ensemble: Any
     baseline: Array
     spread: Array
     reddening_log: Array
     reddening_slope: Array
+    second: Array | None
     log_weight: Array
     mean: Array
     whiten: Array
     prior: DistancePrior
 
 
-class Own(NamedTuple):
-    """What belongs to each of N stars: the magnitudes less mu_0, 1 / their sd, the basis of the directions in which
-    they are uncertain (N, Q, B + Q), `Others`, and the catalogue labels with their precision, scaled."""
+def precision_of(shared: Shared) -> Any:
+    """The type of the ensemble's weights, in which M and R are computed."""
+    return jax.tree.leaves(shared.ensemble)[0].dtype
 
-    magnitudes: Array
+
+class Noise(NamedTuple):
+    """Of each of N stars: 1 / sd of the magnitudes (N, B), the basis of the directions in which they are uncertain
+    (N, Q, B + Q), and ln of how probable this noise is, times its normalisation (N,)."""
+
     root: Array
     basis: Array
+    log_norm: Array
+
+
+class Told(NamedTuple):
+    """What the magnitudes say of modulus and reddening at labels (...): of a good star, of an outlier, and the log odds
+    that it is one."""
+
+    good: Quadratic
+    bad: Quadratic | None
+    log_odds: Array | None
+
+
+class Own(NamedTuple):
+    """What belongs to each of N stars: the magnitudes less mu_0, their noise, and that of outliers if there are any,
+    `Others`, and the catalogue labels with their precision, scaled."""
+
+    magnitudes: Array
     mu_0: Array
+    good: Noise
+    bad: Noise | None
     others: Others
     labels: Array
     label_precision: Array
@@ -102,57 +132,93 @@ class LabelEnergy:
     nodes: int = 9
 
     def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
-        """M and R (S, B), means of the members."""
-        points = u.astype(shared.coefficients.dtype)
-        each = [self.net(weights, points) for weights in shared.coefficients]  # one by one: products without a batch
-        m = (sum(each) / len(each)).astype(u.dtype) @ shared.spread
-        vector = jnp.exp(shared.reddening_log + u @ shared.reddening_slope.T)
-        return m + shared.baseline[0] + u @ shared.baseline[1:], vector
+        """M and R (S, B), means of the members; as precise as their weights."""
+        dtype = precision_of(shared)
+        points, base, spread = self.labels(u).astype(dtype), shared.baseline.astype(dtype), shared.spread.astype(dtype)
+        m = base[0] + points @ base[1:] + self.net.mean(shared.ensemble, points) @ spread
+        log_vector = shared.reddening_log.astype(dtype) + points @ shared.reddening_slope.T.astype(dtype)
+        vector = jnp.exp(log_vector).astype(u.dtype)
+        if u.shape[-1] > self.net.n_in:
+            vector = vector + u[:, -1:] * shared.second
+        return m.astype(u.dtype), vector
+
+    def labels(self, u: Array) -> Array:
+        return u[..., : self.net.n_in]
 
     def quadratic(self, u: Array, shared: Shared, own: Own) -> Quadratic:
-        m, vector = self.at(u, shared)
-        columns = own.root * jnp.stack([jnp.ones_like(m), vector, own.magnitudes - m], 1)
-        across = columns @ own.basis[:, : m.shape[-1]].T
-        return quadratic_of(columns, across, own.mu_0)
+        """What the magnitudes say of modulus and reddening, of a star that is no outlier."""
+        return told_by(*self.at(u, shared), own, own.good)
 
     def log_prior(self, u: Array, shared: Shared, own: Own) -> Array:
-        z = jnp.einsum("kij,skj->ski", shared.whiten, u[:, None] - shared.mean)
-        off = u - own.labels
-        known = -0.5 * ((off @ own.label_precision) * off).sum(-1)
+        labels = self.labels(u)
+        z = jnp.einsum("kij,skj->ski", shared.whiten, labels[:, None] - shared.mean)
+        off = labels - own.labels
+        known = -0.5 * ((off @ own.label_precision) * off).sum(-1) - 0.5 * (u[:, self.net.n_in :] ** 2).sum(-1)
         return jax.scipy.special.logsumexp(shared.log_weight - 0.5 * (z**2).sum(-1), axis=-1) + known
 
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
-        q = self.quadratic(u, shared, own)
+        return self.in_passing(u, shared, own)[0]
+
+    def in_passing(self, u: Array, shared: Shared, own: Own) -> tuple[Array, Told]:
+        """The same, and what the magnitudes say."""
+        m, vector = self.at(u, shared)
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        single = shared.coefficients.dtype != u.dtype
-        return -log_marginal(q, others, shared.prior, self.nodes, single) - self.log_prior(u, shared, own)
+        single = precision_of(shared) != u.dtype
+
+        def density(noise):
+            q = told_by(m, vector, own, noise)
+            return q, log_marginal(q, others, shared.prior, self.nodes, single) + noise.log_norm
+
+        (good, log_p), bad, log_odds = density(own.good), None, None
+        if own.bad is not None:
+            bad, log_bad = density(own.bad)
+            log_odds = log_bad - log_p
+            log_p = jnp.logaddexp(log_p, log_bad)
+        return -log_p - self.log_prior(u, shared, own), Told(good, bad, log_odds)
+
+
+def told_by(m: Array, vector: Array, own: Own, noise: Noise) -> Quadratic:
+    """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these."""
+    columns = noise.root * jnp.stack([jnp.ones_like(m), vector, own.magnitudes - m], 1)
+    return quadratic_of(columns, columns @ noise.basis[:, : m.shape[-1]].T, own.mu_0)
 
 
 @dataclass(frozen=True)
 class LabelCurvature:
-    """Gauss-Newton curvature (S, L, L) of a `LabelEnergy`, mu and E as free as parallax and reddening leave them."""
+    """Gauss-Newton curvature (S, M, M) of a `LabelEnergy`, mu and E as free as parallax and reddening leave them."""
 
     energy: LabelEnergy
 
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
-        n_label = u.shape[-1]
-        push = lambda t: jax.jvp(lambda u: self.energy.at(u, shared)[0], (u,), (jnp.broadcast_to(t, u.shape),))  # noqa: E731
-        _, slopes = jax.vmap(push)(jnp.eye(n_label))
-        m, vector = self.energy.at(u, shared)
+        n, n_label = u.shape[-1], self.energy.net.n_in
+        push = lambda t: jax.jvp(lambda u: self.energy.at(u, shared), (u,), (jnp.broadcast_to(t, u.shape),))  # noqa: E731
+        (m, vector), (of_m, of_vector) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(n))
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        x, _ = mode(self.energy.quadratic(u, shared, own), others, shared.prior)
+        noise, q = own.good, told_by(m, vector, own, own.good)
+        if own.bad is not None:
+            told = self.energy.in_passing(u, shared, own)[1]
+            wrong = jnp.asarray(told.log_odds) > 0
+            either = lambda bad, good: jnp.where(wrong.reshape(-1, *[1] * bad.ndim), bad, good)  # noqa: E731
+            noise = jax.tree.map(either, own.bad, own.good)
+            q = jax.tree.map(lambda bad, good: jnp.where(wrong, bad, good), told.bad, told.good)
+        x, _ = mode(q, others, shared.prior)
+        e = mean_reddening(q, others, x)
         tangent = LN10_5 * parallax_at(own.mu_0 + x) * others.parallax_weight
         of_mu, of_e = 1 / jnp.sqrt(tangent**2 + 0.04), 1 / jnp.sqrt(others.reddening_weight**2 + others.rate**2)
-        free = jnp.stack([of_mu[:, None] * own.root, of_e[:, None] * own.root * vector], 1)
-        top = own.basis[:, : m.shape[-1]]
-        columns = jnp.concatenate([free, own.root * jnp.moveaxis(slopes, 0, 1)], 1)
-        columns = jnp.concatenate([columns, jnp.zeros((*columns.shape[:2], len(top)))], -1)
-        columns = columns - (columns[..., : m.shape[-1]] @ top.T) @ own.basis
+        slopes = jnp.moveaxis(of_m + e[:, None] * of_vector, 0, 1)
+        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e[:, None] * vector], 1)
+        columns = jnp.concatenate([free, slopes], 1) * jnp.broadcast_to(noise.root, m.shape)[:, None]
+        n_band = m.shape[-1]
+        top = jnp.swapaxes(noise.basis[..., :n_band], -1, -2)
+        columns = jnp.concatenate([columns, jnp.zeros((*columns.shape[:2], top.shape[-1]))], -1)
+        columns = columns - (columns[..., :n_band] @ top) @ noise.basis
         _, rest, _ = project(columns[:, :2], columns[:, 2:])
-        z = jnp.einsum("kij,skj->ski", shared.whiten, u[:, None] - shared.mean)
+        z = jnp.einsum("kij,skj->ski", shared.whiten, self.energy.labels(u)[:, None] - shared.mean)
         part = jax.nn.softmax(shared.log_weight - 0.5 * (z**2).sum(-1), axis=-1)
-        of_prior = jnp.einsum("sk,kij,kil->sjl", part, shared.whiten, shared.whiten)
-        return jnp.einsum("sib,sjb->sij", rest, rest) + of_prior + own.label_precision
+        of_prior = jnp.einsum("sk,kij,kil->sjl", part, shared.whiten, shared.whiten) + own.label_precision
+        extra = n - n_label
+        of_prior = jnp.pad(of_prior, ((0, 0), (0, extra), (0, extra))) + jnp.diag(jnp.arange(n) >= n_label)
+        return jnp.einsum("sib,sjb->sij", rest, rest) + of_prior
 
 
 def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMoments:
@@ -161,10 +227,14 @@ def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMo
     some = np.unique(np.linspace(0, len(flat["weights"]) - 1, MEMBERS).astype(int))
     zero = flat.get("zero_point", np.array([model.zero_point[0]]))
     fraction = flat.get("outlier_fraction", np.zeros(1))
+    second = None
+    if "reddening_second" in flat:
+        second = np.asarray(second_vector(flat["reddening_second"], flat["reddening_log"]))[some]
+        second = second * np.where(second @ second[0] < 0, -1.0, 1.0)[:, None]
     return PhotometricMoments(
         flat["weights"][some], flat["reddening_log"][some], flat["reddening_slope"][some],
         np.sqrt((flat["scatter"] ** 2).mean(0)), np.sqrt((flat["luminosity_scatter"] ** 2).mean()),
-        fraction.mean(), zero.mean(), zero.std(),
+        fraction.mean(), zero.mean(), zero.std(), second,
     )  # fmt: skip
 
 
@@ -174,8 +244,9 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
     factor = np.linalg.cholesky(mixture.covariance)
     log_weight = np.log(mixture.weight) - np.log(np.einsum("kii->ki", factor)).sum(1)
     return Shared(
-        jnp.asarray(moments.coefficients), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
+        model.net.ensemble(jnp.asarray(moments.coefficients)), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
         jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
+        None if moments.reddening_second is None else jnp.asarray(moments.reddening_second.mean(0)),
         jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
         jax.tree.map(jnp.asarray, model.distance_prior),
     )  # fmt: skip
@@ -193,35 +264,42 @@ def label_prior(model: Photometry) -> Mixture:
 
 
 @in_float64
-def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> tuple[StarProblem, np.ndarray]:
-    """The label posteriors of N stars with their modes, and the probability (N,) that a star is an outlier."""
+def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarProblem:
+    """The label posteriors of N stars with their modes."""
     model, moments = posterior.model, posterior.moments
     energy = LabelEnergy(model.net)
     shared = shared_of(model, moments)
-    candidates = jnp.asarray(label_prior(model).draw(CANDIDATES, seed))
+    tried = label_prior(model).draw(CANDIDATES, seed)
+    if shared.second is not None:
+        x = np.random.default_rng([seed, 32452843]).standard_normal((CANDIDATES, 1))
+        tried = np.concatenate([tried, x], 1)
+    candidates = jnp.asarray(tried)
     at = _at(energy, candidates, shared)
     rows = _rows_of(model, moments, stars)
-    members = tuple(map(jnp.asarray, (moments.coefficients, moments.reddening_log, moments.reddening_slope)))
+    members = jax.tree.map(
+        jnp.asarray,
+        (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second),
+    )
     grey = jnp.asarray(moments.luminosity_scatter)
+    f = float(moments.outlier_fraction) if model.outliers else 0.0
+    wide = model.outlier_width if f > 0 else None
+    odds = float(np.log(f / (1 - f))) if f > 0 else -np.inf
+    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
+    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
     parts, n = [], len(stars)
-    size = min(CHUNK, 1 << max(3, int(n - 1).bit_length()))
+    size = FEW if n <= FEW else CHUNK  # two sizes: each is compiled
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
-        first, good, bad = _choose(starts, model.outlier_width, shared.prior, mine, grey, candidates, *at)
-        own = _own(energy, *members, shared, mine, grey, first[:, 0])
-        modes = find_modes(energy, LabelCurvature(energy), shared, own, first)
-        f = float(moments.outlier_fraction) if model.outliers else 0.0
-        odds = np.asarray(bad - good) + (np.log(f) - np.log1p(-f) if f > 0 else -np.inf)
+        first = _choose(starts, wide, odds, shared.prior, mine, grey, candidates, *at)
+        own = _own(energy, wide, odds, members, shared, mine, grey, first[:, 0])
+        modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
         kept = min(size, n - start)
         parts.append((jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], own),
-                      Modes(*(np.asarray(x)[:, :kept] for x in modes)), expit(odds)[:kept]))  # fmt: skip
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *[p[0] for p in parts])
-    all_modes = Modes(*(np.concatenate(x, 1) for x in zip(*[p[1] for p in parts], strict=True)))
-    wrong = np.concatenate([p[2] for p in parts])
-    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
-    fast = shared._replace(coefficients=shared.coefficients.astype(jnp.float32))
-    return StarProblem(energy, fast, joined, all_modes, at_once=8), wrong
+                      Modes(*(np.asarray(x)[:, :kept] for x in modes))))  # fmt: skip
+    own = jax.tree.map(lambda *x: np.concatenate(x), *[p[0] for p in parts])
+    modes = Modes(*(np.concatenate(x, 1) for x in zip(*[p[1] for p in parts], strict=True)))
+    return StarProblem(energy, fast, own, modes, 8)
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
@@ -251,9 +329,9 @@ def _at(energy, u, shared):
     return energy.at(u, shared)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _choose(starts, wide, prior, rows, luminosity, candidates, m, vector):
-    """The best candidates (N, J, L) that are not neighbours, and ln p(data) (N,) as no outlier and as one."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vector):
+    """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
 
     def density(variance):
@@ -276,84 +354,119 @@ def _choose(starts, wide, prior, rows, luminosity, candidates, m, vector):
         )  # fmt: skip
         return rough(q, others, prior)
 
-    off = candidates - rows["labels"][:, None]
-    known = -0.5 * ((off @ rows["precision"]) * off).sum(-1)
-    good = density(rows["variance"]) + known
-    bad = density(rows["variance"] + wide**2) + known
-    evidence = [jax.scipy.special.logsumexp(x, axis=1) for x in (good, bad)]
+    off = candidates[:, : rows["labels"].shape[1]] - rows["labels"][:, None]
+    score = density(rows["variance"])
+    if wide is not None:
+        score = jnp.logaddexp(score, log_odds + density(rows["variance"] + wide**2))
+    score = score - 0.5 * ((off @ rows["precision"]) * off).sum(-1)
     has_labels = (rows["precision"] != 0).any((1, 2))
-    picks, nearest = [], jnp.full(good.shape, jnp.inf)
+    picks, nearest = [], jnp.full(score.shape, jnp.inf)
     for j in range(starts):
         apart = FAR if j <= starts // 2 else NEIGHBOUR
-        pick = candidates[jnp.where(nearest < apart**2, -jnp.inf, good).argmax(1)]
+        pick = candidates[jnp.where(nearest < apart**2, -jnp.inf, score).argmax(1)]
         picks.append(pick)
         nearest = jnp.minimum(nearest, ((candidates - pick[:, None]) ** 2).sum(-1))
-    picks[0] = jnp.where(has_labels[:, None], rows["label_mean"], picks[0])
-    return jnp.stack(picks, 1), *evidence
+    known = jnp.pad(rows["label_mean"], ((0, 0), (0, candidates.shape[1] - off.shape[-1])))
+    picks[0] = jnp.where(has_labels[:, None], known, picks[0])
+    return jnp.stack(picks, 1)
 
 
 NEIGHBOUR, FAR = 0.6, 1.5
 """Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _own(energy, coefficients, reddening_log, reddening_slope, shared, rows, luminosity, first):
-    """`Own` of N stars: what the members disagree about, at the first estimate of labels (N, L) and reddening."""
-    n_member = len(coefficients)
-    root = rows["seen"] / jnp.sqrt(rows["variance"])
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
+    """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
+    coefficients, reddening_log, reddening_slope, second = members
+    n_member, seen = len(coefficients), rows["seen"]
+    root = seen / jnp.sqrt(rows["variance"])
     total = jnp.maximum((root**2).sum(1), 1e-12)
     mu_0 = (root**2 * rows["magnitudes"]).sum(1) / total - 4.0
-    z = rows["seen"] * (rows["magnitudes"] - mu_0[:, None])
+    z = seen * (rows["magnitudes"] - mu_0[:, None])
 
-    def own_with(factors):
-        basis, _, _ = project(factors * root[:, None], jnp.zeros((len(root), 0, root.shape[1])))
-        return Own(z, root, basis, mu_0, rows["others"], rows["labels"], rows["precision"])
+    def noise_with(factors, variance):
+        root = seen / jnp.sqrt(variance)
+        basis, _, log_det = project(factors * root[:, None], jnp.zeros((len(root), 0, root.shape[1])))
+        return Noise(root, basis, -0.5 * (log_det + (seen * jnp.log(variance)).sum(1)))
+
+    def own_with(factors, wide=None):
+        good, bad = noise_with(factors, rows["variance"]), None
+        if wide is not None:
+            bad = noise_with(factors, rows["variance"] + wide**2)
+            bad = bad._replace(log_norm=bad.log_norm - good.log_norm + log_odds)
+        good = good._replace(log_norm=jnp.zeros_like(good.log_norm))
+        return Own(z, mu_0, good, bad, rows["others"], rows["labels"], rows["precision"])
 
     shared_by_all = jnp.broadcast_to(luminosity, (*root.shape,))[:, None]
     if n_member == 1:
-        return own_with(shared_by_all)
+        return own_with(shared_by_all, wide)
     q = jax.vmap(lambda u, own: energy.quadratic(u[None], shared, own))(first, own_with(shared_by_all))
     q = jax.tree.map(lambda x: x[:, 0], q)
     e = summary(q, rows["others"], shared.prior).reddening
-    of_m = jax.vmap(energy.net, (0, None))(coefficients, first) @ shared.spread
-    vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", first, reddening_slope))
+    labels = energy.labels(first)
+    of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
+    vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
+    if second is not None:
+        vectors = vectors + first[:, -1:] * second[:, None]
     each = of_m + e[:, None] * vectors
     apart = jnp.moveaxis(each - each.mean(0), 0, 1) / np.sqrt(n_member - 1)
-    return own_with(jnp.concatenate([shared_by_all, apart], 1))
+    return own_with(jnp.concatenate([shared_by_all, apart], 1), wide)
 
 
 @in_float64
-def distances(problem: StarProblem, u: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reddening, modulus and distance (chain, draw, N, 3) given labels u (chain, draw, N, L); chi^2 (N,) at modes."""
-    n_chain, n_draw, n, n_label = u.shape
-    flat = np.moveaxis(u.reshape(-1, n, n_label), 1, 0)
-    uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (2, *flat.shape[:2]))
-    out, chi2 = np.empty((*flat.shape[:2], 3)), np.empty(n)
+def distances(
+    problem: StarProblem, u: np.ndarray, seed: int, told: Told | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reddening, modulus and distance (chain, draw, N, 3) given u (chain, draw, N, M), and the probability (N,) that a
+    star is an outlier; told: what the magnitudes say at these u, where that is known."""
+    n_chain, n_draw, n, _ = u.shape
+    by_star = lambda x: np.moveaxis(np.asarray(x).reshape(-1, *x.shape[2:]), 1, 0)  # noqa: E731
+    flat, known = by_star(u), None if told is None else jax.tree.map(by_star, told)
+    uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (3, *flat.shape[:2]))
+    out, wrong = np.empty((*flat.shape[:2], 3)), np.empty(n)
     size = min(problem.at_once, n)
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
-        kept = min(size, n - start)
-        part = problem.select(rows)
-        mu, e, best = _draw_distances(
-            problem.energy, part.shared, part.own, jnp.asarray(flat[rows]), jnp.asarray(uniform[:, rows]),
-            jnp.asarray(part.modes.location[0]),
-        )  # fmt: skip
-        modulus = np.asarray(mu)[:kept]
-        out[start : start + kept] = np.stack([np.asarray(e)[:kept], modulus, 10 ** (0.2 * (modulus - 10))], -1)
-        chi2[start : start + kept] = np.asarray(best)[:kept]
-    return np.moveaxis(out, 0, 1).reshape(n_chain, n_draw, n, 3), chi2
+        own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
+        mine = None if known is None else jax.tree.map(lambda x, i=rows: x[i], known)
+        drawn, odds = _draw_distances(problem.energy, problem.shared, own, flat[rows], mine, uniform[:, rows])
+        out[start : start + size, :, :2] = np.asarray(drawn)[: n - start]
+        wrong[start : start + size] = np.asarray(odds)[: n - start]
+    out[..., 2] = 10 ** (0.2 * (out[..., 1] - 10))
+    return np.moveaxis(out, 0, 1).reshape(n_chain, n_draw, n, 3), wrong
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw_distances(energy, shared, own, u, uniform, best):
-    def one(own, u, uniform, best):
+def _draw_distances(energy, shared, own, u, told, uniform):
+    def one(own, u, told, uniform):
         others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        mu, e = draw(energy.quadratic(u, shared, own), others, shared.prior, (uniform[0], uniform[1]))
-        q = jax.tree.map(lambda x: x[0], energy.quadratic(best[None], shared, own))
-        at = summary(q, own.others, shared.prior)
-        x = at.modulus - q.mu_0
-        y = at.reddening - q.e_0
-        left = q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2 - 2 * (q.b_mu * x + q.b_e * y) - 2 * q.log_norm
-        return mu, e, left
+        told = energy.in_passing(u, shared, own)[1] if told is None else told
+        q, wrong = told.good, jnp.zeros(len(u))
+        if told.bad is not None:
+            wrong = jax.nn.sigmoid(told.log_odds)
+            q = jax.tree.map(lambda bad, good: jnp.where(uniform[2] < wrong, bad, good), told.bad, told.good)
+        mu, e = draw(q, others, shared.prior, (uniform[0], uniform[1]))
+        return jnp.stack([e, mu], -1), wrong.mean()
 
-    return jax.vmap(one, (0, 0, 1, 0))(own, u, uniform, best)
+    return jax.vmap(one, (0, 0, 0, 1))(own, u, told, uniform)
+
+
+@in_float64
+def misfit(problem: StarProblem) -> np.ndarray:
+    """chi^2 (N,) of the magnitudes at the best mode of the labels."""
+    n, best, out = problem.n_star, np.asarray(problem.modes.location[0]), []
+    for start in range(0, n, FEW):
+        rows = np.minimum(np.arange(start, start + FEW), n - 1)
+        own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
+        out.append(_misfit(problem.energy, problem.shared, own, best[rows]))
+    return np.concatenate(out)[:n]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _misfit(energy, shared, own, best):
+    q = jax.vmap(energy.quadratic, (0, None, 0))(best[:, None], shared, own)
+    q = jax.tree.map(lambda x: x[:, 0], q)
+    at = summary(q, own.others, shared.prior)
+    x, y = at.modulus - q.mu_0, at.reddening - q.e_0
+    return q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2 - 2 * (q.b_mu * x + q.b_e * y) - 2 * q.log_norm

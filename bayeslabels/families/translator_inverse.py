@@ -103,7 +103,8 @@ def inverse(posterior: Any, stars: Stars, draws: int, seed: int, progress: bool 
     problem = StarProblem(InputEnergy(bound), fast, own, modes, at_once=AT_ONCE)
     found = Importance(draws=draws, rescue=False).infer(problem, seed, progress)
     told = found.star_stats
-    return Weighted(found.u[0], told["khat"], told["ess"], np.asarray(found.mean), np.asarray(found.covariance))
+    mean, covariance = np.asarray(found.mean), np.asarray(found.covariance)
+    return Weighted(found.u[0], None, told["khat"], told["ess"], mean, covariance)
 
 
 def _prior(frame: Any, given: Inputs, rows: np.ndarray) -> tuple[tuple[Prior, ...], tuple[np.ndarray, ...]]:

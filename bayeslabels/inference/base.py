@@ -53,6 +53,8 @@ class StarDraws:
     """What a test step returns: u (chain, draw, star, P), latents, and per-star diagnostics (star,).
 
     `mean` and `covariance` where they are known better than from the draws. `failed`: stars without an answer.
+    `beside`: what the density of each draw was computed from (`starwise.in_passing`), a pytree of (chain, draw,
+    star, ...), where that is known.
     """
 
     u: np.ndarray
@@ -61,6 +63,7 @@ class StarDraws:
     covariance: np.ndarray | None = None
     star_stats: dict[str, np.ndarray] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
+    beside: Any = None
 
 
 @dataclass(frozen=True)

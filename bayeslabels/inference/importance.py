@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from ..numerics.optimize import Modes
 from ..numerics.psis import smooth_weights
 from ..progress import bar
 from .base import Inference, StarDraws
-from .starwise import StarProblem, draw_mixture, log_posterior
+from .starwise import StarProblem, draw_mixture, in_passing
 
 KHAT_LIMIT = 0.7
 """Pareto k-hat above which importance weights are not to be trusted (Vehtari+24)."""
 
 
-ROUNDS = 3
+ROUNDS = 6
 """Further proposals, each learned from the draws before, of stars whose k-hat is above the limit."""
 COMPONENTS = 24
 BREADTH = 0.6
@@ -30,9 +30,11 @@ BREADTH = 0.6
 
 
 class Weighted(NamedTuple):
-    """Draws of equal weight (S, N, M), k-hat and effective sample size (N,), mean (N, M) and covariance (N, M, M)."""
+    """Draws of equal weight (S, N, M) and what is known beside them (S, N, ...), k-hat and effective sample size (N,),
+    mean (N, M) and covariance (N, M, M)."""
 
     u: np.ndarray
+    beside: Any
     khat: np.ndarray
     ess: np.ndarray
     mean: np.ndarray
@@ -59,27 +61,27 @@ class Importance(Inference):
     infers: ClassVar = LinearModel
 
     def _weighted(self, problem: StarProblem, seed: int, progress: bool | None) -> Weighted:
-        n, size, m = problem.n_star, problem.at_once, problem.n_latent
-        u, khat, ess = np.empty((self.draws, n, m)), np.empty(n), np.empty(n)
-        mean, covariance = np.empty((n, m)), np.empty((n, m, m))
+        n, size = problem.n_star, problem.at_once
+        parts = []
         with bar(n, "importance sampling", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
                 kept = min(size, n - start)
-                here = slice(start, start + kept)
                 part = problem.select(rows)
                 draws, proposal = draw_mixture(part, seed + 1_000_003 * start, self.draws, self.freedom)
-                out = _weigh(draws, log_posterior(part, draws) - proposal)
-                picked, khat[here], ess[here], mean[here], covariance[here] = (np.asarray(x)[:kept] for x in out)
-                u[:, here] = np.moveaxis(picked, 0, 1)
+                log_p, beside = in_passing(part, draws)
+                parts.append(jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], _weigh(draws, beside, log_p - proposal)))
                 shown.update(kept)
-        return Weighted(u, khat, ess, mean, covariance)
+        out = Weighted(*jax.tree.map(lambda *x: np.concatenate(x), *parts))
+        by_draw = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), (out.u, out.beside))
+        return out._replace(u=by_draw[0], beside=by_draw[1])
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         n = problem.n_star
-        u, khat, ess, mean, covariance = self._weighted(problem, seed, progress)
-        u = u[np.random.default_rng([seed, 31]).permutation(self.draws)]
+        u, beside, khat, ess, mean, covariance = self._weighted(problem, seed, progress)
+        mixed = np.random.default_rng([seed, 31]).permutation(self.draws)
+        u, beside = jax.tree.map(lambda x: x[mixed], (u, beside))
         failed = ~np.asarray(problem.modes.converged[0])
         stats = {"n_khat_high": int((khat > KHAT_LIMIT).sum()), "n_rescued": 0}
         for round in range(ROUNDS):
@@ -89,7 +91,7 @@ class Importance(Inference):
             again = self._weighted(_nearer(problem.select(high), u[:, high], seed + round), seed + round + 1, False)
             better = np.flatnonzero(again.khat < khat[high])
             rows = high[better]
-            u[:, rows] = again.u[:, better]
+            _put((u, beside), rows, jax.tree.map(lambda x, i=better: x[:, i], (again.u, again.beside)))
             khat[rows], ess[rows] = again.khat[better], again.ess[better]
             mean[rows], covariance[rows] = again.mean[better], again.covariance[better]
         rescued = np.zeros(n, bool)
@@ -99,12 +101,30 @@ class Importance(Inference):
 
             sampled = NUTS(chains=4, draws=-(-self.draws // 4)).infer(problem.select(high), seed, progress)
             draws = sampled.u.reshape(-1, len(high), u.shape[-1])[: self.draws]
-            u[:, high], rescued[high] = draws, True
+            rescued[high] = True
+            rest = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 1, 0), _passing(problem.select(high), draws))
+            _put((u, beside), high, (draws, rest))
             mean[high] = draws.mean(0)
             covariance[high] = np.einsum("snm,snk->nmk", draws - draws.mean(0), draws - draws.mean(0)) / len(draws)
             stats["n_rescued"] = len(high)
         per_star = {"khat": khat, "ess": ess, "rescued": rescued}
-        return StarDraws(u[None], failed, mean, covariance, per_star, stats)
+        beside = jax.tree.map(lambda x: x[None], beside)
+        return StarDraws(u[None], failed, mean, covariance, per_star, stats, beside)
+
+
+def _put(into: Any, rows: np.ndarray, values: Any) -> None:
+    for x, y in zip(jax.tree.leaves(into), jax.tree.leaves(values), strict=True):
+        x[:, rows] = y
+
+
+def _passing(problem: StarProblem, u: np.ndarray) -> Any:
+    """`in_passing` of draws (S, N, M), in batches of the size that is compiled already: a pytree of (N, S, ...)."""
+    n, parts = problem.n_star, []
+    for start in range(0, n, problem.at_once):
+        rows = np.minimum(np.arange(start, start + problem.at_once), n - 1)
+        _, beside = in_passing(problem.select(rows), jnp.asarray(np.moveaxis(u[:, rows], 1, 0)))
+        parts.append(jax.tree.map(lambda x, k=n - start: np.asarray(x)[:k], beside))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def _nearer(problem: StarProblem, u: np.ndarray, seed: int) -> StarProblem:
@@ -124,8 +144,9 @@ def _nearer(problem: StarProblem, u: np.ndarray, seed: int) -> StarProblem:
 
 @jax.jit
 @jax.vmap
-def _weigh(u, log_ratio):
-    """Per star: draws resampled to equal weight (S, M), k-hat, effective sample size, weighted mean and covariance."""
+def _weigh(u, beside, log_ratio):
+    """Per star: draws resampled to equal weight (S, M) and what is beside them, k-hat, effective sample size, weighted
+    mean and covariance."""
     log_weight, khat = smooth_weights(log_ratio)
     weight = jnp.exp(log_weight)
     mean = weight @ u
@@ -133,4 +154,5 @@ def _weigh(u, log_ratio):
     covariance = (weight[:, None] * offset).T @ offset
     position = (jnp.arange(len(u)) + 0.5) / len(u)
     pick = jnp.searchsorted(jnp.cumsum(weight), position).clip(0, len(u) - 1)
-    return u[pick], khat, 1 / (weight**2).sum(), mean, covariance
+    u, beside = jax.tree.map(lambda x: x[pick], (u, beside))
+    return u, beside, khat, 1 / (weight**2).sum(), mean, covariance

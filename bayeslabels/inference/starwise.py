@@ -5,6 +5,7 @@ What inferences do with it (a Gaussian at every mode, importance sampling, NUTS)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class StarProblem:
 
     Attributes:
         energy: minus log posterior (S,), up to a constant per star, of points u (S, M): energy(u, shared, own of one
-            star). Hashable, equal for equal functions: what it computes with is in the other two.
+            star). Hashable, equal for equal functions: what it computes with is in the other two. It may have a method
+            `in_passing` of the same arguments: the energy and what it was computed from, a pytree of (S, ...), where
+            the family wants that of every draw (`StarDraws.beside`).
         shared: arrays that all stars have in common. own: pytree of arrays with a row per star.
         modes: the optima of every star.
         at_once: so many stars' draws stay in the cache.
@@ -49,7 +52,7 @@ class StarProblem:
     def select(self, rows: np.ndarray) -> StarProblem:
         """The stars of an integer array."""
         own = jax.tree.map(lambda x: x[rows], self.own)
-        return StarProblem(self.energy, self.shared, own, Modes(*(x[:, rows] for x in self.modes)), self.at_once)
+        return dataclasses.replace(self, own=own, modes=Modes(*(x[:, rows] for x in self.modes)))
 
 
 def modes_of(problem: StarProblem) -> StarDraws:
@@ -70,35 +73,33 @@ def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: int | None = 
     z, uniform = rng.standard_normal((*size, modes.location.shape[-1])), rng.random((*size, 1))
     if freedom is not None:
         z /= np.sqrt(rng.chisquare(freedom, (*size, 1)) / freedom)
-    location, covariance = jnp.moveaxis(modes.location, 0, 1), jnp.moveaxis(modes.covariance, 0, 1)
-    return _draw_stars(z, uniform, location, covariance, modes.weight.T, freedom)
+    return _draw_stars(z, uniform, modes, freedom)
 
 
 @functools.partial(jax.jit, static_argnames="freedom")
-def _draw_stars(z, uniform, location, covariance, weight, freedom):
-    m = location.shape[-1]
+def _draw_stars(z, uniform, modes, freedom):
+    m = modes.location.shape[-1]
 
     def one(z, uniform, location, covariance, weight):
         """Star by star: z (n, M), uniform (n, 1), location (J, M), covariance (J, M, M), weight (J,)."""
-        component = (uniform > jnp.cumsum(weight)[:-1]).sum(1)
+        upper = jnp.cumsum(weight)
+        component = (uniform > upper[:-1]).sum(1, keepdims=True) == jnp.arange(len(weight))
         factor = jnp.linalg.cholesky(covariance)
-        inverse = jax.vmap(lambda c: jax.scipy.linalg.solve_triangular(c, jnp.eye(m), lower=True))(factor)
-        u = (location[0] + z @ factor[0].T) * (component == 0)[:, None]
-        for j in range(1, len(weight)):
-            u = u + jnp.where((component == j)[:, None], location[j] + z @ factor[j].T, 0.0)
-        terms = []
-        for j in range(len(weight)):
-            z2 = (((u - location[j]) @ inverse[j].T) ** 2).sum(1)
-            shape = jnp.log(jnp.maximum(weight[j], 1e-300)) - jnp.log(jnp.diagonal(factor[j])).sum()
-            if freedom is None:
-                terms.append(shape - 0.5 * z2 - 0.5 * m * jnp.log(2 * jnp.pi))
-            else:
-                lgamma = jax.scipy.special.gammaln
-                norm = lgamma((freedom + m) / 2) - lgamma(freedom / 2) - 0.5 * m * jnp.log(freedom * jnp.pi)
-                terms.append(shape + norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom))
-        return u, jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
+        inverse = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(jnp.eye(m), factor.shape), lower=True)
+        own = component.astype(z.dtype) @ jnp.concatenate([location, factor.reshape(len(weight), -1)], 1)
+        u = own[:, :m] + (own[:, m:].reshape(-1, m, m) * z[:, None]).sum(-1)
+        white = u @ inverse.reshape(-1, m).T - jnp.einsum("jik,jk->ji", inverse, location).reshape(-1)
+        z2 = (white.reshape(-1, len(weight), m) ** 2).sum(-1)
+        shape = jnp.log(jnp.maximum(weight, 1e-300)) - jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)).sum(1)
+        if freedom is None:
+            terms = shape - 0.5 * z2 - 0.5 * m * jnp.log(2 * jnp.pi)
+        else:
+            lgamma = jax.scipy.special.gammaln
+            norm = lgamma((freedom + m) / 2) - lgamma(freedom / 2) - 0.5 * m * jnp.log(freedom * jnp.pi)
+            terms = shape + norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom)
+        return u, jax.scipy.special.logsumexp(terms, axis=1)
 
-    return jax.vmap(one)(z, uniform, location, covariance, weight)
+    return jax.vmap(one, (0, 0, 1, 1, 1))(z, uniform, modes.location, modes.covariance, modes.weight)
 
 
 def log_posterior(problem: StarProblem, u: Array) -> Array:
@@ -106,6 +107,19 @@ def log_posterior(problem: StarProblem, u: Array) -> Array:
     return _log_posterior(problem.energy, problem.shared, problem.own, u)
 
 
+def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:
+    """The same, and what it was computed from: a pytree of (N, S, ...), empty where the energy does not tell."""
+    if not hasattr(problem.energy, "in_passing"):
+        return log_posterior(problem, u), None
+    return _in_passing(problem.energy, problem.shared, problem.own, u)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _log_posterior(energy, shared, own, u):
     return -jax.vmap(energy, (0, None, 0))(u, shared, own)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _in_passing(energy, shared, own, u):
+    f, beside = jax.vmap(energy.in_passing, (0, None, 0))(u, shared, own)
+    return -f, beside

@@ -2,6 +2,7 @@
 
 magnitudes_n = M(u_n) + mu_n + E_n R(u_n) + noise        (Green+21, eq. 2)
 ln R_b(u) = r_b + r'_b . u                               (section 2.1)
+optionally E_n R + E_n x_n R_2 for E_n R                 (eq. 20, E_2 = E x)
 parallax_n = 10^((10 - mu_n) / 5) + zero + noise         (mas; any sign)
 """
 
@@ -23,6 +24,7 @@ from ..errors import bad_input
 from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
 from ..numerics.linalg import Array
 from ..numerics.network import Function, Network, Polynomial
+from ..numerics.two_vectors import log_marginal_of_both
 from ..priors import DistancePrior, Exponential, ExponentialDisk
 from ..stars import Stars
 from .photometry_frame import PhotometryFrame, frame_of
@@ -69,12 +71,14 @@ class Photometry(CollapsedModel):
     M        ``weights``               of the function from scaled labels to absolute magnitudes (B,), mag
     r        ``reddening_log``         (B,), ln of mag per mag of reddening at the median labels
     r'       ``reddening_slope``       (B, L), per unit of the scaled labels
+    R_2      ``reddening_second``      (B,), with `dust_vectors=2`, at right angles to R, mag per mag of reddening
     s_b      ``scatter``               (B,), of every band about M, mag
     s_M      ``luminosity_scatter``    that all bands share (ages, companions), mag
     f        ``outlier_fraction``      of stars whose magnitudes scatter by `outlier_width` in every band
     zero     ``zero_point``            of the parallaxes, measured less true, mas
     u_n      ``u``                     (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
     E_n      ``true_reddening``        its reddening ~ `reddening_prior`, mag
+    x_n      ``reddening_variation``   of its extinction curve from the mean, in sd (as R_V is) ~ N(0, 1)
     mu_n     ``distance_modulus``      its distance modulus ~ `distance_prior`, mag
     ======== ========================= ========================================================================
 
@@ -86,6 +90,8 @@ class Photometry(CollapsedModel):
         function: of labels to absolute magnitudes: "network", or "polynomial" of this `order`.
         width, depth: of the network's hidden layers.
         members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
+        dust_vectors: 1, or 2 for dust that differs between stars: the extinction is E (R + x R_2). The sign of R_2,
+            and of all x with it, means nothing: compare it with how R varies with R_V.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
         zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
@@ -105,6 +111,7 @@ class Photometry(CollapsedModel):
     width: int = 32
     depth: int = 2
     members: int = 4  # type: ignore[assignment]
+    dust_vectors: Literal[1, 2] = 1
     reddening_slope: float = 0.05
     outliers: bool = True
     outlier_width: float = 0.5
@@ -120,6 +127,7 @@ class Photometry(CollapsedModel):
         "weights",
         "reddening_log",
         "reddening_slope",
+        "reddening_second",
         "scatter",
         "luminosity_scatter",
         "outlier_fraction",
@@ -142,7 +150,11 @@ class Photometry(CollapsedModel):
             e = numpyro.sample("true_reddening", dist.Exponential(1 / model.reddening_scale))
             mu = numpyro.sample("distance_modulus", model.distance_prior.distribution())
             offset = theta["luminosity_scatter"] * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
-            m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * model.vector(theta, u)
+            vector = model.vector(theta, u)
+            if model.dust_vectors == 2:
+                x = numpyro.sample("reddening_variation", dist.Normal(0.0, 1.0))
+                vector = vector + x[:, None] * second_vector(theta["reddening_second"], theta["reddening_log"])
+            m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * vector
             seen = {name: tuple(jnp.asarray(x)[rows] for x in block) for name, block in rows_of.items()}
             model.sites(seen, u, m, mu, e, theta)
 
@@ -179,6 +191,10 @@ class Photometry(CollapsedModel):
         out["reddening_log"] = numpyro.sample("reddening_log", dist.Normal(0.0, 2.0).expand([n_band]).to_event(1))
         slope = dist.Normal(0.0, self.reddening_slope).expand([n_band, n_label]).to_event(2)
         out["reddening_slope"] = numpyro.sample("reddening_slope", slope)
+        if self.dust_vectors == 2:
+            out["reddening_second"] = numpyro.sample(
+                "reddening_second", dist.Normal(0.0, 0.3).expand([n_band]).to_event(1)
+            )
         out["scatter"] = numpyro.sample("scatter", dist.HalfNormal(0.05).expand([n_band]).to_event(1))
         out["luminosity_scatter"] = numpyro.sample("luminosity_scatter", dist.HalfNormal(0.3))
         out["outlier_fraction"] = jnp.zeros(())
@@ -196,6 +212,7 @@ class Photometry(CollapsedModel):
         sites = [name for name in self.global_sites if name != "weights"]
         sites = [name for name in sites if self.outliers or name != "outlier_fraction"]
         sites = [name for name in sites if self.zero_point[1] > 0 or name != "zero_point"]
+        sites = [name for name in sites if self.dust_vectors == 2 or name != "reddening_second"]
         return {"weights": slice(self.net.linear), **dict.fromkeys(sites, ...)}
 
     @cached_property
@@ -254,11 +271,16 @@ class Photometry(CollapsedModel):
 
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
-        catalogue's, the modulus and the reddening exactly."""
+        catalogue's, all else exactly."""
         at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance_prior
 
         def density(wide):
-            return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
+            if self.dust_vectors == 1:
+                return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
+            second = jnp.broadcast_to(second_vector(theta["reddening_second"], theta["reddening_log"]), at.vector.shape)
+            variance = data.variance + theta["scatter"] ** 2 + wide**2
+            given = (at.vector, second, at.factors, variance, data.seen, data.reddening_guess)
+            return log_marginal_of_both(data.magnitudes - at.mean, *given, others, prior)
 
         if not self.outliers:
             return density(0.0) + data.label_density
@@ -310,6 +332,8 @@ class Photometry(CollapsedModel):
             "scatter": np.full(n_band, 0.03),
             "luminosity_scatter": np.array(0.1),
         }
+        if self.dust_vectors == 2:  # not 0, where the density is level
+            out["reddening_second"] = 0.1 * np.random.default_rng([seed, 86028121]).standard_normal(n_band)
         if self.outliers:
             out["outlier_fraction"] = np.array(0.02)
         if self.zero_point[1] > 0:
@@ -333,6 +357,8 @@ class Photometry(CollapsedModel):
     def __post_init__(self) -> None:
         if self.function not in ("network", "polynomial"):
             raise bad_input(f"function={self.function!r}", "'network' or 'polynomial'", fix='function="network"')
+        if self.dust_vectors not in (1, 2):
+            raise bad_input(f"dust_vectors={self.dust_vectors!r}", "1 or 2", fix="dust_vectors=2")
         if self.order < 0 or self.depth < 0 or self.width < 1:
             raise bad_input(f"order={self.order}, depth={self.depth}, width={self.width}", ">= 0, >= 0 and >= 1")
         if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
@@ -363,6 +389,13 @@ class Photometry(CollapsedModel):
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
         _check_units(stars)
+
+
+def second_vector(free: Array, log_vector: Array) -> Array:
+    """R_2 (..., B): what of a free vector is at right angles to R at the median labels, whose part E measures."""
+    vector = jnp.exp(log_vector)
+    along = (free * vector).sum(-1, keepdims=True) / (vector**2).sum(-1, keepdims=True)
+    return free - along * vector
 
 
 class Scattered(dist.Distribution):

@@ -20,6 +20,12 @@ LATE = 64
 """Of the others so many side by side: one size, compiled once."""
 TOLERANCE = 1e-6
 """Newton decrement, in nats, of a star that has arrived."""
+HOPELESS = 20.0
+"""A start that is so many nats further from the best than a mode may be is given up after the first iterations."""
+SAME = 0.5
+"""In sd: starts that are so close to a better one end where it does."""
+DIFFERENCE = 1e-6
+"""Step of the differences of slopes that give second derivatives, in float64 to 1e-6."""
 
 Energy = Callable[[Array, Any, Any], Array]
 """Minus log density (S,) of points u (S, M) of one star: energy(u, shared, own)."""
@@ -28,82 +34,92 @@ Curvature = Callable[[Array, Any, Any], Array]
 
 
 def find_modes(
-    energy: Energy, curvature: Curvature, shared: Any, own: Any, starts: Array, keep: int = 3, threshold: float = 12.0
+    energy: Energy,
+    curvature: Curvature,
+    shared: Any,
+    own: Any,
+    starts: Array,
+    keep: int = 3,
+    threshold: float = 12.0,
+    rough: Any = None,
 ) -> Modes:
     """Distinct optima reached from starts (N, J, M), at most `keep` per star and `threshold` nats from the best.
 
     energy and curvature: hashable; arrays that they compute with are in `shared`, and in `own` with a row per star.
+    rough: `shared` in lower precision, if there is one, with which the first iterations are done.
     """
     n, j, _ = starts.shape
-    u, f, done = _descend(energy, curvature, FIRST_STEPS, False, shared, own, jnp.asarray(starts))
+    first = shared if rough is None else rough
+    found = _descend(energy, curvature, FIRST_STEPS, False, first, own, jnp.asarray(starts))
+    u, f, bend, done = map(np.array, found)
+    f = np.where(_hopeful(u, f, bend, threshold + HOPELESS), f, np.inf)
     # in NumPy: rows are picked and put back thousands of times
-    found = [np.array(x).reshape(n * j, *x.shape[2:]) for x in (u, f, done)]
+    flat = [x.reshape(n * j, *x.shape[2:]) for x in (u, f, bend, done)]
     each = jax.tree.map(np.asarray, own)
-    late = np.flatnonzero(~found[2])
-    for first in range(0, len(late), LATE):
-        rows = np.resize(late[first : first + LATE], LATE)
+    left = np.flatnonzero(np.isfinite(flat[1]))
+    left = left[np.argsort(~flat[3][left], kind="stable")]  # those that have arrived take a step or two
+    for begin in range(0, len(left), LATE):
+        rows = np.resize(left[begin : begin + LATE], LATE)
         mine = jax.tree.map(lambda x, star=rows // j: x[star], each)
-        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, found[0][rows, None])
-        for x, y in zip(found, at, strict=True):
+        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, flat[0][rows, None])
+        for x, y in zip(flat, at, strict=True):
             x[rows] = np.asarray(y)[:, 0]
-    u, f, done = (jnp.asarray(x).reshape(n, j, *x.shape[1:]) for x in found)
-    return _kept(energy, curvature, min(keep, j), threshold, shared, own, u, f, done)
+    by_start = [np.moveaxis(x.reshape(n, j, *x.shape[1:]), 1, 0) for x in flat]
+    return _distinct(min(keep, j), threshold, *by_start)
+
+
+def _hopeful(u: np.ndarray, f: np.ndarray, bend: np.ndarray, threshold: float) -> np.ndarray:
+    """Which points (N, J) of objectives f (N, J) are worth following."""
+    off = u[:, :, None] - u[:, None]
+    near = np.einsum("nijk,nikl,nijl->nij", off, bend, off, optimize=True) < SAME**2
+    first = np.triu(np.ones((f.shape[1],) * 2, bool), 1)
+    better = (f[:, :, None] < f[:, None]) | ((f[:, :, None] == f[:, None]) & first)
+    return ~(near & better).any(1) & (f <= f.min(1, keepdims=True) + threshold)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distinct(keep, threshold, u, f, bend, done):
+    def curvature_at(_, pick):
+        return jnp.take_along_axis(bend, pick[None, :, None, None], 0)[0]
+
+    return distinct(u, f, done, curvature_at, keep, threshold)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _descend(energy, curvature, iterations, exact, shared, own, u):
-    """u (N, J, M), objective (N, J) and whether they have arrived (N, J)."""
+    """u (N, J, M), objective (N, J), curvature (N, J, M, M) and whether they have arrived (N, J)."""
+    n, j, m = u.shape
     values = jax.vmap(energy, (0, None, 0))
-    curvatures = functools.partial(_exact, energy, curvature) if exact else jax.vmap(curvature, (0, None, 0))
-    m = u.shape[-1]
+    ahead = DIFFERENCE * jnp.concatenate([jnp.zeros((1, m)), jnp.eye(m) if exact else jnp.zeros((0, m))])
 
-    def value_and_slope(u):
-        f, back = jax.vjp(lambda u: values(u, shared, own), u)
-        return f, back(jnp.ones_like(f))[0]
+    def locally(u):
+        """Objective, slope and curvature."""
+        f, back = jax.vjp(lambda u: values(u, shared, own), (u[:, :, None] + ahead).reshape(n, -1, m))
+        f, slopes = f.reshape(n, j, -1), back(jnp.ones_like(f))[0].reshape(n, j, -1, m)
+        bend = jax.vmap(curvature, (0, None, 0))(u, shared, own)
+        if exact:
+            second = (slopes[:, :, 1:] - slopes[:, :, :1]) / DIFFERENCE
+            bend = definite_or(second.reshape(-1, m, m), bend.reshape(-1, m, m)).reshape(bend.shape)
+        return f[..., 0], slopes[:, :, 0], bend
 
     def step(state):
+        """The first stays where it is: everything is evaluated in one place, which is compiled once."""
         u, f, slope, bend, damping, done, count = state
         diagonal = jnp.diagonal(bend, axis1=-2, axis2=-1)[..., None] * jnp.eye(m)
         full = (bend + damping[..., None, None] * diagonal).reshape(-1, m, m)
         move = solve_small(full, slope.reshape(-1, m)).reshape(u.shape)
         decrement = (slope * move).sum(-1)
-        trial = u - move
-        f_trial, slope_trial = value_and_slope(trial)
+        f_trial, slope_trial, bend_trial = locally(u - move)
         better = (f_trial <= f) & ~done
-        bend = jnp.where(better[..., None, None], curvatures(trial, shared, own), bend)
-        u, slope = (jnp.where(better[..., None], a, b) for a, b in ((trial, u), (slope_trial, slope)))
+        bend = jnp.where(better[..., None, None], bend_trial, bend)
+        u, slope = (jnp.where(better[..., None], a, b) for a, b in ((u - move, u), (slope_trial, slope)))
         f = jnp.where(better, f_trial, f)
         damping = jnp.where(better, jnp.maximum(damping * 0.2, 1e-9), jnp.minimum(damping * 6, 1e9))
-        return u, f, slope, bend, damping, done | (decrement < TOLERANCE * (1 + damping)), count + 1
+        done = done | jnp.where(count == 0, ~jnp.isfinite(f), decrement < TOLERANCE * (1 + damping))
+        return u, f, slope, bend, damping, done, count + 1
 
-    f, slope = value_and_slope(u)
-    bend = curvatures(u, shared, own)
-    first = (u, f, slope, bend, jnp.full(f.shape, 1e-2), ~jnp.isfinite(f), 0)
-    u, f, _, _, _, done, _ = jax.lax.while_loop(lambda s: ~s[5].all() & (s[6] < iterations), step, first)
-    return u, f, done & jnp.isfinite(f)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _kept(energy, curvature, keep, threshold, shared, own, u, f, done):
-    curvatures = jnp.moveaxis(_exact(energy, curvature, u, shared, own), 0, 1)
-
-    def curvature_at(_, pick):
-        return jnp.take_along_axis(curvatures, pick[None, :, None, None], 0)[0]
-
-    return distinct(jnp.moveaxis(u, 0, 1), f.T, done.T, curvature_at, keep, threshold)
-
-
-def _exact(energy, curvature, u, shared, own):
-    """Second derivatives (N, J, M, M) at u (N, J, M), or their approximation where they are not positive definite."""
-    n, j, m = u.shape
-    either = jnp.concatenate([jnp.eye(m), -jnp.eye(m)]) * DIFFERENCE
-    around = (u[:, :, None] + either).reshape(n, -1, m)
-    slopes = jax.vmap(lambda u, own: jax.grad(lambda u: energy(u, shared, own).sum())(u))(around, own)
-    up, down = jnp.split(slopes.reshape(n, j, 2 * m, m), 2, axis=2)
-    instead = jax.vmap(curvature, (0, None, 0))(u, shared, own)
-    exact = definite_or(((up - down) / (2 * DIFFERENCE)).reshape(-1, m, m), instead.reshape(-1, m, m))
-    return exact.reshape(n, j, m, m)
-
-
-DIFFERENCE = 1e-4
-"""Step of the differences of slopes that give second derivatives, in float64 to 1e-8."""
+    none = jnp.zeros(u.shape[:-1], u.dtype)
+    bend = jnp.broadcast_to(jnp.eye(m, dtype=u.dtype), (*u.shape, m))
+    first = (u, none + jnp.inf, jnp.zeros_like(u), bend, none + 0.05, none > 0, 0)
+    u, f, _, bend, _, done, _ = jax.lax.while_loop(lambda s: ~s[5].all() & (s[6] <= iterations), step, first)
+    return u, f, bend, done & jnp.isfinite(f)

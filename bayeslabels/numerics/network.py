@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,12 @@ class Function(Protocol):
 
     def __call__(self, weights: Array, x: Array, /) -> Array:
         """f(x) (..., n_out) of weights (P,) and x (..., n_in)."""
+
+    def ensemble(self, weights: Array, /) -> Any:
+        """Arrays of one function that is the mean of those of weights (E, P)."""
+
+    def mean(self, ensemble: Any, x: Array, /) -> Array:
+        """The mean of f(x) (N, n_out) over an `ensemble`, at x (N, n_in)."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,28 @@ class Network:
             hidden = hidden + jnp.tanh(hidden @ parts[f"W{i}"] + parts[f"b{i}"])
         return out + hidden @ parts["V"]
 
+    def ensemble(self, weights: Array) -> dict[str, Array]:
+        """Layers of all members side by side; the hidden ones, of which each member sees its own, stacked."""
+        n, parts = len(weights), jax.vmap(self._parts)(weights)
+        out = {"W": parts["W"].mean(0), "b": parts["b"].mean(0)}
+        if not self.depth:
+            return out
+        out["V"] = parts["V"].reshape(n * self.width, self.n_out) / n
+        out["W0"] = jnp.moveaxis(parts["W0"], 0, 1).reshape(self.n_in, n * self.width)
+        out |= {f"W{i}": parts[f"W{i}"] for i in range(1, self.depth)}
+        return out | {f"b{i}": parts[f"b{i}"].reshape(-1) for i in range(self.depth)}
+
+    def mean(self, ensemble: dict[str, Array], x: Array) -> Array:
+        """Few products, and the tanh of all members at once: twice as fast as one by one."""
+        out = x @ ensemble["W"] + ensemble["b"]
+        if not self.depth:
+            return out
+        hidden = jnp.tanh(x @ ensemble["W0"] + ensemble["b0"])
+        for i in range(1, self.depth):
+            own = [hidden[:, j * self.width : (j + 1) * self.width] @ w for j, w in enumerate(ensemble[f"W{i}"])]
+            hidden = hidden + jnp.tanh(jnp.concatenate(own, -1) + ensemble[f"b{i}"])
+        return out + hidden @ ensemble["V"]
+
 
 @dataclass(frozen=True)
 class Polynomial:
@@ -139,6 +167,12 @@ class Polynomial:
 
     def __call__(self, weights: Array, x: Array) -> Array:
         return self.features(x) @ weights.reshape(self.features.size, self.n_out)
+
+    def ensemble(self, weights: Array) -> Array:
+        return weights.mean(0)
+
+    def mean(self, ensemble: Array, x: Array) -> Array:
+        return self(ensemble, x)
 
 
 def with_slopes(function: Function, weights: Array, x: Array) -> tuple[Array, Array]:
