@@ -123,7 +123,7 @@ class Family(ABC):
 
     def train_many(self, model: Any, sims: Sequence[Stars], inference: Any, seed: int) -> Iterator[Trained]:
         """`train` of several sets of stars that differ in their measured values alone; side by side where it can be."""
-        if not hasattr(inference, "fit_many"):
+        if not inference.many:
             for i, stars in enumerate(sims):
                 if self.by_batches(inference):
                     yield self.train_by_batches(RowsInMemory(model, stars), inference, seed + i, False, None)

@@ -74,6 +74,8 @@ class Inference:
     """The kind of model that `fit` trains; None: none. Families may train with it in their own way (`Family.train`)."""
     infers: ClassVar[type[Model] | None] = None
     """The kind of model that `infer` serves."""
+    many: ClassVar[bool] = False
+    """Whether `fit_many` trains on several sets of stars side by side."""
 
     def fit(self, model: Any, stars: Stars, seed: int, progress: bool | None) -> Trained:
         raise NotImplementedError  # pragma: no cover - guarded by `Family.require`

@@ -61,6 +61,7 @@ class NUTS(Inference):
 
     trains: ClassVar = Model
     infers: ClassVar = LinearModel
+    many: ClassVar = True
 
     @in_float64
     def fit(

@@ -1,0 +1,171 @@
+"""What stars that were held out decide of a `LinearModel`: its variant, tau, and which training stars are outliers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import t as student_t
+
+from ..errors import BadInput
+from ..fit import fit, fold_of, infer
+from ..inference.base import Moments
+from ..inference.free_labels import learn_label_curve
+from ..inference.labels import label_system_covariance
+from ..inference.map import MAP
+from ..inference.quartic import prepare
+from ..linear import LinearModel
+from ..numerics.linalg import in_float64, inverse_observed
+from ..posterior import Posterior
+from ..progress import bar
+from ..stars import Stars
+from .linear_stars import finish
+
+FOLDS = 5
+"""Folds of the training set for held-out labels."""
+
+COMPARED = 2
+"""Folds on which the variants of a model are compared."""
+
+
+class HeldOut(NamedTuple):
+    """Labels of stars that were not in the training set: scaled mean (N, M) and covariance (N, M, M)."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+@in_float64
+def held_out(
+    model: Any,
+    stars: Stars,
+    folds: int,
+    seed: int,
+    progress: bool | None = None,
+    *,
+    n_run: int | None = None,
+    trained: dict[tuple[Any, int], Moments] | None = None,
+) -> HeldOut:
+    """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
+
+    n_run: run only so many folds; the stars of the others are NaN. trained: moments by model (without its label curve)
+    and fold, kept for variants that share them.
+    """
+    trained = {} if trained is None else trained
+    frame = model.bind(stars).require_frame()
+    fold = fold_of(len(stars), folds, seed)
+    mean = np.full((len(stars), len(frame.names)), np.nan)
+    covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
+    n_run = folds if n_run is None else min(n_run, folds)
+    with bar(n_run, "held-out folds", progress) as shown:
+        for f in range(n_run):
+            out = fold == f
+            bound = model.bind(stars[~out])
+            straight = bound.without_curve()
+            if (straight.choice, f) not in trained:
+                found = MAP(max_iterations=40, tolerance=0.03).fit(straight, stars[~out], seed, False).moments
+                assert found is not None
+                trained[straight.choice, f] = found
+            moments = trained[straight.choice, f]
+            if bound.label_curve:
+                moments, _ = learn_label_curve(bound, moments, stars[~out])
+            moments = moments._replace(label_scatter=0 * moments.label_scatter)
+            test = stars[out].drop(*model.label_blocks)
+            problem = prepare(bound, moments, test, seed, 4)
+            finished = finish(bound, moments, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+            mean[out] = frame.scaled(finished["mean"].values)
+            covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
+            shown.update()
+    return HeldOut(mean, covariance)
+
+
+def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, HeldOut | None, list[Any]]:
+    """The variant of highest held-out density of the catalogue labels, its held-out labels, and all scores.
+
+    A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds.
+    """
+    variants = model.bind(stars).variants()
+    if len(variants) == 1 and not model.scatter_from_held_out:
+        return variants[0], None, []
+    folds = min(FOLDS, len(stars))
+    outs: list[HeldOut | None] = []
+    densities: list[np.ndarray] = []
+    scores: list[dict[str, Any]] = []
+    trained: dict[tuple[Any, int], Moments] = {}
+    for variant in variants:
+        n_run = COMPARED if variant.integrates_labels else None
+        try:
+            out = held_out(variant, stars, folds, seed, progress, n_run=n_run, trained=trained)
+        except BadInput as problem:
+            if len(variants) == 1:
+                raise
+            outs.append(None)
+            densities.append(np.full(len(stars), -np.inf))
+            scores.append({"variant": variant.choice, "refused": str(problem)})
+            continue
+        outs.append(out)
+        densities.append(density_of_labels(variant.bind(stars), stars, out))
+        scores.append({"variant": variant.choice})
+    compared = fold_of(len(stars), folds, seed) < COMPARED
+    means = [float(d[compared].mean()) for d in densities]
+    best = int(np.argmax(means))
+    for score, mean, density in zip(scores, means, densities, strict=True):
+        if "refused" not in score:
+            difference = (density - densities[best])[compared]
+            score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
+    return variants[best], outs[best], scores
+
+
+def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
+    """Log density (N,) of the catalogue labels under held-out predictions, tau fitted to them: Student-t, per label.
+
+    A star without a prediction counts as one of which nothing is known (twice the training stars' spread). The heavy
+    tails keep a few wrong catalogue entries from deciding.
+    """
+    measured = model.catalogue(stars)
+    total = np.zeros(len(stars))
+    for m in range(out.mean.shape[1]):
+        known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
+        offset = (measured.value - out.mean)[known, m]
+        variance = (measured.covariance + out.covariance)[known, m, m]
+
+        def loss(log_tau: float, r: np.ndarray = offset, v: np.ndarray = variance) -> float:
+            return -float(student_t.logpdf(r, freedom, scale=np.sqrt(v + np.exp(2 * log_tau))).sum())
+
+        best = minimize_scalar(loss, bounds=(-9.0, 2.0), method="bounded").x
+        total[known] += student_t.logpdf(offset, freedom, scale=np.sqrt(variance + np.exp(2 * best)))
+        unanswered = measured.observed[:, m] & ~np.isfinite(out.mean[:, m])
+        total[unanswered] += student_t.logpdf(measured.value[unanswered, m], freedom, scale=2.0)
+    return total
+
+
+def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Posterior:
+    """tau such that 68.27 per cent of held-out catalogue labels lie within their predictive sd."""
+    model = posterior.model
+    measured = model.catalogue(stars)
+    tau2 = np.zeros(out.mean.shape[1])
+    for m in range(len(tau2)):
+        known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
+        offset2 = (measured.value - out.mean)[known, m] ** 2
+        variance = (measured.covariance + out.covariance)[known, m, m]
+        tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
+    moments = posterior.moments._replace(label_scatter=np.sqrt(tau2) * model.require_frame().scale)
+    if model.labels_are_latent:
+        noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
+        precision = inverse_observed(noise, jnp.asarray(measured.observed))
+        n_star = posterior.info["n_star"]
+        system = label_system_covariance(model.features, moments.training_u, precision, n_star=n_star)
+        moments = moments._replace(label_system_covariance=system)
+    return posterior.with_moments(moments)
+
+
+def within(model: Any, stars: Stars, limit: float, seed: int, progress: bool | None) -> np.ndarray:
+    """Stars of which every catalogue label is within `limit` robust scatters of a first pass (Ho+17, section 3)."""
+    first = fit(model.replace(outlier_sigma=None), stars, seed=seed, progress=progress)
+    result = infer(first, stars.drop(*model.label_blocks), MAP(), seed=seed, progress=False)
+    catalogue = first.model.catalogue(stars)
+    offset = first.model.require_frame().scaled(result.mean) - np.where(catalogue.observed, catalogue.value, np.nan)
+    low, middle, high = np.nanpercentile(offset, [15.87, 50, 84.13], axis=0)
+    return ~(np.abs(offset - middle) > limit * (high - low) / 2).any(1)

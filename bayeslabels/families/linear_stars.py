@@ -1,0 +1,199 @@
+"""The test step of a `LinearModel`: labels, errors and flags of stars from what inferences find of their latents.
+
+The uncertainty of the label system, common to all stars, is added.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from scipy.spatial import cKDTree
+
+from ..inference.base import Moments, StarDraws
+from ..inference.importance import KHAT_LIMIT
+from ..inference.labels import labels_at, variables_at
+from ..inference.quartic import prepare
+from ..inference.starwise import StarProblem
+from ..linear import LinearModel
+from ..numerics.linalg import outer_pairs, pack, pairs
+from ..posterior import Posterior
+from ..star_posterior import Flags
+from ..stars import Block, Stars
+
+
+def latents(posterior: Posterior, stars: Stars, given: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Latents (N, P) and covariance (N, P, P) of stars by the blocks `given`."""
+    model, moments = posterior.model, posterior.moments
+    if model.labels_are_latent:
+        catalogue = model.catalogue(stars)
+        u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
+        if model.label_curve:
+            u = np.array(variables_at(u, posterior.moments.label_coefficients, model.label_features))
+        return u, np.zeros(catalogue.covariance.shape)
+    part = stars.drop(*[block for block in stars.blocks if block not in given])
+    modes = prepare(model, moments, part, 0, 1).modes
+    u, spread = np.array(modes.location[0]), np.array(modes.covariance[0])
+    blank = ~np.any([part[block].observed.any(1) for block in given], 0)
+    u[blank] = np.nan
+    return u, spread
+
+
+def finish(
+    model: LinearModel, moments: Moments, stars: Stars, problem: StarProblem, out: StarDraws, seed: int
+) -> dict[str, xr.Dataset]:
+    """Add the label system's uncertainty, turn into label units, and flag."""
+    frame, features, statistics = model.require_frame(), model.features, problem.own.statistics
+    rng = np.random.default_rng([seed, 49979687])
+    n_chain, n_draw = out.u.shape[:2]
+    latent = out.u.mean((0, 1)) if out.mean is None else np.array(out.mean)
+    if out.covariance is None:
+        offset = (out.u - latent).reshape(-1, *latent.shape)
+        latent_covariance = np.einsum("snm,snk->nmk", offset, offset, optimize=True) / max(len(offset) - 1, 1)
+    else:
+        latent_covariance = np.array(out.covariance)
+    mean, covariance, u = labels_of(model, moments, latent, latent_covariance, np.asarray(out.u), rng)
+    n_data = np.asarray(statistics.n_pixel) + model.catalogue(stars).observed.sum(1)
+    failed = out.failed | (n_data == 0)
+    for x in (mean, covariance, latent, latent_covariance):
+        x[failed] = np.nan
+    u[:, :, failed] = np.nan
+    labels = u  # turned into label units in place: it may be most of the memory
+    labels *= frame.scale
+    labels += frame.centre
+    if n_draw > 1:
+        p16, p50, p84 = np.percentile(labels.reshape(-1, *mean.shape), [15.865, 50, 84.135], axis=0)
+    else:
+        sd = frame.scale * np.sqrt(np.einsum("nmm->nm", covariance))
+        p50 = frame.physical(mean)
+        p16, p84 = p50 - sd, p50 + sd
+    with np.errstate(invalid="ignore"):
+        chi2 = np.asarray(statistics.chi2(features(jnp.asarray(latent))))
+    distance, threshold = label_distance(moments.training_u, latent)
+    n_pixel = np.asarray(statistics.n_pixel).astype(int)
+    star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
+    flags = np.zeros(len(stars), int)
+    weight = np.asarray(problem.modes.weight)
+    flags |= Flags.NOT_CONVERGED * (out.failed & (n_data > 0))
+    flags |= Flags.NO_DATA * (n_data == 0)
+    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
+    flags |= Flags.OUTSIDE_TRAINING * (distance > threshold)
+    flags |= Flags.POOR_FIT * (chi2 > 3 * np.maximum(n_pixel, 1))
+    if "flux" in stars:
+        flags |= Flags.MISSING_DATA * ((n_pixel < 0.5 * np.isfinite(moments.scatter).sum()) & (n_data > 0))
+    if "khat" in star_stats:
+        rescued = out.star_stats.get("rescued", np.zeros(len(stars), bool))
+        flags |= Flags.KHAT_HIGH * ((star_stats["khat"] > KHAT_LIMIT) & ~rescued)
+    if "rhat" in star_stats:
+        flags |= Flags.RHAT_HIGH * (star_stats["rhat"] > 1.02)
+    ids = stars.id if stars.id is not None else np.arange(len(stars))
+    coords: dict[str, Any] = {"star": ids, "labels": list(frame.names), "labels_bis": list(frame.names)}
+    per_label = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
+    table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
+    for name, (value, error, unit) in model.further(moments, stars, latent, latent_covariance).items():
+        table |= {name: (("star",), value, {"unit": unit}), f"{name}_error": (("star",), error, {"unit": unit})}
+    names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
+    coords |= {"latent": names, "latent_bis": names}
+    table["latents"] = (("star", "latent"), latent)
+    table["latents_covariance"] = (("star", "latent", "latent_bis"), latent_covariance)
+    table["covariance"] = (("star", "labels", "labels_bis"), covariance * frame.scale[:, None] * frame.scale)
+    per_star = {"chi2": chi2, "n_pixel": n_pixel, "label_distance": distance, "flags": flags, **star_stats}
+    table |= {name: (("star",), x) for name, x in per_star.items()}
+    draws = xr.Dataset(
+        {"true_labels": (("chain", "draw", "star", "labels"), labels)},
+        coords={**coords, "chain": np.arange(n_chain), "draw": np.arange(n_draw)},
+    )
+    return {
+        "posterior": draws.drop_vars(["labels_bis", "latent", "latent_bis"]),
+        "stars": xr.Dataset(table, coords=coords),
+    }
+
+
+def masked(stars: Stars, mask: np.ndarray) -> Block:
+    """The flux without the pixels outside the mask."""
+    flux = stars["flux"]
+    return Block(np.where(mask, flux.value, np.nan), flux.error, names=flux.names, unit=flux.unit, coords=flux.coords)
+
+
+def joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[str, xr.Dataset]:
+    """Labels that were inferred from different pixels, each from its own result; all else is the first result's.
+
+    Covariances between labels of different groups, which no one likelihood gives, are zero.
+    """
+    first = {name: data.copy(deep=True) for name, data in groups[0][1].items()}
+    own = first["stars"]["covariance"].values
+    keep = np.zeros(own.shape[1:], bool)
+    for labels, result in groups:
+        at = list(labels)
+        keep[np.ix_(at, at)] = True
+        first["posterior"]["true_labels"].values[..., at] = result["posterior"]["true_labels"].values[..., at]
+        for name in ("mean", "p16", "p50", "p84"):
+            first["stars"][name].values[:, at] = result["stars"][name].values[:, at]
+        rows = np.ix_(range(len(own)), at, at)
+        own[rows] = result["stars"]["covariance"].values[rows]
+        first["stars"]["flags"].values[:] |= result["stars"]["flags"].values
+    own[:, ~keep] = 0.0
+    return first
+
+
+def labels_of(
+    model: LinearModel, moments: Moments, latent: np.ndarray, spread: np.ndarray, u: np.ndarray, rng: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scaled true labels of latents (N, P) with covariance (N, P, P) and draws u (chain, draw, N, P).
+
+    Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
+    stars, is added; for labels that are outputs tau is, too: there it is the scatter of the true labels.
+    """
+    features, c, system = model.label_features, moments.label_coefficients, moments.label_system_covariance
+    phi, draws = np.asarray(features(jnp.asarray(latent))), u.copy()
+    if model.label_curve:
+        at, slope = map(np.asarray, labels_at(latent, c, features))
+        mean, covariance, tau = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2), None
+        for draw in draws.reshape(-1, *latent.shape):
+            draw += np.asarray(features(jnp.asarray(draw))) @ c.T
+    elif model.labels_are_latent:
+        mean, covariance, tau = latent.copy(), spread.copy(), None
+    else:
+        slope = c @ np.asarray(features.jacobian(jnp.zeros(features.n_label)))
+        mean, covariance = phi @ c.T, slope @ spread @ slope.T
+        tau = moments.label_scatter / model.require_frame().scale
+        covariance += np.diag(tau**2)
+        draws = (u @ slope.T) + np.asarray(features(jnp.zeros(features.n_label))) @ c.T
+    m, k = c.shape
+    both = system + np.swapaxes(system, 1, 3)  # the part that is symmetric in k and l is all that counts
+    packed = pack(np.moveaxis(both, 2, 1)).reshape(m * m, -1) * (0.5 * pairs(k)[2])
+    covariance += (outer_pairs(phi) @ packed.T).reshape(-1, m, m)
+    if len(u[0]) > 1:
+        factor = np.linalg.cholesky(system.reshape(m * k, m * k) + 1e-14 * np.eye(m * k))
+        for chain in draws:
+            for draw in chain:
+                draw += phi @ (factor @ rng.standard_normal(m * k)).reshape(m, k).T
+                if tau is not None:
+                    draw += tau * rng.standard_normal(draw.shape)
+    return mean, covariance, draws
+
+
+def label_distance(training_u: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean squared distance (N,) to the ten nearest training stars in scaled labels (Ho+17 eq. 7), and its limit.
+
+    The limit is twice the largest distance, save for one star in a hundred, among the training stars themselves.
+    """
+    train = np.ascontiguousarray(training_u[:: max(1, len(training_u) // 4000)])
+    tree, k, limit = _neighbours(train.tobytes(), train.shape[1])
+    ok = np.isfinite(u).all(1)
+    distance = np.full(len(u), np.nan)
+    if ok.any():
+        distance[ok] = (tree.query(u[ok], k=k)[0].reshape(ok.sum(), -1) ** 2).mean(1)
+    return distance, limit
+
+
+@functools.lru_cache(maxsize=8)
+def _neighbours(train: bytes, width: int) -> tuple[cKDTree, int, float]:
+    """The tree of training stars, how many of them count as near, and the limit: once for all batches of stars."""
+    points = np.frombuffer(train).reshape(-1, width)
+    tree, k = cKDTree(points), min(10, len(points) - 1)
+    own = (tree.query(points, k=k + 1)[0][:, 1:] ** 2).mean(1)
+    return tree, k, 4 * float(np.quantile(own, 0.99))
