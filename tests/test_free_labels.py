@@ -11,6 +11,7 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
+from bayeslabels.families.linear_choice import HeldOut, with_label_scatter
 from bayeslabels.inference.draws import moments_from_draws
 from bayeslabels.inference.free_labels import _regress
 from bayeslabels.inference.labels import labels_at, variables_at
@@ -178,3 +179,19 @@ def test_missing_labels_leave_the_curve_to_the_others(held_out):
     block = bl.Block(labels, stars.labels.error, names=NAMES)
     posterior = bl.fit(Cannon(label_noise="free"), stars.with_block(labels=block))
     errors_hold(bl.infer(posterior, held_out[0], bl.MAP()), held_out[1])
+
+
+def test_scatter_of_labels_without_errors_is_that_of_held_out_ones(trained):
+    """With stated errors what goes beyond them is in every star's error already, and tau stays what it is."""
+    stars = bent(200, 6)[0]
+    scale, z = trained.model.frame.scale, np.random.default_rng(0).normal(size=(200, 2))
+    mean = trained.model.frame.scaled(stars.labels.value) - z * np.array([0.3, 0.2])
+    mean[150:] = np.nan  # folds that were not run
+    out = HeldOut(mean, np.zeros((200, 2, 2)))
+    bare = stars.with_block(labels=bl.Block(stars.labels.value, names=NAMES))
+    told = with_label_scatter(trained, bare, out).moments
+    inside = (np.abs(z[:150] * np.array([0.3, 0.2]) * scale) < told.label_scatter).mean(0)
+    np.testing.assert_allclose(inside, 0.6827, atol=0.01)
+    np.testing.assert_array_equal(told.label_system_covariance, trained.moments.label_system_covariance)
+    kept = with_label_scatter(trained, stars, out).moments
+    np.testing.assert_array_equal(kept.label_scatter, trained.moments.label_scatter)

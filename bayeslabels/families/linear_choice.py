@@ -151,7 +151,12 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
         offset2 = (measured.value - out.mean)[known, m] ** 2
         variance = (measured.covariance + out.covariance)[known, m, m]
         tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
-    moments = posterior.moments._replace(label_scatter=np.sqrt(tau2) * model.require_frame().scale)
+    scatter = np.sqrt(tau2) * model.require_frame().scale
+    if model.label_curve:  # beyond errors that are stated it is the stars' own (`free_labels`)
+        stated = np.einsum("nmm->nm", measured.covariance).sum(0) > 0
+        scatter = np.where(stated, posterior.moments.label_scatter, scatter)
+        return posterior.with_moments(posterior.moments._replace(label_scatter=scatter))
+    moments = posterior.moments._replace(label_scatter=scatter)
     if model.labels_are_latent:
         noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
         precision = inverse_observed(noise, jnp.asarray(measured.observed))

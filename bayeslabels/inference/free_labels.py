@@ -37,8 +37,8 @@ def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tup
 
     What the labels of a catalogue with stated errors scatter beyond them is taken for an error of u_n, which spectra
     that are not quite polynomials of anything have: in the moments tau is then 0, and tau^2 part of every star's
-    covariance. Of labels without stated errors it is the noise. N labels of noise sigma do not tell tau = 0 from
-    sigma (2 / N)^(1/4): error bars may be too large by as much.
+    covariance. Of labels without stated errors it is the noise, of which held-out labels tell better. N labels of
+    noise sigma do not tell tau = 0 from sigma (2 / N)^(1/4): error bars may be too large by as much.
     """
     psi = model.label_features
     flat = _straight(moments, psi)

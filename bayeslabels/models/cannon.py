@@ -188,7 +188,7 @@ class Cannon(LinearModel):
 
     @property
     def scatter_from_held_out(self) -> bool:
-        return self.label_noise == "cut"
+        return self.label_noise in ("free", "cut")
 
     @property
     def choice(self) -> str:
