@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,19 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = config.cache.mkdir("jax-" + os.environ.get("PYTEST_XDIST_WORKER", "main"))
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+MOST_MAPPINGS = 20_000
+"""Of memory, a few per compiled program; Linux allows a process 65,530."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_given_back() -> Iterator[None]:
+    """After a module that left too many of them: a process that runs all tests would be killed."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 class Simulated(NamedTuple):
