@@ -207,9 +207,9 @@ def test_numpyro_predictive(name, absent, of):
         assert present not in draws or (draws[present][0] == draws[present][1]).all()
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "Cannon")) for n in MODEL_NAMES])
 def test_numpyro_mcmc_and_svi(name, of):
-    """The program needs no code of ours."""
+    """The program needs no code of ours. Slow but for one: `fit` by NUTS and SVI runs the same programs."""
     model = example(name, cheap=True).bind(of(name))
     sampler = MCMC(NUTS(model, max_tree_depth=2), num_warmup=2, num_samples=2, progress_bar=False)
     sampler.run(jax.random.key(0), of(name))

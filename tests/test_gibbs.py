@@ -156,7 +156,9 @@ def _any_value(site):
     [
         pytest.param({"label_noise": "joint"}, marks=pytest.mark.slow),
         {"label_noise": "joint", "coefficient_prior": priors.Normal(), "population": "flat"},
-        {"label_noise": "joint", "scatter": 0.01, "terms": [{}, {"TEFF": 1}, {"LOGG": 2}]},
+        pytest.param(
+            {"label_noise": "joint", "scatter": 0.01, "terms": [{}, {"TEFF": 1}, {"LOGG": 2}]}, marks=pytest.mark.slow
+        ),
         {"label_noise": "cut", "coefficient_prior": priors.Learned()},
         {"label_noise": False},
     ],

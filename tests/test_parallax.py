@@ -261,6 +261,7 @@ def test_the_programs_posterior_is_that_of_laplace(case, posterior, inference):
     np.testing.assert_allclose(a["ln_parallax_error"], b["ln_parallax_error"], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_svi_starts_as_wide_as_the_posterior(case, posterior):
     """From narrower it leaves the mode, and in thousands of coordinates it does not find back."""
     few = bl.fit(bl.Parallax(), case.stars[:600], bl.SVI(steps=50, draws=1000), seed=1)

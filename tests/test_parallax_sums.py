@@ -117,7 +117,9 @@ def test_files_train_as_memory_does(inference, tmp_path, stars, small):  # noqa:
     np.testing.assert_array_equal(again.moments.coefficients, ours.moments.coefficients)
 
 
-@pytest.mark.parametrize("inference", [bl.Laplace(draws=20), bl.MAP()], ids=["Laplace", "MAP"])
+@pytest.mark.parametrize(
+    "inference", [bl.Laplace(draws=20), pytest.param(bl.MAP(), marks=pytest.mark.slow)], ids=["Laplace", "MAP"]
+)
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(inference, tmp_path, stars, small, monkeypatch):  # noqa: F811
     whole = bl.fit(bl.Parallax(), stars, inference, checkpoint=tmp_path / "whole.npz")
     for n in (2, 4):  # in the middle of a pass

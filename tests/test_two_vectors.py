@@ -128,6 +128,7 @@ def test_recovers_the_second_vector(survey, posterior):
     np.testing.assert_allclose(ours, true, atol=0.05)
 
 
+@pytest.mark.slow
 def test_posteriors_hold_the_truth_of_dust_that_differs(survey, posterior, told):
     _, truth, e, x = survey
     names = told.frame.names
