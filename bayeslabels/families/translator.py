@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from ..checkpoint import Checkpoint
-from ..errors import bad_input
+from ..errors import CannotDo, bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
@@ -112,6 +112,14 @@ class TranslatorFamily(Family):
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, Laplace, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
+
+    def require(self, inference: Inference, model: Any, verb: str) -> None:
+        super().require(inference, model, verb)
+        if verb == "fit" and model.dropout and not isinstance(inference, MAP):
+            raise CannotDo(
+                f"dropout={model.dropout} is a way to train by MAP(), and {type(inference).__name__}() seeks the "
+                "posterior of all weights: use MAP(), or Translator(dropout=0)"
+            )
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)
