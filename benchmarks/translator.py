@@ -1,6 +1,7 @@
 """One survey's labels on another's scale: real surveys, missing inputs, noise on both sides, out of range, speed.
 
     python benchmarks/translator.py seismic  [--seeds 0 1 2]   spectroscopic to seismic gravity (APOKASC-3)
+    python benchmarks/translator.py sampled  [--seeds 0]       the same by MAP, SVI and NUTS, of a small network
     python benchmarks/translator.py releases [--seeds 0 1 2] [--figure OUT.png]   19 labels of DR12 to three of DR17
     python benchmarks/translator.py inverse  [--seeds 0 1 2]   the other way: 19 labels of DR12 from three of DR17
     python benchmarks/translator.py gaps     [--seeds 0]       a fifth of the inputs removed; and filled with the mean
@@ -108,6 +109,24 @@ def compare(a, stars, state, settings):
 def seismic(a):
     stars, state = seismic_stars(a)
     compare(a, stars, state, SEISMIC)
+
+
+def sampled(a):
+    stars, _ = seismic_stars(a)
+    small = {"width": 8, "depth": 1, "scatter": "linear"}
+    nuts = bl.NUTS(chains=2, draws=100, warmup=150, max_tree_depth=6)
+    for seed in a.seeds:
+        train, test = split(stars, seed)
+        for settings, inference in ((small, bl.MAP()), (small, bl.SVI()), (small, nuts), ({}, bl.SVI())):
+            start = time.process_time()
+            posterior = bl.fit(bl.Translator(**SEISMIC, **settings), stars[train], inference, seed=seed, progress=False)
+            seconds = time.process_time() - start
+            result = bl.infer(posterior, stars[test].drop("target_labels"), seed=seed, progress=False)
+            density = bl.family.family_of(posterior.model).log_density(posterior, result, stars[test]).mean()
+            rhat = posterior.info.get("rhat_max", np.nan)
+            print(f"seed {seed}, {type(inference).__name__}, {settings}: {seconds:.0f} CPU s, density {density:.4f}, "
+                  f"R-hat {rhat:.2f}", flush=True)  # fmt: skip
+            show("all", scores(result, stars[test].target_labels), posterior.model.frame.names)
 
 
 def releases(a):
@@ -335,7 +354,7 @@ def speed(a):
 
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    functions = (seismic, releases, inverse, gaps, noise, extrinsic, far, speed)
+    functions = (seismic, sampled, releases, inverse, gaps, noise, extrinsic, far, speed)
     cases = {function.__name__: function for function in functions}
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
