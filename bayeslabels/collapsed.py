@@ -69,6 +69,10 @@ class CollapsedModel(Model):
         """Parts of theta, as indices of its sites, that `MAP` brings to the mode given the rest, all stars at once."""
         return {}
 
+    def dropped(self, theta: Mapping[str, Array], key: Array) -> Mapping[str, Array]:
+        """theta without a random part of it, for the loss of one step of `MAP` by minibatches; by default all of it."""
+        return theta
+
     def training_program(self, stars: Stars) -> Callable[..., Any]:
         return functools.partial(self.collapsed, data=self.arrays(stars))
 

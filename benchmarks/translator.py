@@ -1,7 +1,9 @@
 """One survey's labels on another's scale: real surveys, missing inputs, noise on both sides, out of range, speed.
 
     python benchmarks/translator.py seismic  [--seeds 0 1 2]   spectroscopic to seismic gravity (APOKASC-3)
+    python benchmarks/translator.py sampled  [--seeds 0]       the same by MAP, SVI and NUTS, of a small network
     python benchmarks/translator.py releases [--seeds 0 1 2] [--figure OUT.png]   19 labels of DR12 to three of DR17
+    python benchmarks/translator.py inverse  [--seeds 0 1 2]   the other way: 19 labels of DR12 from three of DR17
     python benchmarks/translator.py gaps     [--seeds 0]       a fifth of the inputs removed; and filled with the mean
     python benchmarks/translator.py noise    [--seeds 0 1 2]   known noise on both surveys: attenuation of f
     python benchmarks/translator.py extrinsic                  gradients of intrinsic outputs; Shapley values
@@ -109,9 +111,49 @@ def seismic(a):
     compare(a, stars, state, SEISMIC)
 
 
+def sampled(a):
+    stars, _ = seismic_stars(a)
+    small = {"width": 8, "depth": 1, "scatter": "linear"}
+    nuts = bl.NUTS(chains=2, draws=100, warmup=150, max_tree_depth=6)
+    for seed in a.seeds:
+        train, test = split(stars, seed)
+        for settings, inference in ((small, bl.MAP()), (small, bl.SVI()), (small, nuts), ({}, bl.SVI())):
+            start = time.process_time()
+            posterior = bl.fit(bl.Translator(**SEISMIC, **settings), stars[train], inference, seed=seed, progress=False)
+            seconds = time.process_time() - start
+            result = bl.infer(posterior, stars[test].drop("target_labels"), seed=seed, progress=False)
+            density = bl.family.family_of(posterior.model).log_density(posterior, result, stars[test]).mean()
+            rhat = posterior.info.get("rhat_max", np.nan)
+            print(f"seed {seed}, {type(inference).__name__}, {settings}: {seconds:.0f} CPU s, density {density:.4f}, "
+                  f"R-hat {rhat:.2f}", flush=True)  # fmt: skip
+            show("all", scores(result, stars[test].target_labels), posterior.model.frame.names)
+
+
 def releases(a):
     stars, state = release_stars(a)
     compare(a, stars, state, RELEASES)
+
+
+def inverse(a):
+    stars, _ = release_stars(a)
+    collected = []
+    for seed in a.seeds:
+        train, test = split(stars, seed)
+        posterior = bl.fit(bl.Translator(**RELEASES), stars[train], seed=seed, progress=False)
+        start = time.process_time()
+        result = bl.infer(posterior, stars[test].drop("labels"), seed=seed, progress=False)
+        seconds, khat = time.process_time() - start, result.stars["khat"].values
+        print(f"seed {seed}: {len(test)} stars in {seconds:.0f} CPU s, k-hat above 0.7 of {(khat > 0.7).sum()}, flags "
+              f"{({k: v for k, v in result.flag_counts().items() if v})}", flush=True)  # fmt: skip
+        collected.append(scores(result, stars[test].labels))
+    print("mean over seeds:")
+    table = np.mean(collected, 0)
+    show("all", table, stars.labels.names)
+    spread = table[1] / bl.calibration.robust_scatter(stars.labels.value)
+    print(
+        f"sd of z {table[3].min():.2f} to {table[3].max():.2f}, median {np.median(table[3]):.2f}; robust scatter over"
+    )
+    print(f"that of all stars {spread.round(2)}")
 
 
 def gain_figures(path, y, before, after, names, units):
@@ -172,6 +214,11 @@ SCALE, OFFSET = np.array([300.0, 0.5, 0.25]), np.array([4800.0, 2.5, -0.1])
 SURVEY = {"names": ("TEFF", "LOGG", "FE_H"), "unit": ("K", "dex", "dex")}
 
 
+SHARES, CENTRES = np.array([0.4, 0.6]), np.array([[0.0, -0.2, 0.0], [0.0, 0.0, 0.0]])
+ROOTS = np.array([np.diag([0.5, 0.15, 0.8]), [[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]]])
+"""Of the two groups of simulated giants: shares, means, and roots of the covariances of their scaled labels."""
+
+
 def difference(u):
     """f of the simulated surveys, in units of the labels' spread."""
     shift = 0.25 * u[:, :1] + 0.3 * np.sin(1.5 * u[:, 1:2]) - 0.15 * u[:, :1] * u[:, 2:] + 0.2
@@ -181,9 +228,8 @@ def difference(u):
 def simulated(n, seed, noise, scatter=0.1, missing=0.0):
     """Two surveys of the same giants, with known noise on both; and the true scaled labels."""
     rng = np.random.default_rng(seed)
-    group = rng.random((n, 1)) < 0.4
-    u = rng.standard_normal((n, 3)) * np.where(group, [0.5, 0.15, 0.8], [1.0, 1.0, 1.0])
-    u[:, 1] = np.where(group[:, 0], u[:, 1] - 0.2, 0.8 * u[:, 0] + 0.6 * u[:, 1])
+    group = (rng.random(n) >= SHARES[0]).astype(int)
+    u = CENTRES[group] + np.einsum("nij,nj->ni", ROOTS[group], rng.standard_normal((n, 3)))
     y = u + difference(u) + scatter * rng.standard_normal(u.shape)
     blocks = {}
     for name, true in (("labels", u), ("target_labels", y)):
@@ -206,12 +252,24 @@ def function_of(posterior, u):
     return (frame.target_centre + frame.target_scale * np.asarray(mean) - OFFSET) / SCALE - u
 
 
+def best_slope(stars, seed):
+    """What these stars say of a factor of f, were its shape and the density of the true labels known."""
+    true = bl.numerics.mixture.Mixture(SHARES, CENTRES, ROOTS @ ROOTS.swapaxes(1, 2))
+    x, y = ((stars[name].value - OFFSET) / SCALE for name in ("labels", "target_labels"))
+    sd = stars.labels.error / SCALE
+    draws = true.given(x, sd[:, :, None] * np.eye(3) * sd[:, None], np.ones(x.shape, bool)).draw(40, seed)
+    f, rest = np.mean([difference(u) for u in draws], 0), y - draws.mean(0)
+    return [np.polyfit(t, r, 1)[0] for t, r in zip(f.T, rest.T, strict=True)]
+
+
 def noise(a):
-    """Slope of the recovered f against the true one over the stars; with the errors, and as if there were none."""
-    slopes = {"with the errors": [], "least squares": []}
+    """Slope of the recovered f against the true one over the stars: with the errors, as if there were none, and the one
+    that could be had at best."""
+    slopes = {"with the errors": [], "least squares": [], "shape and density known": []}
     for seed in a.seeds:
         stars, u, _ = simulated(a.stars, seed, 0.3)
         true = difference(u)
+        slopes["shape and density known"].append(best_slope(stars, seed))
         bare = bl.Stars(**{k: bl.Block(b.value, names=b.names, unit=b.units) for k, b in stars.blocks.items()})
         for name, data in (("with the errors", stars), ("least squares", bare)):
             start = time.process_time()
@@ -296,8 +354,8 @@ def speed(a):
 
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"seismic": seismic, "releases": releases, "gaps": gaps, "noise": noise, "extrinsic": extrinsic, "far": far,
-             "speed": speed}  # fmt: skip
+    functions = (seismic, sampled, releases, inverse, gaps, noise, extrinsic, far, speed)
+    cases = {function.__name__: function for function in functions}
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     cli.add_argument("--stars", type=int, default=10_000, help="of `noise`")

@@ -107,7 +107,9 @@ def test_minibatches_are_unbiased(line):
     np.testing.assert_allclose(program, whole + prior, rtol=1e-6)
 
 
-@pytest.mark.parametrize("function", [Network(3, 2, 8, 2), Network(3, 2, 5, 0), Polynomial(3, 2, 3)])
+@pytest.mark.parametrize(
+    "function", [Network(3, 2, 8, 2), Network(3, 2, (4, 6, 4, 4), 4), Network(3, 2, 5, 0), Polynomial(3, 2, 3)]
+)
 def test_functions_and_their_slopes(function):
     rng = np.random.default_rng(0)
     weights, x = rng.normal(size=function.size), rng.normal(size=(7, 3))
@@ -131,6 +133,41 @@ def test_a_network_is_what_its_docstring_says():
     h = np.tanh(x @ w0 + b0)
     h = h + np.tanh(h @ w1 + b1)
     np.testing.assert_allclose(net(jnp.asarray(w), jnp.asarray(x)), x @ lin + b + h @ v, rtol=1e-5)
+
+
+def test_layers_of_other_widths_and_units_left_out():
+    net = Network(2, 1, (3, 5, 3), 3)
+    rng = np.random.default_rng(3)
+    w, x = rng.normal(size=net.size), rng.normal(size=(4, 2))
+    shapes = [(2, 1), (1,), (3, 1), (2, 3), (3,), (3, 5), (5,), (3, 5), (5, 3), (3,), (5, 3)]
+    ends = np.cumsum([np.prod(s) for s in shapes])
+    parts = (p.reshape(s) for p, s in zip(np.split(w, ends[:-1]), shapes, strict=True))
+    lin, b, v, w0, b0, w1, b1, p1, w2, b2, p2 = parts
+
+    def by_hand(keep0, keep1, keep2):
+        h = np.tanh(x @ w0 + b0)
+        h = h @ p1 + np.tanh((keep0 * h) @ w1 + b1)
+        h = h @ p2 + np.tanh((keep1 * h) @ w2 + b2)
+        return x @ lin + b + (keep2 * h) @ v
+
+    with jax.enable_x64(True):
+        weights = jnp.asarray(w)
+        np.testing.assert_allclose(net(weights, jnp.asarray(x)), by_hand(1.0, 1.0, 1.0), rtol=1e-10)
+        units = jnp.ones(net.size)
+        for seed in range(5):
+            key = jax.random.key(seed)
+            factors = [
+                p.reshape(s) for p, s in zip(np.split(net.dropped(units, key, 0.4), ends[:-1]), shapes, strict=True)
+            ]
+            kept = [factors[i][:, 0] for i in (5, 8, 2)]
+            assert all(np.isin(k.round(9), [0.0, round(1 / 0.6, 9)]).all() for k in kept)
+            found = net(net.dropped(weights, key, 0.4), jnp.asarray(x))
+            np.testing.assert_allclose(found, by_hand(*kept), rtol=1e-10)
+        many = jax.vmap(lambda key: net.dropped(units, key, 0.4))(jax.random.split(jax.random.key(9), 2000))
+        np.testing.assert_allclose(many.mean(0), 1.0, atol=0.1)
+        ensemble = jnp.asarray(rng.normal(size=(3, net.size)))
+        mean = net.mean(net.ensemble(ensemble), jnp.asarray(x))
+        np.testing.assert_allclose(mean, np.mean([net(e, jnp.asarray(x)) for e in ensemble], 0), rtol=1e-10)
 
 
 @pytest.mark.parametrize("inference", [bl.NUTS(chains=2, draws=60, warmup=100), bl.SVI(steps=300, learning_rate=0.05)])

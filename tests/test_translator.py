@@ -419,6 +419,42 @@ def test_bad_input():
         bl.infer(posterior, stars.drop("target_labels"), bl.Importance())
 
 
+def test_dropout_is_of_the_training_step_alone(tmp_path):
+    """The same weights by the same seed, others than without; what they translate draws no number."""
+    stars, _, _ = surveys(100, d=2)
+    model = bl.Translator(
+        width=(4, 6, 4), depth=3, dropout=0.3, scatter="constant", members=2, components=1, robust=False
+    )
+    fits = [
+        bl.fit(m, stars, bl.MAP(max_iterations=2), seed=3, progress=False)
+        for m in (model, model, model.replace(dropout=0.0))
+    ]
+    one, again, without = (p.moments.coefficients for p in fits)
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - without).max() > 1e-3
+    theta = {name: jnp.asarray(x[0]) for name, x in fits[0].moments.theta.items()}
+    bound, key = fits[0].model, jax.random.key(0)
+    x = jnp.asarray(bound.frame.background[:5])
+    dropped = bound.outputs(bound.dropped(theta, key), x)[0]
+    assert (dropped != bound.outputs(theta, x)[0]).any()
+    kept = fits[2].model
+    assert kept.dropped(theta, key) is theta
+    loaded = bl.load(fits[0].save(tmp_path / "translator.nc"))
+    assert loaded.model == model
+    test = stars.drop("target_labels")
+    means = [bl.infer(p, test, seed=i, progress=False).mean for i, p in enumerate((fits[0], loaded))]
+    np.testing.assert_array_equal(*means)
+    for inference in (bl.NUTS(), bl.SVI(), bl.Laplace()):
+        with pytest.raises(CannotDo, match="dropout"):
+            bl.fit(model, stars, inference, progress=False)
+    with pytest.raises(bl.BadInput, match="depth=2"):
+        bl.Translator(width=(64, 128))
+    with pytest.raises(bl.BadInput, match="dropout"):
+        bl.Translator(function="polynomial", dropout=0.5)
+    with pytest.raises(bl.BadInput, match="dropout"):
+        bl.Translator(dropout=1.0)
+
+
 def test_laplace_is_the_gaussian_of_linear_regression():
     """Of what f is linear in, against (A' A / s^2 + prior)^-1 written out, of the stars that the member trained on."""
     stars, _, _ = surveys(800, seed=9, d=2)

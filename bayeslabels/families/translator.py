@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from ..checkpoint import Checkpoint
-from ..errors import bad_input
+from ..errors import CannotDo, bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
@@ -32,6 +32,7 @@ from ..inference.batches import Rows, RowsInMemory
 from ..inference.guide import fit_guide
 from ..inference.importance import KHAT_LIMIT
 from ..inference.minibatch import fit_members, fit_part
+from ..inference.whitened import Start
 from ..models.translator import Bound, Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
@@ -46,6 +47,8 @@ MEMBERS = 20
 """Draws of a training posterior that the test step goes through, at most."""
 SOME_STARS = 2
 """Training stars at which the functions are compared."""
+START = 4000
+"""Stars from which a guide or a sampler is given its first place."""
 CHUNK = 512
 """Stars whose hidden layers stay in the cache."""
 BACK = 1000
@@ -113,6 +116,14 @@ class TranslatorFamily(Family):
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, Laplace, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
 
+    def require(self, inference: Inference, model: Any, verb: str) -> None:
+        super().require(inference, model, verb)
+        if verb == "fit" and model.dropout and not isinstance(inference, MAP):
+            raise CannotDo(
+                f"dropout={model.dropout} is a way to train by MAP(), and {type(inference).__name__}() seeks the "
+                "posterior of all weights: use MAP(), or Translator(dropout=0)"
+            )
+
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         bound = model.bind(stars)
         seen = self.usable(model, stars)
@@ -129,7 +140,8 @@ class TranslatorFamily(Family):
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if isinstance(inference, Laplace):
             return self._last_layer(RowsInMemory(model, stars), inference, seed, progress)
-        return self.finish(model, stars, inference.fit(model, stars, seed, progress))
+        start = functools.partial(start_of, RowsInMemory(model, stars), seed)
+        return self.finish(model, stars, inference.fit(model, stars, seed, progress, start))
 
     def _last_layer(self, rows: Rows, inference: Laplace, seed: int, progress: bool | None) -> Trained:
         """A Gaussian of what f is linear in (all of a polynomial) about every member of `MAP`, given its other weights,
@@ -153,7 +165,8 @@ class TranslatorFamily(Family):
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
     ) -> Trained:
         if not isinstance(inference, MAP):
-            return self.finish(rows.model, rows.stars, fit_guide(rows, inference, seed, progress, checkpoint))
+            start = functools.partial(start_of, rows, seed)
+            return self.finish(rows.model, rows.stars, fit_guide(rows, inference, seed, progress, checkpoint, start))
         trained = fit_members(
             rows, seed, progress, epochs=inference.max_iterations, batch_size=inference.batch_size,
             learning_rate=LEARNING_RATE, checkpoint=checkpoint,
@@ -282,6 +295,14 @@ class TranslatorFamily(Family):
     def describe(self, model: Any) -> str:
         frame = model.require_frame()
         return f"{', '.join(frame.names)} from {', '.join(frame.input_names)}"
+
+
+def start_of(rows: Rows, seed: int) -> Start:
+    """A mode, of one member: from anywhere else, samplers and guides of networks end where the density is lower."""
+    some = np.sort(np.random.default_rng([seed, 982451653]).permutation(len(rows.stars))[:START])
+    one = RowsInMemory(rows.model.replace(members=1), rows.stars[some])
+    point = fit_members(one, seed, False, learning_rate=LEARNING_RATE).draws
+    return Start({name: x[0, 0] for name, x in point.items()})
 
 
 def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> TranslatorMoments:

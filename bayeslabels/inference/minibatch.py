@@ -155,24 +155,26 @@ class Members:
         def constrained(real):
             return {k: to_real[k](x) for k, x in real.items()}
 
-        def loss(real, rows, counts, width):
+        def loss(real, rows, counts, width, key):
             theta = constrained(real)
             prior = log_density(model.parameters, (), {}, theta)[0]
-            return -jnp.where(counts, model.log_likelihood(theta, rows), 0.0).sum() / width - prior / n
+            density = model.log_likelihood(model.dropped(theta, key), rows)
+            return -jnp.where(counts, density, 0.0).sum() / width - prior / n
 
         @jax.jit
-        def run(real, state, data, order, counts, steps, rate, width):
-            def of_member(real, state, order, counts, rate, width):
+        def run(real, state, data, order, counts, steps, rate, width, key):
+            def of_member(real, state, order, counts, rate, width, key):
                 def step(i, carry):
                     real, state, total = carry
                     rows = jax.tree.map(lambda x: x[order[i]], data)
-                    value, slope = jax.value_and_grad(loss)(real, rows, counts[i], width)
+                    own = counts[i], width, jax.random.fold_in(key, i)
+                    value, slope = jax.value_and_grad(loss)(real, rows, *own)
                     change, state = optimiser.update(slope, state, real)
                     return jax.tree.map(lambda x, dx: x - rate * dx, real, change), state, total + value
 
                 return jax.lax.fori_loop(0, steps, step, (real, state, jnp.zeros(())))
 
-            return jax.vmap(of_member)(real, state, order, counts, rate, width)
+            return jax.vmap(of_member)(real, state, order, counts, rate, width, jax.random.split(key, e))
 
         @jax.jit
         @jax.vmap
@@ -190,7 +192,8 @@ class Members:
         rate = np.where(s["stage"] < len(STAGES), self.learning_rate * FALL ** s["stage"], 0.0)
         batches = shared_out(block.data, block.order, block.counts)
         each = map(jnp.asarray, (rate, self.extent[1]))
-        real, moments, total = self.run(s["real"], s["moments"], *batches, block.steps, *each)
+        key = functools.reduce(jax.random.fold_in, (block.epoch, block.number), jax.random.key(self.batches.seed))
+        real, moments, total = self.run(s["real"], s["moments"], *batches, block.steps, *each, key)
         s |= {"real": real, "moments": moments, "sum": s["sum"] + np.asarray(total), "steps": s["steps"] + block.steps}
         return block.last and self.end_epoch(block.epoch)
 

@@ -18,7 +18,7 @@ EXACT = 1e-3
 """Error of inputs without a stated one, in units of their spread, where other inputs have errors or gaps."""
 FLOOR = 0.03
 """Variance, in units of the inputs' spread, below which a direction is not stretched for the network."""
-MIXTURE_STARS = 3000
+MIXTURE_STARS = 20_000
 """Training stars that the inputs' mixture is learned from, at most."""
 TAILS, POOLED = (1.0, 4.0, 16.0), 5.0
 """Of the mixture (`numerics.mixture.learn`): without them what is missing of one star in a hundred has an error several

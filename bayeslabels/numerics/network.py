@@ -1,9 +1,9 @@
 """Smooth functions of a few variables with one flat vector of weights: residual networks and polynomials.
 
-    f(x) = W x + b + V h_depth,   h_1 = tanh(W_1 x + b_1),   h_{i+1} = h_i + tanh(W_{i+1} h_i + b_{i+1})
+    f(x) = W x + b + V h_depth,   h_1 = tanh(W_1 x + b_1),   h_{i+1} = P_{i+1} h_i + tanh(W_{i+1} h_i + b_{i+1})
 
-Inputs and outputs are meant to be scaled to about unit spread. The weights' Normal prior has the sd `prior_sd`; smooth
-functions have small weights.
+P_i is 1 between layers of equal width, and learned between others. Inputs and outputs are meant to be scaled to about
+unit spread. The weights' Normal prior has the sd `prior_sd`; smooth functions have small weights.
 """
 
 from __future__ import annotations
@@ -56,20 +56,28 @@ class Function(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """A residual network of `depth` hidden layers of `width` units, beside a linear function."""
+    """A residual network of `depth` hidden layers, beside a linear function; width: their units, one number for all
+    or one for each."""
 
     n_in: int
     n_out: int
-    width: int = 32
+    width: int | tuple[int, ...] = 32
     depth: int = 2
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """(depth,)"""
+        return (self.width,) * self.depth if isinstance(self.width, int) else self.width
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {"W": (self.n_in, self.n_out), "b": (self.n_out,)}
-        shapes["V"] = (self.width, self.n_out)
-        for i in range(self.depth):
-            shapes[f"W{i}"] = (self.width if i else self.n_in, self.width)
-            shapes[f"b{i}"] = (self.width,)
+        if self.widths:
+            shapes["V"] = (self.widths[-1], self.n_out)
+        for i, (before, width) in enumerate(zip((self.n_in, *self.widths), self.widths, strict=False)):
+            shapes[f"W{i}"], shapes[f"b{i}"] = (before, width), (width,)
+            if i and before != width:
+                shapes[f"P{i}"] = (before, width)
         return shapes
 
     @property
@@ -78,7 +86,7 @@ class Network:
 
     @property
     def linear(self) -> int:
-        return (self.n_in + 1 + (self.width if self.depth else 0)) * self.n_out
+        return (self.n_in + 1 + (self.widths[-1] if self.widths else 0)) * self.n_out
 
     @cached_property
     def prior_sd(self) -> np.ndarray:
@@ -92,10 +100,23 @@ class Network:
     def initial(self, seed: int) -> np.ndarray:
         """Half as wide as the prior, and nothing of the network in the outputs."""
         start = 0.5 * self.prior_sd * np.random.default_rng([seed, 104729]).standard_normal(self.size)
-        start[: self.n_in * self.n_out + self.n_out] = 0.0
-        first = (self.n_in + 1) * self.n_out
-        start[first : first + self.width * self.n_out] = 0.0
+        start[: self.linear] = 0.0
         return start
+
+    def dropped(self, weights: Array, key: Array, rate: float) -> Array:
+        """Weights of the network without a share `rate` of its hidden units, others for another key.
+
+        The next layer, or V, takes 0 for those, and 1 / (1 - rate) times the others; shortcuts keep all. All x see the
+        same units, so that there are slopes to speak of.
+        """
+        keys = jax.random.split(key, len(self.widths))
+        kept = [jax.random.bernoulli(k, 1 - rate, (w,)) / (1 - rate) for k, w in zip(keys, self.widths, strict=True)]
+        takes = {f"W{i}": i - 1 for i in range(1, len(kept))} | {"V": -1}
+        factors = [
+            jnp.broadcast_to(kept[takes[name]][:, None] if name in takes else 1.0, shape).ravel()
+            for name, shape in self._shapes.items()
+        ]
+        return weights * jnp.concatenate(factors).astype(weights.dtype)
 
     def _parts(self, weights: Array) -> dict[str, Array]:
         parts, start = {}, 0
@@ -108,33 +129,39 @@ class Network:
     def __call__(self, weights: Array, x: Array) -> Array:
         parts = self._parts(weights)
         out = x @ parts["W"] + parts["b"]
-        if not self.depth:
+        if not self.widths:
             return out
         hidden = jnp.tanh(x @ parts["W0"] + parts["b0"])
-        for i in range(1, self.depth):
-            hidden = hidden + jnp.tanh(hidden @ parts[f"W{i}"] + parts[f"b{i}"])
+        for i in range(1, len(self.widths)):
+            shortcut = hidden @ parts[f"P{i}"] if f"P{i}" in parts else hidden
+            hidden = shortcut + jnp.tanh(hidden @ parts[f"W{i}"] + parts[f"b{i}"])
         return out + hidden @ parts["V"]
 
     def ensemble(self, weights: Array) -> dict[str, Array]:
         """Layers of all members side by side; the hidden ones, of which each member sees its own, stacked."""
         n, parts = len(weights), jax.vmap(self._parts)(weights)
         out = {"W": parts["W"].mean(0), "b": parts["b"].mean(0)}
-        if not self.depth:
+        if not self.widths:
             return out
-        out["V"] = parts["V"].reshape(n * self.width, self.n_out) / n
-        out["W0"] = jnp.moveaxis(parts["W0"], 0, 1).reshape(self.n_in, n * self.width)
-        out |= {f"W{i}": parts[f"W{i}"] for i in range(1, self.depth)}
-        return out | {f"b{i}": parts[f"b{i}"].reshape(-1) for i in range(self.depth)}
+        out["V"] = parts["V"].reshape(-1, self.n_out) / n
+        out["W0"] = jnp.moveaxis(parts["W0"], 0, 1).reshape(self.n_in, -1)
+        out |= {name: x for name, x in parts.items() if name[0] in "WP" and name not in out}
+        return out | {name: x.reshape(-1) for name, x in parts.items() if name[0] == "b" and name not in out}
 
     def mean(self, ensemble: dict[str, Array], x: Array) -> Array:
         """Few products, and the tanh of all members at once: twice as fast as one by one."""
         out = x @ ensemble["W"] + ensemble["b"]
-        if not self.depth:
+        if not self.widths:
             return out
+
+        def own(hidden: Array, layers: Array) -> Array:
+            each = jnp.split(hidden, len(layers), -1)
+            return jnp.concatenate([h @ w for h, w in zip(each, layers, strict=True)], -1)
+
         hidden = jnp.tanh(x @ ensemble["W0"] + ensemble["b0"])
-        for i in range(1, self.depth):
-            own = [hidden[:, j * self.width : (j + 1) * self.width] @ w for j, w in enumerate(ensemble[f"W{i}"])]
-            hidden = hidden + jnp.tanh(jnp.concatenate(own, -1) + ensemble[f"b{i}"])
+        for i in range(1, len(self.widths)):
+            shortcut = own(hidden, ensemble[f"P{i}"]) if f"P{i}" in ensemble else hidden
+            hidden = shortcut + jnp.tanh(own(hidden, ensemble[f"W{i}"]) + ensemble[f"b{i}"])
         return out + hidden @ ensemble["V"]
 
 
