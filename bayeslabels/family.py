@@ -67,6 +67,10 @@ class Family(ABC):
     fit_by: ClassVar[Inference]
     infer_by: ClassVar[Inference]
     """The inferences where the user names none."""
+    from_files: ClassVar[tuple[type[Inference], ...]] = ()
+    """The inferences that `train_by_batches` serves: of stars that may be more than memory holds, with checkpoints."""
+    by_batches: ClassVar[tuple[type[Inference], ...]] = ()
+    """Those of them that it serves in place of `train` where the stars are in memory, too."""
     lost: ClassVar[str] = "n_unusable"
     """What the stars are called, in a result's `info`, that are not `usable`."""
 
@@ -93,13 +97,6 @@ class Family(ABC):
     def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
         return inference.fit(model, stars, seed, progress)
 
-    def by_batches(self, inference: Inference, large: bool = False) -> bool:
-        """Whether `train_by_batches` serves in place of `train`: the stars may then be more than memory holds.
-
-        large: they are in files, or there is to be a checkpoint.
-        """
-        return False
-
     def not_by_batches(self, model: Any) -> str:
         """What of a model's settings `train_by_batches` cannot heed, and what to do; "": nothing."""
         return ""
@@ -111,7 +108,7 @@ class Family(ABC):
     def train_by_batches(
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
     ) -> Trained:
-        raise NotImplementedError  # pragma: no cover - guarded by `by_batches`
+        raise NotImplementedError  # pragma: no cover - guarded by `from_files`
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:
         """Where samplers of the program begin."""
@@ -125,7 +122,7 @@ class Family(ABC):
         """`train` of several sets of stars that differ in their measured values alone; side by side where it can be."""
         if not inference.many:
             for i, stars in enumerate(sims):
-                if self.by_batches(inference):
+                if isinstance(inference, self.by_batches):
                     yield self.train_by_batches(RowsInMemory(model, stars), inference, seed + i, False, None)
                 else:
                     yield self.train(model, stars, inference, seed + i, False)

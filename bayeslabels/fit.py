@@ -61,9 +61,11 @@ def fit(
     family = family_of(model)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
-    if family.by_batches(inference, not isinstance(stars, Stars) or checkpoint is not None):
+    large = not isinstance(stars, Stars) or checkpoint is not None
+    if isinstance(inference, family.from_files if large else family.by_batches):
         if odd := family.not_by_batches(model):
-            raise CannotDo(f"{odd} where stars are in files or a checkpoint is kept")
+            why = "stars are in files or a checkpoint is kept" if large else f"{type(inference).__name__} trains it"
+            raise CannotDo(f"{odd} where {why}")
         return _fit_by_batches(model, stars, inference, seed, progress, columns, checkpoint, every)
     if not isinstance(stars, Stars) or checkpoint or columns:
         what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"

@@ -37,6 +37,11 @@ class Measured(NamedTuple):
     covariance: Array
     observed: Array
 
+    @property
+    def stated(self) -> np.ndarray:
+        """(M,): labels of which the catalogue states errors."""
+        return np.einsum("nmm->nm", self.covariance).sum(0) > 0
+
     def rows(self, index: Array) -> Measured:
         return Measured(*(jnp.asarray(x)[index] for x in self))
 

@@ -8,7 +8,6 @@ from numpyro.infer.util import log_density
 
 import bayeslabels as bl
 from bayeslabels import MAP, Cannon, priors
-from bayeslabels.family import family_of
 from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.star_posterior import Flags
 
@@ -278,7 +277,7 @@ def test_minibatches_with_missing_exact_labels():
     gaps, gone = holes(survey(60, 12, seed=3)[0])
     model = Cannon(order=1, label_noise=False).bind(gaps)
     svi = bl.SVI(steps=2000, batch_size=20)
-    approximate = family_of(model).train(model, gaps, svi, 0, False).draws["labels_missing"]
+    approximate = svi.fit(model, gaps, 0, False).draws["labels_missing"]
     exact = bl.Gibbs(chains=2, draws=300, warmup=100).fit(model, gaps, 0, False).draws["labels_missing"]
     assert approximate.shape[2:] == exact.shape[2:] == (gone.sum(),)
     sd = exact.std((0, 1))

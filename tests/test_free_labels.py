@@ -11,7 +11,7 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
-from bayeslabels.families.linear_choice import HeldOut, with_label_scatter
+from bayeslabels.families.linear_choice import HeldOut, asks_held_out, select, with_label_scatter
 from bayeslabels.inference.draws import moments_from_draws
 from bayeslabels.inference.free_labels import _regress
 from bayeslabels.inference.labels import labels_at, variables_at
@@ -195,3 +195,5 @@ def test_scatter_of_labels_without_errors_is_that_of_held_out_ones(trained):
     np.testing.assert_array_equal(told.label_system_covariance, trained.moments.label_system_covariance)
     kept = with_label_scatter(trained, stars, out).moments
     np.testing.assert_array_equal(kept.label_scatter, trained.moments.label_scatter)
+    assert select(trained.model, stars, 0, False)[1:] == (None, [])  # no fold is trained in vain
+    assert asks_held_out(trained.model, bare)

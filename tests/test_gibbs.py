@@ -99,7 +99,7 @@ def assert_prior(prior, move, n_move, n):
     plan, data, _ = gibbs._prepare(model, stars, start, 1, 0)
     assert plan.affine
     data = data._replace(guess2=jnp.full_like(data.guess2, data.width_scatter**2))
-    state, _ = _prior_after_moves(plan, move, n_move, data, jax.random.split(jax.random.key(0), n))
+    state, told = _prior_after_moves(plan, move, n_move, data, jax.random.split(jax.random.key(0), n))
     used = np.asarray(data.trained)[0]
     tests = {
         "s": (state.s[:, 0, used], stats.halfnorm(scale=float(data.width_scatter)).cdf),
@@ -118,6 +118,7 @@ def assert_prior(prior, move, n_move, n):
     for name, (x, cdf) in tests.items():
         p = np.array([stats.kstest(column, cdf).pvalue for column in np.asarray(x).reshape(n, -1).T])
         assert p.min() * len(p) > 1e-3, (name, p)
+    return told
 
 
 @pytest.mark.slow
@@ -130,7 +131,8 @@ def test_sweeps_started_from_the_prior_stay_in_the_prior(prior):
 @pytest.mark.parametrize("prior", [priors.Learned(), priors.Normal(0.5)])
 @in_float64
 def test_affine_moves_started_from_the_prior_stay_in_the_prior(prior):
-    assert_prior(prior, sweeps._affine, 20, 2048)
+    told = assert_prior(prior, sweeps._affine, 20, 2048)
+    assert min(float(told[kind].mean()) for kind in ("affine", "leap")) > 0.02
 
 
 @in_float64

@@ -275,6 +275,8 @@ def test_what_cannot_be_is_said(tmp_path, small):
         inference = bl.MAP() if change else bl.NUTS()
         with pytest.raises(CannotDo, match=told):
             bl.fit(CLASSIC.replace(**change), source, inference, columns=NAMES)
+    with pytest.raises(CannotDo, match=r"outlier_sigma.*SVI"):
+        bl.fit(CLASSIC.replace(outlier_sigma=4.0), spectra(), bl.SVI())
     with pytest.raises(bl.BadInput, match="SVI takes minibatches"):
         bl.fit(CLASSIC, source, bl.MAP(batch_size=10), columns=NAMES)
     with pytest.raises(bl.BadInput, match="flux"):

@@ -50,6 +50,8 @@ class LinearFamily(Family):
     moments: ClassVar = Moments
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Laplace()
+    from_files: ClassVar = (MAP, SVI)
+    by_batches: ClassVar = (SVI,)
 
     def choose(
         self, model: LinearModel, stars: Stars, inference: Inference, seed: int, progress: bool | None
@@ -69,14 +71,10 @@ class LinearFamily(Family):
         return with_label_scatter(posterior, choice.stars, choice.held_out)
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
-        if not isinstance(inference, NUTS | SVI):
+        if not isinstance(inference, NUTS):
             return inference.fit(model, stars, seed, progress)
-
         trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))
         return self.finish(model, stars, trained)
-
-    def by_batches(self, inference: Inference, large: bool = False) -> bool:
-        return large and isinstance(inference, MAP | SVI)
 
     def not_by_batches(self, model: LinearModel) -> str:
         if model.outlier_sigma is None:

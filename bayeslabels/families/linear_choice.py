@@ -87,7 +87,7 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds.
     """
     variants = model.bind(stars).variants()
-    if len(variants) == 1 and not model.scatter_from_held_out:
+    if len(variants) == 1 and not asks_held_out(variants[0], stars):
         return variants[0], None, []
     folds = min(FOLDS, len(stars))
     outs: list[HeldOut | None] = []
@@ -116,6 +116,11 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
             difference = (density - densities[best])[compared]
             score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
     return variants[best], outs[best], scores
+
+
+def asks_held_out(model: LinearModel, stars: Stars) -> bool:
+    """Whether tau is to be learned from held-out labels: of free labels only where errors are not stated."""
+    return model.scatter_from_held_out and not (model.label_curve and model.catalogue(stars).stated.all())
 
 
 def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
@@ -153,8 +158,7 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
         tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
     scatter = np.sqrt(tau2) * model.require_frame().scale
     if model.label_curve:  # beyond errors that are stated it is the stars' own (`free_labels`)
-        stated = np.einsum("nmm->nm", measured.covariance).sum(0) > 0
-        scatter = np.where(stated, posterior.moments.label_scatter, scatter)
+        scatter = np.where(measured.stated, posterior.moments.label_scatter, scatter)
         return posterior.with_moments(posterior.moments._replace(label_scatter=scatter))
     moments = posterior.moments._replace(label_scatter=scatter)
     if model.labels_are_latent:

@@ -56,14 +56,12 @@ class LogLinearFamily(Family):
     moments: ClassVar = LogLinearMoments
     fit_by: ClassVar = Laplace()
     infer_by: ClassVar = Laplace()
+    from_files: ClassVar = (MAP, Laplace, SVI)
     lost: ClassVar = "n_without_parallax"
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, Laplace, NUTS, SVI) if verb == "fit" else (MAP, Laplace))
-
-    def by_batches(self, inference: Inference, large: bool = False) -> bool:
-        return large and isinstance(inference, MAP | Laplace | SVI)
 
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         if model.predicted not in stars:

@@ -53,13 +53,12 @@ class PhotometryFamily(Family):
     moments: ClassVar = PhotometricMoments
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Importance()
+    from_files: ClassVar = (MAP, SVI)
+    by_batches: ClassVar = (MAP, SVI)
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
         kind = inference if isinstance(inference, type) else type(inference)
         return kind in ((MAP, SVI, NUTS) if verb == "fit" else (MAP, Laplace, Importance, NUTS))
-
-    def by_batches(self, inference: Inference, large: bool = False) -> bool:
-        return isinstance(inference, MAP | SVI)
 
     def train(self, model: Photometry, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))

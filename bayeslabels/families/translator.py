@@ -110,6 +110,8 @@ class TranslatorFamily(Family):
     moments: ClassVar = TranslatorMoments
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = MAP()
+    from_files: ClassVar = (MAP, SVI)
+    by_batches: ClassVar = (MAP, SVI)
     lost: ClassVar = "n_without_target_labels"
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
@@ -128,9 +130,6 @@ class TranslatorFamily(Family):
         bound = model.bind(stars)
         seen = self.usable(model, stars)
         return Choice(bound, stars if seen.all() else stars[seen], {"n_without_target_labels": int((~seen).sum())})
-
-    def by_batches(self, inference: Inference, large: bool = False) -> bool:
-        return isinstance(inference, MAP | SVI)
 
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         if TARGET not in stars:

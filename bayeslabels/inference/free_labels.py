@@ -43,13 +43,14 @@ def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tup
     psi = model.label_features
     flat = _straight(moments, psi)
     modes = prepare(model, flat, stars.drop(*model.label_blocks), 0).modes
-    value, noise, observed = map(jnp.asarray, model.catalogue(stars))
+    catalogue = model.catalogue(stars)
+    value, noise, observed = map(jnp.asarray, catalogue)
     u, spread = jnp.asarray(modes.location[0]), jnp.asarray(modes.covariance[0])
     usable = jnp.asarray(modes.converged[0]) & jnp.isfinite(u).all(1)
     c, covariance, tau2 = _regress(
         value, noise, observed & usable[:, None], jnp.where(usable[:, None], u, 0.0), spread, psi, ITERATIONS
     )
-    stated = np.einsum("nmm->nm", noise).sum(0) > 0
+    stated = catalogue.stated
     system, tau2, constant = np.array(covariance), np.asarray(tau2), psi.exponents.index((0,) * psi.n_label)
     for m in np.flatnonzero(stated):
         system[m, constant, m, constant] += tau2[m]

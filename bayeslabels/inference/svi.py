@@ -1,4 +1,4 @@
-"""SVI: stochastic variational inference on the NumPyro program, with minibatches of stars."""
+"""SVI: stochastic variational inference by minibatches of stars, on the NumPyro program where a family has no other."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ class SVI(Inference):
     models whose program can be whitened (`whitened.Start`; `Parallax` up to 2500 coefficients): independence is of
     the whitened coordinates there. The test step does not use it, see `Laplace`, `Importance` and `NUTS`.
 
-    Of models of spectra with stars in files: minibatches by natural-gradient steps on their sums (`inference.passes`),
-    the latents of each star solved for; the result is that of `MAP`, with as much noise as the last minibatches leave.
-    `learning_rate`, `draws` and `start` have no part in it.
+    Not so of models of spectra, whose coefficients and training labels a mean field must not take for independent:
+    these are trained by minibatches in natural-gradient steps on sums over stars (`inference.passes`), the latents of
+    each star solved for, until a tenth of the stars, held out, gains no more. The result is that of `MAP`, with as much
+    noise as the last minibatches leave. `learning_rate`, `draws` and `start` have no part in it. NumPyro's own `SVI`
+    takes `model(stars)` as it does any program.
 
     Args:
-        steps: of Adam, with a cosine learning rate from `learning_rate` to a hundredth of it.
+        steps: with a cosine learning rate from `learning_rate` to a hundredth of it (Adam).
         batch_size: stars per step; None: all, up to 512.
         epochs: passes over all stars, instead of `steps`.
         draws: from the fitted guide.

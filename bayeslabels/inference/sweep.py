@@ -12,7 +12,8 @@ tau, mu, Lambda   folded random walk, Gaussian, inverse Wishart
 (u, theta) -> (A u + c, T' theta)    an affine move of the label system that leaves every flux as it is
 
 The target is the joint density of the model's NumPyro program. The last move makes the offsets and slopes of the label
-system, which otherwise creep, mix in a few sweeps.
+system, which otherwise creep, mix in a few sweeps, and takes chains to labels that are reflected or exchanged: where
+the catalogue says little, these are modes of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MISSING = 1e200
 SCATTER_FREEDOM, LABEL_FREEDOM = 6, 8
 """Degrees of freedom (even) of the t proposals for s_l and u_n."""
 LABEL_TRIES, TAU_TRIES, AFFINE_TRIES = 3, 2, 3
-"""Proposals per sweep for each star, tau_m and row of the affine map."""
+"""Proposals per sweep for each star, tau_m and row of the affine map (of either kind)."""
 BEYOND = 0.5
 """Overrelaxation of Gaussian blocks: 0 draws them afresh, near 1 they swing about their means."""
 SCATTER_TARGET, AFFINE_TARGET = 0.44, 0.3
@@ -121,7 +122,8 @@ def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[
         k1, k2 = jax.random.split(keys[4])
         state, rates["tau"] = _label_scatter(plan, data, state, k1, gain)
         if plan.affine:
-            state, rates["affine"] = _affine(plan, data, state, k2, gain)
+            state, moved = _affine(plan, data, state, k2, gain)
+            rates |= moved
     return state, rates
 
 
@@ -352,15 +354,23 @@ def _label_scatter(plan: Plan, data: Data, state: State, key: Array, gain: Any):
 
 
 def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
-    """u_m -> flow of du_m/dt = xi . (1, u), one label m at a time, with everything that lives on the labels.
+    """u_m -> c + sum_j a_j u_j, one label m at a time, with everything that lives on the labels; proposed in two ways.
 
-    xi and -xi are equally likely and undo each other, so that the acceptance ratio is that of the densities times the
-    Jacobian. With phi(u') = T phi(u): theta' = T^-T theta, m' = T^-T m, Sigma' = T^-T Sigma T^-1, mu' = A mu + c,
+    walk: unit time of the flow du_m/dt = xi . (1, u). xi and -xi are equally likely and undo each other, so that the
+    acceptance ratio is that of the densities times the Jacobian.
+
+    leap: the new u_m is what the catalogue says of it within the span of (1, u), wherever it is now: reflected and
+    exchanged labels, which no walk reaches, are among it. The span, and so what is likely, is the same from the new
+    labels; in coordinates (c, a) there and back differ by the Jacobian |a_m|^-(M + 2) of the inverse, and |a_m| of the
+    basis.
+
+    With phi(u') = T phi(u): theta' = T^-T theta, m' = T^-T m, Sigma' = T^-T Sigma T^-1, mu' = A mu + c,
     Lambda' = A Lambda A'. The fluxes and, where learned, p(u | mu, Lambda) du and p(theta | m, Sigma) dtheta stay.
     """
     m, k = len(state.mu), plan.features.size
     powers = jnp.asarray(np.array(plan.features.exponents).sum(0), float)
     precision = inverse_psd(state.sigma) if plan.prior == "learned" else jnp.zeros((k, k))
+    weight = data.observed / (jnp.diagonal(data.label_covariance, axis1=1, axis2=2) + state.tau**2)
 
     def density(tau, u, theta, mean, precision, mu, population_precision):
         """Of all that changes: catalogue labels and hyperpriors, without the determinants."""
@@ -377,13 +387,12 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
             out = out - 0.5 * (used**2 * jnp.diagonal(data.precision)).sum()
         return out
 
-    def step(carry, part):
-        now, value, width = carry
-        row, key = part
-        k1, k2 = jax.random.split(key)
-        xi = jnp.exp(width[row]) * data.step[row] @ jax.random.normal(k1, (m + 1,))
-        slope, offset = _flow(xi, row, m)
-        back, back_offset = _flow(-xi, row, m)
+    def at(now, line, row):
+        """Everything where u_row is line . (1, u), and the logarithm of the Jacobian."""
+        chosen = jnp.arange(m) == row
+        turned = -line.at[row + 1].set(-1.0) / line[row + 1]
+        slope, back = (jnp.where(chosen[:, None], x[1:], jnp.eye(m)) for x in (line, turned))
+        offset, back_offset = (chosen * x[0] for x in (line, turned))
         forth = (data.inverse @ plan.features(data.nodes @ slope.T + offset)).T
         inverse = (data.inverse @ plan.features(data.nodes @ back.T + back_offset)).T
         u, theta, mean, precision, mu, population_precision = now
@@ -392,39 +401,62 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
             new = (*new, mu, population_precision)
         else:
             new = (*new, slope @ mu + offset, back.T @ population_precision @ back)
-        log_a = xi[row + 1]
+        log_a = jnp.log(jnp.abs(line[row + 1]))
         log_t = log_a * powers[row]
         jacobian = (len(u) if plan.fixed_population else -(m + 1.0)) * log_a
         jacobian += (plan.freedom - 1) * log_t if plan.prior == "learned" else -plan.n_trained * log_t
+        return new, jacobian
+
+    def decided(now, value, new, log_ratio, key):
         new_value = density(state.tau, *new)
-        chance = jnp.minimum(jnp.exp(new_value - value + jacobian), 1.0)
+        chance = jnp.minimum(jnp.exp(new_value - value + log_ratio), 1.0)
         chance = jnp.where(jnp.isfinite(chance), chance, 0.0)
-        accept = jax.random.uniform(k2) < chance
-        width = width.at[row].add(gain * (chance - AFFINE_TARGET))
-        now = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, now)
-        return (now, jnp.where(accept, new_value, value), width), chance
+        accept = jax.random.uniform(key) < chance
+        return *jax.tree.map(lambda a, b: jnp.where(accept, a, b), (new, new_value), (now, value)), chance
+
+    def step(carry, part):
+        now, value, width = carry
+        row, key = part
+        k1, k2, k3, k4 = jax.random.split(key, 4)
+        xi = jnp.exp(width[row]) * data.step[row] @ jax.random.normal(k1, (m + 1,))
+        new, jacobian = at(now, _flow(xi, row), row)
+        now, value, walked = decided(now, value, new, jacobian, k2)
+        width = width.at[row].add(gain * (walked - AFFINE_TARGET))
+
+        u = now[0]
+        design = jnp.concatenate([jnp.ones((len(u), 1)), u], 1)
+        w = weight[:, row]
+        factor = jnp.linalg.cholesky((design.T * w) @ design)
+        right = design.T @ (w * data.labels[:, row])
+        best = solve_triangular(factor, solve_triangular(factor, right, lower=True), lower=True, trans="T")
+        t = _student(k3, (), LABEL_FREEDOM, m + 1)
+        line = best + solve_triangular(factor, t, lower=True, trans="T")
+        present = factor.T @ (jnp.eye(m + 1)[row + 1] - best)
+        new, jacobian = at(now, line, row)
+        tails = jnp.log1p((t**2).sum() / LABEL_FREEDOM) - jnp.log1p((present**2).sum() / LABEL_FREEDOM)
+        ratio = jacobian - (m + 1) * jnp.log(jnp.abs(line[row + 1])) + 0.5 * (LABEL_FREEDOM + m + 1) * tails
+        now, value, leapt = decided(now, value, new, ratio, k4)
+        return (now, value, width), (walked, leapt)
 
     now: tuple[Any, ...] = (state.u, state.theta, state.m, precision, state.mu, inverse_psd(state.population))
     start = (now, density(state.tau, *now), state.affine_width)
     parts = (jnp.tile(jnp.arange(m), AFFINE_TRIES), jax.random.split(key, m * AFFINE_TRIES))
-    (now, _, width), chance = jax.lax.scan(step, start, parts)
+    (now, _, width), (walked, leapt) = jax.lax.scan(step, start, parts)
     u, theta, mean, precision, mu, population_precision = now
     state = state._replace(
         u=u, theta=theta, m=mean, mu=mu, population=inverse_psd(population_precision), affine_width=width
     )
     if plan.prior == "learned":
         state = state._replace(sigma=inverse_psd(precision))
-    return state, chance.mean()
+    return state, {"affine": walked.mean(), "leap": leapt.mean()}
 
 
-def _flow(xi, row, m):
-    """A (M, M) and c (M,) of u -> A u + c after unit time of du_row/dt = xi . (1, u)."""
+def _flow(xi, row):
+    """(c, a) (M + 1,) of u_row -> c + sum_j a_j u_j after unit time of du_row/dt = xi . (1, u)."""
     rate = xi[row + 1]
     small = jnp.abs(rate) < 1e-8
     stretch = jnp.where(small, 1 + 0.5 * rate, jnp.expm1(rate) / jnp.where(small, 1.0, rate))
-    chosen = jnp.arange(m) == row
-    line = jnp.where(chosen, jnp.expm1(rate), stretch * xi[1:])
-    return jnp.eye(m) + chosen[:, None] * line, chosen * stretch * xi[0]
+    return (stretch * xi).at[row + 1].set(jnp.exp(rate))
 
 
 def _label_covariance(data: Data, tau: Array) -> Array:
