@@ -97,6 +97,9 @@ def test_the_integral_over_modulus_and_reddening(given, prior, seed):
     p = weight * np.exp(grid - grid.max())
     brute = np.log(p.sum()) + grid.max()
     np.testing.assert_allclose(dusty.log_marginal(q, others, prior), brute, atol=2e-3)
+    place, log_norm = dusty.place(q, others, prior, jnp.float32)
+    assert place.mu.dtype == jnp.float32
+    np.testing.assert_allclose(dusty.log_marginal_at(place, log_norm, others, prior), brute, atol=4e-3)
     np.testing.assert_allclose(told.modulus, (p.sum(1) * mu).sum() / p.sum(), atol=0.02 * told.modulus_error)
     np.testing.assert_allclose(told.reddening, (p.sum(0) * e).sum() / p.sum(), atol=0.02 * told.reddening_error)
     np.testing.assert_allclose(dusty.rough(q, others, prior), brute, atol=1.0)
@@ -122,15 +125,17 @@ def test_draws_follow_the_density():
     q = quadratic(*parts[:-1], 0.0)
     uniform = np.random.default_rng(0).random((2, 4000))
     wide = jax.tree.map(lambda x: jnp.broadcast_to(x, 4000), (q, jax.tree.map(jnp.asarray, others)))
-    mu, e = dusty.draw(*wide, prior, (jnp.asarray(uniform[0]), jnp.asarray(uniform[1])))
     told = dusty.summary(q, others, prior)
+    both = jnp.asarray(uniform[0]), jnp.asarray(uniform[1])
     grid_mu = np.linspace(-8, 8, 400) * told.modulus_error + told.modulus
     grid_e = np.linspace(0, told.reddening + 10 * told.reddening_error, 400)
     p = grid_log_joint(grid_mu, grid_e, parts, prior)
     p = np.exp(p - p.max())
-    for drawn, grid, density in ((mu, grid_mu, p.sum(1)), (e, grid_e, p.sum(0))):
-        cdf = integrate.cumulative_trapezoid(density, grid, initial=0)
-        assert kstest(np.interp(drawn, grid, cdf / cdf[-1]), "uniform").pvalue > 1e-3
+    for dtype in (jnp.float32, jnp.float64):
+        mu, e = dusty.draw(dusty.place(*wide, prior, dtype)[0], wide[1], prior, both)
+        for drawn, grid, density in ((mu, grid_mu, p.sum(1)), (e, grid_e, p.sum(0))):
+            cdf = integrate.cumulative_trapezoid(density, grid, initial=0)
+            assert kstest(np.interp(drawn, grid, cdf / cdf[-1]), "uniform").pvalue > 1e-3
 
 
 def test_truncated_gaussians():
@@ -159,19 +164,21 @@ def test_priors_of_distance():
         np.testing.assert_allclose(second, -jax.vmap(jax.grad(jax.grad(prior.log_density)))(mu), rtol=1e-7, atol=1e-10)
 
 
-def double_well(u, shared, own):
-    return ((u[:, 0] ** 2 - own) ** 2) * 4 + 0.3 * u[:, 0] + 0.5 * (u[:, 1] / shared) ** 2
+class DoubleWell:
+    @staticmethod
+    def in_passing(u, shared, own):
+        return ((u[:, 0] ** 2 - own) ** 2) * 4 + 0.3 * u[:, 0] + 0.5 * (u[:, 1] / shared) ** 2, u[:, 0] ** 2
 
 
-def bends(u, shared, own):
-    steep = jnp.maximum(48 * u[:, 0] ** 2 - 16 * own, 4.0)
+def bends(u, shared, own, square):
+    steep = jnp.maximum(48 * square - 16 * own, 4.0)
     return jnp.stack([steep, jnp.full_like(steep, shared**-2)], -1)[..., None] * jnp.eye(2)
 
 
 def test_both_modes_are_found():
     own = jnp.array([1.0, 2.0, 0.5])
     starts = jnp.tile(jnp.array([[2.0, 1.0], [-2.0, 1.0], [0.4, -3.0]]), (3, 1, 1))
-    modes = find_modes(double_well, bends, jnp.asarray(0.7), own, starts)
+    modes = find_modes(DoubleWell(), bends, jnp.asarray(0.7), own, starts)
     assert modes.converged[:2].all()
     x = np.linspace(-3, 3, 20001)
     for n, a in enumerate(np.asarray(own)):

@@ -240,10 +240,11 @@ def _chain(potential, warmup, draws, target_accept, max_tree_depth, key, z, args
         model_args=args,
         rng_key=key,
     )
-    state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
 
-    def record(s, _):
-        s = step(s, args)
+    def record(s, steps):
+        s = jax.lax.fori_loop(0, steps, lambda _, s: step(s, args), s)
         return s, (s.z, s.diverging)
 
-    return jax.lax.scan(record, state, None, length=draws)[1]
+    # all of the warm-up before the first that counts: one loop, in which the step is compiled once
+    _, out = jax.lax.scan(record, state, jnp.array([warmup] + [1] * draws))
+    return jax.tree.map(lambda x: x[1:], out)
