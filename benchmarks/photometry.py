@@ -213,7 +213,8 @@ def simulated_from(posterior, n, seed, parallax):
     z = rng.standard_normal((len(each), n, 1))
     m = mean + sum((x - mean) * y for x, y in zip(each, z, strict=True)) / np.sqrt(max(len(each) - 1, 1))
     m = m + (mu + moments.luminosity_scatter * rng.standard_normal(n))[:, None]
-    sd = np.hypot(frame.magnitude_error, moments.scatter)
+    wrong = model.outlier_width * (rng.random((n, 1)) < moments.outlier_fraction)
+    sd = np.sqrt(frame.magnitude_error**2 + moments.scatter**2 + wrong**2)
     m = m + sd * rng.standard_normal(m.shape)
     blocks = {"magnitudes": bl.Block(m, np.tile(frame.magnitude_error, (n, 1)), names=frame.bands, unit="mag")}
     if parallax:

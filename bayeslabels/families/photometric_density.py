@@ -141,13 +141,15 @@ def told_by(m: Array, vector: Array, own: Own) -> Quadratic:
     along = own.noise.root[:, None] * own.noise.basis[..., :n_band]
     both = jnp.concatenate([weight[:, None], along], 1)
     n_kind, n_part, _ = both.shape
-    onto = lambda x: (both.reshape(-1, n_band) @ x.T).reshape(n_kind, n_part, -1)  # noqa: E731
-    one, of_r, of_z = both.sum(-1)[..., None], onto(vector), onto(z)
+    onto = both.reshape(-1, n_band) @ jnp.concatenate([vector, z]).T
+    of_r, of_z = jnp.moveaxis(onto.reshape(n_kind, n_part, 2, -1), 2, 0)
+    squares = weight @ jnp.concatenate([vector**2, vector * z, z**2]).T
+    one, (rr, rz, zz) = both.sum(-1)[..., None], jnp.moveaxis(squares.reshape(n_kind, 3, -1), 1, 0)
     less = lambda first, a, b: first - (a[:, 1:] * b[:, 1:]).sum(1)  # noqa: E731
     return Quadratic(
-        less(one[:, 0], one, one), less(of_r[:, 0], one, of_r), less(weight @ (vector**2).T, of_r, of_r),
-        less(of_z[:, 0], one, of_z), less(weight @ (vector * z).T, of_r, of_z),
-        -0.5 * less(weight @ (z**2).T, of_z, of_z), own.mu_0, jnp.zeros_like(own.mu_0),
+        less(one[:, 0], one, one), less(of_r[:, 0], one, of_r), less(rr, of_r, of_r),
+        less(of_z[:, 0], one, of_z), less(rz, of_r, of_z),
+        -0.5 * less(zz, of_z, of_z), own.mu_0, jnp.zeros_like(own.mu_0),
     )  # fmt: skip
 
 
