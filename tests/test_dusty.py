@@ -57,7 +57,17 @@ def log_joint(mu, e, residual, vector, factors, variance, seen, others, prior):
 
 
 def quadratic(residual, vector, factors, variance, seen, e_0):
-    return dusty.quadratic(*map(jnp.asarray, (residual, vector, factors, variance, seen)), jnp.asarray(e_0))
+    return jax.jit(dusty.quadratic)(*map(jnp.asarray, (residual, vector, factors, variance, seen)), jnp.asarray(e_0))
+
+
+summary, log_marginal, draw = jax.jit(dusty.summary), jax.jit(dusty.log_marginal), jax.jit(dusty.draw)
+
+
+@jax.jit
+def in_single(q, others, prior):
+    at, log_norm = dusty.place(q, others, prior, jnp.float32)
+    assert at.mu.dtype == jnp.float32
+    return dusty.log_marginal_at(at, log_norm, others, prior)
 
 
 CASES = [{}, {"parallax": False}, {"reddening": False}, {"missing": (1, 4)}, {"parallax": False, "missing": (0, 2, 3)}]
@@ -85,7 +95,7 @@ def test_the_integral_over_modulus_and_reddening(given, prior, seed):
     parts = case(seed, **given)
     others = parts[-1]
     q = quadratic(*parts[:-1], 0.2)
-    told = dusty.summary(q, others, prior)
+    told = summary(q, others, prior)
     mu, mu_w = np.polynomial.legendre.leggauss(200)
     e, e_w = np.polynomial.legendre.leggauss(200)
     mu = told.modulus + 8 * told.modulus_error * mu
@@ -96,10 +106,8 @@ def test_the_integral_over_modulus_and_reddening(given, prior, seed):
     weight = np.outer(mu_w * 8 * told.modulus_error, e_w * 0.5 * (high - low))
     p = weight * np.exp(grid - grid.max())
     brute = np.log(p.sum()) + grid.max()
-    np.testing.assert_allclose(dusty.log_marginal(q, others, prior), brute, atol=2e-3)
-    place, log_norm = dusty.place(q, others, prior, jnp.float32)
-    assert place.mu.dtype == jnp.float32
-    np.testing.assert_allclose(dusty.log_marginal_at(place, log_norm, others, prior), brute, atol=4e-3)
+    np.testing.assert_allclose(log_marginal(q, others, prior), brute, atol=2e-3)
+    np.testing.assert_allclose(in_single(q, others, prior), brute, atol=4e-3)
     np.testing.assert_allclose(told.modulus, (p.sum(1) * mu).sum() / p.sum(), atol=0.02 * told.modulus_error)
     np.testing.assert_allclose(told.reddening, (p.sum(0) * e).sum() / p.sum(), atol=0.02 * told.reddening_error)
     np.testing.assert_allclose(dusty.rough(q, others, prior), brute, atol=1.0)
@@ -132,7 +140,7 @@ def test_draws_follow_the_density():
     p = grid_log_joint(grid_mu, grid_e, parts, prior)
     p = np.exp(p - p.max())
     for dtype in (jnp.float32, jnp.float64):
-        mu, e = dusty.draw(dusty.place(*wide, prior, dtype)[0], wide[1], prior, both)
+        mu, e = draw(jax.jit(dusty.place, static_argnums=3)(*wide, prior, dtype)[0], wide[1], prior, both)
         for drawn, grid, density in ((mu, grid_mu, p.sum(1)), (e, grid_e, p.sum(0))):
             cdf = integrate.cumulative_trapezoid(density, grid, initial=0)
             assert kstest(np.interp(drawn, grid, cdf / cdf[-1]), "uniform").pvalue > 1e-3

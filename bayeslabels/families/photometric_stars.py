@@ -113,7 +113,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
     grey = jnp.asarray(moments.luminosity_scatter)
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
-    odds = float(np.log(f / (1 - f))) if f > 0 else -np.inf
+    odds = jnp.asarray(np.log(f / (1 - f)) if f > 0 else 0.0)
     # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
     fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
     parts, n = [], len(stars)
@@ -159,7 +159,7 @@ def _at(energy, u, shared):
     return energy.at(u, shared)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vector):
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
@@ -205,7 +205,7 @@ NEIGHBOUR, FAR = 0.6, 1.5
 """Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
     """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
     coefficients, reddening_log, reddening_slope, second = members
@@ -225,7 +225,7 @@ def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
             return Noise(root, basis, -0.5 * (log_det + (seen * jnp.log(variance)).sum(1)))
 
         noise = jax.vmap(noise_with, out_axes=1)(jnp.asarray(widths, root.dtype))
-        log_norm = noise.log_norm - noise.log_norm[:, :1] + jnp.asarray([0.0, log_odds][: len(widths)])
+        log_norm = noise.log_norm - noise.log_norm[:, :1] + jnp.stack([0.0 * log_odds, log_odds])[: len(widths)]
         return Own(z, mu_0, noise._replace(log_norm=log_norm), rows["others"], rows["labels"], rows["precision"])
 
     shared_by_all = jnp.broadcast_to(luminosity, (*root.shape,))[:, None]
