@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels.checkpoint import Checkpoint
+from bayeslabels.fit import even_batches
 from bayeslabels.inference.guide import Guided
 from bayeslabels.simulate import simulate_photometry
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("what", choices=["spectra", "cost", "training", "passes", "worker"])
     parser.add_argument("--stars", type=int, nargs="+")
     parser.add_argument("--pixels", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--batch", type=int, help="stars at a time; as many as infer takes by default")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
@@ -92,20 +92,27 @@ def write_spectra(n, n_pixel, folder):
 
 
 def stream_spectra(folder, batch):
-    """Seconds, stars per second after the first batch is compiled, and peak memory; in a process of its own."""
+    """Stars per second after the first batch is compiled, and peak memory; in a process of its own."""
     posterior = bl.load(folder / "cannon.nc")
-    at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    at_start = peak_memory()
     few = folder / "few.parquet"
     with pq.ParquetFile(folder / "spectra.parquet") as file:
         pq.write_table(file.read_row_group(0).slice(0, batch), few)
     bl.infer_catalog(posterior, few, folder / "few", batch_size=batch, progress=False)
     run = bl.infer_catalog(posterior, folder / "spectra.parquet", folder / "out", batch_size=batch, progress=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"seconds": run.seconds, "stars_per_second": run.stars_per_second, "peak_GB": peak, "start_GB": at_start}
+    return {"stars_per_second": run.stars_per_second, "peak_GB": peak_memory(), "start_GB": at_start}
+
+
+def peak_memory():
+    """GB resident at most, of this process alone: `getrusage` counts what it was started from."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1e6
 
 
 def spectra(n, n_pixel, batch, folder):
     write_spectra(n, n_pixel, folder)
+    posterior = bl.load(folder / "cannon.nc")
+    batch = batch or even_batches(posterior.model, n)
     size = (folder / "spectra.parquet").stat().st_size / 1e9
     print(f"{n} stars x {n_pixel} pixels, {size:.2f} GB of flux and ivar, batches of {batch}")
     command = [sys.executable, __file__, "worker", "--folder", str(folder), "--batch", str(batch)]
@@ -115,7 +122,6 @@ def spectra(n, n_pixel, batch, folder):
         rows = pa.concat_tables([file.read_row_group(i) for i in range(-(-few // GROUP))]).slice(0, few)
     flux, ivar = (rows[name].combine_chunks().flatten().to_numpy().reshape(few, -1) for name in ("flux", "flux_ivar"))
     stars = bl.Stars(flux=bl.Block.from_ivar(flux, ivar))
-    posterior = bl.load(folder / "cannon.nc")
     bl.infer(posterior, stars[:batch], batch_size=batch).table()
     start = time.perf_counter()
     bl.infer(posterior, stars, batch_size=batch).table()
@@ -181,7 +187,7 @@ def training(n, epochs, folder):
         posterior = bl.fit(model, stars, inference, columns=columns)
         spent = time.perf_counter() - start[0], time.process_time() - start[1]
         told[name] = held_out(posterior, test)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = peak_memory()
         print(f"{name}: {told[name].mean():.4f} nat per held-out star, {spent[0]:.0f} s, {spent[1]:.0f} CPU s, "
               f"peak {peak:.2f} GB", flush=True)  # fmt: skip
         if name == "disk":
@@ -229,7 +235,7 @@ def passes(sizes, n_pixel, folder):
                 model, stars, inference, columns=columns if where == "disk" else None
             )
             spent, info = time.process_time() - start, posterior.info
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            peak = peak_memory()
             times = info.get("passes") or info.get("epochs") or info.get("iterations")
             print(f"{where}, {n} stars, {name}: {times} passes, {spent:.0f} CPU s, peak {peak:.2f} GB", flush=True)
     test = bl.Stars.from_table(Table.read(source)[:1000], **columns).drop("labels")

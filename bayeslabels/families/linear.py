@@ -168,8 +168,8 @@ class LinearFamily(Family):
         return groups[0][1] if len(groups) == 1 else joined(groups)
 
     def batch_size(self, model: LinearModel) -> int:
-        """As many as take some 200 MB."""
-        return max(256, 4096 * 5 // max(5, model.features.n_label))
+        """As many as take some 200 MB: 64 bytes a pixel at work, as many as read ahead, and matrices of the labels."""
+        return max(512, min(4096 * 5 // max(5, model.features.n_label), 2_000_000 // model.require_frame().n_pixel))
 
     def quantities(self, model: LinearModel, stars: Stars | None = None) -> Frame:
         return model.require_frame()
