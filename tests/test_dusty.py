@@ -57,7 +57,17 @@ def log_joint(mu, e, residual, vector, factors, variance, seen, others, prior):
 
 
 def quadratic(residual, vector, factors, variance, seen, e_0):
-    return dusty.quadratic(*map(jnp.asarray, (residual, vector, factors, variance, seen)), jnp.asarray(e_0))
+    return jax.jit(dusty.quadratic)(*map(jnp.asarray, (residual, vector, factors, variance, seen)), jnp.asarray(e_0))
+
+
+summary, log_marginal, draw = jax.jit(dusty.summary), jax.jit(dusty.log_marginal), jax.jit(dusty.draw)
+
+
+@jax.jit
+def in_single(q, others, prior):
+    at, log_norm = dusty.place(q, others, prior, jnp.float32)
+    assert at.mu.dtype == jnp.float32
+    return dusty.log_marginal_at(at, log_norm, others, prior)
 
 
 CASES = [{}, {"parallax": False}, {"reddening": False}, {"missing": (1, 4)}, {"parallax": False, "missing": (0, 2, 3)}]
@@ -85,7 +95,7 @@ def test_the_integral_over_modulus_and_reddening(given, prior, seed):
     parts = case(seed, **given)
     others = parts[-1]
     q = quadratic(*parts[:-1], 0.2)
-    told = dusty.summary(q, others, prior)
+    told = summary(q, others, prior)
     mu, mu_w = np.polynomial.legendre.leggauss(200)
     e, e_w = np.polynomial.legendre.leggauss(200)
     mu = told.modulus + 8 * told.modulus_error * mu
@@ -96,7 +106,8 @@ def test_the_integral_over_modulus_and_reddening(given, prior, seed):
     weight = np.outer(mu_w * 8 * told.modulus_error, e_w * 0.5 * (high - low))
     p = weight * np.exp(grid - grid.max())
     brute = np.log(p.sum()) + grid.max()
-    np.testing.assert_allclose(dusty.log_marginal(q, others, prior), brute, atol=2e-3)
+    np.testing.assert_allclose(log_marginal(q, others, prior), brute, atol=2e-3)
+    np.testing.assert_allclose(in_single(q, others, prior), brute, atol=4e-3)
     np.testing.assert_allclose(told.modulus, (p.sum(1) * mu).sum() / p.sum(), atol=0.02 * told.modulus_error)
     np.testing.assert_allclose(told.reddening, (p.sum(0) * e).sum() / p.sum(), atol=0.02 * told.reddening_error)
     np.testing.assert_allclose(dusty.rough(q, others, prior), brute, atol=1.0)
@@ -122,15 +133,17 @@ def test_draws_follow_the_density():
     q = quadratic(*parts[:-1], 0.0)
     uniform = np.random.default_rng(0).random((2, 4000))
     wide = jax.tree.map(lambda x: jnp.broadcast_to(x, 4000), (q, jax.tree.map(jnp.asarray, others)))
-    mu, e = dusty.draw(*wide, prior, (jnp.asarray(uniform[0]), jnp.asarray(uniform[1])))
     told = dusty.summary(q, others, prior)
+    both = jnp.asarray(uniform[0]), jnp.asarray(uniform[1])
     grid_mu = np.linspace(-8, 8, 400) * told.modulus_error + told.modulus
     grid_e = np.linspace(0, told.reddening + 10 * told.reddening_error, 400)
     p = grid_log_joint(grid_mu, grid_e, parts, prior)
     p = np.exp(p - p.max())
-    for drawn, grid, density in ((mu, grid_mu, p.sum(1)), (e, grid_e, p.sum(0))):
-        cdf = integrate.cumulative_trapezoid(density, grid, initial=0)
-        assert kstest(np.interp(drawn, grid, cdf / cdf[-1]), "uniform").pvalue > 1e-3
+    for dtype in (jnp.float32, jnp.float64):
+        mu, e = draw(jax.jit(dusty.place, static_argnums=3)(*wide, prior, dtype)[0], wide[1], prior, both)
+        for drawn, grid, density in ((mu, grid_mu, p.sum(1)), (e, grid_e, p.sum(0))):
+            cdf = integrate.cumulative_trapezoid(density, grid, initial=0)
+            assert kstest(np.interp(drawn, grid, cdf / cdf[-1]), "uniform").pvalue > 1e-3
 
 
 def test_truncated_gaussians():
@@ -159,19 +172,21 @@ def test_priors_of_distance():
         np.testing.assert_allclose(second, -jax.vmap(jax.grad(jax.grad(prior.log_density)))(mu), rtol=1e-7, atol=1e-10)
 
 
-def double_well(u, shared, own):
-    return ((u[:, 0] ** 2 - own) ** 2) * 4 + 0.3 * u[:, 0] + 0.5 * (u[:, 1] / shared) ** 2
+class DoubleWell:
+    @staticmethod
+    def in_passing(u, shared, own):
+        return ((u[:, 0] ** 2 - own) ** 2) * 4 + 0.3 * u[:, 0] + 0.5 * (u[:, 1] / shared) ** 2, u[:, 0] ** 2
 
 
-def bends(u, shared, own):
-    steep = jnp.maximum(48 * u[:, 0] ** 2 - 16 * own, 4.0)
+def bends(u, shared, own, square):
+    steep = jnp.maximum(48 * square - 16 * own, 4.0)
     return jnp.stack([steep, jnp.full_like(steep, shared**-2)], -1)[..., None] * jnp.eye(2)
 
 
 def test_both_modes_are_found():
     own = jnp.array([1.0, 2.0, 0.5])
     starts = jnp.tile(jnp.array([[2.0, 1.0], [-2.0, 1.0], [0.4, -3.0]]), (3, 1, 1))
-    modes = find_modes(double_well, bends, jnp.asarray(0.7), own, starts)
+    modes = find_modes(DoubleWell(), bends, jnp.asarray(0.7), own, starts)
     assert modes.converged[:2].all()
     x = np.linspace(-3, 3, 20001)
     for n, a in enumerate(np.asarray(own)):

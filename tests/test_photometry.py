@@ -22,6 +22,9 @@ MODEL = bl.Photometry(
     function="polynomial", order=2, members=2, components=3, distance_prior=bl.priors.ExponentialDisk(0.6)
 )
 
+MANY = 40
+"""Stars of small tests: more than `FEW`, so that they share the compiled programs of the large ones."""
+
 
 @pytest.fixture(scope="module")
 def survey():
@@ -55,7 +58,7 @@ def test_the_collapsed_density_is_the_integral_of_the_programs(survey):
     model = model.bind(survey[0])
     theta = theta_of(model)
     with jax.enable_x64(True):
-        ours = np.asarray(model.log_likelihood(theta, jax.tree.map(jnp.asarray, model.arrays(stars))))
+        ours = np.asarray(jax.jit(model.log_likelihood)(theta, jax.tree.map(jnp.asarray, model.arrays(stars))))
         frame = model.frame
         base = np.asarray(model.absolute(jnp.asarray(theta["weights"]), jnp.zeros((1, 3))))[0]
         slope = np.asarray(model.absolute(jnp.asarray(theta["weights"]), jnp.eye(3))) - base
@@ -92,18 +95,18 @@ def test_the_collapsed_density_is_the_integral_of_the_programs(survey):
 
 def test_the_test_step_is_the_programs_density(survey, posterior):
     """ln p(u | data) differs between two labels as the program's joint density does, once integrated over the rest."""
-    model = posterior.model.replace(members=1)
+    model, same = posterior.model, [0, 0]  # members that agree are one
     moments = posterior.moments._replace(
-        coefficients=posterior.moments.coefficients[:1], reddening_log=posterior.moments.reddening_log[:1],
-        reddening_slope=posterior.moments.reddening_slope[:1], zero_point_error=np.array(0.0),
+        coefficients=posterior.moments.coefficients[same], reddening_log=posterior.moments.reddening_log[same],
+        reddening_slope=posterior.moments.reddening_slope[same], zero_point_error=np.array(0.0),
         luminosity_scatter=np.array(1e-6), outlier_fraction=np.array(4e-5),
     )  # fmt: skip
     one = bl.Posterior(model, posterior.data, moments, {})
     # a band is off: near the mode the star is none of the outliers, rare as they are, further off it is
-    stars = survey[0][900:901].drop("labels")
+    stars = survey[0][np.full(MANY, 900)].drop("labels")
     off = stars.magnitudes.value + np.array([0.0, 0.0, 0.0, 0.12, 0.0])
     stars = stars.with_block(magnitudes=bl.Block(off, stars.magnitudes.error, names=BANDS, unit="mag"))
-    problem = prepare(one, stars, 0, 2)
+    problem, stars = prepare(one, stars, 0, 4).select(np.arange(1)), stars[:1]
     mode = np.asarray(problem.modes.location[0, 0])
     points = np.stack([mode, mode + np.array([0.1, -0.05, 0.1]), mode - np.array([0.6, -0.4, 0.8])])
     theta = {"weights": moments.coefficients[0], "reddening_log": moments.reddening_log[0],
@@ -227,7 +230,7 @@ def test_what_is_measured_narrows(survey, posterior, told):
 
 def test_missing_is_missing(survey, posterior):
     """A band of infinite error says what an absent one says; a star without data has NaN and a flag."""
-    stars = survey[0][800:808].drop("labels", "reddening")
+    stars = survey[0][800 : 800 + MANY].drop("labels", "reddening")
     value, error = stars.magnitudes.value.copy(), stars.magnitudes.error.copy()
     value[1:4, 2] = np.nan
     value[4] = np.nan
@@ -235,7 +238,7 @@ def test_missing_is_missing(survey, posterior):
     error[1:4, 2] = np.inf
     loud = gone.with_block(magnitudes=bl.Block(np.where(np.isnan(value), 99.0, value), np.where(np.isnan(value), np.inf,
                            error), names=BANDS, unit="mag"))  # fmt: skip
-    first, second = (bl.infer(posterior, x, bl.Laplace(draws=100), seed=0) for x in (gone, loud))
+    first, second = (bl.infer(posterior, x, bl.Laplace(draws=400), seed=0) for x in (gone, loud))
     np.testing.assert_allclose(first.mean, second.mean)
     assert np.isnan(first.mean[4]).all()
     assert "NO_DATA" in bl.flag_names(first.flags[4])
@@ -243,10 +246,10 @@ def test_missing_is_missing(survey, posterior):
 
 
 def test_negative_parallaxes_are_data(survey, posterior):
-    stars = survey[0][800:803].drop("labels", "reddening")
-    w = np.array([-0.3, 0.0, 0.3])
-    far = stars.with_block(parallax=bl.Block(w, np.full(3, 0.1), unit="mas"))
-    assert np.isfinite(bl.infer(posterior, far, bl.MAP(), seed=0).mean).all()
+    stars = survey[0][800 : 800 + MANY].drop("labels", "reddening")
+    w = np.resize([-0.3, 0.0, 0.3], MANY)
+    far = stars.with_block(parallax=bl.Block(w, np.full(MANY, 0.1), unit="mas"))
+    assert np.isfinite(bl.infer(posterior, far, bl.Laplace(draws=400), seed=0).mean).all()
 
 
 @pytest.mark.slow

@@ -47,12 +47,13 @@ CASES = [(0.05, {}), (0.4, {}), (0.4, {"reddening": False}), (1.2, {}), (1.2, {"
 @pytest.mark.parametrize(("e", "given"), CASES)
 def test_the_integral_over_the_shape_of_the_extinction_curve(e, given):
     prior = priors.NormalModulus()
+    integral, along = jax.jit(log_marginal_of_both), jax.jit(of_shape)
     for seed in (0, 1):
         true, residual, factors, variance, seen, others = star(seed, e, **given)
         with jax.enable_x64(True):
             args = [jnp.asarray(a) for a in (residual, VECTOR, SECOND, factors, variance, seen, 0.3)]
-            ours = float(log_marginal_of_both(*args, jax.tree.map(jnp.asarray, others), prior))
-            known = of_shape(*args, jnp.linspace(-5.0, 5.0, 401))
+            ours = float(integral(*args, jax.tree.map(jnp.asarray, others), prior))
+            known = along(*args, jnp.linspace(-5.0, 5.0, 401))
         # the same by dense matrices: E on a grid of x, mu and E
         x, mu = np.linspace(-5, 5, 81), true + np.linspace(-2, 2, 240)
         grid_e = np.linspace(0.0, 2.5, 301)[1:] - 0.5 * 2.5 / 300
@@ -173,11 +174,12 @@ def test_the_program_simulates_both_vectors(survey, posterior):
     fixed = {"true_reddening": jnp.full(4, 0.5), "luminosity": jnp.zeros(4), "u": jnp.zeros((4, 3)),
              "distance_modulus": jnp.full(4, 9.0)}  # fmt: skip
 
+    @jax.jit
     def magnitudes(x):
         values_of = {**values, **fixed, "reddening_variation": jnp.full(4, x)}
         with handlers.seed(rng_seed=0), handlers.condition(data=values_of):
             trace = handlers.trace(model).get_trace(stars)
-        return np.asarray(trace["magnitudes"]["fn"].mean_)
+        return trace["magnitudes"]["fn"].mean_
 
     second = np.asarray(second_vector(values["reddening_second"], values["reddening_log"]))
     np.testing.assert_allclose(magnitudes(2.0) - magnitudes(0.0), np.tile(second, (4, 1)), atol=1e-5)

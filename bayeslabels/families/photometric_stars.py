@@ -1,19 +1,12 @@
-"""The posterior of every star's labels from its magnitudes, distance modulus and reddening integrated out.
+"""The posteriors of many stars from their magnitudes: their modes, and distance and reddening drawn given the labels.
 
-    p(u | data) ~ p(u) p(labels | u) int dmu p(mu) p(parallax | mu) int dE p(E) N(E_0 | E) p(m | M + mu + E R)
-    p(m | .) = (1 - f) N(m | ., C) + f N(m | ., C + w^2 I)
-    C = diag(sigma^2 + s_b^2) + s_M^2 1 1' + Cov[M + E R]
-
-w: the scatter of outliers, which a star may be with the probability f. With a second dust vector (R + x R_2 for R) the
-star's x ~ N(0, 1) is one more unknown after its labels. The last term of C, what the members of the ensemble disagree
-about, is that at a first estimate of u and E. Starts are the best of many draws from the labels' population, tried for
-all stars by matrix products: dwarfs and giants alike.
+Starts are the best of many draws from the labels' population, tried for all stars by matrix products: dwarfs and giants
+alike. What the members of the ensemble disagree about is that at a first estimate of the labels and of E.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -22,28 +15,14 @@ import numpy as np
 
 from ..inference.starwise import StarProblem
 from ..models.photometry import Photometry, second_vector
-from ..numerics.dusty import (
-    LN10_5,
-    DistancePrior,
-    Others,
-    Quadratic,
-    draw,
-    log_marginal,
-    mean_reddening,
-    mode,
-    parallax_at,
-    project,
-    quadratic_of,
-    rough,
-    summary,
-)  # fmt: skip
-from ..numerics.linalg import Array, in_float64
+from ..numerics.dusty import Others, Quadratic, draw, place, project, rough
+from ..numerics.linalg import in_float64
 from ..numerics.mixture import Mixture
 from ..numerics.modes import find_modes
-from ..numerics.network import Function
 from ..numerics.optimize import Modes
 from ..posterior import Posterior
 from ..stars import Stars
+from .photometric_density import LabelCurvature, LabelEnergy, Noise, Own, Shared, Told, told_by
 
 CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
@@ -70,155 +49,6 @@ class PhotometricMoments(NamedTuple):
     zero_point: np.ndarray
     zero_point_error: np.ndarray
     reddening_second: np.ndarray | None = None
-
-
-class Shared(NamedTuple):
-    """What the posteriors of all stars have in common; ensemble: the mean function (`Function.ensemble`); of the
-    population ln weight - ln det F, mean and F^-1; second: R_2 if there is one."""
-
-    ensemble: Any
-    baseline: Array
-    spread: Array
-    reddening_log: Array
-    reddening_slope: Array
-    second: Array | None
-    log_weight: Array
-    mean: Array
-    whiten: Array
-    prior: DistancePrior
-
-
-def precision_of(shared: Shared) -> Any:
-    """The type of the ensemble's weights, in which M and R are computed."""
-    return jax.tree.leaves(shared.ensemble)[0].dtype
-
-
-class Noise(NamedTuple):
-    """Of each of N stars: 1 / sd of the magnitudes (N, B), the basis of the directions in which they are uncertain
-    (N, Q, B + Q), and ln of how probable this noise is, times its normalisation (N,)."""
-
-    root: Array
-    basis: Array
-    log_norm: Array
-
-
-class Told(NamedTuple):
-    """What the magnitudes say of modulus and reddening at labels (...): of a good star, of an outlier, and the log odds
-    that it is one."""
-
-    good: Quadratic
-    bad: Quadratic | None
-    log_odds: Array | None
-
-
-class Own(NamedTuple):
-    """What belongs to each of N stars: the magnitudes less mu_0, their noise, and that of outliers if there are any,
-    `Others`, and the catalogue labels with their precision, scaled."""
-
-    magnitudes: Array
-    mu_0: Array
-    good: Noise
-    bad: Noise | None
-    others: Others
-    labels: Array
-    label_precision: Array
-
-
-@dataclass(frozen=True)
-class LabelEnergy:
-    """-ln p(u | data) of points u (S, L) of one star, up to a constant."""
-
-    net: Function
-    nodes: int = 9
-
-    def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
-        """M and R (S, B), means of the members; as precise as their weights."""
-        dtype = precision_of(shared)
-        points, base, spread = self.labels(u).astype(dtype), shared.baseline.astype(dtype), shared.spread.astype(dtype)
-        m = base[0] + points @ base[1:] + self.net.mean(shared.ensemble, points) @ spread
-        log_vector = shared.reddening_log.astype(dtype) + points @ shared.reddening_slope.T.astype(dtype)
-        vector = jnp.exp(log_vector).astype(u.dtype)
-        if u.shape[-1] > self.net.n_in:
-            vector = vector + u[:, -1:] * shared.second
-        return m.astype(u.dtype), vector
-
-    def labels(self, u: Array) -> Array:
-        return u[..., : self.net.n_in]
-
-    def quadratic(self, u: Array, shared: Shared, own: Own) -> Quadratic:
-        """What the magnitudes say of modulus and reddening, of a star that is no outlier."""
-        return told_by(*self.at(u, shared), own, own.good)
-
-    def log_prior(self, u: Array, shared: Shared, own: Own) -> Array:
-        labels = self.labels(u)
-        z = jnp.einsum("kij,skj->ski", shared.whiten, labels[:, None] - shared.mean)
-        off = labels - own.labels
-        known = -0.5 * ((off @ own.label_precision) * off).sum(-1) - 0.5 * (u[:, self.net.n_in :] ** 2).sum(-1)
-        return jax.scipy.special.logsumexp(shared.log_weight - 0.5 * (z**2).sum(-1), axis=-1) + known
-
-    def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
-        return self.in_passing(u, shared, own)[0]
-
-    def in_passing(self, u: Array, shared: Shared, own: Own) -> tuple[Array, Told]:
-        """The same, and what the magnitudes say."""
-        m, vector = self.at(u, shared)
-        others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        single = precision_of(shared) != u.dtype
-
-        def density(noise):
-            q = told_by(m, vector, own, noise)
-            return q, log_marginal(q, others, shared.prior, self.nodes, single) + noise.log_norm
-
-        (good, log_p), bad, log_odds = density(own.good), None, None
-        if own.bad is not None:
-            bad, log_bad = density(own.bad)
-            log_odds = log_bad - log_p
-            log_p = jnp.logaddexp(log_p, log_bad)
-        return -log_p - self.log_prior(u, shared, own), Told(good, bad, log_odds)
-
-
-def told_by(m: Array, vector: Array, own: Own, noise: Noise) -> Quadratic:
-    """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these."""
-    columns = noise.root * jnp.stack([jnp.ones_like(m), vector, own.magnitudes - m], 1)
-    return quadratic_of(columns, columns @ noise.basis[:, : m.shape[-1]].T, own.mu_0)
-
-
-@dataclass(frozen=True)
-class LabelCurvature:
-    """Gauss-Newton curvature (S, M, M) of a `LabelEnergy`, mu and E as free as parallax and reddening leave them."""
-
-    energy: LabelEnergy
-
-    def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
-        n, n_label = u.shape[-1], self.energy.net.n_in
-        push = lambda t: jax.jvp(lambda u: self.energy.at(u, shared), (u,), (jnp.broadcast_to(t, u.shape),))  # noqa: E731
-        (m, vector), (of_m, of_vector) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(n))
-        others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
-        noise, q = own.good, told_by(m, vector, own, own.good)
-        if own.bad is not None:
-            told = self.energy.in_passing(u, shared, own)[1]
-            wrong = jnp.asarray(told.log_odds) > 0
-            either = lambda bad, good: jnp.where(wrong.reshape(-1, *[1] * bad.ndim), bad, good)  # noqa: E731
-            noise = jax.tree.map(either, own.bad, own.good)
-            q = jax.tree.map(lambda bad, good: jnp.where(wrong, bad, good), told.bad, told.good)
-        x, _ = mode(q, others, shared.prior)
-        e = mean_reddening(q, others, x)
-        tangent = LN10_5 * parallax_at(own.mu_0 + x) * others.parallax_weight
-        of_mu, of_e = 1 / jnp.sqrt(tangent**2 + 0.04), 1 / jnp.sqrt(others.reddening_weight**2 + others.rate**2)
-        slopes = jnp.moveaxis(of_m + e[:, None] * of_vector, 0, 1)
-        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e[:, None] * vector], 1)
-        columns = jnp.concatenate([free, slopes], 1) * jnp.broadcast_to(noise.root, m.shape)[:, None]
-        n_band = m.shape[-1]
-        top = jnp.swapaxes(noise.basis[..., :n_band], -1, -2)
-        columns = jnp.concatenate([columns, jnp.zeros((*columns.shape[:2], top.shape[-1]))], -1)
-        columns = columns - (columns[..., :n_band] @ top) @ noise.basis
-        _, rest, _ = project(columns[:, :2], columns[:, 2:])
-        z = jnp.einsum("kij,skj->ski", shared.whiten, self.energy.labels(u)[:, None] - shared.mean)
-        part = jax.nn.softmax(shared.log_weight - 0.5 * (z**2).sum(-1), axis=-1)
-        of_prior = jnp.einsum("sk,kij,kil->sjl", part, shared.whiten, shared.whiten) + own.label_precision
-        extra = n - n_label
-        of_prior = jnp.pad(of_prior, ((0, 0), (0, extra), (0, extra))) + jnp.diag(jnp.arange(n) >= n_label)
-        return jnp.einsum("sib,sjb->sij", rest, rest) + of_prior
 
 
 def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMoments:
@@ -283,7 +113,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
     grey = jnp.asarray(moments.luminosity_scatter)
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
-    odds = float(np.log(f / (1 - f))) if f > 0 else -np.inf
+    odds = jnp.asarray(np.log(f / (1 - f)) if f > 0 else 0.0)
     # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
     fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
     parts, n = [], len(stars)
@@ -329,7 +159,7 @@ def _at(energy, u, shared):
     return energy.at(u, shared)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vector):
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
@@ -375,7 +205,7 @@ NEIGHBOUR, FAR = 0.6, 1.5
 """Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
     """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
     coefficients, reddening_log, reddening_slope, second = members
@@ -385,25 +215,24 @@ def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
     mu_0 = (root**2 * rows["magnitudes"]).sum(1) / total - 4.0
     z = seen * (rows["magnitudes"] - mu_0[:, None])
 
-    def noise_with(factors, variance):
-        root = seen / jnp.sqrt(variance)
-        basis, _, log_det = project(factors * root[:, None], jnp.zeros((len(root), 0, root.shape[1])))
-        return Noise(root, basis, -0.5 * (log_det + (seen * jnp.log(variance)).sum(1)))
+    def own_with(factors, widths):
+        """Of a kind of star for each width."""
 
-    def own_with(factors, wide=None):
-        good, bad = noise_with(factors, rows["variance"]), None
-        if wide is not None:
-            bad = noise_with(factors, rows["variance"] + wide**2)
-            bad = bad._replace(log_norm=bad.log_norm - good.log_norm + log_odds)
-        good = good._replace(log_norm=jnp.zeros_like(good.log_norm))
-        return Own(z, mu_0, good, bad, rows["others"], rows["labels"], rows["precision"])
+        def noise_with(wide):
+            variance = rows["variance"] + wide**2
+            root = seen / jnp.sqrt(variance)
+            basis, _, log_det = project(factors * root[:, None], jnp.zeros((len(root), 0, root.shape[1])))
+            return Noise(root, basis, -0.5 * (log_det + (seen * jnp.log(variance)).sum(1)))
+
+        noise = jax.vmap(noise_with, out_axes=1)(jnp.asarray(widths, root.dtype))
+        log_norm = noise.log_norm - noise.log_norm[:, :1] + jnp.stack([0.0 * log_odds, log_odds])[: len(widths)]
+        return Own(z, mu_0, noise._replace(log_norm=log_norm), rows["others"], rows["labels"], rows["precision"])
 
     shared_by_all = jnp.broadcast_to(luminosity, (*root.shape,))[:, None]
+    widths = [0.0] if wide is None else [0.0, wide]
     if n_member == 1:
-        return own_with(shared_by_all, wide)
-    q = jax.vmap(lambda u, own: energy.quadratic(u[None], shared, own))(first, own_with(shared_by_all))
-    q = jax.tree.map(lambda x: x[:, 0], q)
-    e = summary(q, rows["others"], shared.prior).reddening
+        return own_with(shared_by_all, widths)
+    e = place(_of_good(energy, shared, own_with(shared_by_all, [0.0]), first), rows["others"], shared.prior)[0].e
     labels = energy.labels(first)
     of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
     vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
@@ -411,7 +240,18 @@ def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
         vectors = vectors + first[:, -1:] * second[:, None]
     each = of_m + e[:, None] * vectors
     apart = jnp.moveaxis(each - each.mean(0), 0, 1) / np.sqrt(n_member - 1)
-    return own_with(jnp.concatenate([shared_by_all, apart], 1), wide)
+    return own_with(jnp.concatenate([shared_by_all, apart], 1), widths)
+
+
+def _of_good(energy, shared, own, u):
+    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M)."""
+
+    def one(u, own):
+        m, vector = energy.at(u[None], shared)
+        return told_by(m, vector, own)
+
+    q = jax.vmap(one)(u, own)
+    return jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], q)
 
 
 @in_float64
@@ -440,13 +280,12 @@ def distances(
 @functools.partial(jax.jit, static_argnums=0)
 def _draw_distances(energy, shared, own, u, told, uniform):
     def one(own, u, told, uniform):
-        others = jax.tree.map(lambda x: jnp.broadcast_to(x, u.shape[:1]), own.others)
         told = energy.in_passing(u, shared, own)[1] if told is None else told
-        q, wrong = told.good, jnp.zeros(len(u))
-        if told.bad is not None:
+        at, wrong = jax.tree.map(lambda x: x[:, 0], told.place), jnp.zeros(len(u))
+        if told.log_odds is not None:
             wrong = jax.nn.sigmoid(told.log_odds)
-            q = jax.tree.map(lambda bad, good: jnp.where(uniform[2] < wrong, bad, good), told.bad, told.good)
-        mu, e = draw(q, others, shared.prior, (uniform[0], uniform[1]))
+            at = jax.tree.map(lambda x: jnp.where(uniform[2] < wrong, x[:, 1], x[:, 0]), told.place)
+        mu, e = draw(at, own.others, shared.prior, (uniform[0], uniform[1]))
         return jnp.stack([e, mu], -1), wrong.mean()
 
     return jax.vmap(one, (0, 0, 0, 1))(own, u, told, uniform)
@@ -454,7 +293,7 @@ def _draw_distances(energy, shared, own, u, told, uniform):
 
 @in_float64
 def misfit(problem: StarProblem) -> np.ndarray:
-    """chi^2 (N,) of the magnitudes at the best mode of the labels."""
+    """chi^2 (N,) of the magnitudes at the best mode of the labels, the mode of mu and the mean of E there."""
     n, best, out = problem.n_star, np.asarray(problem.modes.location[0]), []
     for start in range(0, n, FEW):
         rows = np.minimum(np.arange(start, start + FEW), n - 1)
@@ -465,8 +304,5 @@ def misfit(problem: StarProblem) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _misfit(energy, shared, own, best):
-    q = jax.vmap(energy.quadratic, (0, None, 0))(best[:, None], shared, own)
-    q = jax.tree.map(lambda x: x[:, 0], q)
-    at = summary(q, own.others, shared.prior)
-    x, y = at.modulus - q.mu_0, at.reddening - q.e_0
-    return q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2 - 2 * (q.b_mu * x + q.b_e * y) - 2 * q.log_norm
+    _, log_p = place(_of_good(energy, shared, own, best), own.others, shared.prior)
+    return -2 * log_p

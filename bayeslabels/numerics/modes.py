@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,17 @@ SAME = 0.5
 DIFFERENCE = 1e-6
 """Step of the differences of slopes that give second derivatives, in float64 to 1e-6."""
 
-Energy = Callable[[Array, Any, Any], Array]
-"""Minus log density (S,) of points u (S, M) of one star: energy(u, shared, own)."""
-Curvature = Callable[[Array, Any, Any], Array]
-"""A positive definite approximation (S, M, M) of its second derivatives."""
+
+class Energy(Protocol):
+    """Minus log density of points u (S, M) of one star."""
+
+    def in_passing(self, u: Array, shared: Any, own: Any, /) -> tuple[Array, Any]:
+        """The energy (S,) and what it was computed from, a pytree of (S, ...)."""
+
+
+Curvature = Callable[[Array, Any, Any, Any], Array]
+"""A positive definite approximation (S, M, M) of its second derivatives: curvature(u, shared, own, what the energy was
+computed from)."""
 
 
 def find_modes(
@@ -89,14 +96,15 @@ def _distinct(keep, threshold, u, f, bend, done):
 def _descend(energy, curvature, iterations, exact, shared, own, u):
     """u (N, J, M), objective (N, J), curvature (N, J, M, M) and whether they have arrived (N, J)."""
     n, j, m = u.shape
-    values = jax.vmap(energy, (0, None, 0))
+    values, curvatures = jax.vmap(energy.in_passing, (0, None, 0)), jax.vmap(curvature, (0, None, 0, 0))
     ahead = DIFFERENCE * jnp.concatenate([jnp.zeros((1, m)), jnp.eye(m) if exact else jnp.zeros((0, m))])
 
     def locally(u):
         """Objective, slope and curvature."""
-        f, back = jax.vjp(lambda u: values(u, shared, own), (u[:, :, None] + ahead).reshape(n, -1, m))
+        points = (u[:, :, None] + ahead).reshape(n, -1, m)
+        f, back, beside = jax.vjp(lambda u: values(u, shared, own), points, has_aux=True)
         f, slopes = f.reshape(n, j, -1), back(jnp.ones_like(f))[0].reshape(n, j, -1, m)
-        bend = jax.vmap(curvature, (0, None, 0))(u, shared, own)
+        bend = curvatures(u, shared, own, jax.tree.map(lambda x: x[:, :: len(ahead)], beside))
         if exact:
             second = (slopes[:, :, 1:] - slopes[:, :, :1]) / DIFFERENCE
             bend = definite_or(second.reshape(-1, m, m), bend.reshape(-1, m, m)).reshape(bend.shape)
