@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from astropy.io import fits
 from astropy.table import QTable, Table, vstack
@@ -25,7 +26,7 @@ from astropy.table import QTable, Table, vstack
 from . import state
 from .checkpoint import refuse_other
 from .devices import one_each
-from .errors import bad_input
+from .errors import CannotDo, bad_input
 from .family import family_of
 from .fit import even_batches, gathered, infer_batch
 from .inference.base import Inference
@@ -98,6 +99,8 @@ def infer_catalog(
         BadInput: before anything is computed: columns or files that are not there, files cut short, duplicated ids,
             a destination that cannot be written, parts of another model, source or settings, named.
     """
+    if jax.process_count() > 1:
+        raise CannotDo("infer_catalog in several processes of jax.distributed: partitions.infer_partition does that")
     family = family_of(posterior.model)
     inference = inference or family.infer_by
     family.require(inference, posterior.model, "infer")
