@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..inference.starwise import StarProblem
+from ..inference.starwise import Energy, StarProblem
 from ..models.photometry import Photometry, second_vector
 from ..numerics.dusty import (
     LN10_5,
@@ -124,7 +124,7 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabelEnergy:
+class LabelEnergy(Energy):
     """-ln p(u | data) of points u (S, L) of one star, up to a constant."""
 
     net: Function

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..inference.importance import Importance, Weighted
-from ..inference.starwise import StarProblem
+from ..inference.starwise import Energy, StarProblem
 from ..models.translator import Bound, Rows
 from ..models.translator_frame import Inputs, measured
 from ..numerics.linalg import Array, in_float64
@@ -59,7 +59,7 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True)
-class InputEnergy:
+class InputEnergy(Energy):
     """-ln p(x | data) of points x (S, D) of one star, up to a constant."""
 
     bound: Bound

@@ -21,7 +21,7 @@ from ..numerics.optimize import TOLERANCE, Modes, choose_starts, find_modes
 from ..stars import Stars
 from .base import Moments
 from .labels import PINNED, labels_at, outputs_on_latents, variables_at
-from .starwise import StarProblem
+from .starwise import Energy, StarProblem
 
 DRAFT_PIXELS = 1000
 """Pixels that are enough for a first estimate of the labels, at which the coefficients are integrated out."""
@@ -36,7 +36,7 @@ class Compressed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Quartic:
+class Quartic(Energy):
     """-ln p(u | data) = 1/2 phi(u)' G phi(u) - b' phi(u) + 1/2 u' P u - h' u."""
 
     features: Monomials
