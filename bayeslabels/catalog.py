@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from astropy.io import fits
 from astropy.table import QTable, Table, vstack
@@ -25,7 +26,7 @@ from astropy.table import QTable, Table, vstack
 from . import state
 from .checkpoint import refuse_other
 from .devices import one_each
-from .errors import bad_input
+from .errors import CannotDo, bad_input
 from .family import family_of
 from .fit import even_batches, gathered, infer_batch
 from .inference.base import Inference
@@ -98,6 +99,8 @@ def infer_catalog(
         BadInput: before anything is computed: columns or files that are not there, files cut short, duplicated ids,
             a destination that cannot be written, parts of another model, source or settings, named.
     """
+    if jax.process_count() > 1:
+        raise CannotDo("infer_catalog in several processes of jax.distributed: partitions.infer_partition does that")
     family = family_of(posterior.model)
     inference = inference or family.infer_by
     family.require(inference, posterior.model, "infer")
@@ -333,42 +336,48 @@ def _notes_of(path: Path) -> dict[str, Any]:
         raise bad_input(what, "the notes of an earlier run", fix="resume=False to start again") from problem
 
 
-def _pieces(parts: list[Path], one: Path) -> Iterator[Path]:
-    """Every part written again as the file `one`, with texts as wide as the widest of all parts."""
-    parquet = parquet_module()
-    schema = parquet.read_schema(parts[0])
-    texts = [name for name in schema.names if "string" in str(schema.field(name).type)]
-    width = dict.fromkeys(texts, 1)
+LENGTH = "table::len::"
+"""Before a column's name in the metadata of a part: of how many letters its texts are, at most."""
+
+
+def _lengths(parts: list[Path]) -> dict[str, int]:
+    """Of the texts of all parts, by column."""
+    out: dict[str, int] = {}
     for part in parts:
-        for name in texts:
-            width[name] = max(width[name], *map(len, parquet.read_table(part, columns=[name])[name].to_pylist()))
+        for name, value in parquet_module().read_schema(part).metadata.items():
+            if (key := name.decode()).startswith(LENGTH):
+                column = key.removeprefix(LENGTH)
+                out[column] = max(int(value), out.get(column, 1))
+    return out
+
+
+def _join_parquet(parts: list[Path], whole: Path, n_row: int) -> None:
+    parquet, first = parquet_module(), parquet_module().read_schema(parts[0])
+    texts = {LENGTH + name: str(length) for name, length in _lengths(parts).items()}
+    schema = first.with_metadata(first.metadata | {k.encode(): v.encode() for k, v in texts.items()})
+    with parquet.ParquetWriter(whole, schema) as writer:
+        for part in parts:
+            writer.write_table(parquet.read_table(part).replace_schema_metadata(schema.metadata))
+
+
+def _as_fits(parts: list[Path], one: Path) -> Iterator[Path]:
+    """Every part written again as the file `one`, with texts as wide as the widest of all parts."""
+    lengths = _lengths(parts)
     try:
         for part in parts:
             table = QTable.read(part, format="parquet")
-            for name in texts:
-                table[name] = np.asarray(table[name]).astype(f"U{width[name]}")
+            for name, length in lengths.items():
+                table[name] = np.asarray(table[name]).astype(f"U{length}")
             write_table(table, one)
             yield one
     finally:
         one.unlink(missing_ok=True)
 
 
-def _join_parquet(parts: list[Path], whole: Path, n_row: int) -> None:
-    parquet, writer = parquet_module(), None
-    try:
-        for piece in _pieces(parts, whole.with_name(f"{whole.stem}.one.parquet")):
-            rows = parquet.read_table(piece)
-            writer = writer or parquet.ParquetWriter(whole, rows.schema)
-            writer.write_table(rows)
-    finally:
-        if writer is not None:
-            writer.close()
-
-
 def _join_fits(parts: list[Path], whole: Path, n_row: int) -> None:
     """The header of the first part, with the rows of all."""
     with open(whole, "wb") as out:
-        for piece in _pieces(parts, whole.with_name(f"{whole.stem}.one.fits")):
+        for piece in _as_fits(parts, whole.with_name(f"{whole.stem}.one.fits")):
             with fits.open(piece) as hdus:
                 header, begin, start = hdus[1].header.copy(), hdus[1]._header_offset, hdus[1]._data_offset
             n_byte = header["NAXIS1"] * header["NAXIS2"]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .devices import writes
 from .errors import bad_input
 
 NOTES, PLACE = "__notes__", "__place__"
@@ -72,6 +73,8 @@ class Checkpoint:
         return time.monotonic() - self.last >= self.every
 
     def save(self, state: Any, place: tuple[int, ...]) -> None:
+        if not writes():
+            return
         arrays = {NOTES: np.array(json.dumps(self.notes)), PLACE: np.array(place)}
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
             arrays[jax.tree_util.keystr(path)] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)

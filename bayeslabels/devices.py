@@ -1,4 +1,8 @@
-"""All devices that JAX sees: minibatches are shared out among them, batches of the test step go to one each."""
+"""All devices that JAX sees: minibatches are shared out among them, batches of the test step go to one each.
+
+With `jax.distributed` minibatches are shared out among the devices of all processes, each of which reads the same table
+and does the same otherwise; the first alone writes.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,74 @@ def shared_out(data: Any, *per_star: np.ndarray) -> tuple[Any, ...]:
     n = len(jax.devices())
     if n == 1:
         return jax.tree.map(jnp.asarray, (data, *per_star))
-    mesh = jax.make_mesh((n,), ("star",), axis_types=(AxisType.Auto,))
-    cast = jax.tree.map(lambda x: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)), data)
-    whole = jax.device_put(cast, NamedSharding(mesh, PartitionSpec()))
     filled = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % n)]) for x in per_star]
-    parts = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 1), "star"))) for x in filled]
-    return whole, *parts
+    parts = [jax.device_put(x, _placed(*[None] * (x.ndim - 1), "star")) for x in filled]
+    return jax.tree.map(_everywhere, data), *parts
+
+
+def of_all_processes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function of what `shared_out` returns and of other arrays, equal in all processes: so are its results,
+    and every process has them whole."""
+
+    def call(*arguments: Any) -> Any:
+        if jax.process_count() == 1:
+            return function(*arguments)
+        return jax.tree.map(_here, function(*jax.tree.map(_everywhere, arguments)))
+
+    return call
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes files: of several the first."""
+    return jax.process_index() == 0
+
+
+def _placed(*axes: str | None) -> NamedSharding:
+    """Over all devices of all processes."""
+    mesh = jax.make_mesh((len(jax.devices()),), ("star",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def _everywhere(x: Any) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_everywhere(jax.random.key_data(x)))
+    x = np.asarray(x)
+    return jax.device_put(x.astype(jax.dtypes.canonicalize_dtype(x.dtype)), _placed())
+
+
+def _here(x: Any) -> Any:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_here(jax.random.key_data(x)))
+    if not x.is_fully_replicated:
+        x = jax.jit(lambda x: x, out_shardings=_placed())(x)
+    return jnp.asarray(np.asarray(x.addressable_data(0)))
+
+
+def summed(function: Callable[[Any, np.ndarray], Any], data: Any, counts: np.ndarray, multiple: int) -> Any:
+    """function(data, counts), a pytree of sums over B stars (the first axis of both), with a part of the stars on each
+    device of this process; parts are multiples of so many stars, the last filled up with some that do not count."""
+    size = -(-len(counts) // len(jax.local_devices()))
+    size += -size % multiple
+    if size >= len(counts):
+        return function(data, counts)
+
+    def part(first: int) -> Any:
+        rows = np.arange(first, first + size)
+        at = np.minimum(rows, len(counts) - 1)
+        found = function(jax.tree.map(lambda x: x[at], data), np.where(rows == at, counts[at], 0))
+        return jax.tree.map(np.asarray, found)
+
+    total, *rest = one_each(part, range(0, len(counts), size))
+    for one in rest:
+        total = jax.tree.map(np.add, total, one)
+    return total
 
 
 def one_each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`function` of every item, in order, each on one device: as many at a time as there are devices."""
-    devices = jax.devices()
+    """`function` of every item, in order, each on one device of this process: as many at a time as there are."""
+    devices = jax.local_devices()
     if len(devices) == 1:
         yield from map(function, items)
         return

@@ -172,6 +172,13 @@ def even_batches(model: Model, n: int) -> int:
     return min(most, even + -even % EVEN)
 
 
+def few_batches(model: Model) -> list[int]:
+    """Stars at a time where their number is not known beforehand: few sizes, that each is compiled once, of which the
+    smallest that holds them wastes at most three quarters of it."""
+    most = family_of(model).batch_size(model)
+    return sorted({most, *(max(EVEN, most // part) for part in (4, 16) if most > EVEN)})
+
+
 def infer_batch(
     posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, size: int, progress: bool | None
 ) -> dict[str, xr.Dataset]:

@@ -17,6 +17,7 @@ from astropy.table import Table
 
 from .catalog import infer_table
 from .family import family_of
+from .fit import few_batches
 from .inference.base import Inference
 from .numerics.linalg import in_float64
 from .posterior import Posterior, load
@@ -41,7 +42,8 @@ def infer_partition(
         partition: of any number of rows, none included: from such a one Dask learns the columns of the result.
         posterior: a file that every worker can read (it is read once by each), or the posterior itself.
         columns: as in `infer_catalog`. keep: columns that are carried over, those that there are; LSDB needs ra, dec.
-        batch_size: stars at a time; smaller partitions are filled up, so that each worker compiles once.
+        batch_size: stars at a time; smaller partitions are filled up, so that each worker compiles once. None: the
+            smallest of three sizes that holds the stars.
 
     The same partition has the same result, to the bit, on whatever worker.
     """
@@ -51,12 +53,14 @@ def infer_partition(
     family.require(inference, known.model, "infer")
     given = columns_as_in_training("the partition", columns or {}, known, list(partition.columns))
     names = columns_needed(given)
-    n, size = len(partition), batch_size or family.batch_size(known.model)
+    n, sizes = len(partition), [batch_size] if batch_size else few_batches(known.model)
+    most = sizes[-1]
     some = _table(partition, names) if n else _nothing(partition, given, known)
-    tables = [
-        infer_table(known, some[i : i + size], given, {}, inference, seed, i, size)[0]
-        for i in range(0, len(some), size)
-    ]
+    tables = []
+    for first in range(0, len(some), most):
+        part = some[first : first + most]
+        size = next(x for x in sizes if x >= len(part))
+        tables.append(infer_table(known, part, given, {}, inference, seed, first, size)[0])
     found = _stacked(tables, given)[:n]
     found.index = partition.index
     kept = [name for name in keep if name in partition.columns and name not in found]

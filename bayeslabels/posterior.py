@@ -16,6 +16,7 @@ from astropy.table import QTable
 
 from . import models as _models  # noqa: F401  (registers every model)
 from . import state
+from .devices import writes
 from .errors import BadInput, bad_input
 from .family import family_of
 from .inference.base import Trained
@@ -102,8 +103,13 @@ class Posterior:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a netCDF4 (HDF5) file; written beside and moved into place, so that a crash leaves no torn file."""
+        """Write a netCDF4 (HDF5) file; written beside and moved into place, so that a crash leaves no torn file.
+
+        Of several processes (`jax.distributed`) the first alone writes.
+        """
         path = Path(path)
+        if not writes():
+            return path
         arrays: dict[str, np.ndarray] = {}
         tree = self.data.copy()
         attrs = {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .astro.extinction import extinction_law
+from .astro.extinction import PASSBANDS, extinction_law
 from .errors import bad_input
 from .stars import Block, Stars
 
@@ -253,13 +253,9 @@ class PhotometryTruth(NamedTuple):
     reddening_vector: np.ndarray
 
 
-WAVELENGTHS = {"G": 0.64, "BP": 0.52, "RP": 0.78, "J": 1.24, "H": 1.65, "Ks": 2.16}
-"""Of the bands of `simulate_photometry`, micron."""
-
-
 def simulate_photometry(
     n_star: int = 2000,
-    bands: Sequence[str] = tuple(WAVELENGTHS),
+    bands: Sequence[str] = ("G", "BP", "RP", "J", "H", "Ks"),
     *,
     seed: int = 0,
     parallax_error: float = 0.04,
@@ -275,12 +271,13 @@ def simulate_photometry(
     metals are rare.
 
     Args:
+        bands: of `astro.extinction.PASSBANDS`.
         parallax_error: median error [mas]; stars differ by 40 per cent. label_error: TEFF [K], LOGG, FE_H.
         luminosity_scatter: that all bands share, mag. missing: share of the magnitudes.
         length: of the exponential fall of the space density, kpc; all stars are seen, at any magnitude.
     """
-    if n_star < 1 or not set(bands) <= set(WAVELENGTHS):
-        raise bad_input(f"n_star={n_star}, bands={tuple(bands)}", f"at least 1, and some of {tuple(WAVELENGTHS)}")
+    if n_star < 1 or not set(bands) <= set(PASSBANDS):
+        raise bad_input(f"n_star={n_star}, bands={tuple(bands)}", f"at least 1, and some of {tuple(PASSBANDS)}")
     rng = np.random.default_rng([seed, 31])
     labels = _dwarfs_and_giants(n_star, rng)
     absolute, vector = _magnitudes(labels, tuple(bands))
@@ -319,7 +316,7 @@ def _dwarfs_and_giants(n: int, rng: np.random.Generator) -> np.ndarray:
 def _magnitudes(labels: np.ndarray, bands: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Absolute magnitudes and reddening vectors (N, B)."""
     teff, logg, metals = (x[:, None] for x in labels.T)
-    wave = np.array([WAVELENGTHS[b] for b in bands])
+    wave = np.array([PASSBANDS[b][0] for b in bands])
     bolometric = 4.74 + 2.5 * (logg - 4.44) - 10 * np.log10(teff / 5772)
     of_sun = np.log(wave**-5 / np.expm1(14388 / (wave * 5772)) / 5772.0**4)
     colour = -2.5 / np.log(10) * (np.log(wave**-5 / np.expm1(14388 / (wave * teff)) / teff**4) - of_sun)

@@ -1,7 +1,7 @@
 """Catalogues larger than memory: what streaming costs, in time, memory and accuracy.
 
     python benchmarks/catalog.py spectra    --stars 300000   infer_catalog against infer in memory; peak memory
-    python benchmarks/catalog.py cost       --stars 10000 100000 1000000   seconds per star of the test step
+    python benchmarks/catalog.py cost       --stars 10000 100000 1000000   time per star, memory; photometry, 13 bands
     python benchmarks/catalog.py training   --stars 1000000  SVI from disk against SVI in memory; a run that is stopped
     python benchmarks/catalog.py passes     --stars 20000 60000   Cannons from disk against Cannons in memory
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from astropy.table import Table
 
 import bayeslabels as bl
+from bayeslabels.astro.extinction import PASSBANDS
 from bayeslabels.checkpoint import Checkpoint
 from bayeslabels.fit import even_batches
 from bayeslabels.inference.guide import Guided
@@ -35,11 +36,15 @@ GROUP = 8192
 """Stars in a row group of the files that are written."""
 BANDS = ("G", "BP", "RP", "J", "H", "Ks")
 NAMES = {"labels_names": ("TEFF", "LOGG", "FE_H"), "labels_unit": ("K", "dex", "dex"), "magnitudes_names": BANDS}
+ALL_BANDS = tuple(PASSBANDS)
+SEEN = {name: name for name in ("magnitudes", "magnitudes_error", "parallax", "parallax_error")}
+SEEN |= {"magnitudes_names": ALL_BANDS}
+"""What the test step of `cost` is given."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["spectra", "cost", "training", "passes", "worker"])
+    parser.add_argument("what", choices=["spectra", "cost", "training", "passes", "worker", "priced"])
     parser.add_argument("--stars", type=int, nargs="+")
     parser.add_argument("--pixels", type=int, default=1000)
     parser.add_argument("--batch", type=int, help="stars at a time; as many as infer takes by default")
@@ -48,6 +53,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "worker":
         print(json.dumps(stream_spectra(arguments.folder, arguments.batch)))
+        return
+    if arguments.what == "priced":
+        print(json.dumps(priced(arguments.folder)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         if arguments.what == "spectra":
@@ -103,20 +111,13 @@ def stream_spectra(folder, batch):
     return {"stars_per_second": run.stars_per_second, "peak_GB": peak_memory(), "start_GB": at_start}
 
 
-def peak_memory():
-    """GB resident at most, of this process alone: `getrusage` counts what it was started from."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1e6
-
-
 def spectra(n, n_pixel, batch, folder):
     write_spectra(n, n_pixel, folder)
     posterior = bl.load(folder / "cannon.nc")
     batch = batch or even_batches(posterior.model, n)
     size = (folder / "spectra.parquet").stat().st_size / 1e9
     print(f"{n} stars x {n_pixel} pixels, {size:.2f} GB of flux and ivar, batches of {batch}")
-    command = [sys.executable, __file__, "worker", "--folder", str(folder), "--batch", str(batch)]
-    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = in_a_process("worker", "--folder", folder, "--batch", batch)
     few = min(n, 8 * batch)
     with pq.ParquetFile(folder / "spectra.parquet") as file:
         rows = pa.concat_tables([file.read_row_group(i) for i in range(-(-few // GROUP))]).slice(0, few)
@@ -132,11 +133,11 @@ def spectra(n, n_pixel, batch, folder):
     print(f"peak memory {done['peak_GB']:.2f} GB (with model and libraries {done['start_GB']:.2f}; a batch {mega:.2f})")
 
 
-def write_photometry(n, path, seed):
+def write_photometry(n, path, seed, bands=BANDS):
     """Simulated stars, as blocks, a chunk at a time."""
     writer = None
     for i, first in enumerate(range(0, n, 8 * GROUP)):
-        stars, _ = simulate_photometry(min(8 * GROUP, n - first), BANDS, seed=seed + i)
+        stars, _ = simulate_photometry(min(8 * GROUP, n - first), bands, seed=seed + i)
         columns = {}
         for name in ("labels", "magnitudes"):
             columns |= {name: vectors(stars[name].value), f"{name}_error": vectors(stars[name].error)}
@@ -159,21 +160,42 @@ def read_photometry(path):
 
 
 def cost(sizes, folder):
-    stars, _ = simulate_photometry(3000, BANDS, seed=99)
-    posterior = bl.fit(bl.Photometry(function="polynomial", members=2), stars, bl.MAP(max_iterations=20))
-    columns = {"labels": None, "magnitudes": "magnitudes", "magnitudes_error": "magnitudes_error",
-               "parallax": "parallax", "parallax_error": "parallax_error", "magnitudes_names": BANDS}  # fmt: skip
-    del columns["labels"]
-    warm = write_photometry(2048, folder / "warm.parquet", 5)
-    bl.infer_catalog(posterior, warm, folder / "warm", bl.MAP(), columns=columns, progress=False)
+    """MAP of stars from magnitudes and parallaxes; each number of stars in a process of its own."""
+    stars, _ = simulate_photometry(3000, ALL_BANDS, seed=99)
+    model = bl.Photometry(function="polynomial", members=2)
+    bl.fit(model, stars, bl.MAP(max_iterations=20)).save(folder / "model.nc")
+    write_photometry(2048, folder / "few.parquet", 5, ALL_BANDS)
     each = []
     for n in sizes:
-        source = write_photometry(n, folder / f"{n}.parquet", 7)
-        start = time.process_time()
-        run = bl.infer_catalog(posterior, source, folder / f"{n}", bl.MAP(), columns=columns, progress=False)
-        each.append((time.process_time() - start) / n)
-        print(f"{n:8d} stars: {1e3 * each[-1]:.3f} CPU ms per star, {run.stars_per_second:.0f} stars/s", flush=True)
+        write_photometry(n, folder / "stars.parquet", 7, ALL_BANDS)
+        found = in_a_process("priced", "--folder", folder)
+        each.append(found["cpu_seconds"] / n)
+        print(f"{n:8d} stars: {1e3 * each[-1]:.3f} CPU ms per star; peak memory {found['peak_GB']:.2f} GB, of which "
+              f"{found['start_GB']:.2f} after the first batch; {found['stars_per_second']:.0f} stars/s",
+              flush=True)  # fmt: skip
     print(f"most expensive / cheapest: {max(each) / min(each):.3f}")
+
+
+def priced(folder):
+    """CPU seconds and memory of a catalogue, after a batch that compiles."""
+    posterior, options = bl.load(folder / "model.nc"), {"columns": SEEN, "batch_size": 2048, "progress": False}
+    bl.infer_catalog(posterior, folder / "few.parquet", folder / "few", bl.MAP(), resume=False, **options)
+    at_start, start = peak_memory(), time.process_time()
+    run = bl.infer_catalog(posterior, folder / "stars.parquet", folder / "out", bl.MAP(), resume=False, **options)
+    spent = time.process_time() - start
+    return {
+        "cpu_seconds": spent, "stars_per_second": run.stars_per_second, "peak_GB": peak_memory(), "start_GB": at_start,
+    }  # fmt: skip
+
+
+def in_a_process(*arguments):
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def peak_memory():
+    """GB that this process has held at most; what `getrusage` says is its parent's, if that held more."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e6
 
 
 def training(n, epochs, folder):

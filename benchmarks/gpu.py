@@ -30,7 +30,7 @@ from bayeslabels.simulate import simulate_photometry
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", nargs="+", help="cannon, lux, photometry, streamed, nuts")
+    parser.add_argument("--only", nargs="+", help="cannon, lux, spectra_svi, photometry, streamed, nuts")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     a = parser.parse_args()
     device = jax.devices()[0]
@@ -40,7 +40,7 @@ def main() -> None:
     }
     print(f"{device.device_kind}: {peak['matrix_flops']:.3g} flop/s, {peak['bytes_per_second']:.3g} B/s", flush=True)
     results = {}
-    for measure in (cannon, lux, photometry, streamed, nuts):
+    for measure in (cannon, lux, spectra_svi, photometry, streamed, nuts):
         if a.only and measure.__name__ not in a.only:
             continue
         found = measure(a.small, peak)
@@ -104,9 +104,22 @@ def lux(small, peak):
     stars, model = spectra(n, n_pixel), bl.Lux(p)
     posterior = bl.fit(model, stars, bl.MAP(max_iterations=20))
     spent = seconds(lambda: bl.fit(model, stars, bl.MAP(max_iterations=20)))
-    n_iteration = max((x.size for x in posterior.data["sample_stats"].data_vars.values()), default=1)
+    n_iteration = posterior.info["iterations"]
     flops = n_iteration * 2 * 2 * n * n_pixel * p * (p + 1) / 2
     return {"stars_per_second": n * n_iteration / spent, "share_of_matrix_rate": flops / spent / peak["matrix_flops"]}
+
+
+def spectra_svi(small, peak):
+    """Cannon and Lux by minibatches in natural-gradient steps: as in `lux`, and for all stars of an epoch once."""
+    n, n_pixel, batch, p = (600, 200, 128, 4) if small else (50_000, 4000, 4096, 20)
+    stars, out = spectra(n, n_pixel), {}
+    for model, k in ((bl.Cannon(order=2, label_noise="joint"), 10), (bl.Lux(p), p + 1)):
+        run = lambda m=model: bl.fit(m, stars, bl.SVI(batch_size=batch, epochs=3))  # noqa: E731
+        epochs = run().info["epochs"]
+        spent, name = seconds(run) / epochs, type(model).__name__
+        out[f"{name}_stars_per_second"] = n / spent
+        out[f"{name}_share_of_matrix_rate"] = 2 * n * n_pixel * k * (k + 1) / spent / peak["matrix_flops"]
+    return out
 
 
 def photometry(small, peak):
@@ -136,7 +149,9 @@ def streamed(small, peak):
         pq.write_table(rows, f"{folder}/in.parquet", row_group_size=8192)
         run = lambda: bl.infer_catalog(posterior, f"{folder}/in.parquet", f"{folder}/out", resume=False, progress=False)  # noqa: E731
         spent = seconds(run)
-    return {"stars_per_second": n / spent, "megabytes_per_second": 8 * n * n_pixel / spent / 1e6}
+    share = 8 * n * n_pixel / spent / peak["bytes_per_second"]
+    return {"stars_per_second": n / spent, "megabytes_per_second": 8 * n * n_pixel / spent / 1e6,
+            "share_of_bandwidth": share}  # fmt: skip
 
 
 def nuts(small, peak):

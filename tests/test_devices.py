@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -12,6 +13,9 @@ import pytest
 from conftest import simulate
 
 import bayeslabels as bl
+from bayeslabels.inference.batches import Batches, Passes, RowsInMemory
+from bayeslabels.inference.passes import Stochastic, Sweeps
+from bayeslabels.inference.spectra_sums import SpectraBySums
 
 SCRIPT = """
 import sys
@@ -21,6 +25,54 @@ from test_devices import results
 assert len(jax.devices()) == 2
 numpy.savez(sys.argv[2], **results(sys.argv[3] == "True"))
 """
+
+
+APART = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax, numpy
+jax.distributed.initialize(f"localhost:{sys.argv[4]}", 2, int(sys.argv[3]), cluster_detection_method="deactivate")
+from test_devices import from_file
+assert len(jax.devices()) == 2 and len(jax.local_devices()) == 1
+folder = sys.argv[2]
+numpy.savez(f"{folder}/{sys.argv[3]}.npz", **from_file(folder, f"{folder}/{sys.argv[3]}"))
+"""
+
+
+def from_file(folder, own):
+    """Of training from the file that all processes read; what a process writes goes to a folder of its own."""
+    from test_training_stream import MODEL, NAMES
+
+    os.mkdir(own)
+    out = {}
+    for name, inference in {
+        "map": bl.MAP(max_iterations=2, batch_size=55),
+        "svi": bl.SVI(steps=12, batch_size=55),
+    }.items():
+        source, kept = f"{folder}/in.parquet", f"{own}/{name}.npz"
+        posterior = bl.fit(MODEL, source, inference, columns=NAMES, checkpoint=kept, every=0)
+        out |= moments_and_traces(name, posterior)
+        posterior.save(f"{own}/{name}.nc")
+    return out
+
+
+def passed_over():
+    """Of a pass, and of a step by a minibatch, over stars that are no multiple of what devices take."""
+    stars = simulate(700, 2).stars
+    rows, out = RowsInMemory(bl.Cannon(order=1, label_noise=False).bind(stars), stars, sample=stars[:200]), {}
+    with jax.enable_x64(True):
+        by_sums = SpectraBySums(rows.model, rows.stars, 1e-6)
+        for kind, batches in ((Sweeps, Passes(rows)), (Stochastic, Batches.of(rows, 1, 0, 600))):
+            trainer = kind(by_sums, batches, 1)
+            trainer.take(next(batches.blocks()))
+            g = trainer.state["g"]
+            out |= {f"{kind.__name__} {x}": getattr(g, x) for x in ("theta", "scatter2")}
+    return out
+
+
+def moments_and_traces(name, posterior):
+    out = {f"{name} {k}": x for k, x in posterior.moments._asdict().items()}
+    return out | {f"{name} {k}": x.values for k, x in posterior.data["sample_stats"].data_vars.items() if x.ndim}
 
 
 def results(variational):
@@ -33,8 +85,8 @@ def results(variational):
         by["svi"] = bl.SVI(steps=12, batch_size=55)
     for name, inference in by.items():
         posterior = bl.fit(MODEL, stars, inference)
-        out |= {f"{name} {k}": x for k, x in posterior.moments._asdict().items()}
-        out |= {f"{name} {k}": x.values for k, x in posterior.data["sample_stats"].data_vars.items() if x.ndim}
+        out |= moments_and_traces(name, posterior)
+    out |= passed_over()
     blocks = simulate(40).stars
     cannon = bl.fit(bl.Cannon(order=1, label_noise=False), bl.Stars(labels=blocks.labels, flux=blocks.flux))
     out["labels"] = bl.infer(cannon, bl.Stars(flux=simulate(30, 1).stars.flux), batch_size=8).mean
@@ -48,8 +100,39 @@ def test_two_devices_give_what_one_gives(tmp_path, variational):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path / "two.npz"), str(variational)]
     subprocess.run(command, env=os.environ | flags, check=True, timeout=600)
-    one = results(variational)
-    with np.load(tmp_path / "two.npz") as two:
+    equal(tmp_path / "two.npz", results(variational))
+
+
+def equal(file, one):
+    with np.load(file) as two:
         assert len(one) == len(two.files) > 5
         for name, x in one.items():
             np.testing.assert_allclose(two[name], x, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path):
+    """Each reads the file; the first alone writes."""
+    pytest.importorskip("pyarrow")
+    from test_catalog import write_parquet
+    from test_training_stream import table
+
+    write_parquet(table(300), tmp_path / "in.parquet", group=90)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", APART, os.path.dirname(__file__), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    both = [subprocess.Popen([*command, str(rank), port], env=environment) for rank in range(2)]
+    try:
+        assert [x.wait(timeout=600) for x in both] == [0, 0]
+    finally:
+        for x in both:
+            x.kill()
+    one = from_file(tmp_path, tmp_path / "one")
+    for rank in range(2):
+        equal(tmp_path / f"{rank}.npz", one)
+    written = {x.name for x in (tmp_path / "one").iterdir()}
+    assert {"map.npz", "map.nc", "svi.npz", "svi.nc"} <= written
+    assert {x.name for x in (tmp_path / "0").iterdir()} == written
+    assert not any((tmp_path / "1").iterdir())

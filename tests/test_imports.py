@@ -24,7 +24,7 @@ MAY_KNOW = {
     "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
     "collapsed": {"model", "numerics", "stars"},
     "models": {"collapsed", "linear", "loglinear", "numerics", "astro", "model", "models", "priors", "stars", "errors"},
-    "checkpoint": {"errors"},
+    "checkpoint": {"devices", "errors"},
     "devices": set(),
     "inference": {
         "checkpoint",

@@ -273,6 +273,7 @@ def _compare(n, n_pixel, gibbs, nuts):
         assert (np.abs(a.std((0, 1)) / sd - 1) < 0.1 + 4 * error).all()
 
 
+@pytest.mark.slow
 def test_gibbs_integrates_what_map_approximates(train, trained):
     test, true, _ = simulate(500, seed=2)
     full = bl.fit(bl.Lux(4), train, bl.Gibbs(chains=2, draws=150, warmup=100, thin=2), seed=1)

@@ -269,6 +269,7 @@ def test_svi_starts_as_wide_as_the_posterior(case, posterior):
     np.testing.assert_allclose(ours, exact, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_start_of_many_coefficients_is_nearly_that_of_few(case, monkeypatch):
     """One normal matrix about the sparse mode gives what predictions need: means and sds of eta."""
     stars = case.stars[:600]

@@ -7,6 +7,9 @@ import pytest
 from test_catalog import COLUMNS
 
 import bayeslabels as bl
+from bayeslabels.catalog import infer_table
+from bayeslabels.family import family_of
+from bayeslabels.fit import few_batches
 from bayeslabels.partitions import infer_partition
 
 pd = pytest.importorskip("pandas")
@@ -44,6 +47,23 @@ def test_a_partition_of_any_size_has_the_numbers_of_infer(trained, frame):
         assert list(part.columns) == list(found.columns)
         assert list(part.dtypes) == list(found.dtypes)
         np.testing.assert_array_equal(part["TEFF"], found["TEFF"][:n])
+
+
+def test_small_partitions_are_small_batches(trained, frame, monkeypatch):
+    sizes, stars = [], {}
+
+    def noted(*arguments):
+        sizes.append(arguments[-1])
+        return infer_table(*arguments)
+
+    monkeypatch.setattr("bayeslabels.partitions.infer_table", noted)
+    monkeypatch.setattr("bayeslabels.partitions.few_batches", lambda model: [4, 16])
+    for n in (3, 20, N):
+        stars[n] = infer_partition(frame[:n], trained, columns=COLUMNS)
+    assert sizes == [4, 16, 4, 16, 16]
+    np.testing.assert_allclose(stars[3]["TEFF"], stars[N]["TEFF"][:3], rtol=1e-6)
+    assert few_batches(trained.model)[-1] == family_of(trained.model).batch_size(trained.model)
+    assert 1 < len(few_batches(trained.model)) <= 3
 
 
 def test_a_cluster_gives_the_direct_result(trained, frame, tmp_path):

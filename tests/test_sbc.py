@@ -126,6 +126,7 @@ EXACT = MODEL.replace(label_noise=False, population="learned")
 TEST = template(3).drop("labels")
 
 
+@pytest.mark.slow
 def test_gibbs_of_a_small_cannon():
     gibbs = bl.Gibbs(chains=2, draws=200, warmup=100)
     found = sbc(EXACT, template(), gibbs, 60, test=TEST, infer_with=bl.Laplace(draws=99), n_draw=29)

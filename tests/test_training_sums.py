@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,7 +10,7 @@ import pytest
 from astropy.table import Table
 from conftest import simulate
 from test_catalog import write_hdf5, write_parquet
-from test_training_stream import Stopped, stop_after
+from test_training_stream import Stopped, killed_and_taken_up, stop_after
 
 import bayeslabels as bl
 from bayeslabels import training
@@ -59,11 +55,14 @@ def in_memory(table):
     return bl.Stars.from_table(table, **{name: name for name in names}, **NAMES)
 
 
+SMALL = [(batches_, "BLOCK", 256), (training, "SAMPLE", FEW)]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Blocks of 256 stars, and a sample of 250."""
-    monkeypatch.setattr(batches_, "BLOCK", 256)
-    monkeypatch.setattr(training, "SAMPLE", FEW)
+    for place in SMALL:
+        monkeypatch.setattr(*place)
 
 
 CASES = {
@@ -238,35 +237,14 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(inference, tmp_path, 
         bl.fit(model, stars[1:], inference, seed=3, checkpoint=path)
 
 
-SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import bayeslabels as bl
-from bayeslabels import checkpoint, training
-from bayeslabels.inference import batches
-from test_training_sums import CLASSIC, FEW, NAMES
-batches.BLOCK, training.SAMPLE = 256, FEW
-saved, replace = [], os.replace
-def replacing(a, b):
-    replace(a, b)
-    saved.append(b)
-    if len(saved) == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.os.replace = replacing
-bl.fit(CLASSIC, sys.argv[2], columns=NAMES, checkpoint=sys.argv[3], every=0)
-"""
+def work(source, **options):
+    return bl.fit(CLASSIC, source, columns=NAMES, **options)
 
 
 def test_a_run_that_was_killed(tmp_path, small):
     """Between the two moves that make a checkpoint, in the middle of a pass."""
-    source, path = write_parquet(table(spectra()), tmp_path / "in.parquet", group=90), tmp_path / "run.npz"
-    whole = bl.fit(CLASSIC, source, columns=NAMES)
-    command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(source), str(path), "8"]
-    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == -signal.SIGKILL
-    assert not path.exists()
-    again = bl.fit(CLASSIC, source, columns=NAMES, checkpoint=path)
-    for name, x in whole.moments._asdict().items():
-        np.testing.assert_array_equal(getattr(again.moments, name), x)
+    source = write_parquet(table(spectra()), tmp_path / "in.parquet", group=90)
+    killed_and_taken_up("test_training_sums", work, source, tmp_path / "run.npz", 8)
 
 
 def test_what_cannot_be_is_said(tmp_path, small):

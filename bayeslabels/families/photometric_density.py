@@ -29,6 +29,7 @@ from ..numerics.dusty import (
     project,
 )
 from ..numerics.linalg import Array
+from ..numerics.modes import Energy
 from ..numerics.network import Function
 
 
@@ -83,7 +84,7 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabelEnergy:
+class LabelEnergy(Energy):
     """-ln p(u | data) of points u (S, M) of one star, up to a constant."""
 
     net: Function

@@ -19,7 +19,6 @@ from ..numerics.dusty import Others, Quadratic, draw, place, project, rough
 from ..numerics.linalg import in_float64
 from ..numerics.mixture import Mixture
 from ..numerics.modes import find_modes
-from ..numerics.optimize import Modes
 from ..posterior import Posterior
 from ..stars import Stars
 from .photometric_density import LabelCurvature, LabelEnergy, Noise, Own, Shared, Told, told_by
@@ -27,7 +26,7 @@ from .photometric_density import LabelCurvature, LabelEnergy, Noise, Own, Shared
 CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
 CHUNK, FEW = 256, 32
-"""Stars whose modes are sought side by side, and where there are no more than so many."""
+"""Stars whose starts are chosen side by side, and where there are no more than so many."""
 MEMBERS = 8
 """Functions kept of a training posterior that was sampled."""
 
@@ -123,12 +122,9 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
         first = _choose(starts, wide, odds, shared.prior, mine, grey, candidates, *at)
         own = _own(energy, wide, odds, members, shared, mine, grey, first[:, 0])
-        modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
-        kept = min(size, n - start)
-        parts.append((jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], own),
-                      Modes(*(np.asarray(x)[:, :kept] for x in modes))))  # fmt: skip
-    own = jax.tree.map(lambda *x: np.concatenate(x), *[p[0] for p in parts])
-    modes = Modes(*(np.concatenate(x, 1) for x in zip(*[p[1] for p in parts], strict=True)))
+        parts.append(jax.tree.map(lambda x, k=n - start: np.asarray(x)[:k], (own, first)))
+    own, first = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
     return StarProblem(energy, fast, own, modes, 8)
 
 
@@ -265,7 +261,7 @@ def distances(
     flat, known = by_star(u), None if told is None else jax.tree.map(by_star, told)
     uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (3, *flat.shape[:2]))
     out, wrong = np.empty((*flat.shape[:2], 3)), np.empty(n)
-    size = min(problem.at_once, n)
+    size = min(problem.at_once * max(1, 128 // flat.shape[1]), n)
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
         own = jax.tree.map(lambda x, i=rows: x[i], problem.own)

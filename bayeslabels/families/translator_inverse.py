@@ -22,6 +22,7 @@ from ..inference.starwise import StarProblem
 from ..models.translator import Bound, Rows
 from ..models.translator_frame import Inputs, measured
 from ..numerics.linalg import Array, in_float64
+from ..numerics.modes import Energy
 from ..numerics.optimize import Modes
 from ..numerics.propagate import log_normal
 from ..stars import Stars
@@ -59,7 +60,7 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True)
-class InputEnergy:
+class InputEnergy(Energy):
     """-ln p(x | data) of points x (S, D) of one star, up to a constant."""
 
     bound: Bound

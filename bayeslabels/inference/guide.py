@@ -21,7 +21,7 @@ from numpyro.infer.initialization import init_to_value
 from numpyro.optim import optax_to_numpyro
 
 from ..checkpoint import Checkpoint
-from ..devices import shared_out
+from ..devices import of_all_processes, shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Rows
@@ -87,7 +87,7 @@ class Guided:
 
             return jax.lax.fori_loop(0, steps, step, (state, jnp.zeros(len(order))))
 
-        self.run = run
+        self.run = of_all_processes(run)
 
     def take(self, block: Block) -> bool:
         """Train on a block; whether all is done."""

@@ -23,7 +23,7 @@ from numpyro.infer.util import log_density
 
 from ..checkpoint import Checkpoint
 from ..collapsed import CollapsedModel
-from ..devices import shared_out
+from ..devices import of_all_processes, shared_out
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Passes, Rows
@@ -182,7 +182,8 @@ class Members:
             rows, usable = out
             return jnp.where(usable, model.log_likelihood(constrained(real), rows), 0.0).sum() / usable.sum()
 
-        self.loss, self.run, self.held_out_density, self.constrained = loss, run, held_out_density, constrained
+        self.loss, self.run = loss, of_all_processes(run)
+        self.held_out_density, self.constrained = held_out_density, constrained
 
     def take(self, block: Block) -> bool:
         """Train on a block; whether all is done."""

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from ..checkpoint import Checkpoint
+from ..devices import summed
 from ..numerics.compress import STARS
 from ..numerics.linalg import in_float64
 from ..progress import bar
@@ -49,6 +50,10 @@ class BySums(ABC):
     def sums(self, g: Any, data: Any, counts: np.ndarray) -> Any:
         """S(g), a pytree of arrays, of the stars that count (B,)."""
 
+    def shared_sums(self, g: Any, data: Any, counts: np.ndarray) -> Any:
+        """The same, with a part of the stars on each device."""
+        return summed(lambda data, counts: self.sums(g, data, counts), data, counts, STARS)
+
     @abstractmethod
     def update(self, g: Any, sums: Any) -> tuple[Any, float, float]:
         """g from the sums over all stars; the change, and the objective at the g before (NaN: not known)."""
@@ -75,7 +80,7 @@ class Sweeps:
     def take(self, block: Block) -> bool:
         """Add a block; at the end of a pass update, and whether all is done."""
         s = self.state
-        sums = self.by_sums.sums(s["g"], block.data, block.counts[0, 0].astype(float))
+        sums = self.by_sums.shared_sums(s["g"], block.data, block.counts[0, 0].astype(float))
         s["sums"] = jax.tree.map(lambda a, b: a + np.asarray(b), s["sums"], sums)
         if not block.last:
             return False
@@ -125,7 +130,7 @@ class Stochastic:
         for order, counts in zip(block.order[0, : block.steps], block.counts[0, : block.steps], strict=True):
             order, counts = (np.pad(x, (0, self.size - len(x))) for x in (order, counts))
             data = jax.tree.map(lambda x, order=order: x[order], block.data)
-            new = self.by_sums.sums(s["g"], data, counts.astype(float))
+            new = self.by_sums.shared_sums(s["g"], data, counts.astype(float))
             steps, times = int(s["steps"]) + 1, self.n / self.extent[1]
             rho = max(1 / steps, (steps + self.delay) ** -FORGETTING)
             sums = jax.tree.map(lambda a, b, r=rho, t=times: (1 - r) * a + r * t * np.asarray(b), s["sums"], new)

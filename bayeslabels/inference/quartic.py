@@ -17,6 +17,7 @@ from ..linear import LinearModel
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
+from ..numerics.modes import Energy
 from ..numerics.optimize import TOLERANCE, Modes, choose_starts, find_modes
 from ..stars import Stars
 from .base import Moments
@@ -36,7 +37,7 @@ class Compressed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Quartic:
+class Quartic(Energy):
     """-ln p(u | data) = 1/2 phi(u)' G phi(u) - b' phi(u) + 1/2 u' P u - h' u."""
 
     features: Monomials

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..numerics.linalg import Array, in_float64
+from ..numerics.modes import Energy
 from ..numerics.optimize import Modes
 from .base import StarDraws
 
@@ -26,15 +26,13 @@ class StarProblem:
 
     Attributes:
         energy: minus log posterior (S,), up to a constant per star, of points u (S, M): energy(u, shared, own of one
-            star). Hashable, equal for equal functions: what it computes with is in the other two. It may have a method
-            `in_passing` of the same arguments: the energy and what it was computed from, a pytree of (S, ...), where
-            the family wants that of every draw (`StarDraws.beside`).
+            star). Hashable, equal for equal functions: what it computes with is in the other two.
         shared: arrays that all stars have in common. own: pytree of arrays with a row per star.
         modes: the optima of every star.
         at_once: so many stars' draws stay in the cache.
     """
 
-    energy: Callable[[Array, Any, Any], Array]
+    energy: Energy
     shared: Any
     own: Any
     modes: Modes
@@ -102,21 +100,10 @@ def _draw_stars(z, uniform, modes, freedom):
     return jax.vmap(one, (0, 0, 1, 1, 1))(z, uniform, modes.location, modes.covariance, modes.weight)
 
 
-def log_posterior(problem: StarProblem, u: Array) -> Array:
-    """Log posterior density of u (N, S, M), up to a constant per star: (N, S)."""
-    return _log_posterior(problem.energy, problem.shared, problem.own, u)
-
-
 def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:
-    """The same, and what it was computed from: a pytree of (N, S, ...), empty where the energy does not tell."""
-    if not hasattr(problem.energy, "in_passing"):
-        return log_posterior(problem, u), None
+    """Log posterior density (N, S) of u (N, S, M), up to a constant per star, and what it was computed from: a pytree
+    of (N, S, ...), or None."""
     return _in_passing(problem.energy, problem.shared, problem.own, u)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_posterior(energy, shared, own, u):
-    return -jax.vmap(energy, (0, None, 0))(u, shared, own)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ from .linalg import Array
 from .optimize import Modes, definite_or, distinct, solve_small
 
 FIRST_STEPS = 8
-"""Iterations that all starts get together."""
-ITERATIONS = 60
+"""Evaluations that all starts get together."""
+SIDE_BY_SIDE, FEW = 256, 32
+"""Stars whose starts are followed side by side, and where there are no more than so many."""
+ROUNDS = (3, 2, 4, 8, 16, 32)
+"""Evaluations after which those that have arrived are left out: most take two or three, the last one twenty."""
 LATE = 64
 """Of the others so many side by side: one size, compiled once."""
 TOLERANCE = 1e-6
@@ -28,11 +32,19 @@ DIFFERENCE = 1e-6
 """Step of the differences of slopes that give second derivatives, in float64 to 1e-6."""
 
 
-class Energy(Protocol):
-    """Minus log density of points u (S, M) of one star."""
+class Energy(ABC):
+    """Minus log density (S,) of points u (S, M) of one star, up to a constant.
 
-    def in_passing(self, u: Array, shared: Any, own: Any, /) -> tuple[Array, Any]:
-        """The energy (S,) and what it was computed from, a pytree of (S, ...)."""
+    Hashable, equal for equal functions: what it computes with is in `shared`, and in `own` of one star.
+    """
+
+    @abstractmethod
+    def __call__(self, u: Array, shared: Any, own: Any) -> Array: ...
+
+    def in_passing(self, u: Array, shared: Any, own: Any) -> tuple[Array, Any]:
+        """The same, and what it was computed from, a pytree of (S, ...), where a curvature, or a family of every draw
+        (`StarDraws.beside`), wants that."""
+        return self(u, shared, own), None
 
 
 Curvature = Callable[[Array, Any, Any, Any], Array]
@@ -56,23 +68,50 @@ def find_modes(
     rough: `shared` in lower precision, if there is one, with which the first iterations are done.
     """
     n, j, _ = starts.shape
-    first = shared if rough is None else rough
-    found = _descend(energy, curvature, FIRST_STEPS, False, first, own, jnp.asarray(starts))
-    u, f, bend, done = map(np.array, found)
-    f = np.where(_hopeful(u, f, bend, threshold + HOPELESS), f, np.inf)
-    # in NumPy: rows are picked and put back thousands of times
-    flat = [x.reshape(n * j, *x.shape[2:]) for x in (u, f, bend, done)]
     each = jax.tree.map(np.asarray, own)
-    left = np.flatnonzero(np.isfinite(flat[1]))
-    left = left[np.argsort(~flat[3][left], kind="stable")]  # those that have arrived take a step or two
-    for begin in range(0, len(left), LATE):
-        rows = np.resize(left[begin : begin + LATE], LATE)
-        mine = jax.tree.map(lambda x, star=rows // j: x[star], each)
-        at = _descend(energy, curvature, ITERATIONS, True, shared, mine, flat[0][rows, None])
-        for x, y in zip(flat, at, strict=True):
-            x[rows] = np.asarray(y)[:, 0]
-    by_start = [np.moveaxis(x.reshape(n, j, *x.shape[1:]), 1, 0) for x in flat]
+    size = FEW if n <= FEW else SIDE_BY_SIDE  # two sizes: each is compiled
+    found = []
+    for begin in range(0, n, size):
+        rows = np.minimum(np.arange(begin, begin + size), n - 1)
+        mine = jax.tree.map(lambda x, rows=rows: x[rows], each)
+        new = _Points.at(jnp.asarray(starts)[rows])
+        found.append(_descend(energy, curvature, False, shared if rough is None else rough, mine, new, FIRST_STEPS))
+    # in NumPy: rows are picked and put back thousands of times
+    first = _Points(*(np.concatenate([np.asarray(x) for x in parts])[:n] for parts in zip(*found, strict=True)))
+    hopeful = _hopeful(first.u, first.f, first.bend, threshold + HOPELESS)
+    fresh = _Points.at(first.u)._replace(done=~hopeful)
+    points = _Points(*(np.array(x).reshape(n * j, *x.shape[2:]) for x in fresh))
+    left = np.flatnonzero(hopeful)
+    left = left[np.argsort(~first.done.reshape(-1)[left], kind="stable")]  # those that have arrived take a step or two
+    for count in ROUNDS:
+        for begin in range(0, len(left), LATE):
+            rows = np.resize(left[begin : begin + LATE], LATE)
+            mine = jax.tree.map(lambda x, star=rows // j: x[star], each)
+            now = _Points(*(x[rows, None] for x in points))
+            for x, y in zip(points, _descend(energy, curvature, True, shared, mine, now, count), strict=True):
+                x[rows] = np.asarray(y)[:, 0]
+        left = left[~points.done[left]]
+    done = points.done & np.isfinite(points.f)
+    by_start = [np.moveaxis(x.reshape(n, j, *x.shape[1:]), 1, 0) for x in (points.u, points.f, points.bend, done)]
     return _distinct(min(keep, j), threshold, *by_start)
+
+
+class _Points(NamedTuple):
+    """Where descents (N, J) are: u (N, J, M), objective f, slope, curvature bend (N, J, M, M), damping, whether they
+    have arrived. f is infinite of points at which nothing has been evaluated."""
+
+    u: Array
+    f: Array
+    slope: Array
+    bend: Array
+    damping: Array
+    done: Array
+
+    @classmethod
+    def at(cls, u: Array) -> _Points:
+        one, m = np.ones(u.shape[:-1]), u.shape[-1]
+        bend = np.broadcast_to(np.eye(m), (*u.shape, m))
+        return cls(u, np.inf * one, np.zeros(u.shape), bend, 0.05 * one, one < 0)
 
 
 def _hopeful(u: np.ndarray, f: np.ndarray, bend: np.ndarray, threshold: float) -> np.ndarray:
@@ -92,17 +131,17 @@ def _distinct(keep, threshold, u, f, bend, done):
     return distinct(u, f, done, curvature_at, keep, threshold)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _descend(energy, curvature, iterations, exact, shared, own, u):
-    """u (N, J, M), objective (N, J), curvature (N, J, M, M) and whether they have arrived (N, J)."""
-    n, j, m = u.shape
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _descend(energy, curvature, exact, shared, own, points, evaluations):
+    """`_Points` after so many evaluations, at most, of energy, slope and curvature."""
+    n, j, m = points.u.shape
     values, curvatures = jax.vmap(energy.in_passing, (0, None, 0)), jax.vmap(curvature, (0, None, 0, 0))
     ahead = DIFFERENCE * jnp.concatenate([jnp.zeros((1, m)), jnp.eye(m) if exact else jnp.zeros((0, m))])
 
     def locally(u):
         """Objective, slope and curvature."""
-        points = (u[:, :, None] + ahead).reshape(n, -1, m)
-        f, back, beside = jax.vjp(lambda u: values(u, shared, own), points, has_aux=True)
+        at = (u[:, :, None] + ahead).reshape(n, -1, m)
+        f, back, beside = jax.vjp(lambda u: values(u, shared, own), at, has_aux=True)
         f, slopes = f.reshape(n, j, -1), back(jnp.ones_like(f))[0].reshape(n, j, -1, m)
         bend = curvatures(u, shared, own, jax.tree.map(lambda x: x[:, :: len(ahead)], beside))
         if exact:
@@ -111,23 +150,20 @@ def _descend(energy, curvature, iterations, exact, shared, own, u):
         return f[..., 0], slopes[:, :, 0], bend
 
     def step(state):
-        """The first stays where it is: everything is evaluated in one place, which is compiled once."""
-        u, f, slope, bend, damping, done, count = state
+        """A new point stays where it is: everything is evaluated in one place, which is compiled once."""
+        (u, f, slope, bend, damping, done), count = state
         diagonal = jnp.diagonal(bend, axis1=-2, axis2=-1)[..., None] * jnp.eye(m)
         full = (bend + damping[..., None, None] * diagonal).reshape(-1, m, m)
         move = solve_small(full, slope.reshape(-1, m)).reshape(u.shape)
         decrement = (slope * move).sum(-1)
         f_trial, slope_trial, bend_trial = locally(u - move)
-        better = (f_trial <= f) & ~done
+        better, new = (f_trial <= f) & ~done, jnp.isinf(f)
         bend = jnp.where(better[..., None, None], bend_trial, bend)
         u, slope = (jnp.where(better[..., None], a, b) for a, b in ((u - move, u), (slope_trial, slope)))
         f = jnp.where(better, f_trial, f)
         damping = jnp.where(better, jnp.maximum(damping * 0.2, 1e-9), jnp.minimum(damping * 6, 1e9))
-        done = done | jnp.where(count == 0, ~jnp.isfinite(f), decrement < TOLERANCE * (1 + damping))
-        return u, f, slope, bend, damping, done, count + 1
+        done = done | jnp.where(new, ~jnp.isfinite(f), decrement < TOLERANCE * (1 + damping))
+        return _Points(u, f, slope, bend, damping, done), count + 1
 
-    none = jnp.zeros(u.shape[:-1], u.dtype)
-    bend = jnp.broadcast_to(jnp.eye(m, dtype=u.dtype), (*u.shape, m))
-    first = (u, none + jnp.inf, jnp.zeros_like(u), bend, none + 0.05, none > 0, 0)
-    u, f, _, bend, _, done, _ = jax.lax.while_loop(lambda s: ~s[5].all() & (s[6] <= iterations), step, first)
-    return u, f, bend, done & jnp.isfinite(f)
+    points = jax.tree.map(jnp.asarray, points)
+    return jax.lax.while_loop(lambda s: ~s[0].done.all() & (s[1] < evaluations), step, (points, 0))[0]
