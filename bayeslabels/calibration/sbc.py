@@ -223,7 +223,8 @@ def _of_training(
             true = family.identified(model, {name: site[name][None] for name in sampled})
             found = family.identified(model, {name: x.reshape(-1, *x.shape[2:]) for name, x in sampled.items()})
             chains = next(iter(sampled.values())).shape[:2]
-            effective.append(min(float(ess(x.reshape(*chains, 1))[0]) for x in found.values() if np.ptp(x) > 0))
+            sizes = (float(ess(x.reshape(*chains, 1))[0]) for x in found.values() if np.ptp(x) > 0)
+            effective.append(min(sizes, default=np.inf))
             found = {name: thinned(x, n_draw) for name, x in found.items()}
             if of_test is not None and draw_test is not None:
                 own = _arrays(draw_test(keys[i, 1], {name: site[name] for name in program.shared}))

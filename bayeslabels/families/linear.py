@@ -198,15 +198,17 @@ class LinearFamily(Family):
         return out
 
     def identified(self, model: LinearModel, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of latents that any rotation serves as well, the labels and fluxes that they predict."""
+        """Of latents that may be rotated, the labels and fluxes that they predict: nothing without them."""
         names = model.sites
-        if not model.labels_are_latent and names["latents"] in draws:
+        if not model.labels_are_latent:
             free = {*names.values(), "true_labels", *(f"{names['coefficients']}_{x}" for x in ("mean", "covariance"))}
-            phi = np.asarray(model.features(jnp.asarray(draws[names["latents"]][:, :SOME_STARS])))
-            made = {
-                "label": phi @ draws[names["label_coefficients"]].swapaxes(1, 2),
-                "flux": phi @ draws[names["coefficients"]].swapaxes(1, 2),
-            }
+            made = {}
+            if names["latents"] in draws:
+                phi = np.asarray(model.features(jnp.asarray(draws[names["latents"]][:, :SOME_STARS])))
+                made = {
+                    "label": phi @ draws[names["label_coefficients"]].swapaxes(1, 2),
+                    "flux": phi @ draws[names["coefficients"]].swapaxes(1, 2),
+                }
             draws = {name: x for name, x in draws.items() if name not in free} | made
         return super().identified(model, {name: x for name, x in draws.items() if name != "true_labels"})
 
