@@ -449,6 +449,9 @@ def test_dropout_is_of_the_training_step_alone(tmp_path):
             bl.fit(model, stars, inference, progress=False)
     with pytest.raises(bl.BadInput, match="depth=2"):
         bl.Translator(width=(64, 128))
+    for wrong in (32.0, "wide", [64, 128, 64]):
+        with pytest.raises(bl.BadInput, match="one whole number, or a tuple"):
+            bl.Translator(width=wrong)
     with pytest.raises(bl.BadInput, match="dropout"):
         bl.Translator(function="polynomial", dropout=0.5)
     with pytest.raises(bl.BadInput, match="dropout"):

@@ -114,6 +114,12 @@ class Translator(CollapsedModel):
         for name, known in (("function", ("network", "polynomial")), ("scatter", ("network", "linear", "constant"))):
             if getattr(self, name) not in known:
                 raise bad_input(f"{name}={getattr(self, name)!r}", f"one of {known}")
+        layers = tuple(self.width) if isinstance(self.width, tuple | list) else None
+        if not isinstance(self.width, int | tuple) or (layers is not None and len(layers) != self.depth):
+            raise bad_input(
+                f"width={self.width!r} and depth={self.depth}", "one whole number, or a tuple of one for each layer",
+                fix="width=32" if layers is None else f"width={layers}, depth={len(layers)}",
+            )  # fmt: skip
         for name in ("width", "members", "components", "bins", "threshold"):
             if np.min(getattr(self, name), initial=1) < 1:
                 raise bad_input(f"{name}={getattr(self, name)}", "at least 1")
@@ -121,12 +127,6 @@ class Translator(CollapsedModel):
             raise bad_input(
                 f"order={self.order}, depth={self.depth}, weight_scale={self.weight_scale}", ">= 0, >= 0 and > 0"
             )
-
-        if not isinstance(self.width, int) and (not isinstance(self.width, tuple) or len(self.width) != self.depth):
-            raise bad_input(
-                f"width={self.width} and depth={self.depth}", "one width, or a tuple of one for each layer",
-                fix=f"width={tuple(self.width)}, depth={len(self.width)}",
-            )  # fmt: skip
         if not 0 <= self.dropout < 1 or (self.dropout and self.function != "network"):
             raise bad_input(f"dropout={self.dropout} of a {self.function}", "at least 0 and below 1, of a network")
 
