@@ -12,9 +12,11 @@ from .models.lux import Lux
 from .models.parallax import Parallax
 from .models.photometry import Photometry
 from .models.translator import Translator
-from .posterior import Posterior, load
+from .posterior import Posterior, load, version_of
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
+
+__version__ = version_of("bayeslabels")
 
 __all__ = [
     "MAP",

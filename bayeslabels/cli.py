@@ -6,7 +6,6 @@ import argparse
 import ast
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from .errors import BadInput, CannotDo, bad_input, index_of
 from .family import family_of
 from .fit import fit
 from .model import MODELS, Model
-from .posterior import load
+from .posterior import load, version_of
 from .priors import HalfNormal, Prior
 from .sources import read_stars
 from .stars import Stars
@@ -68,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         description="Data-driven models of stars, with error bars that hold.",
         epilog="Start with: bayeslabels demo",
     )
-    top.add_argument("--version", action="version", version=f"bayeslabels {_version()}")
+    top.add_argument("--version", action="version", version=f"bayeslabels {version_of('bayeslabels')}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     p = commands.add_parser("demo", help="simulate a survey, train, infer, and report; needs no data")
@@ -372,13 +371,6 @@ def _fail(message: str) -> int:
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
     print(f"bayeslabels: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("bayeslabels")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed: run from its source)"
 
 
 if __name__ == "__main__":

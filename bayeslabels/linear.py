@@ -17,7 +17,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from .errors import bad_input
-from .model import Frame, Model
+from .model import Frame, Model, scaling
 from .numerics.features import Monomials
 from .numerics.linalg import Array
 from .priors import Flat, HalfNormal, Prior
@@ -64,13 +64,15 @@ class LinearModel(Model):
 
     Args:
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
-        scatter_distribution: prior of the s_l where they are learned.
+        scatter_distribution: prior of the s_l where they are learned, in flux units.
+        label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`).
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters; None: none.
     """
 
     scatter: float | np.ndarray | None = field(default=None, kw_only=True)
     scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
+    label_scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
     outlier_sigma: float | None = field(default=None, kw_only=True)
 
     sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
@@ -118,6 +120,11 @@ class LinearModel(Model):
         if (fixed.ndim and fixed.shape != (n_pixel,)) or not (fixed >= 0).all():
             raise bad_input(f"scatter of shape {fixed.shape}", f"one number >= 0, or {n_pixel}, one per pixel")
         return np.broadcast_to(fixed, (n_pixel,)).copy()
+
+    @property
+    def label_scatter_width(self) -> float:
+        """Width of the prior of tau, scaled labels."""
+        return self.label_scatter_distribution.width(1.0)
 
     @property
     def label_coefficient_width(self) -> float:
@@ -178,6 +185,11 @@ class LinearModel(Model):
         return ("labels",)
 
     def bind(self, stars: Stars) -> Self:
+        for name in ("scatter_distribution", "label_scatter_distribution"):
+            if not isinstance(prior := getattr(self, name), HalfNormal):
+                raise bad_input(
+                    f"{name}={prior!r}", "priors.HalfNormal(scale)", fix=f"{name}=bayeslabels.priors.HalfNormal(0.1)"
+                )
         bound = self.replace(frame=_frame(stars, self.label_blocks))
         model = bound.variants()[0]
         n_free = model.features.size
@@ -240,6 +252,11 @@ class LinearModel(Model):
             return jnp.asarray(fixed)
         return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
 
+    def label_scatter_site(self) -> Array:
+        """tau (M,), in label units."""
+        width = self.label_scatter_width * jnp.asarray(self.require_frame().scale)
+        return numpyro.sample("label_scatter", dist.HalfNormal(width).to_event(1))
+
     def label_sites(self, true: Array, tau: Array, stars: Stars, rows: Array) -> None:
         """Catalogue labels about true scaled labels (N, M), observed where present: N(true, V_n + diag(tau^2))."""
         frame = self.require_frame()
@@ -301,9 +318,9 @@ def _frame(stars: Stars, label_blocks: tuple[str, ...]) -> Frame:
                     "a constant or empty column",
                     f"{block_name}={tuple(n for n in own if n != name)}",
                 )
-        low, centre, high = np.nanpercentile(value, [2.5, 50, 97.5], axis=0)
+        centre, scale = scaling(value)
         centres.append(centre)
-        scales.append(np.where(high > low, (high - low) / 4, np.nanstd(value, axis=0)))
+        scales.append(scale)
         names += [name if name not in names else f"{block_name}_{name}" for name in own]
         units += labels.units
     flux = stars["flux"]

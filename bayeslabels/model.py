@@ -66,6 +66,14 @@ class Frame:
         return self.centre + self.scale * u
 
 
+def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and scale (M,) of labels (N, M), NaN where missing, as `Frame` defines them; the sd where most labels are
+    equal, and never 0."""
+    low, centre, high = np.nanpercentile(values, [2.5, 50, 97.5], axis=0)
+    floor = 1e-12 * np.maximum(np.abs(centre), 1.0)
+    return centre, np.where(high > low, (high - low) / 4, np.maximum(np.nanstd(values, axis=0), floor))
+
+
 @dataclass(frozen=True)
 class Model(ABC):
     """Base of all models: hyperparameters and priors in, NumPyro program out."""

@@ -165,15 +165,17 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     return Posterior(model, tree, moments, info)
 
 
+def version_of(package: str) -> str:
+    """The version that is installed, or "not installed"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def provenance(seed: int, inference: Any) -> dict[str, Any]:
     """What is recorded of how a result was made."""
-    packages = ("bayeslabels", "numpyro", "jax", "numpy")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {name: version_of(name) for name in ("bayeslabels", "numpyro", "jax", "numpy")}
     return {
         "inference": type(inference).__name__,
         "settings": inference.settings(),

@@ -14,6 +14,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from .errors import bad_input
 from .numerics import horseshoe
 from .numerics.dusty import LN10_5
 from .numerics.linalg import Array
@@ -134,9 +135,14 @@ class Learned:
 
 @dataclass(frozen=True)
 class HalfNormal:
-    """Scatter s_l ~ HalfNormal(scale), in flux units; scale None: the typical flux."""
+    """A scatter ~ HalfNormal(scale), in the units that the model states; scale None: what is typical of the training
+    stars: their flux for s_l, the spread of each label for tau."""
 
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not self.scale > 0:
+            raise bad_input(f"HalfNormal(scale={self.scale!r})", "scale > 0, or None")
 
     def width(self, scale: float) -> float:
         return scale if self.scale is None else self.scale

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from numpyro.infer.util import log_density
+from scipy.optimize import minimize_scalar
 
 import bayeslabels as bl
 from bayeslabels import MAP, Cannon, priors
+from bayeslabels.inference.labels import scatter_of_labels
 from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.star_posterior import Flags
 
@@ -105,6 +108,26 @@ def test_noisy_labels_joint_beats_classic():
     assert (rmse[0] < rmse[1]).all()
     assert joint.label_scatter().keys() == set(NAMES)
     assert len(joint.summary()) == 2
+
+
+def test_prior_of_the_label_scatter():
+    """At its mode, of labels the errors of which nobody states; and what a narrow prior says of them is believed."""
+    n, width = 9, 0.5
+    second = np.random.default_rng(0).chisquare(1, (n, 1, 1))
+    noise, observed = np.zeros((n, 1, 1)), np.ones((n, 1), bool)
+    with jax.enable_x64(True):
+        found = float(scatter_of_labels(np.ones(1), second, noise, observed, width)[0])
+    at = minimize_scalar(lambda t: 0.5 * (n * np.log(t) + second.sum() / t + t / width**2), bounds=(1e-3, 10)).x
+    assert found == pytest.approx(at, rel=1e-4)
+    assert found < 0.7 * second.mean()
+    stars, _ = survey(60, label_error=0.2)
+    model = Cannon(order=1, label_noise="joint", label_scatter_distribution=priors.HalfNormal(1e-3))
+    posterior = bl.fit(model, stars)
+    assert (np.array(list(posterior.label_scatter().values())) < 3e-3 * posterior.model.frame.scale).all()
+    with pytest.raises(bl.BadInput, match=r"label_scatter_distribution=0.1.*expected priors.HalfNormal"):
+        bl.fit(model.replace(label_scatter_distribution=0.1), stars)
+    with pytest.raises(bl.BadInput, match="scale > 0"):
+        priors.HalfNormal(0.0)
 
 
 def test_noisy_labels_of_simulated_stars_are_modelled_jointly():

@@ -101,7 +101,8 @@ def test_compressed_likelihood_is_the_programs(incomplete):
 @in_float64
 def test_program_is_the_docstrings_equations(incomplete):
     """An independent oracle in NumPy and SciPy."""
-    model = Cannon(order=2, label_noise="joint").bind(incomplete)
+    known = priors.HalfNormal(0.3)
+    model = Cannon(order=2, label_noise="joint", label_scatter_distribution=known).bind(incomplete)
     p = parameters(model, 30)
     f, scale = model.frame.flux_scale, model.frame.scale
     k, n_pixel = p["coefficients"].shape[1], len(p["coefficients"])
@@ -112,7 +113,7 @@ def test_program_is_the_docstrings_equations(incomplete):
     total += gauss(p["coefficients_mean"], p["coefficients_covariance"]).logpdf(p["coefficients"]).sum()
     total += halfnorm(scale=f).logpdf(p["scatter"]).sum()
     total += norm(0, 10).logpdf(p["population_mean"]).sum() + wishart(4, np.eye(2)).logpdf(p["population_covariance"])
-    total += halfnorm(scale=scale).logpdf(p["label_scatter"]).sum()
+    total += halfnorm(scale=0.3 * scale).logpdf(p["label_scatter"]).sum()
     total += gauss(p["population_mean"], p["population_covariance"]).logpdf(p["u"]).sum()
     for n in range(30):
         x, y = p["u"][n]

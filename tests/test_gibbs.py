@@ -15,6 +15,7 @@ from bayeslabels.errors import CannotDo
 from bayeslabels.inference import gibbs
 from bayeslabels.inference import sweep as sweeps
 from bayeslabels.inference.map import MAP
+from bayeslabels.numerics import variates
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
 
@@ -60,16 +61,16 @@ def _prior_after_moves(plan, move, n_move, data, keys):
         keys = jax.random.split(key, 11)
         sigma, mean = jnp.eye(k), jnp.zeros(k)
         if plan.prior == "learned":
-            sigma = sweeps._inverse_wishart(keys[0], plan.freedom, data.matrix)
+            sigma = variates.inverse_wishart(keys[0], plan.freedom, data.matrix)
             mean = data.width_mean * jax.random.normal(keys[1], (k,))
             theta = mean + jax.random.normal(keys[2], (n_block, width, k)) @ jnp.linalg.cholesky(sigma).T
         else:
             theta = jax.random.normal(keys[2], (n_block, width, k)) / jnp.sqrt(jnp.diagonal(data.precision))
         s = data.width_scatter * jnp.abs(jax.random.normal(keys[3], (n_block, width)))
-        population = sweeps._inverse_wishart(keys[4], m + 2, jnp.eye(m))
+        population = variates.inverse_wishart(keys[4], m + 2, jnp.eye(m))
         mu = 10 * jax.random.normal(keys[5], (m,))
         u = mu + jax.random.normal(keys[6], (n, m)) @ jnp.linalg.cholesky(population).T
-        tau = jnp.abs(jax.random.normal(keys[7], (m,)))
+        tau = data.width_tau * jnp.abs(jax.random.normal(keys[7], (m,)))
         noise = data.label_covariance + jnp.eye(m) * tau**2
         z = jax.random.normal(keys[8], (n, m))
         labels = jnp.where(data.observed, u + jnp.einsum("nij,nj->ni", jnp.linalg.cholesky(noise), z), 0.0)
@@ -94,7 +95,8 @@ def assert_prior(prior, move, n_move, n):
     flux = stars.flux.value.copy()
     flux[:4, 2] = 1.0
     stars = stars.with_block(flux=Block(flux, stars.flux.error))
-    model = Cannon(order=1, label_noise="joint", coefficient_prior=prior).bind(stars)
+    known = priors.HalfNormal(0.5)
+    model = Cannon(order=1, label_noise="joint", coefficient_prior=prior, label_scatter_distribution=known).bind(stars)
     start = MAP(max_iterations=1).fit(model, stars, 0, False)
     plan, data, _ = gibbs._prepare(model, stars, start, 1, 0)
     assert plan.affine
@@ -103,7 +105,7 @@ def assert_prior(prior, move, n_move, n):
     used = np.asarray(data.trained)[0]
     tests = {
         "s": (state.s[:, 0, used], stats.halfnorm(scale=float(data.width_scatter)).cdf),
-        "tau": (state.tau, stats.halfnorm().cdf),
+        "tau": (state.tau, stats.halfnorm(scale=0.5).cdf),
         "mu": (state.mu, stats.norm(scale=10).cdf),
         # 1 / Lambda_mm ~ Gamma((nu - M + 1) / 2, rate 1 / 2)
         "population": (jnp.diagonal(state.population, axis1=1, axis2=2), stats.invgamma(1.5, scale=0.5).cdf),
@@ -126,6 +128,12 @@ def assert_prior(prior, move, n_move, n):
 @in_float64
 def test_sweeps_started_from_the_prior_stay_in_the_prior(prior):
     assert_prior(prior, sweeps.sweep, 6, 4096)
+
+
+@in_float64
+def test_label_scatter_started_from_the_prior_stays_in_the_prior():
+    told = assert_prior(priors.Normal(0.5), sweeps._label_scatter, 20, 2048)
+    assert float(told.mean()) > 0.1
 
 
 @pytest.mark.parametrize("prior", [priors.Learned(), priors.Normal(0.5)])

@@ -13,8 +13,8 @@ import bayeslabels as bl
 from bayeslabels.numerics.compress import Statistics, compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import inverse_observed, inverse_psd, outer_pairs, pack, solve_psd, unpack
-from bayeslabels.numerics.optimize import find_modes
 from bayeslabels.numerics.psis import smooth_weights
+from bayeslabels.numerics.quartics import find_quartic_modes
 from bayeslabels.numerics.regression import coordinate_descent
 
 
@@ -281,7 +281,7 @@ def test_both_modes_of_a_quartic():
     zero = np.zeros(3)
     statistics = Statistics(*map(jnp.asarray, (w[:, None, None] * np.outer(e3, e3), w[:, None] * e3, zero, w, zero)))
     starts = np.tile(np.array([-2.0, -0.3, 0.4, 3.0])[:, None, None], (1, 3, 1))
-    modes = find_modes(statistics, np.ones((3, 1, 1)), mean[:, None], features, starts)
+    modes = find_quartic_modes(statistics, np.ones((3, 1, 1)), mean[:, None], features, starts)
     for n in range(3):
         roots = np.real_if_close(np.roots([2 * w[n], 0, 1 - 2 * w[n], -mean[n]]))
         curvature = w[n] * (6 * roots**2 - 2) + 1
@@ -305,7 +305,7 @@ def test_a_far_worse_mode_is_left_out():
     zero = np.zeros(1)
     statistics = Statistics(*map(jnp.asarray, (100.0 * np.outer(e3, e3)[None], 100.0 * e3[None], zero, zero, zero)))
     starts = np.array([-1.5, 1.5])[:, None, None]
-    modes = find_modes(statistics, np.ones((1, 1, 1)), np.array([[20.0]]), features, starts)
+    modes = find_quartic_modes(statistics, np.ones((1, 1, 1)), np.array([[20.0]]), features, starts)
     assert modes.location[0, 0, 0] > 1
     assert np.isinf(modes.objective[1, 0])
     np.testing.assert_allclose(modes.weight[:, 0], [1, 0])

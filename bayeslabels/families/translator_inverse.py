@@ -22,8 +22,7 @@ from ..inference.starwise import StarProblem
 from ..models.translator import Bound, Rows
 from ..models.translator_frame import Inputs, measured
 from ..numerics.linalg import Array, in_float64
-from ..numerics.modes import Energy
-from ..numerics.optimize import Modes
+from ..numerics.modes import Energy, Modes
 from ..numerics.propagate import log_normal
 from ..stars import Stars
 

@@ -47,8 +47,9 @@ def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tup
     value, noise, observed = map(jnp.asarray, catalogue)
     u, spread = jnp.asarray(modes.location[0]), jnp.asarray(modes.covariance[0])
     usable = jnp.asarray(modes.converged[0]) & jnp.isfinite(u).all(1)
+    at = jnp.where(usable[:, None], u, 0.0)
     c, covariance, tau2 = _regress(
-        value, noise, observed & usable[:, None], jnp.where(usable[:, None], u, 0.0), spread, psi, ITERATIONS
+        value, noise, observed & usable[:, None], at, spread, model.label_scatter_width, psi, ITERATIONS
     )
     stated = catalogue.stated
     system, tau2, constant = np.array(covariance), np.asarray(tau2), psi.exponents.index((0,) * psi.n_label)
@@ -81,7 +82,7 @@ def _straight(moments: Moments, psi: Monomials) -> Moments:
 
 
 @functools.partial(jax.jit, static_argnames=("psi", "iterations"))
-def _regress(value, noise, observed, u, spread, psi: Monomials, iterations: int):
+def _regress(value, noise, observed, u, spread, width, psi: Monomials, iterations: int):
     """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn."""
     m, k = u.shape[1], psi.size
     phi, slope = psi(u), psi.jacobian(u)
@@ -97,7 +98,7 @@ def _regress(value, noise, observed, u, spread, psi: Monomials, iterations: int)
         of_c = jnp.einsum("nk,mkjl,nl->nmj", phi, covariance, phi)
         residual = jnp.where(observed, target - phi @ c.T, 0.0)
         second = residual[:, :, None] * residual[:, None, :] + of_c
-        return (c, covariance, scatter_of_labels(tau2, second, total, observed)), None
+        return (c, covariance, scatter_of_labels(tau2, second, total, observed, width)), None
 
     start = (jnp.zeros((m, k)), jnp.zeros((m, k, m, k)), jnp.full(m, 1e-2))
     return jax.lax.scan(step, start, None, length=iterations)[0]

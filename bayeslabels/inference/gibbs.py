@@ -135,7 +135,8 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
         y, variance, _blocks(em.allowed, 1.0), trained, guess2,
         np.zeros((k, k)) if isinstance(prior, Flat | Learned) else prior.numeric(k, f).precision,
         matrix, catalogue.value, catalogue.covariance, catalogue.observed, free, u,
-        em.scatter_scale, width_mean, model.label_coefficient_width, step, nodes, inverse,
+        em.scatter_scale, width_mean, model.label_coefficient_width, model.label_scatter_width,
+        step, nodes, inverse,
     )  # fmt: skip
 
     site = model.sites["coefficients"]

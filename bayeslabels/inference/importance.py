@@ -12,7 +12,7 @@ import numpy as np
 
 from ..linear import LinearModel
 from ..numerics.linalg import in_float64
-from ..numerics.optimize import Modes
+from ..numerics.modes import Modes
 from ..numerics.psis import smooth_weights
 from ..progress import bar
 from .base import Inference, StarDraws

@@ -17,7 +17,8 @@ import numpy as np
 from ..linear import LinearModel, Measured
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, inverse_observed, inverse_psd
-from ..numerics.optimize import linear_posterior, solve_small
+from ..numerics.lockstep import solve_small
+from ..numerics.quartics import linear_posterior
 from ..numerics.regression import CoefficientPrior
 from ..priors import Learned
 
@@ -64,12 +65,13 @@ class CatalogueLabels(ABC):
         tau2: (M,), square of the label scatter.
         coefficients: C (M, K); 0 where the labels measure the latents themselves.
         noisy: whether there is noise at all; if not, labels that are present are exact.
-        width: sd of the Normal prior of C.
+        width: sd of the Normal prior of C; scatter_width: of the half-normal one of tau.
     """
 
     def __init__(self, model: LinearModel, catalogue: Measured):
         self.features, self.catalogue = model.features, catalogue
         self.noisy, self.width = model.integrates_labels, model.label_coefficient_width
+        self.scatter_width = model.label_scatter_width
         m = catalogue.value.shape[1]
         self.tau2 = np.full(m, 0.09 if self.noisy else 0.0)
         self.coefficients = np.zeros((m, self.features.size))
@@ -158,19 +160,20 @@ class CatalogueLabels(ABC):
 
     def log_prior(self) -> float:
         """ln p(C, tau), up to a constant."""
-        return -0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum())
+        return -0.5 * float((self.coefficients**2).sum() / self.width**2 + self.tau2.sum() / self.scatter_width**2)
 
     def learn_scatter(self, u: np.ndarray, covariance: np.ndarray) -> None:
         """Mode of tau given the latents' means (N, P) and covariances (N, P, P)."""
         if self.noisy:
             _, noise, observed = self.catalogue
-            self.tau2 = np.asarray(scatter_of_labels(self.tau2, self._second(u, covariance), noise, observed))
+            second = self._second(u, covariance)
+            self.tau2 = np.asarray(scatter_of_labels(self.tau2, second, noise, observed, self.scatter_width))
 
     def learn_from(self, sums: LabelSums) -> None:
         """tau, a step towards its mode, and C, from sums over all stars."""
         if self.noisy:
             log_tau2 = jnp.log(jnp.maximum(self.tau2, SMALLEST_TAU2))
-            self.tau2 = np.exp(np.asarray(_scatter_move(log_tau2, sums.slope, sums.fisher)))
+            self.tau2 = np.exp(np.asarray(_scatter_move(log_tau2, sums.slope, sums.fisher, self.scatter_width)))
 
     def _second(self, u: Array, covariance: Array) -> np.ndarray:
         """Second moments (N, M, M) of the catalogue labels about the true ones."""
@@ -390,19 +393,20 @@ def _scatter_slopes(tau2, second, noise, observed):
 
 
 @jax.jit
-def _scatter_move(log_tau2, slope, fisher):
-    """A Newton step in ln tau^2 (M,) with the prior HalfNormal(1), scaled."""
+def _scatter_move(log_tau2, slope, fisher, width):
+    """A Newton step in ln tau^2 (M,) with the prior HalfNormal(width), scaled."""
     t = jnp.exp(log_tau2)
-    gradient, curvature = 0.5 * t * slope + 0.5 * t, 0.5 * t**2 * fisher + 0.5 * t
+    prior = 0.5 * t / width**2
+    gradient, curvature = 0.5 * t * slope + prior, 0.5 * t**2 * fisher + prior
     return jnp.clip(log_tau2 - jnp.clip(gradient / curvature, -1.5, 1.5), np.log(1e-10), 4.0)
 
 
 @jax.jit
-def scatter_of_labels(tau2, second, noise, observed):
+def scatter_of_labels(tau2, second, noise, observed, width):
     """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels."""
 
     def step(_, x):
-        return _scatter_move(x, *_scatter_slopes(jnp.exp(x), second, noise, observed))
+        return _scatter_move(x, *_scatter_slopes(jnp.exp(x), second, noise, observed), width)
 
     return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, SMALLEST_TAU2))))
 

@@ -23,7 +23,7 @@ from ..errors import bad_input
 from ..linear import LinearModel
 from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
-from ..numerics.optimize import descend, linear_posterior, newton_curvature
+from ..numerics.quartics import descend, linear_posterior, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
 from ..priors import HalfNormal, Laplace, Learned
 from ..progress import bar

@@ -17,8 +17,8 @@ from ..linear import LinearModel
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
-from ..numerics.modes import Energy
-from ..numerics.optimize import TOLERANCE, Modes, choose_starts, find_modes
+from ..numerics.modes import Energy, Modes
+from ..numerics.quartics import TOLERANCE, choose_starts, find_quartic_modes
 from ..stars import Stars
 from .base import Moments
 from .labels import PINNED, labels_at, outputs_on_latents, variables_at
@@ -71,17 +71,17 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         measured = model.measured(stars)
         first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
     tolerance = 1e-2 if integrate else TOLERANCE
-    modes = find_modes(statistics, precision, information, features, first, tolerance=tolerance)
+    modes = find_quartic_modes(statistics, precision, information, features, first, tolerance=tolerance)
     if not model.labels_are_latent and model.catalogue(stars).observed.any():
         precision, information = label_terms(model, moments, stars, np.asarray(features(modes.location[0])))
-        modes = find_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
+        modes = find_quartic_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
     if integrate:
         at = outer_pairs(features(modes.location[0]))
         statistics = compress(
             value, error, moments.coefficients, moments.scatter,
             theta_covariance=moments.coefficient_covariance, feature_pairs=at,
         )  # fmt: skip
-        modes = find_modes(statistics, precision, information, features, _found(modes))
+        modes = find_quartic_modes(statistics, precision, information, features, _found(modes))
     own = Compressed(statistics, jnp.asarray(precision), jnp.asarray(information))
     return StarProblem(Quartic(features), None, own, modes)
 

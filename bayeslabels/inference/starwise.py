@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..numerics.linalg import Array, in_float64
-from ..numerics.modes import Energy
-from ..numerics.optimize import Modes
+from ..numerics.modes import Energy, Modes
 from .base import StarDraws
 
 

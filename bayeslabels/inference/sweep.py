@@ -26,6 +26,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from ..linear import FLAT_POPULATION
+from ..numerics import lockstep, variates
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, after, inverse_psd, outer_pairs, unpack
 from .labels import outputs_on_latents
@@ -36,8 +37,6 @@ SCATTER_FREEDOM, LABEL_FREEDOM = 6, 8
 """Degrees of freedom (even) of the t proposals for s_l and u_n."""
 LABEL_TRIES, TAU_TRIES, AFFINE_TRIES = 3, 2, 3
 """Proposals per sweep for each star, tau_m and row of the affine map (of either kind)."""
-BEYOND = 0.5
-"""Overrelaxation of Gaussian blocks: 0 draws them afresh, near 1 they swing about their means."""
 SCATTER_TARGET, AFFINE_TARGET = 0.44, 0.3
 """Acceptance that the random walks are tuned to during warmup."""
 
@@ -63,9 +62,9 @@ class Data(NamedTuple):
     value, variance (J, N, B), 0 and `MISSING` where missing; allowed (J, B, K); trained, guess2 (J, B): whether a pixel
     is, and the s_l^2 at which Fisher scoring starts; precision (K, K): fixed, of the prior; matrix (K, K): of Sigma's
     prior; labels, observed (N, M): catalogue labels, where known; label_covariance (N, M, M); free (N, P): which
-    latents are sampled; guess_u (N, P): where Gauss-Newton starts; width_scatter, width_mean and width_label, of the
-    priors of s_l, m and C; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M), inverse (K, S): points
-    that determine a polynomial, and the inverse of its values there.
+    latents are sampled; guess_u (N, P): where Gauss-Newton starts; width_scatter, width_mean, width_label and
+    width_tau, of the priors of s_l, m, C and tau; step (M, M + 1, M + 1): shape of the affine proposals; nodes (S, M),
+    inverse (K, S): points that determine a polynomial, and the inverse of its values there.
     """
 
     value: Array
@@ -83,6 +82,7 @@ class Data(NamedTuple):
     width_scatter: Array
     width_mean: Array
     width_label: Array
+    width_tau: Array
     step: Array
     nodes: Array
     inverse: Array
@@ -149,7 +149,7 @@ def _pixels(plan: Plan, data: Data, state: State, key: Array):
         z = jax.random.normal(k1, right.shape)
         if plan.prior == "flat":
             z = z * allowed * trained[:, None]
-        theta = _gaussian(gram, right, z, theta)
+        theta = variates.gaussian(gram, right, z, theta)
         effective = theta * allowed
         accepted = jnp.ones_like(s)
         if plan.learn_scatter:
@@ -195,7 +195,7 @@ def _scatter(key, s, residual2, variance, guess2, width):
         return jnp.logaddexp(near, far)
 
     k1, k2 = jax.random.split(key)
-    new = jnp.abs(location + scale * _student(k1, s.shape, SCATTER_FREEDOM, 1)[..., 0])
+    new = jnp.abs(location + scale * variates.student(k1, s.shape, SCATTER_FREEDOM, 1)[..., 0])
     old_total, new_total = variance + s**2, variance + new**2
     ratio = new_total / old_total
     likelihood = -0.5 * (_sum_log(ratio) + (residual2 * (1 - ratio) / new_total).sum(0))
@@ -213,9 +213,11 @@ def _hyper(plan: Plan, data: Data, state: State, key: Array) -> State:
     count = plan.n_trained
     precision = inverse_psd(state.sigma)
     total = jnp.where(used, theta, 0.0).sum(0)
-    m = _gaussian(count * precision + jnp.eye(k) / data.width_mean**2, precision @ total, jax.random.normal(k1, (k,)))
+    m = variates.gaussian(
+        count * precision + jnp.eye(k) / data.width_mean**2, precision @ total, jax.random.normal(k1, (k,))
+    )
     offset = jnp.where(used, theta - m, 0.0)
-    sigma = _inverse_wishart(k2, plan.freedom + count, data.matrix + offset.T @ offset)
+    sigma = variates.inverse_wishart(k2, plan.freedom + count, data.matrix + offset.T @ offset)
     return state._replace(m=m, sigma=sigma)
 
 
@@ -254,8 +256,8 @@ def _labels(plan: Plan, data: Data, state: State, gram: Array, linear: Array, ke
     def newton(_, carry):
         u, value, damping = carry
         gradient, curvature = derivatives(u)
-        factor = _cholesky(curvature * (1 + eye * damping))
-        trial = u - _back(factor, _forward(factor, gradient))
+        factor = lockstep.cholesky(curvature * (1 + eye * damping))
+        trial = u - lockstep.back(factor, lockstep.forward(factor, gradient))
         at = log_density(trial)
         better = at >= value
         damping = jnp.where(better, 0.1 * damping, 10 * damping + 1e-3)
@@ -263,21 +265,21 @@ def _labels(plan: Plan, data: Data, state: State, gram: Array, linear: Array, ke
 
     guess = data.guess_u.T
     best, *_ = jax.lax.fori_loop(0, 4, newton, (guess, log_density(guess), jnp.full(n, 1e-4)))
-    factor = _cholesky(derivatives(best)[1])
+    factor = lockstep.cholesky(derivatives(best)[1])
     dimension = free.sum(0)
 
     def proposal(u):
-        z2 = ((_up(factor, u - best) * free) ** 2).sum(0)
+        z2 = ((lockstep.up(factor, u - best) * free) ** 2).sum(0)
         return -0.5 * (LABEL_FREEDOM + dimension) * jnp.log1p(z2 / LABEL_FREEDOM)
 
     k1, k2, k3 = jax.random.split(key, 3)
-    t = jnp.moveaxis(_student(k1, (LABEL_TRIES, n), LABEL_FREEDOM, m), -1, 1)
+    t = jnp.moveaxis(variates.student(k1, (LABEL_TRIES, n), LABEL_FREEDOM, m), -1, 1)
     uniform = jnp.log(jax.random.uniform(k2, (LABEL_TRIES + 1, n)))
 
     def attempt(carry, part):
         u, value, weight = carry
         t, uniform = part
-        new = best + _back(factor, t * free)
+        new = best + lockstep.back(factor, t * free)
         new_value = log_density(new)
         new_weight = new_value - proposal(new)
         accept = uniform < new_weight - weight
@@ -288,7 +290,7 @@ def _labels(plan: Plan, data: Data, state: State, gram: Array, linear: Array, ke
     value = log_density(u)
     start = (u, value, value - proposal(u))
     (u, value, _), accepted = jax.lax.scan(attempt, start, (t, uniform[1:]))
-    new = u + _back(factor, 2.0 / np.sqrt(m) * jax.random.normal(k3, (m, n)) * free)
+    new = u + lockstep.back(factor, 2.0 / np.sqrt(m) * jax.random.normal(k3, (m, n)) * free)
     accept = uniform[0] < log_density(new) - value
     return jnp.where(accept, new, u).T, accepted.mean(0)
 
@@ -298,9 +300,9 @@ def _population(state: State, key: Array) -> State:
     k1, k2 = jax.random.split(key)
     n, m = state.u.shape
     precision = inverse_psd(state.population)
-    mu = _gaussian(n * precision + jnp.eye(m) / 100.0, precision @ state.u.sum(0), jax.random.normal(k1, (m,)))
+    mu = variates.gaussian(n * precision + jnp.eye(m) / 100.0, precision @ state.u.sum(0), jax.random.normal(k1, (m,)))
     offset = state.u - mu
-    population = _inverse_wishart(k2, m + 2 + n, jnp.eye(m) + offset.T @ offset)
+    population = variates.inverse_wishart(k2, m + 2 + n, jnp.eye(m) + offset.T @ offset)
     return state._replace(mu=mu, population=population)
 
 
@@ -316,24 +318,26 @@ def _outputs(plan: Plan, data: Data, state: State, gram: Array, linear: Array, k
     g = unpack(gram, features.size)
     precision = precision + prior + jacobian.T @ g @ jacobian
     information = information + prior @ state.mu + (linear - g @ at_zero) @ jacobian
-    u = _gaussian(precision, information, jax.random.normal(k1, state.u.shape), state.u)
+    u = variates.gaussian(precision, information, jax.random.normal(k1, state.u.shape), state.u)
     phi = features(u)
     m, k = state.c.shape
     flat = seen.reshape(-1, m * m).T @ (phi[:, :, None] * phi[:, None, :]).reshape(-1, k * k)
     total = jnp.moveaxis(flat.reshape(m, m, k, k), 2, 1).reshape(m * k, m * k) + jnp.eye(m * k) / data.width_label**2
     right = jnp.einsum("nij,nj->ni", seen, data.labels).T @ phi
-    c = _gaussian(total, right.reshape(m * k), jax.random.normal(k2, (m * k,)), state.c.reshape(m * k)).reshape(m, k)
+    c = variates.gaussian(total, right.reshape(m * k), jax.random.normal(k2, (m * k,)), state.c.reshape(m * k)).reshape(
+        m, k
+    )
     return state._replace(u=u, c=c)
 
 
 def _label_scatter(plan: Plan, data: Data, state: State, key: Array, gain: Any):
-    """tau_m, one at a time, by a random walk folded at zero; prior HalfNormal(1) in scaled labels."""
+    """tau_m, one at a time, by a random walk folded at zero; in scaled labels."""
     m = len(state.tau)
     true = plan.features(state.u) @ state.c.T if plan.outputs else state.u
     offset = jnp.where(data.observed, data.labels - true, 0.0).T
 
     def density(tau):
-        return _label_density(data, offset, tau) - 0.5 * (tau**2).sum()
+        return _label_density(data, offset, tau) - 0.5 * (tau**2).sum() / data.width_tau**2
 
     def step(carry, part):
         tau, value, width = carry
@@ -429,7 +433,7 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
         factor = jnp.linalg.cholesky((design.T * w) @ design)
         right = design.T @ (w * data.labels[:, row])
         best = solve_triangular(factor, solve_triangular(factor, right, lower=True), lower=True, trans="T")
-        t = _student(k3, (), LABEL_FREEDOM, m + 1)
+        t = variates.student(k3, (), LABEL_FREEDOM, m + 1)
         line = best + solve_triangular(factor, t, lower=True, trans="T")
         present = factor.T @ (jnp.eye(m + 1)[row + 1] - best)
         new, jacobian = at(now, line, row)
@@ -469,8 +473,8 @@ def _label_covariance(data: Data, tau: Array) -> Array:
 
 def _label_density(data: Data, offset: Array, tau: Array) -> Array:
     """ln p(catalogue labels) from offset (M, N), zero where not observed."""
-    factor = _cholesky(_label_covariance(data, tau))
-    z2 = (_forward(factor, offset) ** 2).sum(0)
+    factor = lockstep.cholesky(_label_covariance(data, tau))
+    z2 = (lockstep.forward(factor, offset) ** 2).sum(0)
     return -(0.5 * z2 + sum(jnp.log(factor[i][i]) for i in range(len(tau)))).sum()
 
 
@@ -478,77 +482,12 @@ def _label_precision(data: Data, tau: Array) -> Array:
     """(M, M, N), zero in rows and columns not observed."""
     m = len(tau)
     seen = data.observed.T
-    factor = _cholesky(_label_covariance(data, tau))
-    columns = [_back(factor, _forward(factor, jnp.broadcast_to(jnp.eye(m)[i][:, None], seen.shape))) for i in range(m)]
+    factor = lockstep.cholesky(_label_covariance(data, tau))
+    columns = [
+        lockstep.back(factor, lockstep.forward(factor, jnp.broadcast_to(jnp.eye(m)[i][:, None], seen.shape)))
+        for i in range(m)
+    ]
     return jnp.stack(columns, 1) * (seen[:, None] & seen[None])
-
-
-def _cholesky(a: Array) -> list[list[Any]]:
-    """Rows of the lower factor of small matrices (M, M, N), each entry (N,): arithmetic for all stars at once."""
-    out: list[list[Any]] = []
-    for i in range(a.shape[0]):
-        row: list[Any] = []
-        for j in range(i + 1):
-            rest = a[i, j] - sum(row[k] * (out[j] if j < i else row)[k] for k in range(j))
-            row.append(jnp.sqrt(rest) if i == j else rest / out[j][j])
-        out.append(row)
-    return out
-
-
-def _forward(factor: list[list[Any]], right: Array) -> Array:
-    """factor^-1 right, (M, N)."""
-    out: list[Any] = []
-    for i, row in enumerate(factor):
-        out.append((right[i] - sum(row[k] * out[k] for k in range(i))) / row[i])
-    return jnp.stack(out)
-
-
-def _back(factor: list[list[Any]], right: Array) -> Array:
-    """factor'^-1 right, (M, N)."""
-    m = len(factor)
-    out: list[Any] = [None] * m
-    for i in reversed(range(m)):
-        out[i] = (right[i] - sum(factor[k][i] * out[k] for k in range(i + 1, m))) / factor[i][i]
-    return jnp.stack(out)
-
-
-def _up(factor: list[list[Any]], x: Array) -> Array:
-    """factor' x, (M, N)."""
-    m = len(factor)
-    return jnp.stack([sum(factor[k][i] * x[k] for k in range(i, m)) for i in range(m)])
-
-
-def _gaussian(precision: Array, information: Array, z: Array, old: Array | None = None) -> Array:
-    """precision^-1 information + noise of covariance precision^-1 made from z, (..., K).
-
-    With the present value `old`, the draw lies on the other side of the mean (Adler 81): the conditional density stays,
-    and blocks that hold each other back, as coefficients and latents do, get past each other sooner.
-    """
-    scale = 1 / jnp.sqrt(jnp.diagonal(precision, axis1=-2, axis2=-1))
-    factor = jnp.linalg.cholesky(precision * scale[..., :, None] * scale[..., None, :])
-    half = solve_triangular(factor, (scale * information)[..., None], lower=True)[..., 0]
-    if old is None:
-        half = half + z
-    else:
-        half = half + BEYOND * (half - jnp.einsum("...kj,...k->...j", factor, old / scale)) + np.sqrt(1 - BEYOND**2) * z
-    return scale * solve_triangular(jnp.swapaxes(factor, -1, -2), half[..., None], lower=False)[..., 0]
-
-
-def _inverse_wishart(key: Array, freedom: int, matrix: Array) -> Array:
-    """Sigma of density |Sigma|^-(freedom + k + 1) / 2 exp(-tr(matrix Sigma^-1) / 2): a Wishart draw, inverted."""
-    k = matrix.shape[0]
-    z = jax.random.normal(key, (k, freedom))
-    scale = jnp.sqrt(jnp.diagonal(matrix))
-    factor = jnp.linalg.cholesky(matrix / (scale[:, None] * scale))
-    half = solve_triangular(jnp.linalg.cholesky(z @ z.T), factor.T, lower=True) * scale
-    return half.T @ half
-
-
-def _student(key: Array, shape: tuple[int, ...], freedom: int, m: int) -> Array:
-    """Multivariate t (*shape, m) of an even number of degrees of freedom: chi^2 from logarithms of uniforms."""
-    k1, k2 = jax.random.split(key)
-    chi2 = -2 * jnp.log(1 - jax.random.uniform(k1, (freedom // 2, *shape))).sum(0)
-    return jax.random.normal(k2, (*shape, m)) / jnp.sqrt(chi2 / freedom)[..., None]
 
 
 def _sum_log(x: Array) -> Array:

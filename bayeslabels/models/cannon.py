@@ -58,7 +58,9 @@ class Cannon(LinearModel):
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Flat()`, `Normal` (ridge), `Laplace` (sparse), `Learned`; None: flat. By default
             `Learned` where labels are latent ("joint"), flat otherwise.
-        scatter_distribution: prior of the s_l where they are learned.
+        scatter_distribution: prior of the s_l where they are learned, in flux units.
+        label_scatter_distribution: prior of every tau_m, ``priors.HalfNormal(scale)`` in units of the label's spread
+            among the training stars: 1 by default, less for a catalogue that is known to be good.
         population: prior of the true labels: "learned", a Gaussian of learned mean and covariance, or "flat"; "auto":
             flat for the classic Cannon, learned otherwise.
         censor: {label: (L,) mask of the pixels that the label may act on}; its monomials are zero elsewhere
@@ -119,7 +121,7 @@ class Cannon(LinearModel):
         population = dist.MultivariateNormal(mean, covariance_matrix=covariance)
         tau = None
         if model.integrates_labels:
-            tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
+            tau = model.label_scatter_site()
 
         curve = None
         if model.label_curve:

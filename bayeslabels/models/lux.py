@@ -57,6 +57,7 @@ class Lux(LinearModel):
         coefficient_prior: of B. The default learns its mean and covariance across pixels, so that the widths need no
             tuning and latents that the spectra do not need are switched off.
         scatter_distribution: prior of the s_l where they are learned; None as its scale: the typical flux.
+        label_scatter_distribution: prior of every tau_m, in units of the label's spread among the training stars.
         label_width: A_mp ~ N(0, label_width^2), scaled labels; None: 1 / sqrt(P), with which labels have variance 1.
         intercept: whether the features are (1, z), or z alone as in the paper (where one latent starts at 1).
         offset: (mean, sd) in label units of an offset added to all labels of a star, one draw per star and Gaussian:
@@ -107,7 +108,7 @@ class Lux(LinearModel):
         a = numpyro.sample("A", wide)
         b = model.prior.sample("B", frame.n_pixel, features.size, frame.flux_scale)
         scatter = model.scatter_site()
-        tau = numpyro.sample("label_scatter", dist.HalfNormal(jnp.asarray(frame.scale)).to_event(1))
+        tau = model.label_scatter_site()
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([features.n_label]).to_event(1))

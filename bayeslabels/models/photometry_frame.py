@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import bad_input
+from ..model import scaling
 from ..numerics.density import peak_density
 from ..numerics.mixture import Mixture, learn
 from ..stars import Stars
@@ -72,8 +73,7 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     for name, column in zip(names, known.T, strict=True):
         if np.isfinite(column).sum() < 10 or np.nanmax(column) == np.nanmin(column):
             raise bad_input(f"{np.isfinite(column).sum()} different values of {name}", "at least 10 training stars")
-    low, centre, high = np.nanpercentile(known, [2.5, 50, 97.5], axis=0)
-    scale = np.where(high > low, (high - low) / 4, np.nanstd(known, axis=0))
+    centre, scale = scaling(known)
     both = observed[:, :, None] & observed[:, None, :]
     noise = labels.filled_covariance() / np.where(both, scale[:, None] * scale, 1.0)
     u = np.where(observed, (value - centre) / scale, 0.0)

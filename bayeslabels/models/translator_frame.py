@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import bad_input, index_of
+from ..model import scaling
 from ..numerics import mixture, occupancy
 from ..stars import Stars
 
@@ -186,7 +187,7 @@ def learn_frame(
             raise bad_input(
                 f"{what} {few} with fewer than 3 different numbers", "columns that vary", fix="leave it out"
             )
-    centre, scale = _spread(raw)
+    centre, scale = scaling(raw)
     pair = _pairs(pairs, names, input_names, target.units, units)
     offset = y - np.where(pair >= 0, raw[:, pair], 0.0)
     both = np.isfinite(offset).sum(0)
@@ -196,7 +197,7 @@ def learn_frame(
             "at least 3",
             "other stars, or all missing",
         )
-    target_centre, target_scale = _spread(offset)
+    target_centre, target_scale = scaling(offset)
     _check_scales(names, input_names, pair, y, raw)
     target_centre = target_centre + np.where(pair >= 0, centre[pair], 0.0)
     extrinsic_in, extrinsic_out = _extrinsic(extrinsic, names, input_names, pair)
@@ -229,12 +230,6 @@ def _names(stars: Stars, blocks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _spread(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, centre, high = np.nanpercentile(x, [2.5, 50, 97.5], axis=0)
-    scale = (high - low) / 4
-    return centre, np.where(scale > 0, scale, np.maximum(np.nanstd(x, 0), 1e-12 * np.maximum(np.abs(centre), 1.0)))
-
-
 def _pairs(
     pairs: Mapping[str, str] | None,
     names: tuple[str, ...],
@@ -259,7 +254,7 @@ def _pairs(
 def _check_scales(names: tuple[str, ...], inputs: tuple[str, ...], pair: np.ndarray, y: np.ndarray, x: Any) -> None:
     for m in np.flatnonzero(pair >= 0):
         both = np.isfinite(y[:, m]) & np.isfinite(x[:, pair[m]])
-        target, own = (float(_spread(a[both][:, None])[1][0]) for a in (y[:, m], x[:, pair[m]]))
+        target, own = (float(scaling(a[both][:, None])[1][0]) for a in (y[:, m], x[:, pair[m]]))
         if not 0.1 < target / own < 10:
             raise bad_input(
                 f"{names[m]} that spreads by {target:.3g} where {inputs[pair[m]]} spreads by {own:.3g}",

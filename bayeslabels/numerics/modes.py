@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .linalg import Array
-from .optimize import Modes, definite_or, distinct, solve_small
+from .linalg import Array, after, inverse_psd
+from .lockstep import solve_small
 
 FIRST_STEPS = 8
 """Evaluations that all starts get together."""
@@ -30,6 +30,26 @@ SAME = 0.5
 """In sd: starts that are so close to a better one end where it does."""
 DIFFERENCE = 1e-6
 """Step of the differences of slopes that give second derivatives, in float64 to 1e-6."""
+
+
+class Modes(NamedTuple):
+    """Up to J distinct optima per star, best first.
+
+    location (J, N, M); covariance (J, N, M, M), the inverse curvature; objective (J, N), +inf for no such mode;
+    converged (J, N).
+    """
+
+    location: Array
+    covariance: Array
+    objective: Array
+    converged: Array
+
+    @property
+    def weight(self) -> Array:
+        """Laplace estimate of the probability of each mode, (J, N)."""
+        _, logdet = jnp.linalg.slogdet(self.covariance)
+        score = jnp.where(jnp.isfinite(self.objective), -self.objective + 0.5 * logdet, -jnp.inf)
+        return jax.nn.softmax(score, axis=0)
 
 
 class Energy(ABC):
@@ -121,6 +141,37 @@ def _hopeful(u: np.ndarray, f: np.ndarray, bend: np.ndarray, threshold: float) -
     first = np.triu(np.ones((f.shape[1],) * 2, bool), 1)
     better = (f[:, :, None] < f[:, None]) | ((f[:, :, None] == f[:, None]) & first)
     return ~(near & better).any(1) & (f <= f.min(1, keepdims=True) + threshold)
+
+
+def definite_or(hessian: Array, instead: Array) -> Array:
+    """Hessians (N, M, M), symmetric; `instead` of those that are not positive definite."""
+    hessian = 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2))
+    definite = jnp.isfinite(jnp.linalg.cholesky(hessian - 1e-3 * instead)).all((1, 2))
+    return jnp.where(definite[:, None, None], hessian, instead)
+
+
+def distinct(
+    u: Array, f: Array, done: Array, curvature_at: Callable[[Array, Array], Array], keep: int, threshold: float
+) -> Modes:
+    """Of optima u (J, N, M) with objectives f (J, N) the `keep` best that are more than a sd from each other.
+
+    curvature_at: (N, M, M) of the optima at (N, M), which are those of index (N,).
+    """
+    remaining = jnp.where(jnp.isfinite(f), jnp.where(done, f, f + 1e6), jnp.inf)
+    best = remaining.min(0)
+    locations, covariances, objectives, converged = [], [], [], []
+    for _ in range(keep):
+        pick = jnp.argmin(remaining, axis=0)
+        at = jnp.take_along_axis(u, pick[None, :, None], 0)[0]
+        value = jnp.take_along_axis(remaining, pick[None], 0)[0]
+        curvature = curvature_at(at, pick)
+        locations.append(at)
+        covariances.append(inverse_psd(curvature))
+        objectives.append(jnp.where(value > best + threshold, jnp.inf, value))
+        converged.append(jnp.take_along_axis(done, pick[None], 0)[0])
+        distance = jnp.einsum("jnm,nmk,jnk->jn", u - at, curvature, u - at)
+        remaining = after(jnp.where(distance < 1.0, jnp.inf, remaining), covariances[-1])
+    return Modes(*map(jnp.stack, (locations, covariances, objectives, converged)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

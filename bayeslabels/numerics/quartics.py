@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +10,15 @@ import numpy as np
 
 from .compress import STARS, Statistics
 from .features import Monomials
-from .linalg import Array, after, in_float64, inverse_psd, outer_pairs, pack, pairs
+from .linalg import Array, in_float64, inverse_psd, outer_pairs, pack, pairs
+from .lockstep import solve_small
+from .modes import Modes, definite_or, distinct
 
 FIRST_STEPS = 4
 """Iterations that all starts get together."""
 
 TOLERANCE = 1e-10
 """Newton decrement, in nats, of a star that has arrived at its mode."""
-
-
-class Modes(NamedTuple):
-    """Up to J distinct optima per star, best first.
-
-    location (J, N, M); covariance (J, N, M, M), the inverse curvature; objective (J, N), +inf for no such mode;
-    converged (J, N).
-    """
-
-    location: Array
-    covariance: Array
-    objective: Array
-    converged: Array
-
-    @property
-    def weight(self) -> Array:
-        """Laplace estimate of the probability of each mode, (J, N)."""
-        _, logdet = jnp.linalg.slogdet(self.covariance)
-        score = jnp.where(jnp.isfinite(self.objective), -self.objective + 0.5 * logdet, -jnp.inf)
-        return jax.nn.softmax(score, axis=0)
 
 
 def objective(u, statistics: Statistics, precision, information, features: Monomials):
@@ -97,23 +77,6 @@ def descend(
     return u, derivatives(u)[1], f, done & jnp.isfinite(f)
 
 
-def solve_small(a: Array, b: Array) -> Array:
-    """x of a x = b for positive definite a (N, M, M), unrolled over the small M: all stars in lockstep."""
-    m = a.shape[-1]
-    rows = [[a[:, i, j] for j in range(m)] for i in range(m)]
-    right = [b[:, i] for i in range(m)]
-    for i in range(m):
-        for r in range(i + 1, m):
-            factor = rows[r][i] / rows[i][i]
-            for c in range(i, m):
-                rows[r][c] = rows[r][c] - factor * rows[i][c]
-            right[r] = right[r] - factor * right[i]
-    out = [jnp.zeros(())] * m
-    for i in reversed(range(m)):
-        out[i] = (right[i] - sum(rows[i][c] * out[c] for c in range(i + 1, m))) / rows[i][i]
-    return jnp.stack(out, -1)
-
-
 @functools.partial(jax.jit, static_argnames=("features",))
 def newton_curvature(u, statistics: Statistics, precision, information, features: Monomials):
     """Full Hessian (N, M, M) of `objective`; the Gauss-Newton matrix where it is not positive definite."""
@@ -123,13 +86,6 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
     second = jax.vmap(jax.jacfwd(features.jacobian))(u)
     hessian = gauss_newton + jnp.einsum("nk,nkmj->nmj", slope, second)
     return definite_or(hessian, gauss_newton)
-
-
-def definite_or(hessian: Array, instead: Array) -> Array:
-    """Hessians (N, M, M), symmetric; `instead` of those that are not positive definite."""
-    hessian = 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2))
-    definite = jnp.isfinite(jnp.linalg.cholesky(hessian - 1e-3 * instead)).all((1, 2))
-    return jnp.where(definite[:, None, None], hessian, instead)
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
@@ -162,7 +118,7 @@ def choose_starts(candidates, statistics: Statistics, precision, information, fe
 
 
 @in_float64
-def find_modes(
+def find_quartic_modes(
     statistics: Statistics,
     precision: Array,
     information: Array,
@@ -215,27 +171,3 @@ def _distinct(u, f, done, statistics, precision, information, features, keep, th
         newton_curvature, statistics=statistics, precision=precision, information=information, features=features
     )
     return distinct(u, f, done, lambda at, _: curvature(at), keep, threshold)
-
-
-def distinct(
-    u: Array, f: Array, done: Array, curvature_at: Callable[[Array, Array], Array], keep: int, threshold: float
-) -> Modes:
-    """Of optima u (J, N, M) with objectives f (J, N) the `keep` best that are more than a sd from each other.
-
-    curvature_at: (N, M, M) of the optima at (N, M), which are those of index (N,).
-    """
-    remaining = jnp.where(jnp.isfinite(f), jnp.where(done, f, f + 1e6), jnp.inf)
-    best = remaining.min(0)
-    locations, covariances, objectives, converged = [], [], [], []
-    for _ in range(keep):
-        pick = jnp.argmin(remaining, axis=0)
-        at = jnp.take_along_axis(u, pick[None, :, None], 0)[0]
-        value = jnp.take_along_axis(remaining, pick[None], 0)[0]
-        curvature = curvature_at(at, pick)
-        locations.append(at)
-        covariances.append(inverse_psd(curvature))
-        objectives.append(jnp.where(value > best + threshold, jnp.inf, value))
-        converged.append(jnp.take_along_axis(done, pick[None], 0)[0])
-        distance = jnp.einsum("jnm,nmk,jnk->jn", u - at, curvature, u - at)
-        remaining = after(jnp.where(distance < 1.0, jnp.inf, remaining), covariances[-1])
-    return Modes(*map(jnp.stack, (locations, covariances, objectives, converged)))
