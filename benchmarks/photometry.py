@@ -124,12 +124,15 @@ def vector(a):
     # R's unit is that of the reddenings: the published ones were revised, away from the map that we take them from
     e = test["reddening"].value[:, 0]
     dusty = e > 0.1
-    unit = np.median(published["EBV"][dusty] / e[dusty])
-    print(f"R at the median star: ours, error, published, ratio; ratio in the map's unit (x {unit:.3f})")
+    each = published["EBV"][dusty] / e[dusty]
+    unit = np.median(each)
+    unit_error = np.median(each[np.random.default_rng(0).integers(len(each), size=(500, len(each)))], 1).std()
+    print(f"R at the median star: ours, error, published, ratio; ratio in the map's unit (x {unit:.3f} +- "
+          f"{unit_error:.3f}) and how many errors, this one's included, it is from 1")  # fmt: skip
     for row in zip(BANDS, ours, error, theirs, strict=True):
-        inside = abs(row[1] - unit * row[3]) < 2 * row[2]
+        z = (row[1] - unit * row[3]) / np.hypot(row[2], unit_error * row[3])
         print("  {:6s} {:.3f} +- {:.3f}   {:.3f}".format(*row), f"{row[1] / row[3]:.3f}",
-              f"{row[1] / row[3] / unit:.3f} {'covered' if inside else ''}")  # fmt: skip
+              f"{row[1] / row[3] / unit:.3f} {z:+.1f}")  # fmt: skip
     teff = np.array([4200.0, 5000.0, 5800.0, 6600.0, 7400.0])
     law = band_extinction(teff, BANDS)
     slope = posterior.moments.reddening_slope.mean(0)[:, 0] / frame.scale[0]

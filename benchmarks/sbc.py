@@ -29,7 +29,8 @@ from bayeslabels.simulate import simulate, simulate_photometry
 
 Rows = Iterator[tuple[str, Callable[[int], SBC]]]
 FEW = NUTS(chains=1, draws=200, warmup=200, max_tree_depth=8)
-"""As many draws as make 99 nearly independent ones."""
+"""As many draws as make 49 nearly independent ones; and where they are more correlated."""
+MORE = NUTS(chains=1, draws=1000, warmup=300, max_tree_depth=8)
 SCATTER = priors.HalfNormal(0.03)
 
 
@@ -67,7 +68,7 @@ def cannon(label_scatter: float = 0.3) -> Rows:
         label_scatter_distribution=priors.HalfNormal(label_scatter),
     )  # fmt: skip
     stars = spectra()
-    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), SVI(), FEW])
+    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), SVI(), MORE])
 
 
 def cannon_wide() -> Rows:
@@ -77,7 +78,7 @@ def cannon_wide() -> Rows:
 def lux() -> Rows:
     model = bl.Lux(2, coefficient_prior=priors.Normal(0.1), scatter_distribution=SCATTER)
     stars = spectra()
-    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), SVI(), FEW])
+    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), SVI(), MORE])
 
 
 class NearParallax(bl.Parallax):
@@ -108,8 +109,7 @@ def translator() -> Rows:
         target_labels=Block(x + error * rng.standard_normal(x.shape), error, names=("TEFF", "LOGG"), unit=("K", "dex")),
     )
     model = bl.Translator(function="polynomial", order=1, scatter="constant", robust=False)
-    more = NUTS(chains=1, draws=1000, warmup=300, max_tree_depth=8)
-    return of_training(model, stars[3:], stars[:3].drop("target_labels"), [more, SVI()])
+    return of_training(model, stars[3:], stars[:3].drop("target_labels"), [MORE, SVI()])
 
 
 def of_test_step(posterior: bl.Posterior, stars: Stars, inferences: list) -> Rows:

@@ -16,12 +16,15 @@ from scipy import stats as distributions
 
 import bayeslabels as bl
 from bayeslabels import MAP, NUTS, Block, Cannon, Gibbs, Importance, Laplace, Stars, priors
+from bayeslabels.inference import nuts
 from bayeslabels.inference.diagnostics import ess, rhat
 from bayeslabels.inference.quartic import label_terms
+from bayeslabels.inference.starwise import StarProblem
 from bayeslabels.model import Model
 from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
+from bayeslabels.numerics.modes import Energy, Modes
 
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([400.0, 0.8])
 
@@ -268,6 +271,30 @@ def test_test_step_is_the_programs_posterior(trained, reference, inference):
     sd = draws.std((0, 1))
     np.testing.assert_array_less(np.abs(result.mean - draws.mean((0, 1))) / sd, 0.1)
     np.testing.assert_allclose(result.error / sd, 1, atol=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bent(Energy):
+    """x ~ N(0, own^2), y ~ N(x^2, 0.3^2): the longer, the more bent."""
+
+    def __call__(self, u, shared, own):
+        x, y = u.T
+        return 0.5 * (x / own) ** 2 + 0.5 * ((y - x**2) / 0.3) ** 2
+
+
+@in_float64
+def test_stars_of_bent_posteriors_get_longer_trajectories(monkeypatch):
+    width = np.array([0.2, 0.6, 0.2])
+    covariance = np.stack([np.diag([w**2, 0.09]) for w in width])[None]
+    modes = Modes(np.zeros((1, 3, 2)), covariance, np.zeros((1, 3)), np.ones((1, 3), bool))
+    problem = StarProblem(Bent(), None, width, modes)
+    found = NUTS().infer(problem, 0, False)
+    monkeypatch.setattr(nuts, "ENOUGH", 0)
+    short = NUTS().infer(problem, 0, False)
+    np.testing.assert_array_equal(found.u[:, :, [0, 2]], short.u[:, :, [0, 2]])
+    assert short.star_stats["ess"][1] < 100
+    assert found.star_stats["ess"][1] > 2 * short.star_stats["ess"][1]
+    np.testing.assert_allclose(found.u[..., 0].std((0, 1)), width, rtol=0.15)
 
 
 @dataclasses.dataclass(frozen=True)

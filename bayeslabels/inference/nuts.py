@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,12 @@ BATCH = 128
 """Stars sampled side by side."""
 STEPS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
 """Shares of a Newton step that are tried."""
-DEPTH = 4
-"""Of a star's trees: chains go side by side at the pace of the longest, and in whitened coordinates the 15 steps of
-such a tree cross the posterior; deeper ones gave no larger effective samples for twice the time."""
+DEPTH, DEEPER = 3, 5
+"""Of a star's trees: chains go side by side at the pace of the longest, and in whitened coordinates the 7 steps of such
+a tree cross most posteriors; twice as many took twice the time, for effective samples 1.3 times as large. Stars that
+need more get trees of 31 steps."""
+ENOUGH = 25
+"""Effective draws per chain with which a star needs no deeper trees."""
 SETS = 50
 """Training sets sampled side by side."""
 
@@ -46,7 +49,8 @@ class NUTS(Inference):
     whitened by a Gaussian approximation where one is known (`whitened.Start`).
 
     Test step: NUTS on each star's compressed posterior, whitened by its Laplace approximation, chains started from
-    draws of the mixture over its modes. The cost does not depend on the number of pixels.
+    draws of the mixture over its modes. The cost does not depend on the number of pixels. Stars with fewer than 25
+    effective draws per chain are sampled anew with longer trajectories.
 
     Args:
         chains, draws, warmup: per parameter or star.
@@ -163,43 +167,52 @@ class NUTS(Inference):
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
-        n, m = problem.n_star, problem.n_latent
-        size = min(BATCH, 1 << max(n - 1, 0).bit_length())  # few sizes: each is compiled
-        u = np.empty((self.chains, self.draws, n, m))
-        divergent = np.zeros(n, int)
-        with bar(n, "NUTS", progress) as shown:
-            for start in range(0, n, size):
-                rows = np.minimum(np.arange(start, start + size), n - 1)
-                kept = min(size, n - start)
-                draws, diverging = self._sample(problem.select(rows), seed + 1_000_003 * start)
-                u[:, :, start : start + kept] = draws[:, :, :kept]
-                divergent[start : start + kept] = diverging[:kept]
-                shown.update(kept)
+        with bar(problem.n_star, "NUTS", progress) as shown:
+            u, divergent = self._sample_all(problem, seed, DEPTH, shown.update)
+        hard = np.flatnonzero(ess(u).min(-1) < min(ENOUGH * self.chains, self.draws))
+        if len(hard):
+            u[:, :, hard], divergent[hard] = self._sample_all(problem.select(hard), seed + 611953, DEEPER)
         per_star = {"rhat": rhat(u).max(-1), "ess": ess(u).min(-1), "n_divergent": divergent}
         stats = {"rhat_max": float(np.nanmax(per_star["rhat"])), "n_divergent": int(divergent.sum())}
         return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star, stats=stats)
 
-    def _sample(self, problem: StarProblem, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sample_all(
+        self, problem: StarProblem, seed: int, depth: int, tell: Callable[[int], Any] = int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws (chain, draw, N, M) and how many of each star diverged (N,), batch by batch."""
+        n, m = problem.n_star, problem.n_latent
+        size = min(BATCH, 1 << max(n - 1, 0).bit_length())  # few sizes: each is compiled
+        u, divergent = np.empty((self.chains, self.draws, n, m)), np.zeros(n, int)
+        for start in range(0, n, size):
+            rows = np.minimum(np.arange(start, start + size), n - 1)
+            kept = min(size, n - start)
+            draws, diverging = self._sample(problem.select(rows), seed + 1_000_003 * start, depth)
+            u[:, :, start : start + kept] = draws[:, :, :kept]
+            divergent[start : start + kept] = diverging[:kept]
+            tell(kept)
+        return u, divergent
+
+    def _sample(self, problem: StarProblem, seed: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         start, _ = draw_mixture(problem, seed, self.chains)
         centre = problem.modes.location[0]
         factor = jnp.linalg.cholesky(problem.modes.covariance[0])
         z = jnp.einsum("nij,ncj->nci", jnp.linalg.inv(factor), start - centre[:, None])
         keys = jax.random.split(jax.random.key(seed), (len(centre), self.chains))
         args = (problem.own, centre, factor)
-        settings = (problem.energy, self.warmup or 150, self.draws, self.target_accept)
+        settings = (problem.energy, self.warmup or 150, self.draws, self.target_accept, depth)
         draws, diverging = _run(*settings, problem.shared, keys, z, args)
         return np.moveaxis(np.asarray(draws), 0, 2), np.asarray(diverging).sum((1, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(energy, warmup, draws, target_accept, shared, keys, z, args):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _run(energy, warmup, draws, target_accept, depth, shared, keys, z, args):
     """Chains (N, chain, draw, M) of u = centre + factor z for every star."""
 
     def potential(own, centre, factor):
         return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
     def chain(key, z, *args):
-        return _chain(potential, warmup, draws, target_accept, DEPTH, key, z, args)
+        return _chain(potential, warmup, draws, target_accept, depth, key, z, args)
 
     over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
     z, diverging = jax.vmap(over_chains)(keys, z, *args)
