@@ -159,6 +159,11 @@ class LinearModel(Model):
         return False
 
     @property
+    def most_iterations(self) -> int | None:
+        """Of expectation-maximisation, after which training ends by intention; None: when nothing changes any more."""
+        return None
+
+    @property
     def choice(self) -> str:
         """What distinguishes this variant from the others, for the record."""
         return ""

@@ -125,7 +125,7 @@ def test_minibatches_are_unbiased(model, small):
     stars = with_gaps(spectra())
     rows = RowsInMemory(model.bind(stars), stars, sample=stars[:FEW])
     with jax.enable_x64(True):
-        by_sums = SpectraBySums(rows.model, rows.stars, 1e-3, (3, 0.1))
+        by_sums = SpectraBySums(rows.model, rows.stars, 1e-3, 3)
         g = by_sums.start()
         batches = Batches.of(rows, 1, 0, 50)
         mean = minibatch_sums(by_sums, batches, g)

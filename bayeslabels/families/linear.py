@@ -27,7 +27,7 @@ from ..inference.map import MAP
 from ..inference.nuts import NUTS
 from ..inference.passes import by_minibatches, by_sweeps
 from ..inference.quartic import prepare
-from ..inference.spectra_sums import SpectraBySums
+from ..inference.spectra_sums import AT_START, SpectraBySums
 from ..inference.svi import SVI
 from ..inference.whitened import Start
 from ..linear import LinearModel
@@ -84,13 +84,16 @@ class LinearFamily(Family):
     def train_by_batches(
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
     ) -> Trained:
+        stop = rows.model.most_iterations
         if isinstance(inference, SVI):
-            by_sums = SpectraBySums(rows.model, rows.stars, MAP().tolerance)
+            by_sums = SpectraBySums(rows.model, rows.stars, MAP().tolerance, stop or AT_START)
             trained = by_minibatches(by_sums, rows, inference, seed, progress, checkpoint)
         else:
             inference.refuse_batches(rows.model)
-            by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance)
-            trained = by_sweeps(by_sums, rows, inference.max_iterations, progress, checkpoint)
+            by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance, 0 if stop else AT_START)
+            most = min(inference.max_iterations, stop or inference.max_iterations)
+            trained = by_sweeps(by_sums, rows, most, progress, checkpoint)
+            trained.stats["converged"] |= trained.stats["passes"] == stop
         return with_label_curve(rows.model, trained, rows.stars)
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:

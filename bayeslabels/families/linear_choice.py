@@ -29,6 +29,9 @@ FOLDS = 5
 COMPARED = 2
 """Folds on which the variants of a model are compared."""
 
+ITERATIONS = 40
+"""Of the training on a fold, at most."""
+
 
 class HeldOut(NamedTuple):
     """Labels of stars that were not in the training set: scaled mean (N, M) and covariance (N, M, M)."""
@@ -46,12 +49,12 @@ def held_out(
     progress: bool | None = None,
     *,
     n_run: int | None = None,
-    trained: dict[tuple[Any, int], Moments] | None = None,
+    trained: dict[tuple[Any, int, int], Moments] | None = None,
 ) -> HeldOut:
     """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
 
-    n_run: run only so many folds; the stars of the others are NaN. trained: moments by model (without its label curve)
-    and fold, kept for variants that share them.
+    n_run: run only so many folds; the stars of the others are NaN. trained: moments by model (without its label
+    curve), iterations and fold, kept for variants that share them.
     """
     trained = {} if trained is None else trained
     frame = model.bind(stars).require_frame()
@@ -64,11 +67,12 @@ def held_out(
             out = fold == f
             bound = model.bind(stars[~out])
             straight = bound.without_curve()
-            if (straight.choice, f) not in trained:
-                found = MAP(max_iterations=40, tolerance=0.03).fit(straight, stars[~out], seed, False).moments
+            most = min(ITERATIONS, bound.most_iterations or ITERATIONS)
+            if (straight.choice, most, f) not in trained:
+                found = MAP(max_iterations=most, tolerance=0.03).fit(straight, stars[~out], seed, False).moments
                 assert found is not None
-                trained[straight.choice, f] = found
-            moments = trained[straight.choice, f]
+                trained[straight.choice, most, f] = found
+            moments = trained[straight.choice, most, f]
             if bound.label_curve:
                 moments, _ = learn_label_curve(bound, moments, stars[~out])
             moments = moments._replace(label_scatter=0 * moments.label_scatter)
@@ -93,7 +97,7 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
     outs: list[HeldOut | None] = []
     densities: list[np.ndarray] = []
     scores: list[dict[str, Any]] = []
-    trained: dict[tuple[Any, int], Moments] = {}
+    trained: dict[tuple[Any, int, int], Moments] = {}
     for variant in variants:
         n_run = COMPARED if variant.integrates_labels else None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -62,7 +63,8 @@ class Importance(Inference):
 
     def _weighted(self, problem: StarProblem, seed: int, progress: bool | None) -> Weighted:
         n, size = problem.n_star, problem.at_once
-        parts = []
+        mixed = np.random.default_rng([seed, 31]).permutation(self.draws)
+        position, parts = jnp.asarray((mixed + 0.5) / self.draws), []
         with bar(n, "importance sampling", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
@@ -70,7 +72,8 @@ class Importance(Inference):
                 part = problem.select(rows)
                 draws, proposal = draw_mixture(part, seed + 1_000_003 * start, self.draws, self.freedom)
                 log_p, beside = in_passing(part, draws)
-                parts.append(jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], _weigh(draws, beside, log_p - proposal)))
+                weighed = _weigh(draws, beside, log_p - proposal, position)
+                parts.append(jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], weighed))
                 shown.update(kept)
         out = Weighted(*jax.tree.map(lambda *x: np.concatenate(x), *parts))
         by_draw = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), (out.u, out.beside))
@@ -80,8 +83,6 @@ class Importance(Inference):
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         n = problem.n_star
         u, beside, khat, ess, mean, covariance = self._weighted(problem, seed, progress)
-        mixed = np.random.default_rng([seed, 31]).permutation(self.draws)
-        u, beside = jax.tree.map(lambda x: x[mixed], (u, beside))
         failed = ~np.asarray(problem.modes.converged[0])
         stats = {"n_khat_high": int((khat > KHAT_LIMIT).sum()), "n_rescued": 0}
         for round in range(ROUNDS):
@@ -143,16 +144,15 @@ def _nearer(problem: StarProblem, u: np.ndarray, seed: int) -> StarProblem:
 
 
 @jax.jit
-@jax.vmap
-def _weigh(u, beside, log_ratio):
-    """Per star: draws resampled to equal weight (S, M) and what is beside them, k-hat, effective sample size, weighted
-    mean and covariance."""
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+def _weigh(u, beside, log_ratio, position):
+    """Per star: draws resampled to equal weight (S, M), at these shares (S,) of it, and what is beside them, k-hat,
+    effective sample size, weighted mean and covariance."""
     log_weight, khat = smooth_weights(log_ratio)
     weight = jnp.exp(log_weight)
     mean = weight @ u
     offset = u - mean
     covariance = (weight[:, None] * offset).T @ offset
-    position = (jnp.arange(len(u)) + 0.5) / len(u)
     pick = jnp.searchsorted(jnp.cumsum(weight), position).clip(0, len(u) - 1)
     u, beside = jax.tree.map(lambda x: x[pick], (u, beside))
     return u, beside, khat, 1 / (weight**2).sum(), mean, covariance

@@ -44,7 +44,7 @@ class MAP(Inference):
     Test step: the best of several modes per star, with the inverse curvature as covariance (one draw, the mode).
 
     Args:
-        max_iterations: of expectation-maximisation.
+        max_iterations: of expectation-maximisation, at most; `Cannon(free_iterations=...)` may end it before.
         tolerance: largest root mean square change of the true labels in an iteration, in posterior sds. Where the
             objective is known exactly (features linear in the latents) it must also change by less than 1e-6 of itself.
         starts: starting points per star in the test step.
@@ -65,8 +65,10 @@ class MAP(Inference):
     def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
         self.refuse_batches(model)
         state = EM(model, stars)
-        with bar(self.max_iterations if state.iterates else None, "training step", progress) as shown:
-            changes, converged = state.run(self.max_iterations, self.tolerance, shown)
+        most = min(self.max_iterations, model.most_iterations or self.max_iterations)
+        with bar(most if state.iterates else None, "training step", progress) as shown:
+            changes, converged = state.run(most, self.tolerance, shown)
+        converged |= len(changes) == model.most_iterations
         stats: dict[str, Any] = {
             "converged": bool(converged and state.pixel_converged.all()),
             "iterations": len(changes),

@@ -32,6 +32,8 @@ WATCHED = 2000
 """Stars of the sample, at most, whose labels tell how much an update has changed."""
 STEPS = 60
 """To the mode of a star's latents, at most: every time from its catalogue labels."""
+AT_START = 40
+"""Iterations of the training on the sample alone, at most."""
 EXACT = 1e-6
 """Change of the total variance, relative, at which pixels with exact labels are done."""
 
@@ -81,9 +83,9 @@ class ExpectedSpectra(NamedTuple):
 
 
 class SpectraBySums(BySums):
-    """A linear model, bound to the sample; at_start: iterations and tolerance of the training on that alone."""
+    """A linear model, bound to the sample; at_start: iterations of the training on that alone, at most."""
 
-    def __init__(self, model: LinearModel, sample: Stars, tolerance: float, at_start: tuple[int, float] = (40, 0.03)):
+    def __init__(self, model: LinearModel, sample: Stars, tolerance: float, at_start: int = AT_START):
         self.model, self.sample, self.at_start = model, sample, at_start
         self.em = em = EM(model, sample)
         self.latent, self.features = model.integrates_labels, em.features
@@ -100,7 +102,7 @@ class SpectraBySums(BySums):
 
     def start(self) -> Shared:
         em = self.em
-        em.run(*self.at_start, _Silent())
+        em.run(self.at_start, 0.03, _Silent())
         k, p = self.features.size, self.features.n_label
         name = self.model.sites["coefficients"]
         hyper_mean = em.learned.get(f"{name}_mean", np.zeros(k))

@@ -27,6 +27,8 @@ LabelNoise = bool | Literal["joint", "free", "cut"]
 
 CURVE = 3
 """Order of the polynomial psi that takes free variables to labels."""
+FREE_ITERATIONS = (3, 10, 40)
+"""After which free variables are left as they are, compared by held-out density."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class Cannon(LinearModel):
             better where no polynomial in the labels fits, as of saturated lines) and "cut" (coefficients learned at
             the catalogue's labels, no feedback from the spectra: better where the spectra hold more variance than the
             labels explain); tau is learned in all. False: the classic Cannon, training labels exact.
+        free_iterations: of "free" labels: u starts at the catalogue's labels, and after so many iterations of `MAP` it
+            is left as it is; None: 3, 10 or 40, by held-out density. Whatever else varies in real spectra draws u away
+            from the labels, slowly: at the mode, hundreds of iterations off, less is left of the labels.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Flat()`, `Normal` (ridge), `Laplace` (sparse), `Learned`; None: flat. By default
             `Learned` where labels are latent ("joint"), flat otherwise.
@@ -75,6 +80,7 @@ class Cannon(LinearModel):
     order: int = 2
     terms: Sequence[Mapping[str, int]] | None = None
     label_noise: LabelNoise = True
+    free_iterations: int | None = None
     coefficient_prior: Prior | Literal["auto"] | None = "auto"
     population: Literal["auto", "learned", "flat"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
@@ -95,6 +101,10 @@ class Cannon(LinearModel):
             )
         if self.label_noise not in (True, False, "joint", "free", "cut"):
             raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint', 'free' or 'cut'")
+        if self.free_iterations is not None and not (
+            isinstance(self.free_iterations, int | np.integer) and self.free_iterations > 0
+        ):
+            raise bad_input(f"free_iterations={self.free_iterations!r}", "a whole number > 0, or None")
         if self.population not in ("auto", "learned", "flat"):
             raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
         if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
@@ -144,9 +154,12 @@ class Cannon(LinearModel):
             model.flux_site(features(u) @ theta.T, scatter, stars, rows)
 
     def variants(self) -> tuple[Self, ...]:
-        if self.label_noise is True:
-            return tuple(self.replace(label_noise=kind) for kind in ("joint", "free", "cut"))
-        return (self,)
+        kinds = ("joint", "free", "cut") if self.label_noise is True else (self.label_noise,)
+        each = []
+        for kind in kinds:
+            stops = FREE_ITERATIONS if kind == "free" and self.free_iterations is None else (self.free_iterations,)
+            each += [self.replace(label_noise=kind, free_iterations=stop) for stop in stops]
+        return tuple(each)
 
     @property
     def label_curve(self) -> bool:
@@ -194,7 +207,12 @@ class Cannon(LinearModel):
 
     @property
     def choice(self) -> str:
-        return f"label_noise={self.label_noise!r}"
+        stop = f", free_iterations={self.free_iterations}" if self.label_curve else ""
+        return f"label_noise={self.label_noise!r}{stop}"
+
+    @property
+    def most_iterations(self) -> int | None:
+        return self.free_iterations if self.label_curve else None
 
     @property
     def prior(self) -> Prior:
