@@ -15,6 +15,7 @@ from test_training_stream import Stopped, killed_and_taken_up, stop_after
 import bayeslabels as bl
 from bayeslabels import training
 from bayeslabels.errors import CannotDo
+from bayeslabels.family import family_of
 from bayeslabels.inference import batches as batches_
 from bayeslabels.inference.batches import Batches, Passes, RowsInMemory
 from bayeslabels.inference.passes import Stochastic, Sweeps, by_minibatches, by_sweeps
@@ -102,6 +103,23 @@ def test_passes_end_where_training_in_memory_does(case, small):
         np.testing.assert_allclose(a.coefficients, b.coefficients, **width)
     if case == "exact labels":
         assert ours.stats["passes"] <= 6
+
+
+def test_free_labels_are_left_after_as_many_passes_as_iterations(small):
+    """Neither is where it would settle, both about where the other is (tau takes a step a pass, several in memory)."""
+    stars = with_gaps(spectra())
+    bound = bl.Cannon(order=1, label_noise="free", free_iterations=3).bind(stars)
+    with jax.enable_x64(True):
+        theirs = bl.MAP().fit(bound, stars, 0, False)
+        ours = family_of(bound).train_by_batches(RowsInMemory(bound, stars, sample=stars), bl.MAP(), 0, False, None)
+    assert theirs.stats["converged"]
+    assert ours.stats["converged"]
+    assert theirs.stats["iterations"] == ours.stats["passes"] == 3
+    assert min(ours.traces["change"]) > 10 * bl.MAP().tolerance
+    a, b = ours.moments, theirs.moments
+    spread = np.sqrt(np.einsum("nkk->nk", b.coefficient_covariance))
+    assert np.sqrt(np.nanmean(((a.coefficients - b.coefficients) / spread) ** 2)) < 0.15
+    np.testing.assert_allclose(a.label_coefficients, b.label_coefficients, atol=5e-3)
 
 
 def minibatch_sums(by_sums, batches, g, epoch=0):
