@@ -88,7 +88,8 @@ def held_out(
 def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, HeldOut | None, list[Any]]:
     """The variant of highest held-out density of the catalogue labels, its held-out labels, and all scores.
 
-    A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds.
+    A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
+    run where tau is learned from them.
     """
     variants = model.bind(stars).variants()
     if len(variants) == 1 and not asks_held_out(variants[0], stars):
@@ -119,6 +120,8 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
         if "refused" not in score:
             difference = (density - densities[best])[compared]
             score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
+    if variants[best].integrates_labels and asks_held_out(variants[best], stars):  # tau, of all folds
+        outs[best] = held_out(variants[best], stars, folds, seed, progress, trained=trained)
     return variants[best], outs[best], scores
 
 
