@@ -27,7 +27,7 @@ from bayeslabels.calibration import SBC, sbc
 from bayeslabels.model import Model
 from bayeslabels.simulate import simulate, simulate_photometry
 
-Rows = Iterator[tuple[str, Callable[[int], SBC]]]
+Rows = Iterator[tuple[str, Callable[[int, int], SBC]]]
 FEW = NUTS(chains=1, draws=200, warmup=200, max_tree_depth=8)
 """As many draws as make 49 nearly independent ones; and where they are more correlated."""
 MORE = NUTS(chains=1, draws=1000, warmup=300, max_tree_depth=8)
@@ -47,8 +47,8 @@ def spectra(n: int = 23, n_pixel: int = 10) -> Stars:
 def of_training(model: Model, stars: Stars, test: Stars, inferences: list) -> Rows:
     model = model.bind(stars)
     for inference in inferences:
-        run = lambda n, i=inference: sbc(  # noqa: E731
-            model, stars, i, n, test=test, infer_with=Laplace(draws=200), n_draw=49
+        run = lambda n, seed, i=inference: sbc(  # noqa: E731
+            model, stars, i, n, test=test, infer_with=Laplace(draws=200), n_draw=49, seed=seed
         )
         yield type(inference).__name__, run
 
@@ -114,7 +114,7 @@ def translator() -> Rows:
 
 def of_test_step(posterior: bl.Posterior, stars: Stars, inferences: list) -> Rows:
     for inference in inferences:
-        run = lambda n, i=inference: sbc(posterior, stars, i, n, n_draw=49)  # noqa: E731
+        run = lambda n, seed, i=inference: sbc(posterior, stars, i, n, n_draw=49, seed=seed)  # noqa: E731
         yield f"{type(inference).__name__} of stars", run
 
 
@@ -143,6 +143,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("models", nargs="*", help=f"of {', '.join(CASES)}; all by default")
     arguments.add_argument("--n", type=int, default=300, help="simulations")
+    arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--by", nargs="*", help="only these inferences")
     arguments.add_argument("--worst", action="store_true", help="and the quantities of the smallest p-values")
     given = arguments.parse_args()
@@ -151,7 +152,7 @@ def main() -> None:
         for inference, run in CASES[name]():
             if given.by and inference.split()[0] not in given.by:
                 continue
-            found = run(given.n)
+            found = run(given.n, given.seed)
             stars = [x for x in found.names if "test star" in x]
             rest = [x for x in found.names if x not in stars]
             for label, names in ((inference, rest), (f"{inference}, test stars", stars)):
