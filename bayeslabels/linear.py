@@ -163,6 +163,10 @@ class LinearModel(Model):
         """Of expectation-maximisation, after which training ends by intention; None: when nothing changes any more."""
         return None
 
+    def iterations(self, most: int) -> int:
+        """So many of expectation-maximisation, or fewer where `most_iterations` ends it before."""
+        return min(most, self.most_iterations or most)
+
     @property
     def choice(self) -> str:
         """What distinguishes this variant from the others, for the record."""

@@ -91,7 +91,7 @@ class LinearFamily(Family):
         else:
             inference.refuse_batches(rows.model)
             by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance, 0 if stop else AT_START)
-            most = min(inference.max_iterations, stop or inference.max_iterations)
+            most = rows.model.iterations(inference.max_iterations)
             trained = by_sweeps(by_sums, rows, most, progress, checkpoint)
             trained.stats["converged"] |= trained.stats["passes"] == stop
         return with_label_curve(rows.model, trained, rows.stars)

@@ -67,7 +67,7 @@ def held_out(
             out = fold == f
             bound = model.bind(stars[~out])
             straight = bound.without_curve()
-            most = min(ITERATIONS, bound.most_iterations or ITERATIONS)
+            most = bound.iterations(ITERATIONS)
             if (straight.choice, most, f) not in trained:
                 found = MAP(max_iterations=most, tolerance=0.03).fit(straight, stars[~out], seed, False).moments
                 assert found is not None

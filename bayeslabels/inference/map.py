@@ -65,7 +65,7 @@ class MAP(Inference):
     def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
         self.refuse_batches(model)
         state = EM(model, stars)
-        most = min(self.max_iterations, model.most_iterations or self.max_iterations)
+        most = model.iterations(self.max_iterations)
         with bar(most if state.iterates else None, "training step", progress) as shown:
             changes, converged = state.run(most, self.tolerance, shown)
         converged |= len(changes) == model.most_iterations
