@@ -1,7 +1,7 @@
 """All devices that JAX sees: minibatches are shared out among them, batches of the test step go to one each.
 
-With `jax.distributed` minibatches are shared out among the devices of all processes, each of which reads the same table
-and does the same otherwise; the first alone writes.
+With `jax.distributed` minibatches, and the stars of a pass, are shared out among the devices of all processes, each of
+which reads the same table and does the same otherwise; the first alone writes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -72,8 +73,9 @@ def _here(x: Any) -> Any:
 
 def summed(function: Callable[[Any, np.ndarray], Any], data: Any, counts: np.ndarray, multiple: int) -> Any:
     """function(data, counts), a pytree of sums over B stars (the first axis of both), with a part of the stars on each
-    device of this process; parts are multiples of so many stars, the last filled up with some that do not count."""
-    size = -(-len(counts) // len(jax.local_devices()))
+    device of all processes, every one of which has the whole sum; parts are multiples of so many stars, the last filled
+    up with some that do not count."""
+    size = -(-len(counts) // len(jax.devices()))
     size += -size % multiple
     if size >= len(counts):
         return function(data, counts)
@@ -84,9 +86,12 @@ def summed(function: Callable[[Any, np.ndarray], Any], data: Any, counts: np.nda
         found = function(jax.tree.map(lambda x: x[at], data), np.where(rows == at, counts[at], 0))
         return jax.tree.map(np.asarray, found)
 
-    total, *rest = one_each(part, range(0, len(counts), size))
+    own = [i * size for i, device in enumerate(jax.devices()) if device.process_index == jax.process_index()]
+    total, *rest = one_each(part, own)
     for one in rest:
         total = jax.tree.map(np.add, total, one)
+    if jax.process_count() > 1:
+        total = jax.tree.map(lambda x: np.asarray(x).sum(0), multihost_utils.process_allgather(total))
     return total
 
 

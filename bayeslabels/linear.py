@@ -20,7 +20,7 @@ from .errors import bad_input
 from .model import Frame, Model, scaling
 from .numerics.features import Monomials
 from .numerics.linalg import Array
-from .priors import Flat, HalfNormal, Prior
+from .priors import Flat, HalfNormal, Prior, require_half_normal
 from .stars import Block, Stars
 
 FLAT_POPULATION = 1e4
@@ -195,10 +195,7 @@ class LinearModel(Model):
 
     def bind(self, stars: Stars) -> Self:
         for name in ("scatter_distribution", "label_scatter_distribution"):
-            if not isinstance(prior := getattr(self, name), HalfNormal):
-                raise bad_input(
-                    f"{name}={prior!r}", "priors.HalfNormal(scale)", fix=f"{name}=bayeslabels.priors.HalfNormal(0.1)"
-                )
+            require_half_normal(name, getattr(self, name))
         bound = self.replace(frame=_frame(stars, self.label_blocks))
         model = bound.variants()[0]
         n_free = model.features.size

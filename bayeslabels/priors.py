@@ -151,6 +151,13 @@ class HalfNormal:
         return numpyro.sample(name, dist.HalfNormal(self.width(scale)).expand([n_pixel]).to_event(1))
 
 
+def require_half_normal(name: str, prior: object) -> None:
+    """Refuse, as the argument `name` of a model, what is no prior of a scatter."""
+    if not isinstance(prior, HalfNormal):
+        fix = f"{name}=bayeslabels.priors.HalfNormal(0.1)"
+        raise bad_input(f"{name}={prior!r}", "priors.HalfNormal(scale)", fix=fix)
+
+
 @dataclass(frozen=True)
 class Horseshoe:
     """theta_j ~ N(0, t^2 l_j^2), l_j ~ half-Cauchy(1), times a slab N(0, slab^2): most are nothing, some are free.

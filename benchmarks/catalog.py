@@ -91,7 +91,7 @@ def write_spectra(n, n_pixel, folder):
     writer = None
     for first in range(0, n, GROUP):
         u, flux = some(min(GROUP, n - first))
-        ivar, noise = np.full(flux.shape, 1e4, np.float32), 0.1 * rng.normal(size=u.shape)
+        ivar, noise = rng.uniform(5e3, 1e4, flux.shape).astype(np.float32), 0.1 * rng.normal(size=u.shape)
         rows = {"flux": vectors(flux), "flux_ivar": vectors(ivar)}
         rows = pa.table(rows | {"CATALOGUE": vectors(u + noise), "ERROR": vectors(np.full(u.shape, 0.1))})
         writer = writer or pq.ParquetWriter(folder / "spectra.parquet", rows.schema)

@@ -14,6 +14,7 @@ from conftest import simulate
 
 import bayeslabels as bl
 from bayeslabels.inference.batches import Batches, Passes, RowsInMemory
+from bayeslabels.inference.loglinear_sums import GaussianBySums
 from bayeslabels.inference.passes import Stochastic, Sweeps
 from bayeslabels.inference.spectra_sums import SpectraBySums
 
@@ -40,33 +41,46 @@ numpy.savez(f"{folder}/{sys.argv[3]}.npz", **from_file(folder, f"{folder}/{sys.a
 
 
 def from_file(folder, own):
-    """Of training from the file that all processes read; what a process writes goes to a folder of its own."""
+    """Of training from the files that all processes read; what a process writes goes to a folder of its own."""
     from test_training_stream import MODEL, NAMES
+    from test_training_sums import CLASSIC
 
     os.mkdir(own)
     out = {}
-    for name, inference in {
-        "map": bl.MAP(max_iterations=2, batch_size=55),
-        "svi": bl.SVI(steps=12, batch_size=55),
+    for name, (model, file, inference) in {
+        "map": (MODEL, "labels", bl.MAP(max_iterations=2, batch_size=55)),
+        "svi": (MODEL, "labels", bl.SVI(steps=12, batch_size=55)),
+        "passes": (CLASSIC, "spectra", bl.MAP()),
     }.items():
-        source, kept = f"{folder}/in.parquet", f"{own}/{name}.npz"
-        posterior = bl.fit(MODEL, source, inference, columns=NAMES, checkpoint=kept, every=0)
+        names = NAMES if file == "labels" else {"labels_names": NAMES["labels_names"]}
+        source, kept = f"{folder}/{file}.parquet", f"{own}/{name}.npz"
+        posterior = bl.fit(model, source, inference, columns=names, checkpoint=kept, every=0)
         out |= moments_and_traces(name, posterior)
         posterior.save(f"{own}/{name}.nc")
     return out
 
 
-def passed_over():
+def passed_over(kinds):
     """Of a pass, and of a step by a minibatch, over stars that are no multiple of what devices take."""
-    stars = simulate(700, 2).stars
-    rows, out = RowsInMemory(bl.Cannon(order=1, label_noise=False).bind(stars), stars, sample=stars[:200]), {}
+    from test_parallax_sums import in_memory, rows_of, table
+
+    stars, out = simulate(700, 2).stars, {}
+    with_parallaxes = rows_of(bl.Parallax(), in_memory(table()))
     with jax.enable_x64(True):
-        by_sums = SpectraBySums(rows.model, rows.stars, 1e-6)
-        for kind, batches in ((Sweeps, Passes(rows)), (Stochastic, Batches.of(rows, 1, 0, 600))):
-            trainer = kind(by_sums, batches, 1)
-            trainer.take(next(batches.blocks()))
-            g = trainer.state["g"]
-            out |= {f"{kind.__name__} {x}": getattr(g, x) for x in ("theta", "scatter2")}
+        for kind in kinds:
+            if kind == "parallax":
+                rows = with_parallaxes
+                by_sums = GaussianBySums(rows.model, rows.stars, 10, 0)
+            else:
+                model = bl.Cannon(order=1, label_noise=False) if kind == "exact labels" else bl.Lux(2)
+                rows = RowsInMemory(model.bind(stars), stars, sample=stars[:200])
+                by_sums = SpectraBySums(rows.model, rows.stars, 1e-6)
+            for way, batches in ((Sweeps, Passes(rows)), (Stochastic, Batches.of(rows, 1, 0, 600))):
+                trainer = way(by_sums, batches, 1)
+                trainer.take(next(batches.blocks()))
+                sums = trainer.state["sums"] if way is Stochastic else trainer.state["g"]
+                leaves = [x for x in jax.tree.leaves(sums) if np.ndim(x)]
+                out |= {f"{kind} {way.__name__} {i}": np.asarray(x) for i, x in enumerate(leaves)}
     return out
 
 
@@ -75,32 +89,32 @@ def moments_and_traces(name, posterior):
     return out | {f"{name} {k}": x.values for k, x in posterior.data["sample_stats"].data_vars.items() if x.ndim}
 
 
-def results(variational):
+def results(more):
     """Of training by minibatches, whose size is no multiple of two, and of the test step."""
     from test_training_stream import MODEL, in_memory, table
 
     stars, out = in_memory(table(300)), {}
     by = {"map": bl.MAP(max_iterations=2, batch_size=55)}
-    if variational:
+    if more:
         by["svi"] = bl.SVI(steps=12, batch_size=55)
     for name, inference in by.items():
         posterior = bl.fit(MODEL, stars, inference)
         out |= moments_and_traces(name, posterior)
-    out |= passed_over()
+    out |= passed_over(["exact labels", "latents", "parallax"] if more else ["exact labels"])
     blocks = simulate(40).stars
     cannon = bl.fit(bl.Cannon(order=1, label_noise=False), bl.Stars(labels=blocks.labels, flux=blocks.flux))
     out["labels"] = bl.infer(cannon, bl.Stars(flux=simulate(30, 1).stars.flux), batch_size=8).mean
     return out
 
 
-@pytest.mark.parametrize("variational", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_devices_give_what_one_gives(tmp_path, variational):
+@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_devices_give_what_one_gives(tmp_path, more):
     pytest.importorskip("pyarrow")
     assert len(jax.devices()) == 1
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path / "two.npz"), str(variational)]
+    command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path / "two.npz"), str(more)]
     subprocess.run(command, env=os.environ | flags, check=True, timeout=600)
-    equal(tmp_path / "two.npz", results(variational))
+    equal(tmp_path / "two.npz", results(more))
 
 
 def equal(file, one):
@@ -114,10 +128,12 @@ def equal(file, one):
 def test_two_processes_give_what_one_gives(tmp_path):
     """Each reads the file; the first alone writes."""
     pytest.importorskip("pyarrow")
+    import test_training_sums
     from test_catalog import write_parquet
     from test_training_stream import table
 
-    write_parquet(table(300), tmp_path / "in.parquet", group=90)
+    write_parquet(table(300), tmp_path / "labels.parquet", group=90)
+    write_parquet(test_training_sums.table(test_training_sums.spectra()), tmp_path / "spectra.parquet", group=90)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -133,6 +149,6 @@ def test_two_processes_give_what_one_gives(tmp_path):
     for rank in range(2):
         equal(tmp_path / f"{rank}.npz", one)
     written = {x.name for x in (tmp_path / "one").iterdir()}
-    assert {"map.npz", "map.nc", "svi.npz", "svi.nc"} <= written
+    assert {f"{name}.{kind}" for name in ("map", "svi", "passes") for kind in ("npz", "nc")} <= written
     assert {x.name for x in (tmp_path / "0").iterdir()} == written
     assert not any((tmp_path / "1").iterdir())

@@ -331,6 +331,8 @@ def test_refusals(case, posterior):
         bl.Parallax(features="magnitudes")
     with pytest.raises(BadInput, match="sparse"):
         bl.Parallax(features=("magnitudes",), sparse=("ln flux",))
+    with pytest.raises(BadInput, match=r"scatter_distribution=0.1.*priors\.HalfNormal"):
+        bl.Parallax(scatter_distribution=0.1)
     with pytest.raises(BadInput, match=r"'anything'.*priors\.Laplace"):
         bl.Parallax(coefficient_prior="anything")
     with pytest.raises(BadInput, match="block 'flux'"):

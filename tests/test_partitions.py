@@ -79,7 +79,9 @@ def test_a_cluster_gives_the_direct_result(trained, frame, tmp_path):
     assert catalog.npartitions > 2
     options = {"columns": COLUMNS, "batch_size": SIZE}
     with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None):
-        found = catalog.map_partitions(infer_partition, str(tmp_path / "model.nc"), **options).compute()
+        inferred = catalog.map_partitions(infer_partition, str(tmp_path / "model.nc"), **options)
+        inferred.write_catalog(tmp_path / "labels_hats", catalog_name="labels")
+    found = lsdb.open_catalog(tmp_path / "labels_hats").compute()
     direct = pd.concat([infer_partition(p.compute(), trained, **options) for p in catalog.partitions])
     assert len(found) == N
     found, direct = (x.sort_values("id") for x in (found, direct))

@@ -22,6 +22,7 @@ from bayeslabels.checkpoint import Checkpoint, differences
 from bayeslabels.errors import CannotDo
 from bayeslabels.inference import batches as batches_
 from bayeslabels.inference.batches import Batches, RowsInMemory, split
+from bayeslabels.inference.guide import Guided, fit_guide
 from bayeslabels.inference.minibatch import Members, fit_members
 
 pytest.importorskip("pyarrow")
@@ -58,13 +59,17 @@ def blocks_of_200(monkeypatch):
         monkeypatch.setattr(*place)
 
 
-@pytest.fixture
-def line():
+def line_of(n):
     rng = np.random.default_rng(1)
-    v = rng.normal(size=1000)
+    v = rng.normal(size=n)
     sd = rng.uniform(0.2, 0.8, v.size)
     y = 0.5 + 2.0 * v + 0.3 * rng.normal(size=v.size)
     return RowsInMemory(LineModel(), bl.Stars(labels=bl.Block(v + sd * rng.normal(size=v.size), sd), flux=bl.Block(y)))
+
+
+@pytest.fixture
+def line():
+    return line_of(1000)
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
@@ -153,6 +158,24 @@ def test_guides_train_from_files(tmp_path, blocks_of_200):
     truth = table(300, 1)["target_labels"]
     good = np.isfinite(truth).all(1)
     assert np.std((said.mean - truth)[good]) < 0.18
+
+
+def test_a_guide_is_done_when_stars_held_out_gain_no_more(tmp_path, monkeypatch):
+    """And where that run is stopped, it ends as if it had not been."""
+    rows, svi = line_of(12_000), bl.SVI(epochs=200, batch_size=256, learning_rate=0.02)
+    whole = fit_guide(rows, svi, 0, False)
+    elbo = whole.traces["held_out_elbo"]
+    assert whole.stats["steps"] < 200 * 46 / 4
+    assert elbo[-5:].min() > elbo.max() - 0.003 > elbo[:5].max() + 0.02
+    line, sd = (x((0, 1)) for x in (whole.draws["line"].mean, whole.draws["line"].std))
+    assert (np.abs(line - [0.5, 2.0]) < 3 * sd).all()
+    with monkeypatch.context() as m:
+        stop_after(m, len(elbo) - 5, Guided)
+        with pytest.raises(Stopped):
+            fit_guide(rows, svi, 0, False, Checkpoint(tmp_path / "run.npz", 0.0, {}))
+    again = fit_guide(rows, svi, 0, False, Checkpoint(tmp_path / "run.npz", 0.0, {}))
+    np.testing.assert_array_equal(again.draws["line"], whole.draws["line"])
+    np.testing.assert_array_equal(again.traces["loss"], whole.traces["loss"])
 
 
 class Stopped(Exception):

@@ -57,6 +57,7 @@ class LogLinearFamily(Family):
     fit_by: ClassVar = Laplace()
     infer_by: ClassVar = Laplace()
     from_files: ClassVar = (MAP, Laplace, SVI)
+    by_batches: ClassVar = (SVI,)
     lost: ClassVar = "n_without_parallax"
 
     def accepts(self, inference: Inference | type[Inference], verb: str) -> bool:
@@ -73,8 +74,9 @@ class LogLinearFamily(Family):
     ) -> Trained:
         model, sample = rows.model, rows.stars
         if isinstance(inference, SVI):
-            start = narrowed(start_of(model, sample), int(rows.usable.sum()) / len(sample))
-            return self.finish(model, sample, fit_guide(rows, inference, seed, progress, checkpoint, lambda: start))
+            times = int(rows.usable.sum()) / len(sample)
+            start = lambda: narrowed(start_of(model, sample), times)  # noqa: E731
+            return self.finish(model, sample, fit_guide(rows, inference, seed, progress, checkpoint, start))
         if isinstance(inference, Laplace):
             by_sums: BySums = GaussianBySums(model, sample, inference.draws, seed)
         else:

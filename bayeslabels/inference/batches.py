@@ -131,12 +131,12 @@ class Batches:
     @classmethod
     def of(
         cls, rows: Rows, members: int, seed: int, batch_size: int | None, *, steps: int = 0, bootstrap: bool = False,
-        hold_out: bool = True,
+        hold_out: float = HELD_OUT,
     ) -> Batches:  # fmt: skip
         """bootstrap: members count stars as often as resamples with replacement do. steps: of an epoch, about, at
-        least. batch_size: None: 256, or fewer of few stars."""
+        least. batch_size: None: 256, or fewer of few stars. hold_out: which share of the stars."""
         often = np.repeat(rows.usable[None].astype(np.uint8), members, 0)
-        out = split(rows.n, members, seed, rows.width) if hold_out else np.zeros((members, 0), int)
+        out = split(rows.n, members, seed, rows.width, hold_out) if hold_out else np.zeros((members, 0), int)
         np.put_along_axis(often, out, 0, 1)
         if bootstrap:
             rng = np.random.default_rng([seed, 32416190071])
@@ -258,9 +258,9 @@ class Passes:
             epoch, index = epoch + 1, 0
 
 
-def split(n: int, members: int, seed: int, width: int = 1) -> np.ndarray:
-    """Held-out rows (E, n_out) of every member; as far apart as may be."""
-    n_out = max(1, min(int(HELD_OUT * n), n // 2, at_once(MOST_HELD_OUT, width)))
+def split(n: int, members: int, seed: int, width: int = 1, share: float = HELD_OUT) -> np.ndarray:
+    """Held-out rows (E, n_out) of every member; as far apart as may be. Of a smaller share, some of the same."""
+    n_out = max(1, min(int(share * n), n // 2, at_once(MOST_HELD_OUT, width)))
     order = np.random.default_rng([seed, 15487469]).permutation(n)
     return np.stack([np.roll(order, -e * max(n_out, n // max(members, 1)))[:n_out] for e in range(members)])
 

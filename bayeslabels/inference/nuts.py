@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -168,7 +168,7 @@ class NUTS(Inference):
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         with bar(problem.n_star, "NUTS", progress) as shown:
-            u, divergent = self._sample_all(problem, seed, DEPTH, shown.update)
+            u, divergent = self._sample_all(problem, seed, DEPTH, shown)
         hard = np.flatnonzero(ess(u).min(-1) < min(ENOUGH * self.chains, self.draws))
         if len(hard):
             u[:, :, hard], divergent[hard] = self._sample_all(problem.select(hard), seed + 611953, DEEPER)
@@ -177,7 +177,7 @@ class NUTS(Inference):
         return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star, stats=stats)
 
     def _sample_all(
-        self, problem: StarProblem, seed: int, depth: int, tell: Callable[[int], Any] = int
+        self, problem: StarProblem, seed: int, depth: int, shown: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draws (chain, draw, N, M) and how many of each star diverged (N,), batch by batch."""
         n, m = problem.n_star, problem.n_latent
@@ -189,7 +189,8 @@ class NUTS(Inference):
             draws, diverging = self._sample(problem.select(rows), seed + 1_000_003 * start, depth)
             u[:, :, start : start + kept] = draws[:, :, :kept]
             divergent[start : start + kept] = diverging[:kept]
-            tell(kept)
+            if shown is not None:
+                shown.update(kept)
         return u, divergent
 
     def _sample(self, problem: StarProblem, seed: int, depth: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from numpyro.distributions.transforms import AffineTransform, ExpTransform
 
 from ..errors import bad_input
 from ..loglinear import LogLinearModel, Measured, scatter_site
-from ..priors import HalfNormal, Laplace, Normal, SparsePrior
+from ..priors import HalfNormal, Laplace, Normal, SparsePrior, require_half_normal
 from ..stars import Stars
 
 
@@ -90,6 +90,7 @@ class Parallax(LogLinearModel):
                 f"coefficient_prior={self.coefficient_prior!r}", "'auto' or a prior",
                 fix="coefficient_prior=priors.Laplace(), priors.Horseshoe() or priors.Normal()",
             )  # fmt: skip
+        require_half_normal("scatter_distribution", self.scatter_distribution)
         if not self.wide > 0:
             raise bad_input(f"wide={self.wide!r}", "a standard deviation > 0", fix="wide=10.0")
 
