@@ -51,8 +51,11 @@ class Posterior:
         data["moments"] = xr.DataTree(
             xr.Dataset({k: (d, getattr(trained.moments, k)) for k, d in moment_dims.items()}, coords=coords)
         )
+        longest = max((len(v) for v in trained.traces.values() if v.ndim == 1), default=0)
         traces = {
-            k: (("chain", "draw") if v.ndim == 2 else ("iteration",), v) for k, v in trained.traces.items() if v.size
+            k: (("chain", "draw") if v.ndim == 2 else ("iteration",) if len(v) == longest else ("epoch",), v)
+            for k, v in trained.traces.items()
+            if v.size
         }
         if traces:
             data["sample_stats"] = xr.DataTree(xr.Dataset(traces))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -31,8 +32,8 @@ Rows = Iterator[tuple[str, Callable[[int, int], SBC]]]
 FEW = NUTS(chains=1, draws=200, warmup=200, max_tree_depth=8)
 """As many draws as make 49 nearly independent ones; and where they are more correlated."""
 MORE = NUTS(chains=1, draws=1000, warmup=300, max_tree_depth=8)
-SMALLER_STEPS = NUTS(chains=1, draws=1000, warmup=300, max_tree_depth=8, target_accept=0.97)
-"""Latents may be rotated into each other: a ring, along which steps that are right for its width diverge."""
+SMALLER_STEPS = replace(MORE, target_accept=0.99)
+"""Latents may be rotated into each other: on that ring steps diverge that are right where the warm-up ended."""
 SCATTER = priors.HalfNormal(0.03)
 
 

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 import bayeslabels as bl
 from bayeslabels import calibration, plots
+from bayeslabels.inference.base import Trained
 from bayeslabels.simulate import simulate
 
 
@@ -207,6 +208,18 @@ def test_loss(chains, tmp_path):
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), trained.data["sample_stats"]["change"].values)
     with pytest.raises(bl.BadInput, match="without iterations"):
         plots.loss(sampled)
+
+
+def test_loss_of_steps_and_of_epochs(chains, tmp_path):
+    trained, _, _ = chains
+    draws = {str(name): x.values for name, x in trained.data["posterior"].to_dataset().items()}
+    traces = {"loss": np.linspace(3, 1, 60), "held_out_elbo": np.linspace(1, 2, 3)}
+    both = bl.Posterior.from_training(trained.model, Trained(draws, trained.moments, {}, traces), trained.info)
+    figure = plots.loss(both)
+    drawn(figure, tmp_path)
+    assert {(ax.get_ylabel(), ax.get_xlabel()) for ax in figure.axes} == {
+        ("loss", "iteration"), ("held out elbo", "epoch")
+    }  # fmt: skip
 
 
 def test_khat(survey, tmp_path):

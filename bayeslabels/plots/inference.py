@@ -120,14 +120,15 @@ def prior_to_posterior(
 
 
 def loss(posterior: Posterior, *, axes: Sequence[Axes] | None = None) -> Figure:
-    """What an iterative training step wrote down, against the iteration: the loss of `SVI`, the changes of `MAP`."""
+    """What an iterative training step wrote down, against the iteration: the loss of `SVI`, the changes of `MAP`; of
+    stars that were held out, against the epoch."""
     traces = _sample_stats(posterior)
-    shown = {str(name): x.values for name, x in traces.items() if x.dims == ("iteration",) and len(x)}
+    shown = {str(name): x for name, x in traces.items() if x.dims in (("iteration",), ("epoch",)) and len(x)}
     if not shown:
         raise bad_input("a training step without iterations", "one by SVI() or MAP() that iterates")
     figure, panels = draw_on(len(shown), axes)
-    for ax, (name, x) in zip(panels, shown.items(), strict=True):
-        at = np.arange(1, len(x) + 1)
+    for ax, (name, trace) in zip(panels, shown.items(), strict=True):
+        x, at = trace.values, np.arange(1, len(trace) + 1)
         if name == "change":
             ax.semilogy(at, x, color=BLUE, lw=1)
         else:
@@ -138,7 +139,7 @@ def loss(posterior: Posterior, *, axes: Sequence[Axes] | None = None) -> Figure:
             ax.plot(at[width - 1 :], smooth, color=ORANGE, lw=1.5, label=f"mean of {width}")
             ax.set_ylim(smooth.min() - 0.05 * np.ptp(smooth), np.percentile(x, 99))
             ax.legend(fontsize=9, frameon=False)
-        ax.set(xlabel="iteration", ylabel=name.replace("_", " "))
+        ax.set(xlabel=trace.dims[0], ylabel=name.replace("_", " "))
     return figure
 
 
