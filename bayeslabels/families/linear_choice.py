@@ -50,20 +50,23 @@ def held_out(
     *,
     n_run: int | None = None,
     trained: dict[tuple[Any, int, int], Moments] | None = None,
+    before: HeldOut | None = None,
 ) -> HeldOut:
     """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
 
     n_run: run only so many folds; the stars of the others are NaN. trained: moments by model (without its label
-    curve), iterations and fold, kept for variants that share them.
+    curve), iterations and fold, kept for variants that share them. before: of some folds, which are not run again.
     """
     trained = {} if trained is None else trained
     frame = model.bind(stars).require_frame()
     fold = fold_of(len(stars), folds, seed)
     mean = np.full((len(stars), len(frame.names)), np.nan)
     covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
-    n_run = folds if n_run is None else min(n_run, folds)
-    with bar(n_run, "held-out folds", progress) as shown:
-        for f in range(n_run):
+    if before is not None:
+        mean[:], covariance[:] = before
+    to_run = [f for f in range(folds if n_run is None else min(n_run, folds)) if np.isnan(mean[fold == f]).all()]
+    with bar(len(to_run), "held-out folds", progress) as shown:
+        for f in to_run:
             out = fold == f
             bound = model.bind(stars[~out])
             straight = bound.without_curve()
@@ -121,7 +124,7 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
             difference = (density - densities[best])[compared]
             score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
     if variants[best].integrates_labels and asks_held_out(variants[best], stars):  # tau, of all folds
-        outs[best] = held_out(variants[best], stars, folds, seed, progress, trained=trained)
+        outs[best] = held_out(variants[best], stars, folds, seed, progress, before=outs[best])
     return variants[best], outs[best], scores
 
 
