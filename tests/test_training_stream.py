@@ -166,6 +166,7 @@ def test_a_guide_is_done_when_stars_held_out_gain_no_more(tmp_path, monkeypatch)
     whole = fit_guide(rows, svi, 0, False)
     elbo = whole.traces["held_out_elbo"]
     assert whole.stats["steps"] < 200 * 46 / 4
+    assert fit_guide(rows, bl.SVI(steps=9, draws=2), 0, False).stats["steps"] == 9
     assert elbo[-5:].min() > elbo.max() - 0.003 > elbo[:5].max() + 0.02
     line, sd = (x((0, 1)) for x in (whole.draws["line"].mean, whole.draws["line"].std))
     assert (np.abs(line - [0.5, 2.0]) < 3 * sd).all()

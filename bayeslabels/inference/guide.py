@@ -90,7 +90,7 @@ class Guided:
         self.constrained = engine.constrain_fn
         self.state: dict[str, Any] = {
             "real": real, "moments": adam.init(real), "losses": np.zeros(0, np.float32),
-            "fall": np.array(max(1, round(STABLE * steps))), "held_out_elbo": np.zeros(0),
+            "fall": np.array(round(STABLE * steps)), "end": np.array(steps), "held_out_elbo": np.zeros(0),
         }  # fmt: skip
         out = batches.out[0]
         self.out = jax.tree.map(jnp.asarray, (batches.rows.held_out(out), batches.rows.usable[out])) if len(out) else ()
@@ -117,15 +117,10 @@ class Guided:
 
         self.run, self.elbo_of = of_all_processes(run), elbo_of
 
-    @property
-    def end(self) -> int:
-        """Steps in all, if nothing ends them before."""
-        return round(int(self.state["fall"]) / STABLE)
-
     def rates(self, steps: np.ndarray) -> np.ndarray:
         """The learning rate of each step."""
-        fall = int(self.state["fall"])
-        fallen = np.clip((steps - fall) / max(self.end - fall, 1), 0.0, 1.0)
+        fall, end = int(self.state["fall"]), int(self.state["end"])
+        fallen = np.clip((steps - fall) / max(end - fall, 1), 0.0, 1.0)
         return self.learning_rate * (LEAST + (1 - LEAST) * 0.5 * (1 + np.cos(np.pi * fallen)))
 
     def take(self, block: Block) -> bool:
@@ -134,14 +129,14 @@ class Guided:
             self.extent = block.epoch, float(self.batches.extent(block.epoch)[1][0])
         s, done = self.state, len(self.state["losses"])
         batches, width = shared_out(block.data, block.order[0], block.counts[0]), jnp.asarray(self.extent[1])
-        steps = min(block.steps, self.end - done)
+        steps = min(block.steps, int(s["end"]) - done)
         rates = jnp.asarray(self.rates(done + np.arange(block.order.shape[1])))
         key = jax.random.fold_in(self.key, done)
         real, moments, new = self.run(s["real"], s["moments"], key, *batches, steps, rates, width)
         s |= {"real": real, "moments": moments, "losses": np.concatenate([s["losses"], np.asarray(new)[:steps]])}
         if block.last and self.out:
             self.end_epoch()
-        return len(s["losses"]) >= self.end
+        return bool(len(s["losses"]) >= s["end"])
 
     def end_epoch(self) -> None:
         """Begin the fall of the learning rate where the held-out ELBO gains no more."""
@@ -149,7 +144,7 @@ class Guided:
         s["held_out_elbo"] = np.append(s["held_out_elbo"], float(self.elbo_of(s["real"], *self.out)))
         idle = len(s["held_out_elbo"]) - 1 - int(s["held_out_elbo"].argmax())
         if idle >= PATIENCE and done < s["fall"]:
-            s["fall"] = np.array(done)
+            s |= {"fall": np.array(done), "end": np.array(round(done / STABLE))}
 
     def told(self) -> dict[str, str]:
         return {"loss": f"{self.state['losses'][-100:].mean():.4g}"}
