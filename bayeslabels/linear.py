@@ -269,14 +269,14 @@ class LinearModel(Model):
         catalogue = LinearModel.catalogue(self, stars).rows(rows)
         for name in self.label_blocks:
             at = frame.columns(name)
-            labels, scale = frame.physical(true)[:, at], frame.scale[at]
+            labels, scale = frame.physical(true)[:, at], jnp.asarray(frame.scale)[at]
             if name not in stars:
                 numpyro.sample(name, dist.Normal(labels, tau[at]).to_event(1))
                 continue
             eye, observed = jnp.eye(at.stop - at.start), catalogue.observed[:, at]
             noise = catalogue.covariance[:, at, at] * (scale[:, None] * scale) + eye * tau[at] ** 2
             noise = jnp.where(observed[:, :, None] & observed[:, None, :], noise, eye)
-            value = jnp.where(observed, frame.centre[at] + scale * catalogue.value[:, at], labels)
+            value = jnp.where(observed, frame.physical(catalogue.value)[:, at], labels)
             numpyro.sample(name, dist.MultivariateNormal(labels, covariance_matrix=noise), obs=value)
 
     def flux_site(self, flux: Array, scatter: Array, stars: Stars, rows: Array) -> None:

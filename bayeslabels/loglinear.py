@@ -249,7 +249,7 @@ class LogLinearModel(Model):
         theta = jnp.zeros(len(frame.names)).at[wide].set(numpyro.sample("wide", dist.Normal(0.0, sd).to_event(1)))
         if len(sparse):
             theta = theta.at[sparse].set(self.sparse_prior.sample_sparse("sparse", len(sparse)))
-        numpyro.deterministic("coefficients", theta / frame.scale)
+        numpyro.deterministic("coefficients", theta / jnp.asarray(frame.scale))
         return theta
 
     @abstractmethod

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .errors import bad_input
+from .numerics.linalg import Array, beside
 from .program import Program
 from .stars import Stars
 
@@ -59,11 +60,13 @@ class Frame:
             start += size
         raise bad_input(f"block {block!r}", f"one of {tuple(name for name, _ in self.blocks)}, as in training")
 
-    def scaled(self, labels: np.ndarray) -> np.ndarray:
-        return (labels - self.centre) / self.scale
+    def scaled(self, labels: Array) -> Array:
+        centre, scale = beside(labels, self.centre, self.scale)
+        return (labels - centre) / scale
 
-    def physical(self, u: np.ndarray) -> np.ndarray:
-        return self.centre + self.scale * u
+    def physical(self, u: Array) -> Array:
+        centre, scale = beside(u, self.centre, self.scale)
+        return centre + scale * u
 
 
 def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from numpyro.util import format_shapes
 
 import bayeslabels as bl
 from bayeslabels import inference
+from bayeslabels.collapsed import CollapsedModel
 from bayeslabels.errors import CannotDo
 from bayeslabels.family import family_of
 from bayeslabels.model import MODELS
@@ -218,6 +219,27 @@ def test_numpyro_mcmc_and_svi(name, of):
         jax.random.key(0), 3, of(name), progress_bar=False
     )
     assert np.isfinite(result.losses).all()
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_programs_run_in_one_precision_after_the_other(name, of):
+    """Compiled once, as by a user whose JAX is in float32 beside what this package does in float64."""
+    stars = of(name)
+    model = example(name, cheap=True).bind(stars)
+
+    @jax.jit
+    def densities(key):
+        sites = handlers.trace(handlers.seed(model, key)).get_trace(stars).values()
+        return [x["fn"].log_prob(x["value"]) for x in sites if x["type"] == "sample" and x["name"] != "star"]
+
+    for wide in (False, True, False):
+        with jax.enable_x64(wide):
+            kinds = {x.dtype for x in densities(jax.random.key(0))}
+            assert kinds == {np.dtype(np.float64 if wide else np.float32)}
+            if isinstance(model, CollapsedModel):
+                rows = jax.tree.map(np.asarray, model.arrays(stars))
+                theta = handlers.seed(model.parameters, 0)()
+                assert np.isfinite(model.compiled(theta, rows)).all()
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

@@ -148,7 +148,7 @@ class Cannon(LinearModel):
                 in_units = dist.MultivariateNormal(place, scale[:, None] * covariance * scale)
                 u = frame.scaled(numpyro.sample("labels", in_units, obs=frame.physical(exact[rows])))
             true = u if curve is None else u + model.label_features(u) @ curve.T
-            numpyro.deterministic("true_labels", frame.centre + frame.scale * true)
+            numpyro.deterministic("true_labels", frame.physical(true))
             if tau is not None:
                 model.label_sites(true, tau, stars, rows)
             model.flux_site(features(u) @ theta.T, scatter, stars, rows)

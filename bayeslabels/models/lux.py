@@ -116,7 +116,7 @@ class Lux(LinearModel):
             if model.offset is not None:
                 mu = numpyro.sample("offset", dist.Normal(*model.offset))
                 labels = labels + mu[:, None] * model.unit_offset
-            numpyro.deterministic("true_labels", frame.centre + frame.scale * labels)
+            numpyro.deterministic("true_labels", frame.physical(labels))
             model.label_sites(labels, tau, stars, rows)
             model.flux_site(features(z) @ b.T, scatter, stars, rows)
 

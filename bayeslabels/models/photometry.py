@@ -163,9 +163,10 @@ class Photometry(CollapsedModel):
         frame = self.require_frame()
         if "labels" in seen:
             value, covariance, observed = seen["labels"]
+            scale = jnp.asarray(frame.scale)
             true, both = frame.physical(u), observed[:, :, None] & observed[:, None, :]
             value = jnp.where(observed, frame.physical(value), true)
-            covariance = covariance * jnp.where(both, frame.scale[:, None] * frame.scale, 1.0)
+            covariance = covariance * jnp.where(both, scale[:, None] * scale, 1.0)
             numpyro.sample("labels", dist.MultivariateNormal(true, covariance_matrix=covariance), obs=value)
         else:
             error = jnp.asarray(frame.label_error)

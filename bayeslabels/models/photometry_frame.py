@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import bad_input
 from ..model import scaling
 from ..numerics.density import peak_density
+from ..numerics.linalg import Array, beside
 from ..numerics.mixture import Mixture, learn
 from ..stars import Stars
 
@@ -51,11 +52,13 @@ class PhotometryFrame:
     training_seen: np.ndarray
     training_peak: np.ndarray
 
-    def scaled(self, labels: np.ndarray) -> np.ndarray:
-        return (labels - self.centre) / self.scale
+    def scaled(self, labels: Array) -> Array:
+        centre, scale = beside(labels, self.centre, self.scale)
+        return (labels - centre) / scale
 
-    def physical(self, u: np.ndarray) -> np.ndarray:
-        return self.centre + self.scale * u
+    def physical(self, u: Array) -> Array:
+        centre, scale = beside(u, self.centre, self.scale)
+        return centre + scale * u
 
     @property
     def mixture(self) -> Mixture:

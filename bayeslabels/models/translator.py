@@ -151,7 +151,7 @@ class Translator(CollapsedModel):
                 x = jnp.concatenate(each, -1)[..., np.argsort(np.concatenate(frame.groups))]
             for block in dict.fromkeys(frame.source):
                 at = frame.columns(block)
-                centre, scale = frame.centre[at], frame.scale[at]
+                centre, scale = jnp.asarray(frame.centre[at]), jnp.asarray(frame.scale[at])
                 noise = given.noise[:, at[:, None], at] * (scale[:, None] * scale)
                 if block not in stars:
                     noise = np.broadcast_to(np.diag((EXACT * scale) ** 2), noise.shape)
@@ -162,11 +162,11 @@ class Translator(CollapsedModel):
             if model.robust:
                 half = theta["freedom"] / 2
                 root = root / jnp.sqrt(numpyro.sample("precision", dist.Gamma(half, half)))[..., None, None]
-            scale = frame.target_scale
+            centre, scale = jnp.asarray(frame.target_centre), jnp.asarray(frame.target_scale)
             covariance = scale[:, None] * root @ jnp.swapaxes(root, -1, -2) * scale
             if TARGET in stars and stars[TARGET].error is not None:
                 covariance = covariance + jnp.asarray(stars[TARGET].filled_covariance())[rows]
-            _measure(TARGET, frame.target_centre + scale * mean, covariance, stars, rows)
+            _measure(TARGET, centre + scale * mean, covariance, stars, rows)
 
     def parameters(self) -> dict[str, Array]:
         m = len(self.require_frame().names)

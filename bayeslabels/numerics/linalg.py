@@ -29,6 +29,12 @@ def in_float64(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def beside(x: Array, *constants: np.ndarray) -> tuple[Array, ...]:
+    """The constants as arrays of JAX where x is one: as they are, JAX would keep them in the precision of their first
+    use, and fail in another."""
+    return tuple(map(jnp.asarray, constants)) if isinstance(x, jax.Array) else constants
+
+
 def pairs(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, columns and multiplicity of the k (k + 1) / 2 distinct entries of a symmetric k x k matrix."""
     i, j = np.triu_indices(k)

@@ -166,12 +166,14 @@ def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndar
     n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
     parts = []
+    population = tuple(map(jnp.asarray, mixture))
     arrays = (np.where(observed, x, 0.0), noise, observed)
     for start in range(0, n, SHARE):
         rows = [a[start : start + SHARE] for a in arrays]
         short = -len(rows[0]) % size
         rows = [np.concatenate([a, np.repeat(a[-1:], short, 0)]) if short else a for a in rows]
-        parts.append([np.asarray(a)[: min(SHARE, n - start)] for a in _given_chunks(*mixture, *rows, size)])
+        found = _given_chunks(*population, *map(jnp.asarray, rows), size)
+        parts.append([np.asarray(a)[: min(SHARE, n - start)] for a in found])
     weight, mean, covariance, density = (np.concatenate(a) for a in zip(*parts, strict=True))
     return Given(weight, mean, covariance, density)
 
