@@ -16,12 +16,11 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 
 from .model import Model
-from .numerics.linalg import Array
+from .numerics.linalg import Array, constant
 from .stars import Stars
 
 
@@ -86,7 +85,7 @@ class CollapsedModel(Model):
         """The NumPyro program of theta alone, with p(data | theta) as its likelihood; data: `arrays` of the stars."""
         model = self.bound(stars)
         theta = model.parameters()
-        data = jax.tree.map(jnp.asarray, model.arrays(stars) if data is None else data)
+        data = jax.tree.map(constant, model.arrays(stars) if data is None else data)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             numpyro.factor("data", model.compiled(theta, jax.tree.map(lambda x: x[rows], data)))
 

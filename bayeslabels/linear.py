@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from .errors import bad_input
 from .model import Frame, Model, scaling
 from .numerics.features import Monomials
-from .numerics.linalg import Array
+from .numerics.linalg import Array, constant
 from .priors import Flat, HalfNormal, Prior, require_half_normal
 from .stars import Block, Stars
 
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
         return np.einsum("nmm->nm", self.covariance).sum(0) > 0
 
     def rows(self, index: Array) -> Measured:
-        return Measured(*(jnp.asarray(x)[index] for x in self))
+        return Measured(*(constant(x)[index] for x in self))
 
 
 class Spectra(NamedTuple):
@@ -255,12 +255,12 @@ class LinearModel(Model):
         """s_l (L,), sampled where it is learned."""
         fixed, frame = self.scatter_prior, self.require_frame()
         if isinstance(fixed, np.ndarray):
-            return jnp.asarray(fixed)
+            return constant(fixed)
         return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
 
     def label_scatter_site(self) -> Array:
         """tau (M,), in label units."""
-        width = self.label_scatter_width * jnp.asarray(self.require_frame().scale)
+        width = self.label_scatter_width * constant(self.require_frame().scale)
         return numpyro.sample("label_scatter", dist.HalfNormal(width).to_event(1))
 
     def label_sites(self, true: Array, tau: Array, stars: Stars, rows: Array) -> None:
@@ -269,7 +269,7 @@ class LinearModel(Model):
         catalogue = LinearModel.catalogue(self, stars).rows(rows)
         for name in self.label_blocks:
             at = frame.columns(name)
-            labels, scale = frame.physical(true)[:, at], jnp.asarray(frame.scale)[at]
+            labels, scale = frame.physical(true)[:, at], constant(frame.scale)[at]
             if name not in stars:
                 numpyro.sample(name, dist.Normal(labels, tau[at]).to_event(1))
                 continue
@@ -284,7 +284,7 @@ class LinearModel(Model):
         if "flux" not in stars:
             numpyro.sample("flux", dist.Normal(flux, scatter).to_event(1))
             return
-        value, variance, observed = (jnp.asarray(x)[rows] for x in stars["flux"].filled())
+        value, variance, observed = (constant(x)[rows] for x in stars["flux"].filled())
         numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
 
     def first_guess(self, stars: Stars) -> np.ndarray:

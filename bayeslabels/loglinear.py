@@ -25,7 +25,7 @@ from .columns import default_names
 from .errors import bad_input
 from .model import Model
 from .numerics.incomplete import Population, learn
-from .numerics.linalg import Array
+from .numerics.linalg import Array, constant
 from .numerics.lognormal import cold_start, log_likelihood
 from .priors import HalfNormal, SparsePrior
 from .stars import Block, Stars
@@ -93,7 +93,7 @@ class Features(NamedTuple):
     distance: Array
 
     def rows(self, index: Any) -> Features:
-        return Features(*(x if len(x) == 1 else jnp.asarray(x)[index] for x in self))
+        return Features(*(x if len(x) == 1 else constant(x)[index] for x in self))
 
     @property
     def complete(self) -> bool:
@@ -249,7 +249,7 @@ class LogLinearModel(Model):
         theta = jnp.zeros(len(frame.names)).at[wide].set(numpyro.sample("wide", dist.Normal(0.0, sd).to_event(1)))
         if len(sparse):
             theta = theta.at[sparse].set(self.sparse_prior.sample_sparse("sparse", len(sparse)))
-        numpyro.deterministic("coefficients", theta / jnp.asarray(frame.scale))
+        numpyro.deterministic("coefficients", theta / constant(frame.scale))
         return theta
 
     @abstractmethod
@@ -272,12 +272,12 @@ class LogLinearModel(Model):
     def feature_variance(self, theta: Array, features: Features) -> Array:
         """theta' C_n theta (N,): independent errors of what is measured, the covariance of what is missing."""
         frame = self.require_frame()
-        measured = jnp.asarray(features.measured)
+        measured = constant(features.measured)
         variance = jnp.where(measured, features.variance, 0.0) @ theta**2
         if features.complete:
             return variance
         missing = jnp.where(measured, 0.0, theta)[:, 1:]
-        along, noise = missing @ jnp.asarray(frame.loadings), jnp.asarray(frame.noise)
+        along, noise = missing @ constant(frame.loadings), constant(frame.noise)
         return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ noise
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from bayeslabels.collapsed import CollapsedModel
 from bayeslabels.errors import CannotDo
 from bayeslabels.family import family_of
 from bayeslabels.model import MODELS
+from bayeslabels.numerics.linalg import constant
 
 EXAMPLES = {
     "Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal()),
@@ -234,12 +235,22 @@ def test_programs_run_in_one_precision_after_the_other(name, of):
 
     for wide in (False, True, False):
         with jax.enable_x64(wide):
-            kinds = {x.dtype for x in densities(jax.random.key(0))}
-            assert kinds == {np.dtype(np.float64 if wide else np.float32)}
+            assert {x.dtype for x in densities(jax.random.key(0))} == {np.dtype(np.float64 if wide else np.float32)}
             if isinstance(model, CollapsedModel):
                 rows = jax.tree.map(np.asarray, model.arrays(stars))
                 theta = handlers.seed(model.parameters, 0)()
                 assert np.isfinite(model.compiled(theta, rows)).all()
+
+
+def test_constants_keep_their_precision():
+    """What a compiled function held in float32 is not rounded in float64, where NumPy arrays would be."""
+    x = np.array([1.1, 2.3])
+    for wide in (False, True, False):
+        with jax.enable_x64(wide):
+            jax.jit(lambda y: y * constant(x))(np.ones(2))
+            assert constant(x).dtype == (np.float64 if wide else np.float32)
+            assert np.abs(np.asarray(constant(x), float) - x).max() == 0 or not wide
+    assert constant(np.array([True])).dtype == bool
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

@@ -20,6 +20,7 @@ import numpyro.distributions as dist
 from ..errors import bad_input
 from ..linear import FLAT_POPULATION, LinearModel, Measured
 from ..numerics.features import Monomials
+from ..numerics.linalg import constant
 from ..priors import Flat, Learned, Prior
 from ..stars import Stars
 
@@ -124,7 +125,7 @@ class Cannon(LinearModel):
         theta = theta * model.allowed()
         scatter = model.scatter_site()
         if model.fixed_population is not None:
-            mean, covariance = map(jnp.asarray, model.fixed_population)
+            mean, covariance = map(constant, model.fixed_population)
         else:
             mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
             covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
@@ -144,7 +145,7 @@ class Cannon(LinearModel):
             if exact is None:
                 u = numpyro.sample("u", population)
             else:
-                place, scale = frame.physical(mean), jnp.asarray(frame.scale)
+                place, scale = frame.physical(mean), constant(frame.scale)
                 in_units = dist.MultivariateNormal(place, scale[:, None] * covariance * scale)
                 u = frame.scaled(numpyro.sample("labels", in_units, obs=frame.physical(exact[rows])))
             true = u if curve is None else u + model.label_features(u) @ curve.T

@@ -19,6 +19,7 @@ from numpyro.distributions.transforms import AffineTransform, ExpTransform
 
 from ..errors import bad_input
 from ..loglinear import LogLinearModel, Measured, scatter_site
+from ..numerics.linalg import constant
 from ..priors import HalfNormal, Laplace, Normal, SparsePrior, require_half_normal
 from ..stars import Stars
 
@@ -104,14 +105,14 @@ class Parallax(LogLinearModel):
             x = design.rows(rows)
             eta = (x.value @ theta)[:, None]
             s_n = jnp.sqrt(s**2 + model.feature_variance(theta, x))[:, None]
-            zero_n = zero + jnp.asarray(model.offset(stars))[rows][:, None]
+            zero_n = zero + constant(model.offset(stars))[rows][:, None]
             if "parallax" not in stars:
                 shift = AffineTransform(zero_n, 1.0, domain=dist.constraints.positive)
                 numpyro.sample(
                     "parallax", dist.TransformedDistribution(dist.Normal(eta, s_n), [ExpTransform(), shift]).to_event(1)
                 )
                 return
-            value, variance, observed = (jnp.asarray(a)[rows] for a in stars["parallax"].filled())
+            value, variance, observed = (constant(a)[rows] for a in stars["parallax"].filled())
             measured = Measured(eta, s_n, zero_n, jnp.sqrt(variance), wrong, frame.outlier).mask(observed).to_event(1)
             numpyro.sample("parallax", measured, obs=value)
 

@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from ..collapsed import CollapsedModel
 from ..errors import bad_input
 from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
-from ..numerics.linalg import Array
+from ..numerics.linalg import Array, constant
 from ..numerics.network import Function, Network, Polynomial
 from ..numerics.two_vectors import log_marginal_of_both
 from ..priors import DistancePrior, Exponential, ExponentialDisk
@@ -140,7 +140,7 @@ class Photometry(CollapsedModel):
         """The NumPyro program; each of `labels`, `magnitudes`, `parallax` and `reddening` is observed where present."""
         model = self.bound(stars)
         frame, theta = model.require_frame(), model.parameters()
-        weight, mean, covariance = map(jnp.asarray, frame.population)
+        weight, mean, covariance = map(constant, frame.population)
         population = dist.MixtureSameFamily(
             dist.Categorical(weight), dist.MultivariateNormal(mean, covariance_matrix=covariance)
         )
@@ -155,7 +155,7 @@ class Photometry(CollapsedModel):
                 x = numpyro.sample("reddening_variation", dist.Normal(0.0, 1.0))
                 vector = vector + x[:, None] * second_vector(theta["reddening_second"], theta["reddening_log"])
             m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * vector
-            seen = {name: tuple(jnp.asarray(x)[rows] for x in block) for name, block in rows_of.items()}
+            seen = {name: tuple(constant(x)[rows] for x in block) for name, block in rows_of.items()}
             model.sites(seen, u, m, mu, e, theta)
 
     def sites(self, seen: dict[str, Any], u: Array, m: Array, mu: Array, e: Array, theta: Mapping[str, Array]) -> None:
@@ -163,16 +163,16 @@ class Photometry(CollapsedModel):
         frame = self.require_frame()
         if "labels" in seen:
             value, covariance, observed = seen["labels"]
-            scale = jnp.asarray(frame.scale)
+            scale = constant(frame.scale)
             true, both = frame.physical(u), observed[:, :, None] & observed[:, None, :]
             value = jnp.where(observed, frame.physical(value), true)
             covariance = covariance * jnp.where(both, scale[:, None] * scale, 1.0)
             numpyro.sample("labels", dist.MultivariateNormal(true, covariance_matrix=covariance), obs=value)
         else:
-            error = jnp.asarray(frame.label_error)
+            error = constant(frame.label_error)
             numpyro.sample("labels", dist.Normal(frame.physical(u), error).to_event(1))
         wide = self.outlier_width if self.outliers else 0.0
-        value, variance, observed = seen.get("magnitudes", (None, jnp.asarray(frame.magnitude_error) ** 2, True))
+        value, variance, observed = seen.get("magnitudes", (None, constant(frame.magnitude_error) ** 2, True))
         numpyro.sample(
             "magnitudes", Scattered(m, variance + theta["scatter"] ** 2, wide, theta["outlier_fraction"], observed),
             obs=value,

@@ -20,7 +20,7 @@ import xarray as xr
 
 from ..collapsed import CollapsedModel
 from ..errors import bad_input
-from ..numerics.linalg import Array, in_float64
+from ..numerics.linalg import Array, constant, in_float64
 from ..numerics.mixture import Mixture
 from ..numerics.network import Function, Network, Polynomial
 from ..numerics.propagate import log_normal, propagate, scale_mixture
@@ -141,7 +141,7 @@ class Translator(CollapsedModel):
         given = measured(frame, stars)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             if given.observed.all() and frame.exact.all():
-                x = jnp.asarray(given.value)[rows]
+                x = constant(given.value)[rows]
             else:
                 names = ("true_inputs", "true_inputs_extrinsic")
                 each = [
@@ -151,21 +151,21 @@ class Translator(CollapsedModel):
                 x = jnp.concatenate(each, -1)[..., np.argsort(np.concatenate(frame.groups))]
             for block in dict.fromkeys(frame.source):
                 at = frame.columns(block)
-                centre, scale = jnp.asarray(frame.centre[at]), jnp.asarray(frame.scale[at])
+                centre, scale = constant(frame.centre[at]), constant(frame.scale[at])
                 noise = given.noise[:, at[:, None], at] * (scale[:, None] * scale)
                 if block not in stars:
                     noise = np.broadcast_to(np.diag((EXACT * scale) ** 2), noise.shape)
-                _measure(block, centre + scale * x[..., at], jnp.asarray(noise)[rows], stars, rows)
+                _measure(block, centre + scale * x[..., at], constant(noise)[rows], stars, rows)
 
             mean, s = model.outputs(theta, x)
             root = s[..., :, None] * theta["correlation"]
             if model.robust:
                 half = theta["freedom"] / 2
                 root = root / jnp.sqrt(numpyro.sample("precision", dist.Gamma(half, half)))[..., None, None]
-            centre, scale = jnp.asarray(frame.target_centre), jnp.asarray(frame.target_scale)
+            centre, scale = constant(frame.target_centre), constant(frame.target_scale)
             covariance = scale[:, None] * root @ jnp.swapaxes(root, -1, -2) * scale
             if TARGET in stars and stars[TARGET].error is not None:
-                covariance = covariance + jnp.asarray(stars[TARGET].filled_covariance())[rows]
+                covariance = covariance + constant(stars[TARGET].filled_covariance())[rows]
             _measure(TARGET, centre + scale * mean, covariance, stars, rows)
 
     def parameters(self) -> dict[str, Array]:
@@ -332,8 +332,8 @@ def _together(functions: tuple[Function, ...]) -> np.ndarray:
 
 def _density(population: Mixture) -> dist.Distribution:
     return dist.MixtureSameFamily(
-        dist.Categorical(jnp.asarray(population.weight)),
-        dist.MultivariateNormal(jnp.asarray(population.mean), jnp.asarray(population.covariance)),
+        dist.Categorical(constant(population.weight)),
+        dist.MultivariateNormal(constant(population.mean), constant(population.covariance)),
     )
 
 
@@ -342,7 +342,7 @@ def _measure(block: str, mean: Array, covariance: Array, stars: Stars, rows: Arr
     if block not in stars:
         numpyro.sample(block, dist.MultivariateNormal(mean, covariance))
         return
-    value, _, observed = (jnp.asarray(a)[rows] for a in stars[block].filled())
+    value, _, observed = (constant(a)[rows] for a in stars[block].filled())
     both = observed[..., :, None] & observed[..., None, :]
     mean = jnp.where(observed, mean, 0.0)
     covariance = jnp.where(both, covariance, jnp.eye(mean.shape[-1]) / (2 * np.pi))

@@ -29,10 +29,21 @@ def in_float64(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def constant(x: Array) -> Array:
+    """x as an array of JAX, floats in its present precision.
+
+    `jnp.asarray` takes a NumPy array that a compiled function has held as it was then, rounded to float32 or in a
+    precision that is not the present one.
+    """
+    if isinstance(x, jax.Array):
+        return x
+    x = np.asarray(x)
+    return jnp.asarray(x, float if x.dtype.kind == "f" else None)
+
+
 def beside(x: Array, *constants: np.ndarray) -> tuple[Array, ...]:
-    """The constants as arrays of JAX where x is one: as they are, JAX would keep them in the precision of their first
-    use, and fail in another."""
-    return tuple(map(jnp.asarray, constants)) if isinstance(x, jax.Array) else constants
+    """The constants as arrays of JAX where x is one, as NumPy's where it is not."""
+    return tuple(map(constant, constants)) if isinstance(x, jax.Array) else constants
 
 
 def pairs(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

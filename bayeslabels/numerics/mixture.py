@@ -16,7 +16,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
-from .linalg import in_float64, threads_for
+from .linalg import constant, in_float64, threads_for
 
 CHUNK, SHARE = 256, 65_536
 """Stars whose matrices stay in the cache, and stars at a time."""
@@ -166,7 +166,7 @@ def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndar
     n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
     parts = []
-    population = tuple(map(jnp.asarray, mixture))
+    population = tuple(map(constant, mixture))
     arrays = (np.where(observed, x, 0.0), noise, observed)
     for start in range(0, n, SHARE):
         rows = [a[start : start + SHARE] for a in arrays]
