@@ -19,7 +19,7 @@ MAY_KNOW = {
     "stars": {"columns", "errors"},
     "priors": {"numerics", "errors"},
     "program": {"errors", "numerics", "stars"},
-    "model": {"errors", "program", "stars"},
+    "model": {"errors", "numerics", "program", "stars"},
     "linear": {"errors", "model", "numerics", "priors", "stars"},
     "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
     "collapsed": {"model", "numerics", "stars"},

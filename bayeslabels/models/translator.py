@@ -151,11 +151,12 @@ class Translator(CollapsedModel):
                 x = jnp.concatenate(each, -1)[..., np.argsort(np.concatenate(frame.groups))]
             for block in dict.fromkeys(frame.source):
                 at = frame.columns(block)
-                centre, scale = constant(frame.centre[at]), constant(frame.scale[at])
+                centre, scale = frame.centre[at], frame.scale[at]
                 noise = given.noise[:, at[:, None], at] * (scale[:, None] * scale)
                 if block not in stars:
                     noise = np.broadcast_to(np.diag((EXACT * scale) ** 2), noise.shape)
-                _measure(block, centre + scale * x[..., at], constant(noise)[rows], stars, rows)
+                mean = constant(centre) + constant(scale) * x[..., at]
+                _measure(block, mean, constant(noise)[rows], stars, rows)
 
             mean, s = model.outputs(theta, x)
             root = s[..., :, None] * theta["correlation"]
