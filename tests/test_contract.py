@@ -123,8 +123,18 @@ def sampled(name):
     return SAMPLED.get(name, ("labels", "flux"))
 
 
-@pytest.mark.parametrize("strategy", INFERENCE_NAMES)
-@pytest.mark.parametrize("name", MODEL_NAMES)
+DEAR = {("Photometry", "NUTS"), ("Photometry", "SVI"), ("Translator", "NUTS")}
+"""Whole programs that take half a minute and more to compile."""
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        pytest.param(name, strategy, marks=[pytest.mark.slow] * ((name, strategy) in DEAR))
+        for name in MODEL_NAMES
+        for strategy in INFERENCE_NAMES
+    ],
+)
 def test_fit(name, strategy, of):
     model, method = example(name, cheap=strategy in WHOLE_PROGRAM), quick(strategy)
     if not accepts(model, method, "fit"):
@@ -152,7 +162,8 @@ def test_fit(name, strategy, of):
 
 @pytest.mark.parametrize("strategy", INFERENCE_NAMES)
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_infer(name, strategy, of, posterior_of):
+def test_infer(name, strategy, of, posterior_of, monkeypatch):
+    monkeypatch.setattr(inference.nuts, "ENOUGH", 0)  # so few draws are never enough, and longer trees compile anew
     posterior, method = posterior_of(name), quick(strategy)
     seen, truth = of(name).drop(asked(name)), of(name)[asked(name)]
     if not accepts(posterior.model, method, "infer"):
@@ -222,7 +233,9 @@ def test_numpyro_mcmc_and_svi(name, of):
     assert np.isfinite(result.losses).all()
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("Photometry", "Translator"))) for n in MODEL_NAMES]
+)
 def test_programs_run_in_one_precision_after_the_other(name, of):
     """Compiled once, as by a user whose JAX is in float32 beside what this package does in float64."""
     stars = of(name)

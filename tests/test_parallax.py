@@ -244,7 +244,7 @@ def test_whitened_coordinates_keep_the_density(case):
 
 @pytest.mark.parametrize(
     "inference",
-    [bl.NUTS(chains=2, draws=200, warmup=200), pytest.param(bl.SVI(steps=1500), marks=pytest.mark.slow)],
+    [pytest.param(x, marks=pytest.mark.slow) for x in (bl.NUTS(chains=2, draws=200, warmup=200), bl.SVI(steps=1500))],
     ids=lambda x: type(x).__name__,
 )
 def test_the_programs_posterior_is_that_of_laplace(case, posterior, inference):
