@@ -25,8 +25,23 @@ MODELS: dict[str, type[Model]] = {}
 """Every model class by name: what `load`, the command line and the contract test go through."""
 
 
+class Scales:
+    """Of frames with `centre` and `scale` (M,): labels (..., M), and u = (label - centre) / scale."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+
+    def scaled(self, labels: Array) -> Array:
+        centre, scale = beside(labels, self.centre, self.scale)
+        return (labels - centre) / scale
+
+    def physical(self, u: Array) -> Array:
+        centre, scale = beside(u, self.centre, self.scale)
+        return centre + scale * u
+
+
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Frame(Scales):
     """What a model takes from its training stars: names, units and scales, kept with the posterior.
 
     u = (label - centre) / scale with centre the median and scale = (p97.5 - p2.5) / 4 of the training labels.
@@ -59,14 +74,6 @@ class Frame:
                 return slice(start, start + size)
             start += size
         raise bad_input(f"block {block!r}", f"one of {tuple(name for name, _ in self.blocks)}, as in training")
-
-    def scaled(self, labels: Array) -> Array:
-        centre, scale = beside(labels, self.centre, self.scale)
-        return (labels - centre) / scale
-
-    def physical(self, u: Array) -> Array:
-        centre, scale = beside(u, self.centre, self.scale)
-        return centre + scale * u
 
 
 def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import bad_input
-from ..model import scaling
+from ..model import Scales, scaling
 from ..numerics.density import peak_density
-from ..numerics.linalg import Array, beside
 from ..numerics.mixture import Mixture, learn
 from ..stars import Stars
 
@@ -18,7 +17,7 @@ KEPT = 5000
 
 
 @dataclass(frozen=True, eq=False)
-class PhotometryFrame:
+class PhotometryFrame(Scales):
     """What `Photometry` takes from its training stars; L labels, B bands. u = (label - centre) / scale.
 
     Attributes:
@@ -51,14 +50,6 @@ class PhotometryFrame:
     training_u: np.ndarray
     training_seen: np.ndarray
     training_peak: np.ndarray
-
-    def scaled(self, labels: Array) -> Array:
-        centre, scale = beside(labels, self.centre, self.scale)
-        return (labels - centre) / scale
-
-    def physical(self, u: Array) -> Array:
-        centre, scale = beside(u, self.centre, self.scale)
-        return centre + scale * u
 
     @property
     def mixture(self) -> Mixture:

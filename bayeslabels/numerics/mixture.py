@@ -172,7 +172,7 @@ def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndar
         rows = [a[start : start + SHARE] for a in arrays]
         short = -len(rows[0]) % size
         rows = [np.concatenate([a, np.repeat(a[-1:], short, 0)]) if short else a for a in rows]
-        found = _given_chunks(*population, *map(jnp.asarray, rows), size)
+        found = _given_chunks(*population, *map(constant, rows), size)
         parts.append([np.asarray(a)[: min(SHARE, n - start)] for a in found])
     weight, mean, covariance, density = (np.concatenate(a) for a in zip(*parts, strict=True))
     return Given(weight, mean, covariance, density)
