@@ -233,10 +233,10 @@ def test_whitened_coordinates_keep_the_density(case):
     with jax.enable_x64(True):
         for _ in range(3):
             z = rng.normal(size=len(start.factor))
-            own = {name: np.asarray(x) for name, x in program.split(z).items()}
+            own = {name: np.asarray(x) for name, x in start.split(z).items()}
             white = float(log_density(program, (stars,), {}, {**rest, "whitened": z})[0])
             offsets.append(white - float(log_density(model, (stars,), {}, {**rest, **own})[0]))
-        at_start = program.split(np.zeros(len(start.factor)))
+        at_start = start.split(np.zeros(len(start.factor)))
     np.testing.assert_allclose(offsets, offsets[0], rtol=0, atol=1e-8)
     for name in start.names:
         np.testing.assert_allclose(at_start[name], start.sites[name])

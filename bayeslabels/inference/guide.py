@@ -7,6 +7,7 @@ The program of `CollapsedModel.collapsed`, its stars coming block by block inste
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from numpyro.distributions.transforms import biject_to
-from numpyro.infer import SVI as NumPyroSVI
-from numpyro.infer import Trace_ELBO
-from numpyro.infer.autoguide import AutoNormal
-from numpyro.infer.initialization import init_to_value
+from jax.flatten_util import ravel_pytree
+from numpyro.distributions.transforms import IdentityTransform
+from numpyro.infer.initialization import init_to_uniform, init_to_value
+from numpyro.infer.util import initialize_model, potential_energy
 
 from ..checkpoint import Checkpoint
 from ..devices import of_all_processes, shared_out
@@ -26,9 +26,9 @@ from ..numerics.linalg import Array
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Rows
-from .minibatch import PATIENCE, STEPS, train
+from .minibatch import PATIENCE, STEPS, train, transforms
 from .svi import SVI
-from .whitened import Start, StartOf, Whitened
+from .whitened import SITE, Start, StartOf, Whitened
 
 ENOUGH, SHARE = 10_000, 0.02
 """Stars from which on some are held out, and which share: so few that errors are wider by a hundredth at most."""
@@ -36,6 +36,12 @@ STABLE, LEAST = 0.6, 0.01
 """Share of the steps at the first learning rate, and to what share of it the rest brings it down."""
 PARTICLES = 8
 """Draws, always the same, over which the ELBO of the held-out stars is averaged."""
+WIDE, NARROW = 0.1, 0.01
+"""First sd of a guide, if some of its sites are whitened, and of all others. Whitened sites have about unit variance;
+narrower, they would leave the mode and not find back."""
+ADAM = optax.scale_by_adam()
+ENTROPY = 0.5 * np.log(2 * np.pi * np.e)
+"""Of a unit normal."""
 
 
 def fit_guide(
@@ -66,56 +72,77 @@ def fit_guide(
     return Trained(draws, None, summary_of(loss) | {"steps": len(loss), "batch_size": batches.size}, traces)
 
 
-class Guided:
-    """The state of a guide under training, and what a block of stars does to it."""
+class Objective:
+    """The negative ELBO of a guide, whose stars are arguments: compiled once for all sets of them of one shape.
 
-    def __init__(self, batches: Batches, first: Start, learning_rate: float, steps: int, key: Array):
-        self.batches, self.learning_rate, self.key, self.extent = batches, learning_rate, key, (-1, 1.0)
-        model, n = batches.rows.model, int(batches.often.sum())
+    A guide is {site: (mean, spread)} of theta on the real line, with sd = softplus(spread).
+    """
 
-        def program(rows, counts, width):
-            theta = model.parameters()
-            density = jnp.where(counts, model.compiled(theta, rows), 0.0)
-            numpyro.factor("data", n / width * density.sum())
+    def __init__(self, model: Any, names: tuple[str, ...]):
+        def program(start, rows, counts, width, n):
+            def on_rows():
+                theta = model.parameters()
+                density = jnp.where(counts, model.compiled(theta, rows), 0.0)
+                numpyro.factor("data", n / width * density.sum())
 
-        self.whitened = Whitened(program, first)
-        strategy = {"init_loc_fn": init_to_value(values=self.whitened.first)} if first.sites else {}
-        self.guide = AutoNormal(self.whitened, init_scale=0.1 if first.names else 0.01, **strategy)
-        adam, elbo = optax.scale_by_adam(), Trace_ELBO()
-        engine = NumPyroSVI(self.whitened, self.guide, optax.sgd(1.0), elbo)
-        few = batches.rows.take([(0, 1)], batches.size)
-        arguments = jax.tree.map(jnp.asarray, (few, np.ones(batches.size, bool), 1.0))
-        begun = engine.init(key, *arguments, init_params=self.whitened.first_scales(self.guide.prefix))
-        real = engine.optim.get_params(begun.optim_state)
-        self.constrained = engine.constrain_fn
-        self.state: dict[str, Any] = {
-            "real": real, "moments": adam.init(real), "losses": np.zeros(0, np.float32),
-            "fall": np.array(round(STABLE * steps)), "end": np.array(steps), "held_out_elbo": np.zeros(0),
-        }  # fmt: skip
-        out = batches.out[0]
-        self.out = jax.tree.map(jnp.asarray, (batches.rows.held_out(out), batches.rows.usable[out])) if len(out) else ()
+            return Whitened(on_rows, Start(start[0], names, start[1]))()
 
-        def loss(real, key, *rows):
-            return elbo.loss(key, engine.constrain_fn(real), self.whitened, self.guide, *rows)
+        def loss(real, key, *stars):
+            flat, back = ravel_pytree({name: mean for name, (mean, _) in real.items()})
+            sd = jax.nn.softplus(ravel_pytree({name: spread for name, (_, spread) in real.items()})[0])
+            z = back(flat + sd * jax.random.normal(key, flat.shape))
+            return potential_energy(program, stars, {}, z) - jnp.log(sd).sum() - len(flat) * ENTROPY
 
         @jax.jit
-        def run(real, moments, key, data, order, counts, steps, rates, width):
+        def begin(key, first, *stars):
+            strategy = init_to_value(values=first) if first else init_to_uniform
+            return initialize_model(key, program, init_strategy=strategy, model_args=stars)[0].z
+
+        @jax.jit
+        def run(real, moments, key, data, order, counts, steps, rates, width, start, n):
             def step(i, carry):
                 real, moments, losses = carry
                 rows = jax.tree.map(lambda x: x[order[i]], data)
-                value, slope = jax.value_and_grad(loss)(real, jax.random.fold_in(key, i), rows, counts[i], width)
-                change, moments = adam.update(slope, moments)
+                own = jax.random.fold_in(key, i), start, rows, counts[i], width, n
+                value, slope = jax.value_and_grad(loss)(real, *own)
+                change, moments = ADAM.update(slope, moments)
                 real = jax.tree.map(lambda x, dx: x - rates[i] * dx, real, change)
                 return real, moments, losses.at[i].set(value)
 
             return jax.lax.fori_loop(0, steps, step, (real, moments, jnp.zeros(len(order))))
 
         @jax.jit
-        def elbo_of(real, rows, counts):
+        def elbo(real, key, start, rows, counts, n):
             keys = jax.random.split(key, PARTICLES)
-            return -jax.vmap(lambda key: loss(real, key, rows, counts, counts.sum()))(keys).mean() / n
+            return -jax.vmap(lambda key: loss(real, key, start, rows, counts, counts.sum(), n))(keys).mean() / n
 
-        self.run, self.elbo_of = of_all_processes(run), elbo_of
+        self.begin, self.run, self.elbo = begin, of_all_processes(run), elbo
+        self.to_real = {SITE: IdentityTransform(), **transforms(model)}
+
+
+objective_of = functools.lru_cache(maxsize=4)(Objective)
+
+
+class Guided:
+    """The state of a guide under training, and what a block of stars does to it."""
+
+    def __init__(self, batches: Batches, first: Start, learning_rate: float, steps: int, key: Array):
+        self.batches, self.learning_rate, self.key, self.extent = batches, learning_rate, key, (-1, 1.0)
+        self.objective = objective_of(batches.rows.model, first.names)
+        self.first = first
+        few = batches.rows.take([(0, 1)], batches.size)
+        self.n = jnp.asarray(float(batches.often.sum()))
+        self.start = jax.tree.map(jnp.asarray, ({name: first.sites[name] for name in first.names}, first.factor))
+        stars = jax.tree.map(jnp.asarray, (few, np.ones(batches.size, bool), 1.0))
+        mean = self.objective.begin(key, first.first, self.start, *stars, self.n)
+        sd = {name: 1.0 if name == SITE else WIDE if first.names else NARROW for name in mean}
+        real = {name: (x, jnp.full(x.shape, np.log(np.expm1(sd[name])), x.dtype)) for name, x in mean.items()}
+        self.state: dict[str, Any] = {
+            "real": real, "moments": ADAM.init(real), "losses": np.zeros(0, np.float32),
+            "fall": np.array(round(STABLE * steps)), "end": np.array(steps), "held_out_elbo": np.zeros(0),
+        }  # fmt: skip
+        out = batches.out[0]
+        self.out = jax.tree.map(jnp.asarray, (batches.rows.held_out(out), batches.rows.usable[out])) if len(out) else ()
 
     def rates(self, steps: np.ndarray) -> np.ndarray:
         """The learning rate of each step."""
@@ -132,7 +159,8 @@ class Guided:
         steps = min(block.steps, int(s["end"]) - done)
         rates = jnp.asarray(self.rates(done + np.arange(block.order.shape[1])))
         key = jax.random.fold_in(self.key, done)
-        real, moments, new = self.run(s["real"], s["moments"], key, *batches, steps, rates, width)
+        args = *batches, jnp.asarray(steps), rates, width, self.start, self.n
+        real, moments, new = self.objective.run(s["real"], s["moments"], key, *args)
         s |= {"real": real, "moments": moments, "losses": np.concatenate([s["losses"], np.asarray(new)[:steps]])}
         if block.last and self.out:
             self.end_epoch()
@@ -141,7 +169,8 @@ class Guided:
     def end_epoch(self) -> None:
         """Begin the fall of the learning rate where the held-out ELBO gains no more."""
         s, done = self.state, len(self.state["losses"])
-        s["held_out_elbo"] = np.append(s["held_out_elbo"], float(self.elbo_of(s["real"], *self.out)))
+        now = float(self.objective.elbo(s["real"], self.key, self.start, *self.out, self.n))
+        s["held_out_elbo"] = np.append(s["held_out_elbo"], now)
         idle = len(s["held_out_elbo"]) - 1 - int(s["held_out_elbo"].argmax())
         if idle >= PATIENCE and done < s["fall"]:
             s |= {"fall": np.array(done), "end": np.array(round(done / STABLE))}
@@ -151,15 +180,11 @@ class Guided:
 
     def draws(self, key: Array, n: int) -> dict[str, np.ndarray]:
         """Draws {site: (1, n, ...)} of the program's sites."""
-        params, sites, out = self.constrained(self.state["real"]), self.guide.prototype_trace, {}
-        for index, (name, site) in enumerate(sites.items()):
-            if site["type"] != "sample" or site["is_observed"] or f"{name}_auto_loc" not in params:
-                continue
-            loc, scale = params[f"{name}_auto_loc"], params[f"{name}_auto_scale"]
-            noise = jax.random.normal(jax.random.fold_in(key, index), (n, *loc.shape))
-            transform = biject_to(site["fn"].support)
-            out[name] = np.asarray(jax.vmap(transform)(loc + scale * noise))[None]
-        return self.whitened.back(out)
+        out = {}
+        for index, (name, (mean, spread)) in enumerate(self.state["real"].items()):
+            z = mean + jax.nn.softplus(spread) * jax.random.normal(jax.random.fold_in(key, index), (n, *mean.shape))
+            out[name] = np.asarray(jax.vmap(self.objective.to_real[name])(z))[None]
+        return self.first.back(out)
 
 
 def summary_of(loss: np.ndarray) -> dict[str, Any]:

@@ -37,6 +37,7 @@ SLOPE = 1.0
 """Of ln p per sd of any direction that is brought to the mode: above it the training step has not converged."""
 FALL, STAGES = 0.2, (0.6, 0.85, 1.0)
 """From one learning rate to the next; and the share of the epochs at which each ends at the latest."""
+OPTIMISER = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
 
 
 def fit_members(
@@ -68,14 +69,15 @@ def fit_members(
     starts = [model.start(rows.stars, seed + 7907 * e) for e in range(model.members)]
     batches = Batches.of(rows, len(starts), seed, batch_size, steps=STEPS, bootstrap=bootstrap)
     with jax.enable_x64(False):
-        members = Members(model, batches, starts, epochs, learning_rate, patience)
+        objective = objective_of(model)
+        members = Members(objective, batches, starts, epochs, learning_rate, patience)
         with bar(epochs, "training step", progress) as shown:
             train(members, batches, checkpoint, shown)
         best, score, slope = members.state["best"], members.state["score"], 0.0
         if model.polished and rows.whole is not None:
-            best, slope = polish(model, members.to_real, best, rows.whole, batches.often)
-            score = members.held_out_density(best, members.out)
-        theta = {k: np.asarray(x, float) for k, x in members.constrained(best).items()}
+            best, slope = polish(model, objective.to_real, best, rows.whole, batches.often)
+            score = objective.held_out_density(best, members.out)
+        theta = {k: np.asarray(x, float) for k, x in objective.constrained(best).items()}
     score, losses, scores = (np.asarray(x, float) for x in (score, members.state["losses"], members.state["scores"]))
     stats: dict[str, Any] = {
         "converged": bool(np.isfinite(score).all() and slope < SLOPE),
@@ -122,7 +124,7 @@ def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: i
     often = np.repeat(rows.usable[None].astype(np.uint8), len(trained.held_out), 0)
     np.put_along_axis(often, trained.held_out, 0, 1)
     with jax.enable_x64(False):
-        to_real = _transforms(model)
+        to_real = transforms(model)
         real = {name: to_real[name].inv(jnp.asarray(x, jnp.float32)) for name, x in members.items()}
         found, slope = draws_about(model, to_real, real, rows.whole, often, part, n, seed)
         draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
@@ -130,51 +132,37 @@ def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: i
     return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces, trained.held_out)
 
 
-class Members:
-    """The state of an ensemble under training, and what a block of stars does to it."""
+class Objective:
+    """What the members of an ensemble minimise, with the stars as arguments: compiled once for all sets of them of one
+    shape."""
 
-    def __init__(
-        self, model: CollapsedModel, batches: Batches, starts: list[dict[str, np.ndarray]], epochs: int,
-        learning_rate: float, patience: int,
-    ):  # fmt: skip
-        self.batches, self.epochs, self.learning_rate, self.patience = batches, epochs, learning_rate, patience
-        self.ends = np.array([*STAGES, np.inf])
-        self.to_real = to_real = _transforms(model)
-        real = {k: jnp.stack([to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
-        optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
-        n, e = batches.n, len(starts)
-        self.state: dict[str, Any] = {
-            "real": real, "moments": jax.vmap(optimiser.init)(real), "best": real, "score": np.full(e, -np.inf),
-            "idle": np.zeros(e, int), "stage": np.zeros(e, int), "losses": np.zeros((0, e)), "scores": np.zeros((0, e)),
-            "sum": np.zeros(e), "steps": np.zeros((), int),
-        }  # fmt: skip
-        self.extent = -1, np.ones(e)
-        out = batches.rows.held_out(batches.out)
-        self.out = jax.tree.map(jnp.asarray, (out, batches.rows.usable[batches.out]))
+    def __init__(self, model: CollapsedModel):
+        self.to_real = to_real = transforms(model)
 
         def constrained(real):
             return {k: to_real[k](x) for k, x in real.items()}
 
-        def loss(real, rows, counts, width, key):
+        def loss(real, rows, counts, width, key, n):
             theta = constrained(real)
             prior = log_density(model.parameters, (), {}, theta)[0]
             density = model.log_likelihood(model.dropped(theta, key), rows)
             return -jnp.where(counts, density, 0.0).sum() / width - prior / n
 
         @jax.jit
-        def run(real, state, data, order, counts, steps, rate, width, key):
+        def run(real, state, data, order, counts, steps, rate, width, key, n):
             def of_member(real, state, order, counts, rate, width, key):
                 def step(i, carry):
                     real, state, total = carry
                     rows = jax.tree.map(lambda x: x[order[i]], data)
-                    own = counts[i], width, jax.random.fold_in(key, i)
+                    own = counts[i], width, jax.random.fold_in(key, i), n
                     value, slope = jax.value_and_grad(loss)(real, rows, *own)
-                    change, state = optimiser.update(slope, state, real)
+                    change, state = OPTIMISER.update(slope, state, real)
                     return jax.tree.map(lambda x, dx: x - rate * dx, real, change), state, total + value
 
                 return jax.lax.fori_loop(0, steps, step, (real, state, jnp.zeros(())))
 
-            return jax.vmap(of_member)(real, state, order, counts, rate, width, jax.random.split(key, e))
+            keys = jax.random.split(key, len(rate))
+            return jax.vmap(of_member)(real, state, order, counts, rate, width, keys)
 
         @jax.jit
         @jax.vmap
@@ -185,6 +173,31 @@ class Members:
         self.loss, self.run = loss, of_all_processes(run)
         self.held_out_density, self.constrained = held_out_density, constrained
 
+
+objective_of = functools.lru_cache(maxsize=4)(Objective)
+
+
+class Members:
+    """The state of an ensemble under training, and what a block of stars does to it."""
+
+    def __init__(
+        self, objective: Objective, batches: Batches, starts: list[dict[str, np.ndarray]], epochs: int,
+        learning_rate: float, patience: int,
+    ):  # fmt: skip
+        self.objective, self.batches, self.epochs = objective, batches, epochs
+        self.learning_rate, self.patience = learning_rate, patience
+        self.ends = np.array([*STAGES, np.inf])
+        real = {k: jnp.stack([objective.to_real[k].inv(jnp.asarray(s[k])) for s in starts]) for k in starts[0]}
+        e = len(starts)
+        self.state: dict[str, Any] = {
+            "real": real, "moments": jax.vmap(OPTIMISER.init)(real), "best": real, "score": np.full(e, -np.inf),
+            "idle": np.zeros(e, int), "stage": np.zeros(e, int), "losses": np.zeros((0, e)), "scores": np.zeros((0, e)),
+            "sum": np.zeros(e), "steps": np.zeros((), int),
+        }  # fmt: skip
+        self.extent = -1, np.ones(e)
+        out = batches.rows.held_out(batches.out)
+        self.out = jax.tree.map(jnp.asarray, (out, batches.rows.usable[batches.out]))
+
     def take(self, block: Block) -> bool:
         """Train on a block; whether all is done."""
         if self.extent[0] != block.epoch:
@@ -194,14 +207,15 @@ class Members:
         batches = shared_out(block.data, block.order, block.counts)
         each = map(jnp.asarray, (rate, self.extent[1]))
         key = functools.reduce(jax.random.fold_in, (block.epoch, block.number), jax.random.key(self.batches.seed))
-        real, moments, total = self.run(s["real"], s["moments"], *batches, block.steps, *each, key)
+        args = *batches, block.steps, *each, key, jnp.asarray(float(self.batches.n))
+        real, moments, total = self.objective.run(s["real"], s["moments"], *args)
         s |= {"real": real, "moments": moments, "sum": s["sum"] + np.asarray(total), "steps": s["steps"] + block.steps}
         return block.last and self.end_epoch(block.epoch)
 
     def end_epoch(self, epoch: int) -> bool:
         """Keep what is best on the held-out stars; go on to the next learning rate where it is time."""
         s = self.state
-        now = np.asarray(self.held_out_density(s["real"], self.out))
+        now = np.asarray(self.objective.held_out_density(s["real"], self.out))
         better = now > s["score"]
         best = jax.tree.map(functools.partial(_where, better), s["real"], s["best"])
         score, idle = np.where(better, now, s["score"]), np.where(better, 0, s["idle"] + 1)
@@ -223,7 +237,7 @@ def _where(better: np.ndarray, new: Any, old: Any) -> Any:
     return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _transforms(model: CollapsedModel) -> dict[str, Any]:
+def transforms(model: CollapsedModel) -> dict[str, Any]:
     """From the real line to the support of every site of theta."""
     sites: dict[str, Any] = {}
 

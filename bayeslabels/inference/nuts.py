@@ -75,10 +75,8 @@ class NUTS(Inference):
         self, model: Model, stars: Stars, seed: int, progress: bool | None, start: StartOf | None = None
     ) -> Trained:
         key = jax.random.key(seed)
-        whitened = Whitened(
-            model.training_program(stars), start() if start else Start(dict(model.starting_point(stars)))
-        )
-        program, values = functools.partial(whitened, stars), whitened.first
+        begin = start() if start else Start(dict(model.starting_point(stars)))
+        program, values = functools.partial(Whitened(model.training_program(stars), begin), stars), begin.first
         # jitted as a whole: operation by operation, every site would be compiled by itself, for minutes
         potential = jax.jit(functools.partial(potential_energy, program, (), {}))
         first = jax.jit(lambda key: initialize_model(key, program, init_strategy=init_to_value(values=values))[0])(key)
@@ -104,7 +102,7 @@ class NUTS(Inference):
         sampler.run(key, init_params=initial, extra_fields=("diverging", "energy"))
         constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
         sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(sampler.get_samples(group_by_chain=True))
-        draws = whitened.back({name: np.asarray(x) for name, x in sampled.items()})
+        draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
         extra = sampler.get_extra_fields(group_by_chain=True)
         known = identified(model, draws)
         stats = {
@@ -132,9 +130,8 @@ class NUTS(Inference):
 
         @jax.jit
         def initial(key, data, start):
-            program = whitened(start)
-            strategy = init_to_value(values=program.first)
-            return initialize_model(key, program, init_strategy=strategy, model_args=(data,))[0].z
+            strategy = init_to_value(values=whitened(start).start.first)
+            return initialize_model(key, whitened(start), init_strategy=strategy, model_args=(data,))[0].z
 
         @jax.jit
         @jax.vmap
@@ -162,7 +159,7 @@ class NUTS(Inference):
             draws, diverging = run(keys[rows, 1], z, *parts)
             draws = {name: np.asarray(x) for name, x in draws.items()}
             for i in range(min(size, len(sims) - begin)):
-                own = Whitened(program, starts[begin + i]).back({name: x[i] for name, x in draws.items()})
+                own = starts[begin + i].back({name: x[i] for name, x in draws.items()})
                 yield Trained(own, None, {"n_divergent": int(diverging[i])})
 
     @in_float64

@@ -30,6 +30,31 @@ class Start(NamedTuple):
     names: tuple[str, ...] = ()
     factor: np.ndarray = np.zeros((0, 0))
 
+    @property
+    def first(self) -> dict[str, Array]:
+        """The starting point in the coordinates of `Whitened`."""
+        kept = {name: jnp.asarray(x) for name, x in self.sites.items() if name not in self.names}
+        return {**kept, SITE: jnp.zeros(len(self.factor))} if self.names else kept
+
+    def split(self, z: Array) -> dict[str, Array]:
+        """z (..., d) -> {site: value (..., *shape)}."""
+        shapes = [np.shape(self.sites[name]) for name in self.names]
+        centre = jnp.concatenate([jnp.ravel(self.sites[name]) for name in self.names])
+        flat = centre + z @ self.factor.T
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+        parts = jnp.split(flat, ends, axis=-1)
+        return {
+            name: part.reshape(*part.shape[:-1], *shape)
+            for name, part, shape in zip(self.names, parts, shapes, strict=True)
+        }
+
+    def back(self, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Draws {site: (chain, draw, ...)} of the program's own sites, from those of `Whitened`."""
+        if not self.names:
+            return draws
+        own = self.split(jnp.asarray(draws[SITE]))
+        return {name: x for name, x in draws.items() if name != SITE} | {k: np.asarray(x) for k, x in own.items()}
+
 
 def narrowed(start: Start, times: float) -> Start:
     """Of so many times as many stars."""
@@ -55,34 +80,5 @@ class Whitened:
             return self.program(*args, **kwargs)
         size = len(self.start.factor)
         z = numpyro.sample(SITE, dist.ImproperUniform(dist.constraints.real_vector, (), (size,)))
-        with numpyro.handlers.condition(data=self.split(jnp.asarray(z))):
+        with numpyro.handlers.condition(data=self.start.split(jnp.asarray(z))):
             return self.program(*args, **kwargs)
-
-    def split(self, z: Array) -> dict[str, Array]:
-        """z (..., d) -> {site: value (..., *shape)}."""
-        shapes = [np.shape(self.start.sites[name]) for name in self.start.names]
-        centre = jnp.concatenate([jnp.ravel(self.start.sites[name]) for name in self.start.names])
-        flat = centre + z @ self.start.factor.T
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-        parts = jnp.split(flat, ends, axis=-1)
-        return {
-            name: part.reshape(*part.shape[:-1], *shape)
-            for name, part, shape in zip(self.start.names, parts, shapes, strict=True)
-        }
-
-    @property
-    def first(self) -> dict[str, Array]:
-        """The starting point in these coordinates."""
-        kept = {name: jnp.asarray(x) for name, x in self.start.sites.items() if name not in self.start.names}
-        return {**kept, SITE: jnp.zeros(len(self.start.factor))} if self.start.names else kept
-
-    def first_scales(self, prefix: str) -> dict[str, Array] | None:
-        """Of a mean-field guide: z has about unit variance. Narrower, it would leave the mode and not find back."""
-        return {f"{SITE}_{prefix}_scale": jnp.ones(len(self.start.factor))} if self.start.names else None
-
-    def back(self, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Draws {site: (chain, draw, ...)} of the program's own sites."""
-        if not self.start.names:
-            return draws
-        own = self.split(jnp.asarray(draws[SITE]))
-        return {name: x for name, x in draws.items() if name != SITE} | {k: np.asarray(x) for k, x in own.items()}
