@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 
 from .columns import default_names
 from .errors import bad_input
-from .model import Model
+from .model import ByValue, Model
 from .numerics.incomplete import Population, learn
 from .numerics.linalg import Array, constant
 from .numerics.lognormal import cold_start, log_likelihood
@@ -39,7 +39,7 @@ POPULATION_STARS = 3000
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureFrame:
+class FeatureFrame(ByValue):
     """What a log-linear model takes from its training stars: its features' names, units and scales.
 
     x = (feature - centre) / scale; x_0 = 1, the constant. scale is 1 for logarithms and magnitudes, whose columns share

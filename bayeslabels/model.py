@@ -9,9 +9,11 @@ star's latents declare that structure (`linear.LinearModel`), and with it every 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,6 +25,26 @@ from .stars import Stars
 
 MODELS: dict[str, type[Model]] = {}
 """Every model class by name: what `load`, the command line and the contract test go through."""
+
+
+class ByValue:
+    """Of dataclasses with arrays: equal where all fields are, so that what is compiled for one serves the other."""
+
+    @cached_property
+    def _value(self) -> Any:
+        return _hashable(tuple(getattr(self, x.name) for x in dataclasses.fields(self)))  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._value == other._value  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def _hashable(x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return x.shape, x.dtype.str, hashlib.sha256(np.ascontiguousarray(x).tobytes()).digest()
+    return tuple(map(_hashable, x)) if isinstance(x, tuple) else x
 
 
 class Scales:
@@ -41,7 +63,7 @@ class Scales:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame(Scales):
+class Frame(ByValue, Scales):
     """What a model takes from its training stars: names, units and scales, kept with the posterior.
 
     u = (label - centre) / scale with centre the median and scale = (p97.5 - p2.5) / 4 of the training labels.
@@ -153,3 +175,18 @@ class Model(ABC):
 
     def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
+
+
+class Bound:
+    """A bound model together with its frame, which is left out where models are compared: what is compiled is for
+    both."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __hash__(self) -> int:
+        return hash(self.model.frame)
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Bound) and self.model.frame == other.model.frame
+        return same and self.model == other.model  # type: ignore[attr-defined]

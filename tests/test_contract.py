@@ -24,7 +24,7 @@ from bayeslabels import inference
 from bayeslabels.collapsed import CollapsedModel
 from bayeslabels.errors import CannotDo
 from bayeslabels.family import family_of
-from bayeslabels.model import MODELS
+from bayeslabels.model import MODELS, Bound
 from bayeslabels.numerics.linalg import constant
 
 EXAMPLES = {
@@ -53,6 +53,7 @@ QUICK = {
     "Gibbs": {"chains": 2, "draws": 20, "warmup": 20},
     "Importance": {"draws": 50, "rescue": False},
     "Laplace": {"draws": 20},
+    "MAP": {"max_iterations": 20},
     "NUTS": {"chains": 2, "draws": 10, "warmup": 10, "max_tree_depth": 3},
     "SVI": {"steps": 50, "draws": 10},
 }
@@ -123,8 +124,8 @@ def sampled(name):
     return SAMPLED.get(name, ("labels", "flux"))
 
 
-DEAR = {("Photometry", "NUTS"), ("Photometry", "SVI"), ("Translator", "NUTS")}
-"""Whole programs that take half a minute and more to compile."""
+DEAR = {("Lux", "Gibbs"), *((name, "NUTS") for name in ("Lux", "Photometry", "Translator")), ("Photometry", "SVI")}
+"""What takes a quarter of a minute and more to compile, where another model shares what is tested."""
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,14 @@ def test_fit(name, strategy, of):
         assert again.data["posterior"].to_dataset().equals(draws)
 
 
-@pytest.mark.parametrize("strategy", INFERENCE_NAMES)
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        pytest.param(name, strategy, marks=[pytest.mark.slow] * ((name, strategy) in DEAR))
+        for name in MODEL_NAMES
+        for strategy in INFERENCE_NAMES
+    ],
+)
 def test_infer(name, strategy, of, posterior_of, monkeypatch):
     monkeypatch.setattr(inference.nuts, "ENOUGH", 0)  # so few draws are never enough, and longer trees compile anew
     posterior, method = posterior_of(name), quick(strategy)
@@ -264,6 +271,17 @@ def test_constants_keep_their_precision():
             assert constant(x).dtype == (np.float64 if wide else np.float32)
             assert np.abs(np.asarray(constant(x), float) - x).max() == 0 or not wide
     assert constant(np.array([True])).dtype == bool
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_what_is_compiled_is_found_again_for_the_same_frame_alone(name, of):
+    model, fewer = example(name), of(name)[:-1]
+    bound, same, other = model.bind(of(name)), model.bind(of(name)), model.bind(fewer)
+    assert bound == same == other, "settings alone are compared"
+    assert bound.frame == same.frame
+    assert len({Bound(bound), Bound(same)}) == 1
+    assert bound.frame != other.frame
+    assert len({Bound(bound), Bound(other)}) == 2
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

@@ -24,6 +24,7 @@ from bayeslabels.inference import batches as batches_
 from bayeslabels.inference.batches import Batches, RowsInMemory, split
 from bayeslabels.inference.guide import Guided, fit_guide
 from bayeslabels.inference.minibatch import Members, Objective, fit_members
+from bayeslabels.model import Bound
 
 pytest.importorskip("pyarrow")
 
@@ -78,7 +79,7 @@ def test_the_batches_of_an_epoch_are_the_whole_objective(line, blocks_of_200, bo
     line.usable[5:40] = False
     batches = Batches.of(line, 3, 0, 12, bootstrap=bootstrap)
     starts = [line.model.start(line.stars, e) for e in range(3)]
-    objective = Objective(line.model)
+    objective = Objective(Bound(line.model))
     members = Members(objective, batches, starts, 1, 0.0, 1)
     steps, width = batches.extent(4)
     total, seen = np.zeros((3,)), np.zeros((3, line.n), int)

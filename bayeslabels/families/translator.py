@@ -33,7 +33,8 @@ from ..inference.guide import fit_guide
 from ..inference.importance import KHAT_LIMIT
 from ..inference.minibatch import fit_members, fit_part
 from ..inference.whitened import Start
-from ..models.translator import Bound, Translator
+from ..model import Bound
+from ..models.translator import Translator
 from ..models.translator_frame import TARGET, Inputs, known_inputs, measured
 from ..numerics.occupancy import Occupancy
 from ..numerics.propagate import scale_mixture

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..inference.importance import Importance, Weighted
 from ..inference.starwise import StarProblem
-from ..models.translator import Bound, Rows
+from ..model import Bound
+from ..models.translator import Rows
 from ..models.translator_frame import Inputs, measured
 from ..numerics.linalg import Array, in_float64
 from ..numerics.modes import Energy, Modes

@@ -22,6 +22,7 @@ from numpyro.infer.util import initialize_model, potential_energy
 
 from ..checkpoint import Checkpoint
 from ..devices import of_all_processes, shared_out
+from ..model import Bound
 from ..numerics.linalg import Array
 from ..progress import bar
 from .base import Trained
@@ -78,7 +79,9 @@ class Objective:
     A guide is {site: (mean, spread)} of theta on the real line, with sd = softplus(spread).
     """
 
-    def __init__(self, model: Any, names: tuple[str, ...]):
+    def __init__(self, bound: Bound, names: tuple[str, ...]):
+        model = bound.model
+
         def program(start, rows, counts, width, n):
             def on_rows():
                 theta = model.parameters()
@@ -128,7 +131,7 @@ class Guided:
 
     def __init__(self, batches: Batches, first: Start, learning_rate: float, steps: int, key: Array):
         self.batches, self.learning_rate, self.key, self.extent = batches, learning_rate, key, (-1, 1.0)
-        self.objective = objective_of(batches.rows.model, first.names)
+        self.objective = objective_of(Bound(batches.rows.model), first.names)
         self.first = first
         few = batches.rows.take([(0, 1)], batches.size)
         self.n = jnp.asarray(float(batches.often.sum()))

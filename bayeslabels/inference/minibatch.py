@@ -24,10 +24,11 @@ from numpyro.infer.util import log_density
 from ..checkpoint import Checkpoint
 from ..collapsed import CollapsedModel
 from ..devices import of_all_processes, shared_out
+from ..model import Bound
 from ..progress import bar
 from .base import Trained
 from .batches import Batches, Block, Passes, Rows
-from .polish import draws_about, polish
+from .polish import Polisher, draws_about, polish
 
 STEPS = 48
 """Steps per epoch, about, at least."""
@@ -69,13 +70,13 @@ def fit_members(
     starts = [model.start(rows.stars, seed + 7907 * e) for e in range(model.members)]
     batches = Batches.of(rows, len(starts), seed, batch_size, steps=STEPS, bootstrap=bootstrap)
     with jax.enable_x64(False):
-        objective = objective_of(model)
+        objective = objective_of(Bound(model))
         members = Members(objective, batches, starts, epochs, learning_rate, patience)
         with bar(epochs, "training step", progress) as shown:
             train(members, batches, checkpoint, shown)
         best, score, slope = members.state["best"], members.state["score"], 0.0
         if model.polished and rows.whole is not None:
-            best, slope = polish(model, objective.to_real, best, rows.whole, batches.often)
+            best, slope = polish(objective.polisher, best, rows.whole, batches.often)
             score = objective.held_out_density(best, members.out)
         theta = {k: np.asarray(x, float) for k, x in objective.constrained(best).items()}
     score, losses, scores = (np.asarray(x, float) for x in (score, members.state["losses"], members.state["scores"]))
@@ -136,7 +137,8 @@ class Objective:
     """What the members of an ensemble minimise, with the stars as arguments: compiled once for all sets of them of one
     shape."""
 
-    def __init__(self, model: CollapsedModel):
+    def __init__(self, bound: Bound):
+        model = self.model = bound.model
         self.to_real = to_real = transforms(model)
 
         def constrained(real):
@@ -172,6 +174,10 @@ class Objective:
 
         self.loss, self.run = loss, of_all_processes(run)
         self.held_out_density, self.constrained = held_out_density, constrained
+
+    @functools.cached_property
+    def polisher(self) -> Polisher:
+        return Polisher(self.model, self.to_real, self.model.polished)
 
 
 objective_of = functools.lru_cache(maxsize=4)(Objective)

@@ -34,11 +34,8 @@ GAIN = 0.1
 """Of ln p: a round that gains less is the last."""
 
 
-def polish(
-    model: CollapsedModel, real_line: Mapping[str, Any], best: dict[str, Any], data: Any, often: np.ndarray
-) -> tuple[dict[str, Any], float]:
+def polish(polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarray) -> tuple[dict[str, Any], float]:
     """theta (E, ...) on the real line of E members, each star counted `often` (E, n), and the largest slope, per sd."""
-    polisher = Polisher(model, real_line, model.polished)
     ends = [polisher(*member) for member in _members(best, data, often)]
     return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
 
@@ -67,7 +64,7 @@ def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tup
 
 
 class Polisher:
-    """Compiled once for all members of an ensemble. real_line: transforms of the sites to their support."""
+    """Compiled once for all members of ensembles. real_line: transforms of the sites to their support."""
 
     def __init__(self, model: CollapsedModel, real_line: Mapping[str, Any], part: Mapping[str, Any]):
         self.part = part

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import bad_input
-from ..model import Scales, scaling
+from ..model import ByValue, Scales, scaling
 from ..numerics.density import peak_density
 from ..numerics.mixture import Mixture, learn
 from ..stars import Stars
@@ -17,7 +17,7 @@ KEPT = 5000
 
 
 @dataclass(frozen=True, eq=False)
-class PhotometryFrame(Scales):
+class PhotometryFrame(ByValue, Scales):
     """What `Photometry` takes from its training stars; L labels, B bands. u = (label - centre) / scale.
 
     Attributes:

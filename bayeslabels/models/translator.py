@@ -312,20 +312,6 @@ class Translator(CollapsedModel):
                 )  # fmt: skip
 
 
-class Bound:
-    """A model whose frame is a part of what it is, so that compiled functions are found again."""
-
-    def __init__(self, model: Translator):
-        self.model = model
-
-    def __hash__(self) -> int:
-        return hash(id(self.model.frame))
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Bound) and self.model.frame is other.model.frame
-        return same and self.model == other.model  # type: ignore[attr-defined]
-
-
 def _together(functions: tuple[Function, ...]) -> np.ndarray:
     """Prior sd of all weights."""
     return np.concatenate([f.prior_sd for f in functions])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import bad_input, index_of
-from ..model import scaling
+from ..model import ByValue, scaling
 from ..numerics import mixture, occupancy
 from ..stars import Stars
 
@@ -31,7 +31,7 @@ Arrays3 = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class TranslatorFrame:
+class TranslatorFrame(ByValue):
     """D inputs x, M outputs y, both scaled by centre and scale.
 
     Attributes:
