@@ -124,7 +124,10 @@ def sampled(name):
     return SAMPLED.get(name, ("labels", "flux"))
 
 
-DEAR = {("Lux", "Gibbs"), *((name, "NUTS") for name in ("Lux", "Photometry", "Translator")), ("Photometry", "SVI")}
+DEAR = {
+    *((name, "NUTS") for name in ("Lux", "Parallax", "Photometry", "Translator")),
+    ("Lux", "Gibbs"), ("Photometry", "SVI"), ("Translator", "Laplace"),
+}  # fmt: skip
 """What takes a quarter of a minute and more to compile, where another model shares what is tested."""
 
 

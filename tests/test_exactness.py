@@ -282,6 +282,7 @@ class Bent(Energy):
         return 0.5 * (x / own) ** 2 + 0.5 * ((y - x**2) / 0.3) ** 2
 
 
+@pytest.mark.slow
 @in_float64
 def test_stars_of_bent_posteriors_get_longer_trajectories(monkeypatch):
     width = np.array([0.2, 0.6, 0.2])

@@ -482,6 +482,7 @@ def test_laplace_is_the_gaussian_of_linear_regression():
         bl.fit(PLAIN, "stars.parquet", bl.Laplace())
 
 
+@pytest.mark.slow
 def test_nuts_agrees_with_the_ensemble():
     stars, _, _ = surveys(400, seed=6, d=1)
     by = {}
