@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with contextlib.suppress(OSError, AttributeError):
         folder = config.cache.mkdir("jax-" + os.environ.get("PYTEST_XDIST_WORKER", "main"))
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 MOST_MAPPINGS = 20_000

@@ -7,6 +7,7 @@ covariance V_n + diag(tau^2), V_n as stated in the catalogue; all in scaled labe
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Self
 
@@ -411,12 +412,14 @@ def scatter_of_labels(tau2, second, noise, observed, width):
     return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, SMALLEST_TAU2))))
 
 
+@functools.partial(jax.jit, static_argnames="psi")
 def labels_at(u: Array, coefficients: Array, psi: Monomials) -> tuple[Array, Array]:
     """u + C psi(u) at u (N, M), and its slope (N, M, M)."""
     u, c = jnp.asarray(u), jnp.asarray(coefficients)
     return u + psi(u) @ c.T, jnp.eye(u.shape[-1]) + jnp.einsum("mk,nkj->nmj", c, psi.jacobian(u))
 
 
+@functools.partial(jax.jit, static_argnames="psi")
 def variables_at(labels: Any, coefficients: Array, psi: Monomials) -> Array:
     """u (N, M) of u + C psi(u) = labels, by Newton steps from u = labels; NaN where they do not get there."""
     labels = jnp.asarray(labels)
