@@ -131,7 +131,7 @@ DEAR = {
 """What takes a quarter of a minute and more to compile, where another model shares what is tested."""
 
 
-@pytest.mark.parametrize(
+EVERY_PAIR = pytest.mark.parametrize(
     ("name", "strategy"),
     [
         pytest.param(name, strategy, marks=[pytest.mark.slow] * ((name, strategy) in DEAR))
@@ -139,6 +139,9 @@ DEAR = {
         for strategy in INFERENCE_NAMES
     ],
 )
+
+
+@EVERY_PAIR
 def test_fit(name, strategy, of):
     model, method = example(name, cheap=strategy in WHOLE_PROGRAM), quick(strategy)
     if not accepts(model, method, "fit"):
@@ -164,14 +167,7 @@ def test_fit(name, strategy, of):
         assert again.data["posterior"].to_dataset().equals(draws)
 
 
-@pytest.mark.parametrize(
-    ("name", "strategy"),
-    [
-        pytest.param(name, strategy, marks=[pytest.mark.slow] * ((name, strategy) in DEAR))
-        for name in MODEL_NAMES
-        for strategy in INFERENCE_NAMES
-    ],
-)
+@EVERY_PAIR
 def test_infer(name, strategy, of, posterior_of, monkeypatch):
     monkeypatch.setattr(inference.nuts, "ENOUGH", 0)  # so few draws are never enough, and longer trees compile anew
     posterior, method = posterior_of(name), quick(strategy)

@@ -125,7 +125,7 @@ def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: i
     often = np.repeat(rows.usable[None].astype(np.uint8), len(trained.held_out), 0)
     np.put_along_axis(often, trained.held_out, 0, 1)
     with jax.enable_x64(False):
-        to_real = transforms(model)
+        to_real = objective_of(Bound(model)).to_real
         real = {name: to_real[name].inv(jnp.asarray(x, jnp.float32)) for name, x in members.items()}
         found, slope = draws_about(model, to_real, real, rows.whole, often, part, n, seed)
         draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
