@@ -1,7 +1,7 @@
 """Data-driven models of stars, with error bars that hold."""
 
 from . import families as _families  # noqa: F401  (registers every kind of models)
-from . import priors
+from . import nuisances, priors
 from .calibration import cross_validate
 from .catalog import infer_catalog
 from .errors import BadInput, NotConverged
@@ -42,5 +42,6 @@ __all__ = [
     "infer",
     "infer_catalog",
     "load",
+    "nuisances",
     "priors",
 ]  # fmt: skip

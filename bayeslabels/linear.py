@@ -18,6 +18,7 @@ import numpyro.distributions as dist
 
 from .errors import bad_input
 from .model import Frame, Model, scaling
+from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
 from .numerics.features import Monomials
 from .numerics.linalg import Array, constant
 from .priors import Flat, HalfNormal, Prior, require_half_normal
@@ -68,13 +69,16 @@ class LinearModel(Model):
         label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`).
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters; None: none.
+        nuisances: what else varies from star to star (`bayeslabels.nuisances`), integrated out of every spectrum.
     """
 
+    nuisances: tuple[Nuisance, ...] = field(default=(), kw_only=True)
     scatter: float | np.ndarray | None = field(default=None, kw_only=True)
     scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
     label_scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
     outlier_sigma: float | None = field(default=None, kw_only=True)
 
+    stored: ClassVar[tuple[type, ...]] = (Continuum, Velocity, Broadening, Templates)
     sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
     """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
     smaller: ClassVar[str] = "Cannon(order=1)"
@@ -100,10 +104,6 @@ class LinearModel(Model):
     def label_features(self) -> Monomials:
         """Of which the labels, or the errors that all stars' labels share, are linear functions: psi, else phi."""
         return self.features
-
-    def without_curve(self) -> Self:
-        """The model with true labels u."""
-        return self
 
     @property
     @abstractmethod
@@ -159,13 +159,27 @@ class LinearModel(Model):
         return False
 
     @property
-    def most_iterations(self) -> int | None:
-        """Of expectation-maximisation, after which training ends by intention; None: when nothing changes any more."""
-        return None
+    def scatter_is_own(self) -> bool:
+        """Whether tau is taken for an error of every star's inferred labels, not for noise of the catalogue."""
+        return not self.labels_are_latent
 
-    def iterations(self, most: int) -> int:
-        """So many of expectation-maximisation, or fewer where `most_iterations` ends it before."""
-        return min(most, self.most_iterations or most)
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """Orders of the features that the settings leave open, to be ranked by held-out density of the flux."""
+        return ()
+
+    def of_order(self, order: int) -> Self:
+        """The model with features of this order; where `orders` are open."""
+        raise NotImplementedError  # pragma: no cover - guarded by `orders`
+
+    def of_pixels(self, pixels: np.ndarray) -> Self:
+        """The model, not bound, of some of the pixels."""
+        own = None if self.scatter is None or np.ndim(self.scatter) == 0 else np.asarray(self.scatter)[pixels]
+        return self.replace(frame=None, scatter=self.scatter if own is None else own)
+
+    def sampled(self) -> Self:
+        """The model whose whole posterior samplers draw from, where these settings leave that open."""
+        return self
 
     @property
     def choice(self) -> str:
@@ -196,8 +210,10 @@ class LinearModel(Model):
     def bind(self, stars: Stars) -> Self:
         for name in ("scatter_distribution", "label_scatter_distribution"):
             require_half_normal(name, getattr(self, name))
-        bound = self.replace(frame=_frame(stars, self.label_blocks))
+        bound = self.replace(nuisances=require_nuisances(self.nuisances), frame=_frame(stars, self.label_blocks))
         model = bound.variants()[0]
+        if model.orders:
+            model = model.of_order(min(model.orders))
         n_free = model.features.size
         if isinstance(model.prior, Flat) and len(stars) <= n_free:
             raise bad_input(
@@ -278,6 +294,15 @@ class LinearModel(Model):
             noise = jnp.where(observed[:, :, None] & observed[:, None, :], noise, eye)
             value = jnp.where(observed, frame.physical(catalogue.value)[:, at], labels)
             numpyro.sample(name, dist.MultivariateNormal(labels, covariance_matrix=noise), obs=value)
+
+    def disturbed(self, flux: Array, phi: Array, theta: Array) -> Array:
+        """flux (N, L) with what nuisances add to it: sum_q v_nq t_ql . phi_n, v_n ~ N(0, I)."""
+        if not self.nuisances:
+            return flux
+        frame = self.require_frame()
+        shapes = jnp.concatenate([x.shapes(frame, theta) for x in self.nuisances])
+        v = numpyro.sample("nuisances", dist.Normal(0.0, 1.0).expand([len(shapes)]).to_event(1))
+        return flux + jnp.einsum("nq,nk,qlk->nl", v, phi, shapes)
 
     def flux_site(self, flux: Array, scatter: Array, stars: Stars, rows: Array) -> None:
         """flux_nl ~ N(flux_nl, sigma_nl^2 + s_l^2), observed where present."""

@@ -17,8 +17,12 @@ import numpyro.distributions as dist
 from .errors import bad_input
 from .numerics import horseshoe
 from .numerics.dusty import LN10_5
+from .numerics.hierarchy import Hyperprior
 from .numerics.linalg import Array
 from .numerics.regression import CoefficientPrior
+
+START_WIDTH = 1.0
+"""Prior sd of coefficients, in units of the typical flux, from which a learned prior starts."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,24 @@ class Learned:
     """theta_l ~ N(m, Sigma), with the mean m (K,) and the full covariance Sigma (K, K) learned across the pixels.
 
     The one prior under which noisy training labels neither collapse nor rotate: it is equivariant under affine
-    maps of the labels. Hyperpriors: m ~ N(0, (10 f)^2), Sigma ~ InverseWishart(K + 2, (0.01 f)^2 I), f the
-    typical flux.
+    maps of the labels. Terms that the spectra do not need get a variance near zero, so that a higher order costs no
+    precision. Hyperpriors: m ~ N(0, (10 f)^2), Sigma ~ InverseWishart(K + 2, (scale f)^2 I), f the typical flux.
+
+    Args:
+        scale: of the hyperprior of Sigma, in units of f. It is a floor: L pixels give every coefficient a prior sd of
+            at least scale f / sqrt(L), and a floor above what terms of high order have makes their noise pass for
+            information. Far below that, as by default, it does not matter.
     """
 
-    def hyper(self, n_feature: int, scale: float) -> tuple[float, float, np.ndarray]:
-        """Width of m, degrees of freedom and scale matrix of Sigma."""
-        return 10 * scale, n_feature + 2.0, (0.01 * scale) ** 2 * np.eye(n_feature)
+    scale: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise bad_input(f"Learned(scale={self.scale!r})", "scale > 0", fix="priors.Learned()")
+
+    def hyper(self, n_feature: int, scale: float) -> Hyperprior:
+        """Of m and Sigma; scale: the typical flux."""
+        return Hyperprior(10 * scale, n_feature + 2.0, (self.scale * scale) ** 2 * np.eye(n_feature))
 
     def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         width, freedom, matrix = self.hyper(n_feature, scale)
@@ -109,28 +124,14 @@ class Learned:
             return numpyro.sample(name, dist.MultivariateNormal(mean, covariance_matrix=covariance))
 
     def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
-        return _gaussian(np.full(n_feature, 1e-6 / scale**2))
+        """Where training starts: nearly flat."""
+        return _gaussian(np.full(n_feature, START_WIDTH**-2 / scale**2))
 
-    def log_hyper(self, precision: np.ndarray, scale: float) -> float:
-        """ln p(Sigma) at Sigma^-1 (K, K), up to a constant."""
-        k = len(precision)
-        _, freedom, matrix = self.hyper(k, scale)
-        return 0.5 * float((freedom + k + 1) * np.linalg.slogdet(precision)[1] - (matrix * precision).sum())
-
-    def update(
-        self, theta: np.ndarray, covariance: np.ndarray, scale: float
-    ) -> tuple[CoefficientPrior, np.ndarray, np.ndarray]:
-        """EM step for (m, Sigma) from the coefficients' posterior means (L, K) and mean covariance (K, K)."""
-        n_pixel, k = theta.shape
-        _, freedom, matrix = self.hyper(k, scale)
-        mean = theta.mean(0)
-        spread = (theta - mean).T @ (theta - mean) + n_pixel * covariance + matrix
-        sigma = spread / (n_pixel + freedom + k + 1)
-        precision = np.linalg.inv(sigma)
+    def given(self, prior: CoefficientPrior, mean: np.ndarray, covariance: np.ndarray) -> CoefficientPrior:
+        """`prior` with these m (K,) and Sigma (K, K)."""
+        precision = np.linalg.inv(covariance)
         precision = 0.5 * (precision + precision.T)
-        prior = _gaussian(np.zeros(k))
-        prior = prior._replace(precision=jnp.asarray(precision), information=jnp.asarray(precision @ mean))
-        return prior, mean, sigma
+        return prior._replace(precision=jnp.asarray(precision), information=jnp.asarray(precision @ mean))
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from ..inference.base import Inference, Moments, Trained
 from ..inference.batches import Rows
 from ..inference.draws import moments_from_draws
 from ..inference.free_labels import with_label_curve
+from ..inference.gibbs import Gibbs
 from ..inference.laplace import Laplace
 from ..inference.map import MAP
 from ..inference.nuts import NUTS
 from ..inference.passes import by_minibatches, by_sweeps
 from ..inference.quartic import prepare
-from ..inference.spectra_sums import AT_START, SpectraBySums
+from ..inference.spectra_sums import SpectraBySums
 from ..inference.svi import SVI
 from ..inference.whitened import Start
 from ..linear import LinearModel
@@ -57,6 +58,8 @@ class LinearFamily(Family):
         self, model: LinearModel, stars: Stars, inference: Inference, seed: int, progress: bool | None
     ) -> Choice:
         info: dict[str, Any] = {}
+        if isinstance(inference, Gibbs | NUTS):
+            model = model.sampled()
         model.bind(stars)
         if model.outlier_sigma is not None:
             kept = within(model, stars, model.outlier_sigma, seed, progress)
@@ -72,7 +75,7 @@ class LinearFamily(Family):
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if not isinstance(inference, NUTS):
-            return inference.fit(model, stars, seed, progress)
+            return with_label_curve(model, inference.fit(model, stars, seed, progress), stars)
         trained = inference.fit(model, stars, seed, progress, lambda: self.start(model, stars, seed))
         return self.finish(model, stars, trained)
 
@@ -84,25 +87,22 @@ class LinearFamily(Family):
     def train_by_batches(
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
     ) -> Trained:
-        stop = rows.model.most_iterations
         if isinstance(inference, SVI):
-            by_sums = SpectraBySums(rows.model, rows.stars, MAP().tolerance, stop or AT_START)
+            by_sums = SpectraBySums(rows.model, rows.stars, MAP().tolerance)
             trained = by_minibatches(by_sums, rows, inference, seed, progress, checkpoint)
         else:
             inference.refuse_batches(rows.model)
-            by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance, 0 if stop else AT_START)
-            most = rows.model.iterations(inference.max_iterations)
-            trained = by_sweeps(by_sums, rows, most, progress, checkpoint)
-            trained.stats["converged"] |= trained.stats["passes"] == stop
+            by_sums = SpectraBySums(rows.model, rows.stars, inference.tolerance)
+            trained = by_sweeps(by_sums, rows, inference.max_iterations, progress, checkpoint)
         return with_label_curve(rows.model, trained, rows.stars)
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:
-        point = MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False).draws
-        return Start({name: x[0, 0] for name, x in point.items()})
+        point = with_label_curve(model, MAP(max_iterations=30, tolerance=0.1).fit(model, stars, seed, False), stars)
+        return Start({name: x[0, 0] for name, x in point.draws.items()})
 
     def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.moments = moments_from_draws(model, stars, trained.draws)
-        return trained
+        return with_label_curve(model, trained, stars)
 
     def layout(self, model: LinearModel) -> Layout:
         frame = model.require_frame()
@@ -179,14 +179,15 @@ class LinearFamily(Family):
         return {
             "integrated_over": "coefficients and label system of the training posterior",
             "label_scatter": posterior.moments.label_scatter.tolist(),
-            "label_scatter_included": not posterior.model.labels_are_latent,
+            "label_scatter_included": posterior.model.scatter_is_own,
         }
 
     def asked(self, model: LinearModel) -> tuple[str, ...]:
         return ("labels",)
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
-        return log_density(result, stars, posterior.moments.label_scatter)
+        included = posterior.model.scatter_is_own
+        return log_density(result, stars, None if included else posterior.moments.label_scatter)
 
     def parameters(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
         """Of a posterior with one draw, its mode, the coefficients vary as their covariance says."""

@@ -11,8 +11,7 @@ from scipy.stats import t as student_t
 
 from ..errors import BadInput
 from ..fit import fit, fold_of, infer
-from ..inference.base import Moments
-from ..inference.free_labels import learn_label_curve
+from ..inference.free_labels import with_label_curve
 from ..inference.labels import label_system_covariance
 from ..inference.map import MAP
 from ..inference.quartic import prepare
@@ -21,6 +20,7 @@ from ..numerics.linalg import in_float64, inverse_observed
 from ..posterior import Posterior
 from ..progress import bar
 from ..stars import Stars
+from .linear_order import choose_order
 from .linear_stars import finish
 
 FOLDS = 5
@@ -49,15 +49,12 @@ def held_out(
     progress: bool | None = None,
     *,
     n_run: int | None = None,
-    trained: dict[tuple[Any, int, int], Moments] | None = None,
     before: HeldOut | None = None,
 ) -> HeldOut:
     """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
 
-    n_run: run only so many folds; the stars of the others are NaN. trained: moments by model (without its label
-    curve), iterations and fold, kept for variants that share them. before: of some folds, which are not run again.
+    n_run: run only so many folds; the stars of the others are NaN. before: of some folds, which are not run again.
     """
-    trained = {} if trained is None else trained
     frame = model.bind(stars).require_frame()
     fold = fold_of(len(stars), folds, seed)
     mean = np.full((len(stars), len(frame.names)), np.nan)
@@ -69,15 +66,9 @@ def held_out(
         for f in to_run:
             out = fold == f
             bound = model.bind(stars[~out])
-            straight = bound.without_curve()
-            most = bound.iterations(ITERATIONS)
-            if (straight.choice, most, f) not in trained:
-                found = MAP(max_iterations=most, tolerance=0.03).fit(straight, stars[~out], seed, False).moments
-                assert found is not None
-                trained[straight.choice, most, f] = found
-            moments = trained[straight.choice, most, f]
-            if bound.label_curve:
-                moments, _ = learn_label_curve(bound, moments, stars[~out])
+            trained = MAP(max_iterations=ITERATIONS, tolerance=0.03).fit(bound, stars[~out], seed, False)
+            moments = with_label_curve(bound, trained, stars[~out]).moments
+            assert moments is not None
             moments = moments._replace(label_scatter=0 * moments.label_scatter)
             test = stars[out].drop(*model.label_blocks)
             problem = prepare(bound, moments, test, seed, 4)
@@ -94,43 +85,48 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
     run where tau is learned from them.
     """
+    scores: list[dict[str, Any]] = []
+    if model.orders:
+        order, scores = choose_order(model, stars, seed, progress)
+        model = model.of_order(order)
     variants = model.bind(stars).variants()
     if len(variants) == 1 and not asks_held_out(variants[0], stars):
-        return variants[0], None, []
+        return variants[0], None, scores
     folds = min(FOLDS, len(stars))
     outs: list[HeldOut | None] = []
     densities: list[np.ndarray] = []
-    scores: list[dict[str, Any]] = []
-    trained: dict[tuple[Any, int, int], Moments] = {}
+    own: list[dict[str, Any]] = []
     for variant in variants:
-        n_run = COMPARED if variant.integrates_labels else None
+        n_run = COMPARED if len(variants) > 1 else None
         try:
-            out = held_out(variant, stars, folds, seed, progress, n_run=n_run, trained=trained)
+            out = held_out(variant, stars, folds, seed, progress, n_run=n_run)
         except BadInput as problem:
             if len(variants) == 1:
                 raise
             outs.append(None)
             densities.append(np.full(len(stars), -np.inf))
-            scores.append({"variant": variant.choice, "refused": str(problem)})
+            own.append({"variant": variant.choice, "refused": str(problem)})
             continue
         outs.append(out)
         densities.append(density_of_labels(variant.bind(stars), stars, out))
-        scores.append({"variant": variant.choice})
-    compared = fold_of(len(stars), folds, seed) < COMPARED
+        own.append({"variant": variant.choice})
+    compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
     means = [float(d[compared].mean()) for d in densities]
     best = int(np.argmax(means))
-    for score, mean, density in zip(scores, means, densities, strict=True):
+    for score, mean, density in zip(own, means, densities, strict=True):
         if "refused" not in score:
             difference = (density - densities[best])[compared]
             score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
-    if variants[best].integrates_labels and asks_held_out(variants[best], stars):  # tau, of all folds
+    if len(variants) > 1 and asks_held_out(variants[best], stars):  # tau, of all folds
         outs[best] = held_out(variants[best], stars, folds, seed, progress, before=outs[best])
-    return variants[best], outs[best], scores
+    return variants[best], outs[best], scores + own
 
 
 def asks_held_out(model: LinearModel, stars: Stars) -> bool:
-    """Whether tau is to be learned from held-out labels: of free labels only where errors are not stated."""
-    return model.scatter_from_held_out and not (model.label_curve and model.catalogue(stars).stated.all())
+    """Whether tau is to be learned from held-out labels: of labels that training integrates over only where errors are
+    not stated."""
+    integrated = model.label_curve and model.integrates_labels
+    return model.scatter_from_held_out and not (integrated and model.catalogue(stars).stated.all())
 
 
 def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
@@ -167,11 +163,10 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
         variance = (measured.covariance + out.covariance)[known, m, m]
         tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
     scatter = np.sqrt(tau2) * model.require_frame().scale
-    if model.label_curve:  # beyond errors that are stated it is the stars' own (`free_labels`)
+    if model.label_curve and model.integrates_labels:  # stated errors tell tau in training
         scatter = np.where(measured.stated, posterior.moments.label_scatter, scatter)
-        return posterior.with_moments(posterior.moments._replace(label_scatter=scatter))
     moments = posterior.moments._replace(label_scatter=scatter)
-    if model.labels_are_latent:
+    if model.labels_are_latent and not model.label_curve:
         noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
         precision = inverse_observed(noise, jnp.asarray(measured.observed))
         n_star = posterior.info["n_star"]

@@ -20,6 +20,7 @@ from ..inference.quartic import prepare
 from ..inference.starwise import StarProblem
 from ..linear import LinearModel
 from ..numerics.linalg import outer_pairs, pack, pairs
+from ..numerics.nuisance import NuisanceSums
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Block, Stars
@@ -95,6 +96,8 @@ def finish(
     table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
     for name, (value, error, unit) in model.further(moments, stars, latent, latent_covariance).items():
         table |= {name: (("star",), value, {"unit": unit}), f"{name}_error": (("star",), error, {"unit": unit})}
+    if problem.own.nuisances is not None:
+        table |= inferred_nuisances(model, problem.own.nuisances, latent, latent_covariance)
     names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
     coords |= {"latent": names, "latent_bis": names}
     table["latents"] = (("star", "latent"), latent)
@@ -110,6 +113,24 @@ def finish(
         "posterior": draws.drop_vars(["labels_bis", "latent", "latent_bis"]),
         "stars": xr.Dataset(table, coords=coords),
     }
+
+
+def inferred_nuisances(
+    model: LinearModel, sums: NuisanceSums, latent: np.ndarray, spread: np.ndarray
+) -> dict[str, Any]:
+    """Variables of a result: mean and error of every nuisance, the uncertainty of the star's latents included."""
+    phi, slope = model.features(jnp.asarray(latent)), model.features.jacobian(jnp.asarray(latent))
+    mean, covariance = sums.given(phi)
+    moved = covariance @ sums.cross @ slope
+    covariance = np.asarray(covariance + moved @ jnp.asarray(spread) @ jnp.swapaxes(moved, 1, 2))
+    out: dict[str, Any] = {}
+    at = 0
+    for nuisance in model.nuisances:
+        for name, unit, width in zip(nuisance.names, nuisance.units, nuisance.widths, strict=True):
+            out[name] = (("star",), width * np.asarray(mean)[:, at], {"unit": unit})
+            out[f"{name}_error"] = (("star",), width * np.sqrt(covariance[:, at, at]), {"unit": unit})
+            at += 1
+    return out
 
 
 def masked(stars: Stars, mask: np.ndarray) -> Block:
@@ -145,33 +166,34 @@ def labels_of(
     """Scaled true labels of latents (N, P) with covariance (N, P, P) and draws u (chain, draw, N, P).
 
     Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
-    stars, is added; for labels that are outputs tau is, too: there it is the scatter of the true labels.
+    stars, is added, and tau where it is the scatter of the true labels (`LinearModel.scatter_is_own`).
     """
     features, c, system = model.label_features, moments.label_coefficients, moments.label_system_covariance
     phi, draws = np.asarray(features(jnp.asarray(latent))), u.copy()
     if model.label_curve:
         at, slope = map(np.asarray, labels_at(latent, c, features))
-        mean, covariance, tau = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2), None
+        mean, covariance = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2)
         for draw in draws.reshape(-1, *latent.shape):
             draw += np.asarray(features(jnp.asarray(draw))) @ c.T
     elif model.labels_are_latent:
-        mean, covariance, tau = latent.copy(), spread.copy(), None
+        mean, covariance = latent.copy(), spread.copy()
     else:
         slope = c @ np.asarray(features.jacobian(jnp.zeros(features.n_label)))
         mean, covariance = phi @ c.T, slope @ spread @ slope.T
-        tau = moments.label_scatter / model.require_frame().scale
-        covariance += np.diag(tau**2)
         draws = (u @ slope.T) + np.asarray(features(jnp.zeros(features.n_label))) @ c.T
     m, k = c.shape
+    tau = moments.label_scatter / model.require_frame().scale * model.scatter_is_own
+    covariance += np.diag(tau**2)
     both = system + np.swapaxes(system, 1, 3)  # the part that is symmetric in k and l is all that counts
     packed = pack(np.moveaxis(both, 2, 1)).reshape(m * m, -1) * (0.5 * pairs(k)[2])
     covariance += (outer_pairs(phi) @ packed.T).reshape(-1, m, m)
     if len(u[0]) > 1:
-        factor = np.linalg.cholesky(system.reshape(m * k, m * k) + 1e-14 * np.eye(m * k))
+        values, vectors = np.linalg.eigh(system.reshape(m * k, m * k))  # may lack a direction that nothing depends on
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
         for chain in draws:
             for draw in chain:
                 draw += phi @ (factor @ rng.standard_normal(m * k)).reshape(m, k).T
-                if tau is not None:
+                if tau.any():
                     draw += tau * rng.standard_normal(draw.shape)
     return mean, covariance, draws
 

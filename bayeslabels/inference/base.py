@@ -19,7 +19,8 @@ class Moments(NamedTuple):
     label_coefficients (M, K) and label_system_covariance (M, K, M, K): mean and covariance of C, the uncertainty of the
     label system that all stars share, where the true scaled labels are C phi(u), or if the labels are the latents
     u + C phi(u) with C of mean 0, or u + C psi(u) if they are a curve (`label_features`); training_u (N, P): the
-    training stars' latents.
+    training stars' latents; label_resistance (M, K, M, K), of the training step alone and in no file: the precision
+    with which the spectra of the training stars resist a bend of the labels, if they do.
     """
 
     coefficients: np.ndarray
@@ -31,6 +32,7 @@ class Moments(NamedTuple):
     label_coefficients: np.ndarray
     label_system_covariance: np.ndarray
     training_u: np.ndarray
+    label_resistance: np.ndarray | None = None
 
 
 @dataclass

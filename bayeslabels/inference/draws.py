@@ -30,8 +30,10 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     scatter = fixed if isinstance(fixed, np.ndarray) else np.sqrt((flat["scatter"] ** 2).mean(0))
     tau = np.sqrt((flat["label_scatter"] ** 2).mean(0)) if "label_scatter" in flat else np.zeros(m)
     u = flat[names["latents"]].mean(0) if names["latents"] in flat else np.asarray(model.measured(stars).value)
-    coefficients, g, psi = np.zeros((m, features.size)), None, model.label_features
-    if model.label_curve:
+    curved = "label_curve" in flat
+    psi = model.label_features if curved else features
+    coefficients, g = np.zeros((m, features.size)), None
+    if curved:
         coefficients = flat["label_curve"].mean(0)
         phi = np.asarray(psi(jnp.asarray(u)))
         off = frame.scaled(flat["true_labels"]) - (u + phi @ coefficients.T)

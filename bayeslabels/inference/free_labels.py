@@ -5,6 +5,11 @@
 Spectra of lines that saturate are no polynomials of the labels, but nearly polynomials of other variables. Their
 precise spectra pull the training stars' u_n towards these, by far more than noisy catalogue labels resist, and errors
 of u_n that many stars share are no errors but a bend of the coordinates: C, learned from all training stars.
+
+If the polynomial is right, the spectra themselves resist a bend, with the precision Q of the label system that the
+training step knows (`labels.label_system_precision`); if it is not, that says nothing. So C ~ N(0, (Q / kappa)^-1), and
+kappa, how little the form of the spectra is to be believed, is learned from the catalogue: 1 for labels that the
+spectra tell as the catalogue does, large for a catalogue that asks for a bend.
 """
 
 from __future__ import annotations
@@ -17,88 +22,107 @@ import numpy as np
 
 from ..linear import LinearModel
 from ..numerics.features import Monomials
-from ..numerics.linalg import in_float64, inverse_observed
+from ..numerics.linalg import Array, in_float64, inverse_observed, inverse_psd
 from ..stars import Stars
 from .base import Moments, Trained
-from .labels import labels_at, regress_labels, scatter_of_labels
+from .labels import labels_at, regression_of_labels, scatter_of_labels
 from .quartic import prepare
 
 ITERATIONS = 30
 """Of C and tau in turn: far more than they take to settle."""
+DOUBTS = 10.0 ** np.arange(9)
+"""kappa: what is tried."""
+CLEARLY = 3.0
+"""Log evidence, in nats, by which a larger kappa must be better."""
+CURVE = "label_curve"
+"""The site of C."""
 
 
 @in_float64
-def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tuple[Moments, np.ndarray]:
-    """Moments with mean and covariance of C given the rest, and tau: generalised least squares.
+def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tuple[Moments, float]:
+    """Moments with tau, mean and covariance of C given the rest: generalised least squares; and kappa.
 
     u_n has the posterior N(m_n, S_n) that its spectrum alone gives it, so that the catalogue label has mean m_n + C
     psi(m_n) and covariance V_n + diag(tau^2) + J_n S_n J_n', J_n = d label / d u. tau is at its restricted maximum
     likelihood, C integrated out.
 
-    What the labels of a catalogue with stated errors scatter beyond them is taken for an error of u_n, which spectra
-    that are not quite polynomials of anything have: in the moments tau is then 0, and tau^2 part of every star's
-    covariance. Of labels without stated errors it is the noise, of which held-out labels tell better. N labels of
-    noise sigma do not tell tau = 0 from sigma (2 / N)^(1/4): error bars may be too large by as much.
+    N labels of noise sigma do not tell tau = 0 from sigma (2 / N)^(1/4).
     """
     psi = model.label_features
-    flat = _straight(moments, psi)
-    modes = prepare(model, flat, stars.drop(*model.label_blocks), 0).modes
+    size = model.label_features.size * len(moments.label_scatter)
+    resisted = np.zeros((size, size))
+    if moments.label_resistance is not None:
+        resisted = moments.label_resistance.reshape(size, size)
+    modes = prepare(model, _straight(moments), stars.drop(*model.label_blocks), 0).modes
     catalogue = model.catalogue(stars)
     value, noise, observed = map(jnp.asarray, catalogue)
     u, spread = jnp.asarray(modes.location[0]), jnp.asarray(modes.covariance[0])
     usable = jnp.asarray(modes.converged[0]) & jnp.isfinite(u).all(1)
     at = jnp.where(usable[:, None], u, 0.0)
-    c, covariance, tau2 = _regress(
-        value, noise, observed & usable[:, None], at, spread, model.label_scatter_width, psi, ITERATIONS
-    )
-    stated = catalogue.stated
-    system, tau2, constant = np.array(covariance), np.asarray(tau2), psi.exponents.index((0,) * psi.n_label)
-    for m in np.flatnonzero(stated):
-        system[m, constant, m, constant] += tau2[m]
+    given = value, noise, observed & usable[:, None], at, spread, model.label_scatter_width
+    best, kappa = None, 1.0
+    for doubt in DOUBTS if resisted.any() else DOUBTS[:1]:
+        found = _regress(*given, jnp.asarray(resisted / doubt + np.eye(len(resisted))), psi, ITERATIONS)
+        if best is None or float(found[3]) > float(best[3]) + CLEARLY:
+            best, kappa = found, float(doubt)
+    assert best is not None
+    c, covariance, tau2, _ = (np.asarray(x) for x in best)
     tau = np.sqrt(tau2) * model.require_frame().scale
-    left = np.where(stated, 0.0, tau)
-    return moments._replace(label_scatter=left, label_coefficients=np.asarray(c), label_system_covariance=system), tau
+    learned = {"label_scatter": tau, "label_coefficients": c, "label_system_covariance": np.array(covariance)}
+    return moments._replace(**learned), kappa
 
 
 def with_label_curve(model: LinearModel, trained: Trained, stars: Stars) -> Trained:
-    """A point estimate with C and tau, and true labels to match, if the labels are a curve; stars: some will do."""
-    if not model.label_curve:
+    """A point estimate with C and tau, and true labels to match, if the labels are a curve that training has not drawn;
+    stars: some will do."""
+    if not model.label_curve or CURVE in trained.draws:
         return trained
     assert trained.moments is not None
     frame = model.require_frame()
-    moments, tau = learn_label_curve(model, trained.moments, stars)
-    changed = {"label_curve": moments.label_coefficients, "label_scatter": tau}
+    moments, kappa = learn_label_curve(model, trained.moments, stars)
+    changed = {CURVE: moments.label_coefficients, "label_scatter": moments.label_scatter}
     if "true_labels" in trained.draws:
         true = labels_at(moments.training_u, moments.label_coefficients, model.label_features)[0]
         changed["true_labels"] = frame.physical(np.asarray(true))
     draws = trained.draws | {name: x[None, None] for name, x in changed.items()}
-    return Trained(draws, moments, trained.stats, trained.traces)
+    return Trained(draws, moments, trained.stats | {"label_curve_doubt": kappa}, trained.traces)
 
 
-def _straight(moments: Moments, psi: Monomials) -> Moments:
+def _straight(moments: Moments) -> Moments:
     """The labels being u itself."""
-    m, k = len(moments.label_scatter), psi.size
-    return moments._replace(label_coefficients=np.zeros((m, k)), label_system_covariance=np.zeros((m, k, m, k)))
+    system = moments.label_system_covariance
+    blank = {"label_coefficients": np.zeros(system.shape[:2]), "label_system_covariance": np.zeros(system.shape)}
+    return moments._replace(**blank)
 
 
 @functools.partial(jax.jit, static_argnames=("psi", "iterations"))
-def _regress(value, noise, observed, u, spread, width, psi: Monomials, iterations: int):
-    """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn."""
+def _regress(value, noise, observed, u, spread, width, prior, psi: Monomials, iterations: int):
+    """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn; and the log evidence of prior (M K, M K)."""
     m, k = u.shape[1], psi.size
     phi, slope = psi(u), psi.jacobian(u)
     outer = phi[:, :, None] * phi[:, None, :]
     eye, target = jnp.eye(m), jnp.where(observed, value - u, 0.0)
 
     def step(state, _):
-        c, _, tau2 = state
+        c, _, tau2, _ = state
         jacobian = eye + jnp.einsum("mk,nkj->nmj", c, slope)
         total = noise + jacobian @ spread @ jnp.swapaxes(jacobian, 1, 2)
         precision = inverse_observed(total + eye * tau2, observed)
-        c, covariance = regress_labels(target, precision, phi, outer, 1.0)
+        gram, linear = regression_of_labels(target, precision, phi, outer)
+        covariance = inverse_psd(gram.reshape(m * k, m * k) + prior)
+        mean = covariance @ linear.reshape(m * k)
+        known = precision + eye * ~observed[:, :, None]
+        fit = 0.5 * (mean @ linear.reshape(m * k)) - 0.5 * jnp.einsum("ni,nij,nj->", target, precision, target)
+        evidence = fit + 0.5 * (_logdet(known).sum() + _logdet(prior) + _logdet(covariance))
+        c, covariance = mean.reshape(m, k), covariance.reshape(m, k, m, k)
         of_c = jnp.einsum("nk,mkjl,nl->nmj", phi, covariance, phi)
         residual = jnp.where(observed, target - phi @ c.T, 0.0)
         second = residual[:, :, None] * residual[:, None, :] + of_c
-        return (c, covariance, scatter_of_labels(tau2, second, total, observed, width)), None
+        return (c, covariance, scatter_of_labels(tau2, second, total, observed, width), evidence), None
 
-    start = (jnp.zeros((m, k)), jnp.zeros((m, k, m, k)), jnp.full(m, 1e-2))
+    start = (jnp.zeros((m, k)), jnp.zeros((m, k, m, k)), jnp.full(m, 1e-2), jnp.zeros(()))
     return jax.lax.scan(step, start, None, length=iterations)[0]
+
+
+def _logdet(a: Array) -> Array:
+    return jnp.linalg.slogdet(a)[1]

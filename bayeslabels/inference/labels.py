@@ -192,6 +192,7 @@ class LatentLabels(CatalogueLabels):
         full = set(features.exponents) == set(features.up_to(features.order, features.n_label).exponents)
         bounded = np.isfinite(model.coefficient_bounds()).any() or not model.allowed().all()
         self.movable = self.noisy and full and not bounded and isinstance(model.prior, Learned)
+        self.curve = model.label_features
 
     def of(self, u: Array) -> np.ndarray:
         return np.asarray(u)
@@ -227,10 +228,18 @@ class LatentLabels(CatalogueLabels):
         return u @ slope.T + offset, slope @ covariance @ slope.T
 
     def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
-        m, k = self.coefficients.shape
         if not self.noisy:
+            m, k = len(self.coefficients), self.curve.size
             return np.zeros((m, k, m, k))
-        return label_system_covariance(self.features, u, self.precision(), np.asarray(gram).mean(0), n_star)
+        total = label_system_precision(self.features, self.curve, u, self.precision(), np.asarray(gram).mean(0), n_star)
+        return _inverted(total)
+
+    def resistance(self, u: np.ndarray, gram: Array) -> np.ndarray | None:
+        """The part of the label system's precision (M, K, M, K) that the spectra tell; None: nothing."""
+        if not self.noisy:
+            return None
+        stars = self.features, self.curve, u, self.precision()
+        return label_system_precision(*stars, np.asarray(gram).mean(0)) - label_system_precision(*stars)
 
 
 class LabelOutputs(CatalogueLabels):
@@ -343,14 +352,21 @@ def moved_features(features: Monomials, slope: np.ndarray, offset: np.ndarray) -
 def label_system_covariance(
     features: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None, n_star: int | None = None
 ) -> np.ndarray:
-    """Covariance (M, K, M, K) of the label system: of g_m where every true label is u_m + g_m . phi(u).
+    """Covariance (M, K, M, K) of the label system: the inverse of `label_system_precision`, of a curve phi."""
+    return _inverted(label_system_precision(features, features, u, precision, flux_gram, n_star))
+
+
+def label_system_precision(
+    features: Monomials, psi: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None, n_star: int | None = None
+) -> np.ndarray:
+    """Precision (M, K, M, K) of the label system: of g_m where every true label is u_m + g_m . psi(u).
 
     However many pixels a spectrum has, the system of labels is only as well known as N noisy catalogue labels fix it.
-    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out. Its precision is
+    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out:
 
-        sum_n P_nm phi_n phi_n'  +  sum_n h_n' [W - W J_n (J_n' W J_n + P_n)^-1 J_n' W] h_n,
+        sum_n P_nm psi_n psi_n'  +  sum_n h_n' [W - W J_n (J_n' W J_n + P_n)^-1 J_n' W] h_n,
 
-    the first term from the catalogue, the second from the spectra: h_n (K, M K) is the change of phi(u_n) under a move
+    the first term from the catalogue, the second from the spectra: h_n (K, M K') is the change of phi(u_n) under a move
     of the label system, less what new coefficients absorb; the bracket leaves out what star n's own labels absorb.
 
     u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
@@ -359,23 +375,30 @@ def label_system_covariance(
     step, times = max(1, len(u) // 1500), (n_star or len(u)) / len(u)
     u, precision = u[::step], np.asarray(precision)[::step]
     n, m = u.shape
-    phi, jacobian = np.asarray(features(jnp.asarray(u))), np.asarray(features.jacobian(jnp.asarray(u)))
-    k = phi.shape[1]
+    phi, jacobian, bend = (np.asarray(f(jnp.asarray(u))) for f in (features, features.jacobian, psi))
+    k = bend.shape[1]
     curves = np.zeros((m, k, m, k))
     weight = np.einsum("nmm->nm", precision)
-    curves[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", phi, weight, phi, optimize=True)
+    curves[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", bend, weight, bend, optimize=True)
     total = curves.reshape(m * k, m * k)
     if flux_gram is not None:
-        move = np.einsum("njm,nk->njmk", jacobian, phi).reshape(n, -1)
+        move = np.einsum("njm,nk->njmk", jacobian, bend).reshape(n, -1)
         move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
-        move = move.reshape(n, k, m * k)
+        move = move.reshape(n, phi.shape[1], m * k)
         along = np.einsum("njm,jk->nmk", jacobian, flux_gram)
         own = np.einsum("nmk,nkl->nml", along, jacobian) + precision + 1e-9 * np.eye(m)
         total += np.einsum("nja,jk,nkb->ab", move, flux_gram, move, optimize=True)
         shift = np.einsum("nmk,nka->nma", along, move, optimize=True)
         total -= np.einsum("nma,nmb->ab", shift, np.linalg.solve(own, shift), optimize=True)
+    return (total * (step * times)).reshape(m, k, m, k)
+
+
+def _inverted(precision: np.ndarray) -> np.ndarray:
+    """Covariance (M, K, M, K) of a system that may be known in some directions only."""
+    m, k = precision.shape[:2]
+    total = precision.reshape(m * k, m * k)
     ridge = 1e-10 * np.trace(total) / len(total) + 1e-10
-    return np.linalg.inv(total * (step * times) + ridge * np.eye(len(total))).reshape(m, k, m, k)
+    return np.linalg.inv(total + ridge * np.eye(len(total))).reshape(m, k, m, k)
 
 
 SMALLEST_TAU2 = 1e-12

@@ -6,14 +6,16 @@ Gaussian posterior from its compressed spectrum, its catalogue labels and the po
 against the latents' first and second moments, with the coefficients themselves integrated out of the scatter and of the
 learned prior. The joint mode over thousands of latents overfits; this does not. Affine moves of the latents that leave
 every predicted flux unchanged (parameter-expanded EM, Liu+98) replace hundreds of slow iterations.
-Labels that are a curved function of the latents: the curve is learned afterwards (`free_labels`).
+Labels that are a curved function of the latents: the curve is learned afterwards (`free_labels`). A prior of the
+coefficients that is learned across pixels is at its own mode, given the rest, in every iteration
+(`numerics.hierarchy`).
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ import numpy as np
 from ..errors import bad_input
 from ..linear import LinearModel
 from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
+from ..numerics.hierarchy import coefficients_given, learn
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
 from ..numerics.quartics import descend, linear_posterior, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
@@ -29,12 +32,15 @@ from ..priors import HalfNormal, Laplace, Learned
 from ..progress import bar
 from ..stars import Stars
 from .base import Inference, Moments, Trained
-from .free_labels import with_label_curve
 from .labels import CatalogueLabels, LabelOutputs, LatentLabels
 from .starwise import StarProblem, modes_of
 
 MANY = 4_000_000
 """Numbers in the spectra from which a first solution in float32 saves more than it costs."""
+
+PRIOR_STEPS, LATENT_STEPS = 100, 5
+"""Of the learned prior, at most, each time that the pixels are trained: of labels that are exact, and where the latents
+change as well."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class MAP(Inference):
     Test step: the best of several modes per star, with the inverse curvature as covariance (one draw, the mode).
 
     Args:
-        max_iterations: of expectation-maximisation, at most; `Cannon(free_iterations=...)` may end it before.
+        max_iterations: of expectation-maximisation, at most.
         tolerance: largest root mean square change of the true labels in an iteration, in posterior sds. Where the
             objective is known exactly (features linear in the latents) it must also change by less than 1e-6 of itself.
         starts: starting points per star in the test step.
@@ -65,10 +71,8 @@ class MAP(Inference):
     def fit(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Trained:
         self.refuse_batches(model)
         state = EM(model, stars)
-        most = model.iterations(self.max_iterations)
-        with bar(most if state.iterates else None, "training step", progress) as shown:
-            changes, converged = state.run(most, self.tolerance, shown)
-        converged |= len(changes) == model.most_iterations
+        with bar(self.max_iterations if state.iterates else None, "training step", progress) as shown:
+            changes, converged = state.run(self.max_iterations, self.tolerance, shown)
         stats: dict[str, Any] = {
             "converged": bool(converged and state.pixel_converged.all()),
             "iterations": len(changes),
@@ -80,8 +84,7 @@ class MAP(Inference):
         if not converged:
             stats["advice"] = f"MAP(max_iterations={4 * self.max_iterations})"
         traces = {"change": np.array(changes), "objective": np.array(state.objectives)}
-        trained = Trained(state.point(), state.moments(), stats, traces)
-        return with_label_curve(model, trained, stars)
+        return Trained(state.point(), state.moments(), stats, traces)
 
     def refuse_batches(self, model: LinearModel) -> None:
         if self.batch_size is not None:
@@ -125,6 +128,7 @@ class EM:
         self.prior: CoefficientPrior = prior._replace(low=jnp.asarray(low), high=jnp.asarray(high))
         self.penalised = isinstance(model.prior, Laplace) or bool(np.isfinite([low, high]).any())
         self.learned: dict[str, np.ndarray] = {}
+        self.prior_settled = True
         needed = 1 if isinstance(model.prior, Learned) else self.allowed.sum(1)
         self.trained = ok.sum(0) > needed
         self.typical_variance = np.zeros(n_pixel)
@@ -161,10 +165,18 @@ class EM:
             change = self.update_latents() if self.has_latents else 0.0
             change = max(change, self.train())
             changes.append(change)
-            settled = change < tolerance and self.objective_settled()
+            settled = change < tolerance and self.prior_settled and self.objective_settled()
             shown.update()
             shown.set_postfix(change=f"{change:.1e}")
         return changes, settled or not self.iterates
+
+    def train_given(self, u: np.ndarray, covariance: np.ndarray, most: int = 12, tolerance: float = 1e-2) -> None:
+        """Train all pixels at latents (N, P) with covariance (N, P, P) that stay as they are."""
+        self.u, self.u_covariance = u, covariance
+        self.train(start=True)
+        for _ in range(most):
+            if self.train() < tolerance and self.prior_settled:
+                break
 
     def train(self, start: bool = False) -> float:
         """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
@@ -180,8 +192,10 @@ class EM:
         }
         alternations = 100 if not integrate else (10 if start else 1)
         size = min(pixels_at_once(self.n_star), len(self.theta))
-        gram = linear = constant = jnp.zeros(())
         before, unit = self.scatter2.copy(), power_of_two(self.flux_scale)
+        learned = isinstance(self.model.prior, Learned)
+        n_kept = len(self.theta) if learned else 0
+        gram, linear = np.zeros((n_kept, k, k)), np.zeros((n_kept, k))
         for rows, y, e in pixel_blocks(self.value, self.error, size):
             width = rows.stop - rows.start
             allowed = padded(self.allowed, rows, size, 1.0)
@@ -190,25 +204,40 @@ class EM:
             out = train_block(*pixels, alternations, unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
-            if self.has_latents:
-                keep = padded(self.trained.astype(float), rows, size)
-                g, b, c = expected_statistics(y, e, out.theta * allowed, out.covariance, allowed, out.scatter2, keep)
-                gram, linear, constant = gram + g, linear + b, constant + c
+            if learned:
+                gram[rows], linear[rows] = out.gram[:width], out.linear[:width]
         if integrate and not start:
             self.pixel_converged[:] = True
-        if isinstance(self.model.prior, Learned):
-            theta, covariance = self.theta[self.trained], self.covariance[self.trained].mean(0)
-            prior, mean, sigma = self.model.prior.update(theta, covariance, self.flux_scale)
-            self.prior = self.prior._replace(precision=prior.precision, information=prior.information)
-            name = self.model.sites["coefficients"]
-            self.learned = {f"{name}_mean": mean, f"{name}_covariance": sigma}
+        if learned:
+            self.learn_prior(gram, linear, unit)
         if self.has_latents:
-            zero = jnp.zeros(len(linear))
-            self.statistics = Statistics(unpack(gram, k), linear, constant, zero, zero)
+            self.compress(size)
             self.labels.learn_coefficients(phi[: self.n_star], unpack(second[: self.n_star], k))
         floor = self.typical_variance + 1e-12 * self.flux_scale**2
         ratio = np.log((self.scatter2 + floor) / (before + floor))[self.trained]
         return float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
+
+    def learn_prior(self, gram: np.ndarray, linear: np.ndarray, unit: float) -> None:
+        """m and Sigma, and the coefficients under them, from `Pixels.gram` and `linear` of all pixels."""
+        assert isinstance(self.model.prior, Learned)
+        steps = LATENT_STEPS if self.has_latents else PRIOR_STEPS
+        found = learn_prior(self.model.prior, self.prior, gram, linear, self.trained, self.flux_scale, unit, steps)
+        self.prior, self.prior_settled = found.prior, found.converged
+        if not self.penalised:
+            self.theta, self.covariance = found.theta, found.covariance
+        name = self.model.sites["coefficients"]
+        self.learned = {f"{name}_mean": found.hyper_mean, f"{name}_covariance": found.hyper_covariance}
+
+    def compress(self, size: int) -> None:
+        """What the spectra say of every star's latents, the coefficients integrated out."""
+        gram = linear = constant = jnp.zeros(())
+        for rows, y, e in pixel_blocks(self.value, self.error, size):
+            theta, covariance, allowed = (padded(x, rows, size) for x in (self.theta, self.covariance, self.allowed))
+            s2, keep = padded(self.scatter2, rows, size, 1.0), padded(self.trained.astype(float), rows, size)
+            g, b, c = expected_statistics(y, e, theta * allowed, covariance, allowed, s2, keep)
+            gram, linear, constant = gram + g, linear + b, constant + c
+        zero = jnp.zeros(len(linear))
+        self.statistics = Statistics(unpack(gram, self.features.size), linear, constant, zero, zero)
 
     def update_latents(self) -> float:
         """E step, then population, tau and a move of the latents' system; returns the labels' change in sds."""
@@ -248,7 +277,8 @@ class EM:
             self.covariance[self.trained],
         )
         if isinstance(self.model.prior, Learned):
-            total += self.model.prior.log_hyper(np.asarray(self.prior.precision), self.flux_scale)
+            mean, covariance = self.learned.values()
+            total += self.model.prior.hyper(len(mean), self.flux_scale).log_density(mean, covariance)
         return total - _divergence(theta, spread, self.prior)
 
     def objective_settled(self) -> bool:
@@ -264,9 +294,14 @@ class EM:
         covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
         gram, linear = [x[: self.n_star] for x in self.statistics[:2]] if self.has_latents else [None, None]
         system = self.labels.system(self.u, gram, linear, self.stands_for)
+        latent = self.model.labels_are_latent
+        coefficients = np.zeros(system.shape[:2]) if latent else self.labels.coefficients
+        resistance = None
+        if self.model.label_curve and isinstance(self.labels, LatentLabels):
+            resistance = self.labels.resistance(self.u, gram)
         return Moments(
             theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.labels.tau2) * frame.scale,
-            self.mean, self.population, self.labels.coefficients, system, self.u,
+            self.mean, self.population, coefficients, system, self.u, resistance,
         )  # fmt: skip
 
     def point(self) -> dict[str, np.ndarray]:
@@ -285,6 +320,33 @@ class EM:
         elif self.has_latents:
             sites["labels_missing"] = self.u[~self.known]
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
+
+
+class LearnedPrior(NamedTuple):
+    """The prior at its mode given all that stars say of the pixels, the coefficients (L, K) under it, and their
+    covariance (L, K, K)."""
+
+    prior: CoefficientPrior
+    hyper_mean: np.ndarray
+    hyper_covariance: np.ndarray
+    theta: np.ndarray
+    covariance: np.ndarray
+    converged: bool
+
+
+def learn_prior(
+    learned: Learned, prior: CoefficientPrior, gram: np.ndarray, linear: np.ndarray, trained: np.ndarray,
+    flux_scale: float, unit: float, steps: int,
+) -> LearnedPrior:  # fmt: skip
+    """From `Pixels.gram` and `linear` of flux times unit, and the prior before; trained (L,): pixels that count."""
+    start = np.linalg.inv(np.asarray(prior.precision))
+    mean, covariance = start @ np.asarray(prior.information) * unit, start * unit**2
+    hyper = learned.hyper(len(mean), flux_scale * unit)
+    found = learn(gram[trained], linear[trained], mean, covariance, hyper, steps=steps)
+    mean, covariance = found.mean / unit, found.covariance / unit**2
+    theta, spread = coefficients_given(gram, linear, found.mean, found.covariance)
+    prior = learned.given(prior, mean, covariance)
+    return LearnedPrior(prior, mean, covariance, theta / unit, spread / unit**2, found.converged)
 
 
 def latents_given(

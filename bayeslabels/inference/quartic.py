@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..linear import LinearModel
+from ..nuisances import shapes_of
 from ..numerics.compress import Statistics, compress
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ..numerics.modes import Energy, Modes
+from ..numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
 from ..numerics.quartics import TOLERANCE, choose_starts, find_quartic_modes
 from ..stars import Stars
 from .base import Moments
@@ -29,11 +31,13 @@ DRAFT_PIXELS = 1000
 
 
 class Compressed(NamedTuple):
-    """What the label posteriors of N stars depend on: statistics, precision (N, M, M) and information (N, M)."""
+    """What the label posteriors of N stars depend on: statistics, precision (N, M, M) and information (N, M); and what
+    the spectra say of nuisances, which are integrated out of the statistics."""
 
     statistics: Statistics
     precision: Array
     information: Array
+    nuisances: NuisanceSums | None = None
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,15 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there."""
     features = model.features
     precision, information = label_terms(model, moments, stars)
-    integrate = False
+    integrate = rough = False
+    sums = None
     if "flux" in stars:
-        value, error = model.output(stars)
+        spectra = _Spectra(model, moments, *model.output(stars))
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
+        rough = integrate or spectra.shapes is not None
         # a first estimate does not need every pixel of a long spectrum
-        some = slice(None, None, max(1, value.shape[1] // DRAFT_PIXELS) if integrate else 1)
-        shown = value[:, some], None if error is None else error[:, some]
-        statistics = compress(*shown, moments.coefficients[some], moments.scatter[some], draft=integrate)
+        typical = features(jnp.asarray(moments.population_mean))
+        statistics, sums = spectra.draft(jnp.broadcast_to(typical, (len(stars), features.size)), integrate)
     else:
         k = features.size
         zero = jnp.zeros(len(stars))
@@ -70,20 +75,51 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
         measured = model.measured(stars)
         first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
-    tolerance = 1e-2 if integrate else TOLERANCE
+    tolerance = 1e-2 if rough else TOLERANCE
     modes = find_quartic_modes(statistics, precision, information, features, first, tolerance=tolerance)
     if not model.labels_are_latent and model.catalogue(stars).observed.any():
         precision, information = label_terms(model, moments, stars, np.asarray(features(modes.location[0])))
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
-    if integrate:
-        at = outer_pairs(features(modes.location[0]))
-        statistics = compress(
-            value, error, moments.coefficients, moments.scatter,
-            theta_covariance=moments.coefficient_covariance, feature_pairs=at,
-        )  # fmt: skip
+    if rough:
+        statistics, sums = spectra.compressed(features(modes.location[0]), integrate)
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes))
-    own = Compressed(statistics, jnp.asarray(precision), jnp.asarray(information))
+    own = Compressed(statistics, jnp.asarray(precision), jnp.asarray(information), sums)
     return StarProblem(Quartic(features), None, own, modes)
+
+
+class _Spectra:
+    """Spectra of N stars and the trained parameters that they are compressed with; shapes (Q, L, K): of nuisances."""
+
+    def __init__(self, model: LinearModel, moments: Moments, value: np.ndarray, error: np.ndarray | None):
+        self.moments, self.value, self.error = moments, value, error
+        self.shapes = None
+        if model.nuisances:
+            self.shapes = shapes_of(model.nuisances, model.require_frame(), moments.coefficients)
+
+    def draft(self, typical: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:
+        """Statistics for a first estimate; nuisances about the spectrum of features `typical` (N, K)."""
+        rough = integrate or self.shapes is not None
+        some = slice(None, None, max(1, self.value.shape[1] // DRAFT_PIXELS) if rough else 1)
+        theta, scatter = self.moments.coefficients[some], self.moments.scatter[some]
+        shown = self.value[:, some], None if self.error is None else self.error[:, some]
+        statistics = compress(*shown, theta, scatter, draft=integrate)
+        if self.shapes is None:
+            return statistics, None
+        sums = compress_nuisances(*shown, theta, scatter, self.shapes[:, some], typical)
+        return marginalise(statistics, sums), sums
+
+    def compressed(self, phi: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:
+        """Statistics with all pixels, the coefficients integrated out, and nuisances about each star's own spectrum, at
+        features phi (N, K)."""
+        spectra = self.value, self.error, self.moments.coefficients, self.moments.scatter
+        spread: dict[str, Array] = {}
+        if integrate:
+            spread = {"theta_covariance": self.moments.coefficient_covariance, "feature_pairs": outer_pairs(phi)}
+        statistics = compress(*spectra, **spread)
+        if self.shapes is None:
+            return statistics, None
+        sums = compress_nuisances(*spectra, self.shapes, phi, **spread)
+        return marginalise(statistics, sums), sums
 
 
 def _found(modes: Modes) -> np.ndarray:

@@ -25,7 +25,16 @@ from ..priors import Learned
 from ..stars import Stars
 from .base import Trained
 from .labels import CatalogueLabels, LabelSums, Moving, moved_features
-from .map import EM, evidence, expected_statistics, feature_moments, latents_given
+from .map import (
+    EM,
+    LATENT_STEPS,
+    PRIOR_STEPS,
+    evidence,
+    expected_statistics,
+    feature_moments,
+    latents_given,
+    learn_prior,
+)
 from .passes import BySums
 
 WATCHED = 2000
@@ -183,23 +192,25 @@ class SpectraBySums(BySums):
         found, step = pixels_from_sums(
             pixels, em.allowed, prior, g.theta, before, em.scatter_scale, self.unit, **self.options
         )
-        theta, covariance, scatter2, converged = (np.asarray(x) for x in found)
-        hyper_mean, hyper_covariance = g.hyper_mean, g.hyper_covariance
+        theta, covariance, scatter2, converged, gram, linear = (np.asarray(x) for x in found)
+        hyper_mean, hyper_covariance, prior_settled = g.hyper_mean, g.hyper_covariance, True
         if isinstance(self.model.prior, Learned):
-            mean_covariance = covariance[trained].mean(0)
-            new, hyper_mean, hyper_covariance = self.model.prior.update(theta[trained], mean_covariance, em.flux_scale)
-            prior = prior._replace(precision=new.precision, information=new.information)
+            stars = gram, linear, trained, em.flux_scale, self.unit
+            learned = learn_prior(self.model.prior, prior, *stars, LATENT_STEPS if self.latent else PRIOR_STEPS)
+            prior, hyper_mean, hyper_covariance, prior_settled = *learned[:3], learned.converged
+            if not em.penalised:
+                theta, covariance = learned.theta, learned.covariance
         after = Shared(
             theta, covariance, scatter2, trained, converged, np.asarray(prior.precision), np.asarray(prior.information),
             hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
             labels.coefficients, slope, offset, g.labels,
         )  # fmt: skip
         found, after_labels = self.expect(after, self.watched, self.watching)
-        change = float(np.asarray(step)[trained].max(initial=0.0))
+        change = float(np.asarray(step)[trained].max(initial=0.0)) if prior_settled else np.inf
         if self.options["integrate"]:
             floor = em.typical_variance + 1e-12 * em.flux_scale**2
             ratio = np.log((scatter2 + floor) / (before + floor))[trained]
-            change = float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
+            change = max(0.0 if prior_settled else np.inf, float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0)
         spread = np.asarray(jnp.einsum("nmm->nm", found.labels.spread(found.covariance)))
         moved = ((after_labels - g.labels) / np.sqrt(np.maximum(spread, 1e-8)))[self.watching > 0]
         change = max(change, float(np.sqrt(np.mean(moved**2, axis=0)).max()))

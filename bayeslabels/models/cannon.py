@@ -27,9 +27,9 @@ from ..stars import Stars
 LabelNoise = bool | Literal["joint", "free", "cut"]
 
 CURVE = 3
-"""Order of the polynomial psi that takes free variables to labels."""
-FREE_ITERATIONS = (3, 10, 40)
-"""After which free variables are left as they are, compared by held-out density."""
+"""Order of the polynomial psi that takes the variables of the spectra to labels."""
+ORDERS = (1, 2, 3, 4)
+"""Of the polynomial phi: what "auto" chooses among."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,19 @@ class Cannon(LinearModel):
     ======== ============================== =============================================
 
     Args:
-        order: of the polynomial phi, all monomials of the labels up to it (1, 2 or 3; Ho+17 eq. 6 is 2).
+        order: of the polynomial phi, all monomials of the labels up to it (1 to 4; Ho+17 eq. 6 is 2). "auto": the one
+            with the highest held-out density of the flux. Misfit of a polynomial that is too low is common to many
+            pixels, too small to be seen in any of them, and makes error bars too small.
         terms: instead of `order`, the monomials one by one: ``[{}, {"TEFF": 1}, {"TEFF": 1, "LOGG": 2}]``; ``{}`` is
             the constant. The powers are those of the scaled labels u.
-        label_noise: True: the catalogue's labels are noisy. What the spectra may then do to the training labels is
-            decided by held-out density between "joint" (the full posterior), "free" (the spectra choose the variables
-            u in which they are polynomials, and the true labels are u + C psi(u), a cubic, learned from the catalogue:
-            better where no polynomial in the labels fits, as of saturated lines) and "cut" (coefficients learned at
-            the catalogue's labels, no feedback from the spectra: better where the spectra hold more variance than the
-            labels explain); tau is learned in all. False: the classic Cannon, training labels exact.
-        free_iterations: of "free" labels: u starts at the catalogue's labels, and after so many iterations of `MAP` it
-            is left as it is; None: 3, 10 or 40, by held-out density. Whatever else varies in real spectra draws u away
-            from the labels, slowly: at the mode, hundreds of iterations off, less is left of the labels.
+        label_noise: True: the catalogue's labels are noisy, by tau beyond their stated errors, and the true labels are
+            u + C psi(u), psi a cubic and C shrunk towards 0 as the catalogue allows. Whether the spectra may move the
+            training stars' u ("free") or not ("cut": better where the spectra hold more variance than the labels
+            explain) is decided by held-out density of the labels. "joint": "free" without the curve, the full
+            posterior that `Gibbs` and `NUTS` sample. False: the classic Cannon, training labels exact.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
-        coefficient_prior: `priors.Flat()`, `Normal` (ridge), `Laplace` (sparse), `Learned`; None: flat. By default
-            `Learned` where labels are latent ("joint"), flat otherwise.
+        coefficient_prior: `priors.Learned()` by default: terms that the spectra do not need are shrunk to nothing.
+            `Flat()` or None (the textbook's), `Normal` (ridge), `Laplace` (sparse).
         scatter_distribution: prior of the s_l where they are learned, in flux units.
         label_scatter_distribution: prior of every tau_m, ``priors.HalfNormal(scale)`` in units of the label's spread
             among the training stars: 1 by default, less for a catalogue that is known to be good.
@@ -71,6 +69,8 @@ class Cannon(LinearModel):
             flat for the classic Cannon, learned otherwise.
         censor: {label: (L,) mask of the pixels that the label may act on}; its monomials are zero elsewhere
             (Casey+16 section 2.3).
+        nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
+            the test stars alone: `infer(..., nuisances=...)`.
         bounds: {monomial, as in `feature_names`: (low, high)} on coefficients, in flux units.
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters (Ho+17 section 3: 4); None: none.
@@ -78,10 +78,9 @@ class Cannon(LinearModel):
     Sources: Ness+15 (ApJ 808, 16), Ho+17 (ApJ 836, 5; equations above), Casey+16 (arXiv:1603.03040).
     """
 
-    order: int = 2
+    order: int | Literal["auto"] = "auto"
     terms: Sequence[Mapping[str, int]] | None = None
     label_noise: LabelNoise = True
-    free_iterations: int | None = None
     coefficient_prior: Prior | Literal["auto"] | None = "auto"
     population: Literal["auto", "learned", "flat"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
@@ -96,16 +95,12 @@ class Cannon(LinearModel):
     )
 
     def __post_init__(self) -> None:
-        if self.terms is None and self.order not in (1, 2, 3):
+        if self.terms is None and self.order not in (*ORDERS, "auto"):
             raise bad_input(
-                f"order={self.order!r}", "1, 2 or 3", fix="Cannon(order=2), or name the monomials in terms="
+                f"order={self.order!r}", "1, 2, 3, 4 or 'auto'", fix="Cannon(order=2), or name the monomials in terms="
             )
         if self.label_noise not in (True, False, "joint", "free", "cut"):
             raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint', 'free' or 'cut'")
-        if self.free_iterations is not None and not (
-            isinstance(self.free_iterations, int | np.integer) and self.free_iterations > 0
-        ):
-            raise bad_input(f"free_iterations={self.free_iterations!r}", "a whole number > 0, or None")
         if self.population not in ("auto", "learned", "flat"):
             raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
         if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
@@ -135,7 +130,7 @@ class Cannon(LinearModel):
             tau = model.label_scatter_site()
 
         curve = None
-        if model.label_curve:
+        if model.label_curve and model.integrates_labels:
             wide = dist.Normal(0.0, 1.0).expand([m, model.label_features.size]).to_event(2)
             curve = numpyro.sample("label_curve", wide)
 
@@ -152,31 +147,41 @@ class Cannon(LinearModel):
             numpyro.deterministic("true_labels", frame.physical(true))
             if tau is not None:
                 model.label_sites(true, tau, stars, rows)
-            model.flux_site(features(u) @ theta.T, scatter, stars, rows)
+            phi = features(u)
+            model.flux_site(model.disturbed(phi @ theta.T, phi, theta), scatter, stars, rows)
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        return ORDERS if self.terms is None and self.order == "auto" else ()
+
+    def of_order(self, order: int) -> Self:
+        return self.replace(order=order)
 
     def variants(self) -> tuple[Self, ...]:
-        kinds = ("joint", "free", "cut") if self.label_noise is True else (self.label_noise,)
-        each = []
-        for kind in kinds:
-            stops = FREE_ITERATIONS if kind == "free" and self.free_iterations is None else (self.free_iterations,)
-            each += [self.replace(label_noise=kind, free_iterations=stop) for stop in stops]
-        return tuple(each)
+        kinds = ("free", "cut") if self.label_noise is True else (self.label_noise,)
+        return tuple(self.replace(label_noise=kind) for kind in kinds)
+
+    def of_pixels(self, pixels: np.ndarray) -> Self:
+        censor = {name: np.asarray(mask)[pixels] for name, mask in (self.censor or {}).items()} or None
+        return super().of_pixels(pixels).replace(censor=censor)
+
+    def sampled(self) -> Self:
+        return self.replace(label_noise="joint") if self.label_noise is True else self
 
     @property
     def label_curve(self) -> bool:
-        return self.label_noise == "free"
+        return self.label_noise in (True, "free", "cut")
 
     @cached_property
     def label_features(self) -> Monomials:
         return Monomials.up_to(CURVE, len(self.require_frame().names)) if self.label_curve else self.features
 
-    def without_curve(self) -> Self:
-        return self.replace(label_noise="joint") if self.label_curve else self
-
     @cached_property
     def features(self) -> Monomials:
         names = self.require_frame().names
         if self.terms is None:
+            if self.order == "auto":
+                raise bad_input("Cannon with order='auto'", "an order, which fit chooses", fix="Cannon(order=2)")
             return Monomials.up_to(self.order, len(names))
         unknown = {name for term in self.terms for name in term} - set(names)
         if unknown:
@@ -207,18 +212,17 @@ class Cannon(LinearModel):
         return self.label_noise in ("free", "cut")
 
     @property
-    def choice(self) -> str:
-        stop = f", free_iterations={self.free_iterations}" if self.label_curve else ""
-        return f"label_noise={self.label_noise!r}{stop}"
+    def scatter_is_own(self) -> bool:
+        return self.label_noise == "cut"
 
     @property
-    def most_iterations(self) -> int | None:
-        return self.free_iterations if self.label_curve else None
+    def choice(self) -> str:
+        return f"label_noise={self.label_noise!r}"
 
     @property
     def prior(self) -> Prior:
         if isinstance(self.coefficient_prior, str):
-            return Learned() if self.integrates_labels else Flat()
+            return Learned()
         return self.coefficient_prior or Flat()
 
     def allowed(self) -> np.ndarray:

@@ -64,6 +64,8 @@ class Lux(LinearModel):
             a distance modulus shared by magnitudes, say. All labels then have one unit.
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters; None: none.
+        nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
+            the test stars alone: `infer(..., nuisances=...)`.
         masks: {label: (L,) mask of the pixels that it may be inferred from} (section 5). Conditions the test step;
             other labels use all pixels.
 
@@ -118,7 +120,8 @@ class Lux(LinearModel):
                 labels = labels + mu[:, None] * model.unit_offset
             numpyro.deterministic("true_labels", frame.physical(labels))
             model.label_sites(labels, tau, stars, rows)
-            model.flux_site(features(z) @ b.T, scatter, stars, rows)
+            phi = features(z)
+            model.flux_site(model.disturbed(phi @ b.T, phi, b), scatter, stars, rows)
 
     def bind(self, stars: Stars) -> Self:
         """As every model of spectra; the labels' centre leaves to the offset, or to A z, what is theirs."""

@@ -37,12 +37,16 @@ class CoefficientPrior(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """A trained block: coefficients (B, K), their covariance (B, K, K), scatter^2 (B,), whether it converged (B,)."""
+    """A trained block: coefficients (B, K), their covariance (B, K, K), scatter^2 (B,), whether it converged (B,); and
+    what the stars say of the coefficients at that scatter, precision (B, K, K) and information (B, K), of flux in the
+    caller's unit of work."""
 
     theta: Array
     covariance: Array
     scatter2: Array
     converged: Array
+    gram: Array
+    linear: Array
 
 
 def coordinate_descent(gram, linear, start, l1, low, high, sweeps: int = 2000, tolerance: float = 1e-13):
@@ -127,12 +131,13 @@ def train_block(
 
         def solve(x, theta):
             w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
-            gram = normal_matrix((w @ pairs_).astype(phi.dtype), both, allowed, prior, usable)
-            linear = ((w * y_) @ phi_).astype(phi.dtype) * allowed + prior.information
+            own = (w @ pairs_).astype(phi.dtype), ((w * y_) @ phi_).astype(phi.dtype) * allowed
+            gram = normal_matrix(own[0], both, allowed, prior, usable)
+            linear = own[1] + prior.information
             solution, covariance = solve_and_invert(gram, linear)
             if penalised:
                 solution = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
-            return solution, covariance
+            return solution, covariance, own
 
         def residual2(theta, covariance):
             effective = theta * allowed
@@ -148,7 +153,7 @@ def train_block(
 
         def alternate(state):
             x, theta, _, _, count = state
-            theta, covariance = solve(x, theta)
+            theta, covariance, _ = solve(x, theta)
             if not learn_scatter:
                 return x, theta, covariance, jnp.zeros_like(x), count + 1
             start = x.astype(number)
@@ -172,9 +177,9 @@ def train_block(
     solve, alternate = alternator(phi.dtype)
     x, theta, covariance, remaining, _ = run(alternate, state, 1e-7, alternations)
     converged = remaining <= 1e-7
-    theta, covariance = jax.lax.cond(converged.all(), lambda: (theta, covariance), lambda: solve(x, theta))
+    theta, covariance, (gram, linear) = solve(x, theta)
     scatter2 = jnp.exp(x) / unit**2 if learn_scatter else scatter2
-    return Pixels(theta / unit, covariance / unit**2, scatter2, converged)
+    return Pixels(theta / unit, covariance / unit**2, scatter2, converged, unpack(gram, k) * both, linear)
 
 
 class PixelSums(NamedTuple):
@@ -252,7 +257,8 @@ def pixels_from_sums(
         new = jnp.clip(q - gradient / jnp.where(near, exact, fisher), np.exp(SMALLEST_LOG_VARIANCE), np.exp(40.0))
         new = jnp.where(usable, new, q)
         q, step = new, jnp.abs(new - q) * relative
-    return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6), step
+    own = unpack(sums.gram, k) * both, sums.linear * allowed
+    return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6, *own), step
 
 
 def scaled_prior(prior: CoefficientPrior, unit) -> CoefficientPrior:
