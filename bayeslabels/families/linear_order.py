@@ -27,7 +27,7 @@ MOST_FEATURES = 200
 """Terms of a polynomial that is still tried."""
 ITERATIONS = 25
 """Of training at an order, at most: its labels need not have settled."""
-FOLDS = 3
+FOLDS = 2
 SURE = 1.0
 """Standard errors by which a higher order must be better."""
 

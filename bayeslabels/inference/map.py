@@ -170,7 +170,7 @@ class EM:
             shown.set_postfix(change=f"{change:.1e}")
         return changes, settled or not self.iterates
 
-    def train_given(self, u: np.ndarray, covariance: np.ndarray, most: int = 12, tolerance: float = 1e-2) -> None:
+    def train_given(self, u: np.ndarray, covariance: np.ndarray, most: int = 8, tolerance: float = 1e-2) -> None:
         """Train all pixels at latents (N, P) with covariance (N, P, P) that stay as they are."""
         self.u, self.u_covariance = u, covariance
         self.train(start=True)

@@ -60,16 +60,16 @@ class _Sums(NamedTuple):
     """Over pixels, in coordinates t: of E[t], E[t] E[t]', the determined share I - Cov(t), the products g_i g_j of its
     diagonal, and the log evidence."""
 
-    first: Array
-    second: Array
-    share: Array
-    products: Array
-    evidence: Array
+    first: np.ndarray
+    second: np.ndarray
+    share: np.ndarray
+    products: np.ndarray
+    evidence: float
 
 
 def learn(
-    gram: Array,
-    linear: Array,
+    gram: np.ndarray,
+    linear: np.ndarray,
     mean: np.ndarray,
     covariance: np.ndarray,
     hyperprior: Hyperprior,
@@ -85,16 +85,13 @@ def learn(
         steps: at most. tolerance: log density, in nats, that the next step would add.
     """
     n, k = linear.shape
-    pad = -n % BLOCK
-    counts = jnp.asarray(np.r_[np.ones(n), np.zeros(pad)])
-    data = jnp.pad(jnp.asarray(gram), ((0, pad), (0, 0), (0, 0))), jnp.pad(jnp.asarray(linear), ((0, pad), (0, 0)))
-    average = np.asarray(jnp.mean(jnp.asarray(gram), 0))
+    average = gram.mean(0)
 
     def visit(mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, _Sums, float]:
         root = np.linalg.cholesky(covariance)
         root = root @ np.linalg.eigh(root.T @ average @ root)[1]
-        sums = _Sums(*(np.asarray(x) for x in _sums(*data, counts, root, mean)))
-        return root, sums, float(sums.evidence) + hyperprior.log_density(mean, covariance)
+        sums = _sums(gram, linear, root, mean)
+        return root, sums, sums.evidence + hyperprior.log_density(mean, covariance)
 
     root, sums, density = visit(mean, covariance)
     pull, reach = hyperprior.freedom + k + 1, 1.0
@@ -127,50 +124,44 @@ def learn(
     return Learned(mean, covariance, density, False, steps)
 
 
-@jax.jit
-def _sums(gram, linear, counts, root, mean) -> _Sums:
+def _sums(gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarray) -> _Sums:
     k = len(mean)
-    eye = jnp.eye(k)
-
-    def block(total, part):
-        a, b, count = part
-        white = root.T @ a @ root
-        right = (b - a @ mean) @ root
-        factor = jnp.linalg.cholesky(eye + white)  # one alone: two at a time may wait for each other for ever
-        half = solve_triangular(factor, jnp.broadcast_to(eye, white.shape), lower=True)
-        spread = jnp.swapaxes(half, 1, 2) @ half
-        t = jnp.einsum("lij,lj->li", spread, right) * count[:, None]
-        share = (eye - spread) * count[:, None, None]
-        g = jnp.diagonal(share, axis1=1, axis2=2)
-        logdet = jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)).sum()
-        fit = (b * mean).sum() - 0.5 * jnp.einsum("i,lij,j->", mean, a, mean) + 0.5 * (t * right).sum()
-        new = _Sums(t.sum(0), t.T @ t, share.sum(0), g.T @ g, fit - logdet)
-        return jax.tree.map(jnp.add, total, new), None
-
-    zero = jnp.zeros(())
-    start = _Sums(jnp.zeros(k), jnp.zeros((k, k)), jnp.zeros((k, k)), jnp.zeros((k, k)), zero)
-    blocks = tuple(x.reshape(-1, BLOCK, *x.shape[1:]) for x in (gram, linear, counts))
-    return jax.lax.scan(block, start, blocks)[0]
+    total = _Sums(np.zeros(k), np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, k)), 0.0)
+    for a, b in _blocks(gram, linear):
+        t, spread, right = _whitened(a, b, root, mean)
+        share = np.eye(k) - spread
+        g = np.diagonal(share, axis1=1, axis2=2)
+        fit = (b @ mean).sum() - 0.5 * mean @ a.sum(0) @ mean + 0.5 * (t * right).sum()
+        evidence = fit + 0.5 * np.linalg.slogdet(spread)[1].sum()
+        new = _Sums(t.sum(0), t.T @ t, share.sum(0), g.T @ g, float(evidence))
+        total = _Sums(*(x + y for x, y in zip(total, new, strict=True)))
+    return total
 
 
 def coefficients_given(
-    gram: Array, linear: Array, mean: np.ndarray, covariance: np.ndarray
+    gram: np.ndarray, linear: np.ndarray, mean: np.ndarray, covariance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Posterior means (L, K) and covariances (L, K, K) of the coefficients."""
     root = np.linalg.cholesky(covariance)
     theta, spread = np.empty(linear.shape), np.empty(gram.shape)
-    for first in range(0, len(theta), BLOCK):
-        rows = slice(first, first + BLOCK)
-        a, b = np.asarray(gram[rows]), np.asarray(linear[rows])
-        pad = BLOCK - len(a)
-        a, b = np.pad(a, ((0, pad), (0, 0), (0, 0))), np.pad(b, ((0, pad), (0, 0)))
-        t, c = (np.asarray(x)[: BLOCK - pad] for x in _posterior(a, b, root, mean))
-        theta[rows], spread[rows] = t, c
+    for i, (a, b) in enumerate(_blocks(gram, linear)):
+        rows = slice(i * BLOCK, i * BLOCK + len(b))
+        t, inner, _ = _whitened(a, b, root, mean)
+        theta[rows], spread[rows] = mean + t @ root.T, root @ inner @ root.T
     return theta, spread
 
 
-@jax.jit
-def _posterior(gram, linear, root, mean):
-    inner = inverse_psd(jnp.eye(len(mean)) + root.T @ gram @ root)
-    t = jnp.einsum("lij,lj->li", inner, (linear - gram @ mean) @ root)
-    return mean + t @ root.T, root @ inner @ root.T
+def _blocks(gram: np.ndarray, linear: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for first in range(0, len(linear), BLOCK):
+        rows = slice(first, first + BLOCK)
+        yield gram[rows], linear[rows]
+
+
+def _whitened(
+    gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E[t] (B, K) and Cov(t) (B, K, K) of pixels, and W' (b - A m) (B, K)."""
+    right = (linear - gram @ mean) @ root
+    spread = np.linalg.inv(np.eye(len(mean)) + root.T @ gram @ root)
+    spread = 0.5 * (spread + np.swapaxes(spread, 1, 2))
+    return (spread @ right[..., None])[..., 0], spread, right
