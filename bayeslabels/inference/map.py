@@ -128,7 +128,7 @@ class EM:
         self.prior: CoefficientPrior = prior._replace(low=jnp.asarray(low), high=jnp.asarray(high))
         self.penalised = isinstance(model.prior, Laplace) or bool(np.isfinite([low, high]).any())
         self.learned: dict[str, np.ndarray] = {}
-        self.prior_settled = True
+        self.prior_settled, self.prior_evidence = True, 0.0
         needed = 1 if isinstance(model.prior, Learned) else self.allowed.sum(1)
         self.trained = ok.sum(0) > needed
         self.typical_variance = np.zeros(n_pixel)
@@ -222,11 +222,19 @@ class EM:
         assert isinstance(self.model.prior, Learned)
         steps = LATENT_STEPS if self.has_latents else PRIOR_STEPS
         found = learn_prior(self.model.prior, self.prior, gram, linear, self.trained, self.flux_scale, unit, steps)
-        self.prior, self.prior_settled = found.prior, found.converged
+        self.prior, self.prior_settled, self.prior_evidence = found.prior, found.converged, found.evidence
         if not self.penalised:
             self.theta, self.covariance = found.theta, found.covariance
         name = self.model.sites["coefficients"]
         self.learned = {f"{name}_mean": found.hyper_mean, f"{name}_covariance": found.hyper_covariance}
+
+    def flux_evidence(self) -> float:
+        """ln p(flux | latents, scatter, m, Sigma) of pixels that are trained, the coefficients integrated out."""
+        error = np.zeros_like(self.value) if self.error is None else self.error
+        ok = np.isfinite(self.value) & np.isfinite(error) & self.trained
+        variance = np.where(ok, error**2 + self.scatter2, 1.0)
+        residual = np.where(ok, self.value, 0.0)
+        return self.prior_evidence - 0.5 * float(np.where(ok, residual**2 / variance + np.log(variance), 0.0).sum())
 
     def compress(self, size: int) -> None:
         """What the spectra say of every star's latents, the coefficients integrated out."""
@@ -332,6 +340,7 @@ class LearnedPrior(NamedTuple):
     theta: np.ndarray
     covariance: np.ndarray
     converged: bool
+    evidence: float
 
 
 def learn_prior(
@@ -346,7 +355,7 @@ def learn_prior(
     mean, covariance = found.mean / unit, found.covariance / unit**2
     theta, spread = coefficients_given(gram, linear, found.mean, found.covariance)
     prior = learned.given(prior, mean, covariance)
-    return LearnedPrior(prior, mean, covariance, theta / unit, spread / unit**2, found.converged)
+    return LearnedPrior(prior, mean, covariance, theta / unit, spread / unit**2, found.converged, found.evidence)
 
 
 def latents_given(

@@ -47,11 +47,13 @@ class Hyperprior(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """m (K,), Sigma (K, K), the log density of both, whether no step adds to it, and the steps taken."""
+    """m (K,), Sigma (K, K), the log density of both, that without the hyperprior (the evidence), whether no step adds to
+    it, and the steps taken."""
 
     mean: np.ndarray
     covariance: np.ndarray
     log_density: float
+    evidence: float
     converged: bool
     steps: int
 
@@ -107,7 +109,7 @@ def learn(
         towards = (vectors * values) @ vectors.T
         gain = 0.5 * n * float((slope * towards).sum()) + float(shift @ (sums.share + rate) @ shift)
         if gain < tolerance:
-            return Learned(mean, covariance, density, True, count)
+            return Learned(mean, covariance, density, sums.evidence, True, count)
         for halving in range(HALVINGS):
             part = 0.5**halving
             grown = np.linalg.eigh(np.eye(k) + part * towards)
@@ -117,11 +119,11 @@ def learn(
             if trial[2] >= density - 1e-13 * abs(density):
                 break
         else:
-            return Learned(mean, covariance, density, False, count)
+            return Learned(mean, covariance, density, sums.evidence, False, count)
         # a step that brings all that its slope promised was far too short, as where pixels differ in their noise
         reach = 1.0 if halving else min(2 * reach, FURTHEST) if trial[2] - density > 0.7 * gain else max(1.0, reach / 2)
         (mean, covariance), (root, sums, density) = moved, trial
-    return Learned(mean, covariance, density, False, steps)
+    return Learned(mean, covariance, density, sums.evidence, False, steps)
 
 
 def _sums(gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarray) -> _Sums:
