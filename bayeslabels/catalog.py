@@ -28,6 +28,7 @@ from .checkpoint import refuse_other
 from .devices import one_each
 from .errors import CannotDo, bad_input
 from .family import family_of
+from .files import in_one_piece
 from .fit import even_batches, gathered, infer_batch
 from .inference.base import Inference
 from .inference.batches import ahead
@@ -38,7 +39,7 @@ from .sources import Columns, Source, columns_as_in_training, flat, stars_of
 from .star_posterior import Flags
 from .stars import Stars
 from .streams import Stream
-from .tables import in_one_piece, parquet_module, write_table
+from .tables import parquet_module, write_table
 
 NOTES = "_bayeslabels.json"
 """The file, beside the parts, that says what they are parts of."""

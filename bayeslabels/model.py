@@ -88,6 +88,10 @@ class Frame(ByValue, Scales):
     coordinate_name: str | None = None
     blocks: tuple[tuple[str, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.n_pixel < 1 or (self.coordinate is not None and self.coordinate.shape != (self.n_pixel,)):
+            raise bad_input(f"a frame of {self.n_pixel} pixels", "at least one, and a coordinate for each")
+
     def columns(self, block: str) -> slice:
         """The labels that came from a block."""
         start = 0

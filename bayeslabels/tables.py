@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from astropy.table import Table
 from astropy.units import Unit, UnitsWarning, UnrecognizedUnit
 
 from .errors import bad_input
+from .files import in_one_piece
 
 FORMATS = {
     ".fits": "fits", ".fit": "fits", ".fz": "fits", ".gz": "fits",
@@ -95,18 +95,6 @@ def read_wavelength(path: str | os.PathLike[str], where: str) -> np.ndarray:
     if column not in table.colnames:
         raise bad_input(f"wavelength {where!r}", f"a column among {', '.join(table.colnames)}")
     return _grid(table[column], where)
-
-
-@contextlib.contextmanager
-def in_one_piece(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to; moved to `path` at the end, removed if the writing fails."""
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_table(table: Table, path: str | os.PathLike[str]) -> Path:

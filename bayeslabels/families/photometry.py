@@ -84,6 +84,9 @@ class PhotometryFamily(Family):
             trained = fit_guide(rows, inference, seed, progress, checkpoint, lambda: start_of(rows, seed))
         return self.finish(rows.model, rows.stars, trained)
 
+    def sizes(self, model: Photometry) -> dict[str, int]:
+        return {"weight": model.net.size}
+
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()
         coords = {"band": list(frame.bands), "labels": list(frame.names)}
