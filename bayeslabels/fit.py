@@ -7,6 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ def _fit_by_batches(
             "inference": type(inference).__name__, "settings": inference.settings(), "seed": seed,
         }  # fmt: skip
         kept = Checkpoint(Path(checkpoint), every, notes)
-    choice = family.choose(model, training.sample, inference, seed, progress)
-    trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
+    with kept.alone() if kept else nullcontext():
+        choice = family.choose(model, training.sample, inference, seed, progress)
+        trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
     n = int(training.usable.sum())
     if n < training.n:
         choice.info[family.lost] = training.n - n
