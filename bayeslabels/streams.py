@@ -67,7 +67,8 @@ class ParquetStream(Stream):
         parquet = parquet_module()
         found = [path]
         if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix in (".parquet", ".pq") and p.name[0] not in "._"]
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix in (".parquet", ".pq")]
+            found = [p for p in inside if not any(part[0] in "._" for part in p.relative_to(path).parts)]
             if not found:
                 raise bad_input(f"the folder {path} without Parquet files", "some")
         self.rows, self.groups, names = [], [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def refuse_non_ascii(names: Sequence[str], what: str, path: str | os.PathLike[str]) -> None:
+    """Refuse texts that a FITS file cannot hold."""
+    if odd := [name for name in names if not name.isascii()]:
+        raise bad_input(
+            f"{len(odd)} {what} for {path} that are not ASCII, such as {odd[0]!r}", "ASCII, which is all that FITS has",
+            fix="a destination in .parquet or .ecsv, or a folder",
+        )  # fmt: skip
+
+
 def _fits_hdu(table: Table) -> fits.BinTableHDU:
     """Units as the table has them (dex, too, which the FITS standard lacks), and of the meta what a header holds."""
     plain = Table({name: getattr(table[name], "value", table[name]) for name in table.colnames})
@@ -123,7 +133,8 @@ def _fits_hdu(table: Table) -> fits.BinTableHDU:
                 hdu.columns[name].unit = unit.to_string()
     for key, value in table.meta.items():
         if isinstance(value, str | int | float):
-            hdu.header["COMMENT"] = f"{key} = {value}"
+            plain = " ".join(f"{key} = {value}".split())
+            hdu.header["COMMENT"] = plain.encode("ascii", "replace").decode()
         elif isinstance(value, dict):
             for name, bit in value.items():
                 hdu.header["COMMENT"] = f"{key}: {bit} = {name}"
