@@ -22,6 +22,7 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from . import state
+from .bad_stars import drop_bad_errors, readable, widened
 from .devices import one_each
 from .errors import CannotDo, bad_input
 from .family import family_of
@@ -32,7 +33,7 @@ from .numerics.linalg import in_float64
 from .parts import Parts
 from .posterior import Posterior
 from .progress import bar
-from .sources import Columns, Source, columns_as_in_training, flat, stars_of
+from .sources import Columns, Source, columns_as_in_training
 from .star_posterior import Flags
 from .stars import Stars
 from .streams import Stream
@@ -88,7 +89,8 @@ def infer_catalog(
         overwrite: put a file in the place of one that exists, at the end.
         seed: as in `infer`: the same stars in the same batches have the same posteriors, to the bit.
 
-    Errors of a measurement that are zero or negative count as missing, and their stars are flagged BAD_ERROR.
+    Errors of a measurement that are zero or negative, and inverse variances that are negative or infinite, count as
+    missing. Of a star whose covariances are none, all counts as missing. Such stars are flagged BAD_ERROR.
 
     Raises:
         BadInput: before anything is computed: columns or files that are not there, files cut short, duplicated ids,
@@ -227,33 +229,19 @@ def infer_table(
     posterior: Posterior, table: Table, columns: Columns, coords: Mapping[str, Any], inference: Inference, seed: int,
     first: int, size: int,
 ) -> tuple[QTable, int]:  # fmt: skip
-    """The rows of the result for a batch of at most `size` stars, and how many have errors that are zero or negative.
+    """The rows of the result for a batch of at most `size` stars, and how many have errors that cannot be.
 
     first: the place of the batch among all stars.
     """
-    bad = _drop_bad_errors(table, columns)
-    stars = stars_of(table, columns, coords)
+    bad = drop_bad_errors(table, columns)
+    stars, odd = readable(widened(table, columns, posterior.model.widths), columns, coords)
+    bad |= odd
     if stars.id is None:
         stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
     posterior.model.check(stars)
     part = infer_batch(posterior, stars, inference, seed, first, size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
     return gathered(posterior, stars, [part], inference, seed).table(), int(bad.sum())
-
-
-def _drop_bad_errors(table: Table, columns: Columns) -> np.ndarray:
-    """Errors that are zero or negative become missing; (N,) the stars that have some."""
-    bad = np.zeros(len(table), bool)
-    for name, value in columns.items():
-        if not name.endswith("_error"):
-            continue
-        for column in flat([value]):
-            numbers = np.asarray(table[column], float)
-            wrong = numbers <= 0
-            if wrong.any() and numbers.ndim < 3:
-                bad |= wrong.reshape(len(table), -1).any(1)
-                table[column] = np.where(wrong, np.nan, numbers)
-    return bad
 
 
 def _count(flags: dict[str, int], values: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .bad_stars import without_failures
 from .checkpoint import Checkpoint
 from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
@@ -23,7 +24,7 @@ from .model import Model
 from .numerics.linalg import in_float64
 from .posterior import Posterior, provenance
 from .progress import bar
-from .star_posterior import StarPosterior
+from .star_posterior import Flags, StarPosterior
 from .stars import Stars
 from .training import StarsInFiles, StarsInMemory, TrainingStars
 
@@ -186,12 +187,18 @@ def infer_batch(
 ) -> dict[str, xr.Dataset]:
     """`Family.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
 
+    A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it.
+
     first: the place of the first of them among all stars.
     """
     n = len(stars)
     if n < size:
         stars = stars[np.minimum(np.arange(size), n - 1)]
-    part = family_of(posterior.model).infer(posterior, stars, inference, seed, first, progress)
+    family = family_of(posterior.model)
+    part, failed = without_failures(lambda x: family.infer(posterior, x, inference, seed, first, progress), stars)
+    if failed.any():
+        flags = part["stars"]["flags"]
+        part["stars"]["flags"] = flags.where(~failed, (flags & ~int(Flags.NO_DATA)) | int(Flags.NOT_CONVERGED))
     return part if n == size else {name: data.isel(star=slice(0, n)) for name, data in part.items()}
 
 

@@ -87,6 +87,10 @@ class LinearModel(Model):
         return (*self.label_blocks, "flux")
 
     @property
+    def widths(self) -> dict[str, int]:
+        return {"flux": self.require_frame().n_pixel}
+
+    @property
     @abstractmethod
     def features(self) -> Monomials:
         """phi, of the latents; of first order where labels are outputs."""

@@ -123,6 +123,11 @@ class LogLinearModel(Model):
         return (*(spec.removeprefix("ln ") for spec in self.feature_blocks), self.predicted, "zero_point")
 
     @property
+    def widths(self) -> dict[str, int]:
+        source = self.require_frame().source
+        return {name: source.count(name) for name in source[1:]}
+
+    @property
     @abstractmethod
     def feature_blocks(self) -> tuple[str, ...]:
         """The blocks that features come from, "ln " before those whose logarithm is taken."""

@@ -130,6 +130,11 @@ class Model(ABC):
         """The blocks that the program observes where they are present; in files, columns of their names are theirs."""
         return ()
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of the blocks that may be vectors in a table, as in training."""
+        return {}
+
     @abstractmethod
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program. batch_size: subsample the plate of stars, for stochastic optimisation."""

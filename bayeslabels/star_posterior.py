@@ -39,7 +39,8 @@ class Flags(IntFlag):
     RECALIBRATED = 1024
     """Errors are not the posterior's own, but those of an error model learned on held-out stars (`recalibrate`)."""
     BAD_ERROR = 8192
-    """An error was zero or negative, and its measurement left out (`infer_catalog`; elsewhere it is refused)."""
+    """An error was zero or negative, and its measurement left out; or a covariance was none, and the star's data left
+    out (`infer_catalog`; elsewhere both are refused)."""
 
 
 def flag_names(value: int) -> tuple[str, ...]:

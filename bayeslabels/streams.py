@@ -72,6 +72,7 @@ class ParquetStream(Stream):
             if not found:
                 raise bad_input(f"the folder {path} without Parquet files", "some")
         self.rows, self.groups, names = [], [], []
+        self.widths: dict[str, int] = {}
         for file in found:
             try:
                 head = parquet.read_metadata(file)
@@ -110,13 +111,29 @@ class ParquetStream(Stream):
                         while batch.num_rows:
                             piece = batch.slice(0, size - n_held)
                             batch = batch.slice(piece.num_rows)
-                            held.append(table_of_arrow(piece))
+                            held.append(self._widened(table_of_arrow(piece)))
                             n_held += piece.num_rows
                             if n_held == size:
                                 yield joined(held)
                                 held, n_held = [], 0
         if held:
             yield joined(held)
+
+    def _widened(self, table: Table) -> Table:
+        """With lists that are null in all of these rows as long as they are elsewhere in the files."""
+        for name in table.colnames:
+            if table[name].shape[1:] == (0,) and (width := self._width(name)):
+                table[name] = Column(np.full((len(table), width), np.nan), unit=table[name].unit)
+        return table
+
+    def _width(self, name: str) -> int:
+        """Numbers in each list of a column; 0 where all are null."""
+        if name not in self.widths:
+            batches = (batch for path in self.paths for batch in parquet_module().ParquetFile(path).iter_batches(
+                4096, columns=[name]))  # fmt: skip
+            found = (table_of_arrow(batch)[name].shape[1] for batch in batches)
+            self.widths[name] = next((width for width in found if width), 0)
+        return self.widths[name]
 
 
 class FitsStream(Stream):

@@ -199,7 +199,9 @@ def table_of_arrow(data: Any) -> Table:
         kind = str(field.type)
         if hasattr(column, "combine_chunks"):
             column = column.combine_chunks()
-        if "list" in kind:
+        if kind == "null":
+            out[name] = np.full(len(column), np.nan)
+        elif "list" in kind:
             out[name] = _vectors(name, column)
         elif "string" in kind:
             out[name] = np.array([x or "" for x in column.to_pylist()], str)
@@ -212,14 +214,16 @@ def table_of_arrow(data: Any) -> Table:
 
 
 def _vectors(name: str, column: Any) -> np.ndarray:
-    """(n, length) of a pyarrow list array; rows that are null are NaN."""
+    """(n, length) of a pyarrow list array; rows that are null or empty are NaN, and length is 0 where all are."""
     from pyarrow.compute import list_value_length
 
-    lengths = set(list_value_length(column).unique().to_pylist()) - {None}
+    lengths = set(list_value_length(column).unique().to_pylist()) - {None, 0}
+    if not lengths:
+        return np.full((len(column), 0), np.nan)
     if len(lengths) != 1:
         raise bad_input(f"column {name!r} with lists of length {sorted(lengths)[:5]}", "spectra of one length")
     (length,) = lengths
-    present = ~column.is_null().to_numpy(zero_copy_only=False)
+    present = np.asarray(list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)) > 0
     values = column.flatten().to_numpy(zero_copy_only=False)  # of the rows that are present, alone
     n = int(present.sum())
     if n == len(present):

@@ -136,6 +136,10 @@ class Photometry(CollapsedModel):
     blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "parallax", "reddening")  # type: ignore[assignment]
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
 
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"magnitudes": len(self.require_frame().bands)}
+
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program; each of `labels`, `magnitudes`, `parallax` and `reddening` is observed where present."""
         model = self.bound(stars)
