@@ -57,8 +57,8 @@ def test_training_passes_over_row_groups_without_spectra(training, tmp_path):
     pq.write_table(pa.table(table), tmp_path / "in.parquet", row_group_size=8)
     model = bl.Cannon(order=1, label_noise=False)
     posterior = bl.fit(model, tmp_path / "in.parquet", bl.MAP(), columns=columns)
-    known = bl.Stars(labels=training.labels, flux=bl.Block(training.flux.value))[8:]
     labels = bl.Stars(labels=bl.Block(training.labels.value, names=("TEFF", "LOGG")))
+    known = labels.with_block(flux=bl.Block(training.flux.value))[8:]
     np.testing.assert_allclose(posterior.predict(labels), bl.fit(model, known).predict(labels), atol=1e-6)
 
 
