@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -14,8 +15,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Column, Table, vstack
 
-from .errors import bad_input
-from .tables import first_table, parquet_module, read_table, table_of_arrow
+from .errors import BadInput, bad_input
+from .tables import first_table, open_fits, parquet_module, read_table, table_of_arrow
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 FITS = (".fits", ".fit")
@@ -141,7 +142,7 @@ class FitsStream(Stream):
 
     def __init__(self, path: Path, hdu: int | str | None):
         self.paths, self.hdu = (path,), hdu
-        with warnings.catch_warnings(), fits.open(path, memmap=True) as hdus:
+        with warnings.catch_warnings(), self._opened(path) as hdus:
             warnings.simplefilter("ignore")  # of a file cut short, which is refused below
             table = first_table(hdus, hdu, path)
             self.number, self.n_row = hdus.index(table), int(table.header["NAXIS2"])
@@ -149,6 +150,18 @@ class FitsStream(Stream):
             needed = table._data_offset + int(table.header["NAXIS1"]) * self.n_row
         if path.stat().st_size < needed:
             raise bad_input(f"{path} of {path.stat().st_size} bytes", f"at least {needed}", "it is cut short")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _opened(path: Path) -> Iterator[Any]:
+        try:
+            with open_fits(path) as hdus:
+                yield hdus
+        except BadInput:
+            raise
+        except (OSError, ValueError, TypeError, KeyError) as problem:
+            got = f"{path}, which cannot be read as FITS ({' '.join(str(problem).split())[:160]})"
+            raise bad_input(got, "a table", "a truncated download or another kind of file") from problem
 
     def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
         with fits.open(self.paths[0], memmap=True) as hdus:

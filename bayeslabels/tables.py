@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
         try:
             if kind == "ascii.ecsv":
                 return Table.read(path, format=kind)
-            with fits.open(path) as hdus:
+            with open_fits(path) as hdus:
                 found = first_table(hdus, hdu, path)
                 if not isinstance(found, fits.BinTableHDU | fits.TableHDU):
                     raise bad_input(f"HDU {hdu} of {path}, which is no table", f"one of {_tables(hdus)}")
@@ -82,7 +82,7 @@ def read_wavelength(path: str | os.PathLike[str], where: str) -> np.ndarray:
     elif format_of(path) != "fits":
         raise bad_input(f"wavelength {where!r} for {path}", "FILE:COLUMN, as only FITS files have HDUs")
     else:
-        with fits.open(path) as hdus:
+        with open_fits(path) as hdus:
             found = first_table(hdus, int(first) if first.isdecimal() else first, Path(path))
             image = None if isinstance(found, fits.BinTableHDU | fits.TableHDU) else found.data
             if image is not None:
@@ -143,6 +143,26 @@ def _fits_hdu(table: Table) -> fits.BinTableHDU:
 
 def _one_line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:160] or type(problem).__name__
+
+
+@contextlib.contextmanager
+def open_fits(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The HDUs of a FITS file, memory-mapped, once their headers are seen to lead from one to the next.
+
+    Of a header with a negative size astropy would come to the same one for ever.
+    """
+    with fits.open(path, memmap=True) as hdus:
+        number = 0
+        while True:
+            try:
+                header = hdus[number].header
+            except IndexError:
+                break
+            sizes = [f"NAXIS{i + 1}" for i in range(int(header.get("NAXIS", 0)))] + ["PCOUNT", "GCOUNT"]
+            if odd := [f"{key} = {header[key]}" for key in sizes if key in header and int(header[key]) < 0]:
+                raise bad_input(f"{path} with {', '.join(odd)} in HDU {number}", "sizes of 0 or more", "a damaged file")
+            number += 1
+        yield hdus
 
 
 def first_table(hdus: Any, hdu: int | str | None, path: Path) -> Any:

@@ -244,6 +244,19 @@ def test_files_that_are_cut_short_or_differ(sky, run, tmp_path):
         run(tmp_path / "in.fits")
 
 
+@pytest.mark.parametrize("key", ["NAXIS1", "NAXIS2", "PCOUNT"])
+def test_fits_tables_of_negative_size(sky, run, tmp_path, key):
+    fits.table_to_hdu(sky).writeto(tmp_path / "in.fits")
+    content = bytearray((tmp_path / "in.fits").read_bytes())
+    at = content.index(b"%-8s=" % key.encode(), 2880)
+    content[at + 10 : at + 30] = b"%20d" % -1
+    (tmp_path / "in.fits").write_bytes(content)
+    with pytest.raises(bl.BadInput, match=f"{key} = -1"):
+        run(tmp_path / "in.fits")
+    with pytest.raises(bl.BadInput, match=f"{key} = -1"):
+        read_table(tmp_path / "in.fits")
+
+
 def test_bad_errors_are_flagged_and_their_pixels_left_out(sky, run, tmp_path):
     bad = sky.copy()
     bad["FLUX_ERR"][2, 3], bad["FLUX_ERR"][9] = 0.0, -1.0
