@@ -25,6 +25,8 @@ from .stars import Block, Stars
 
 FLAT_POPULATION = 1e4
 """Variance, in scaled labels, of a label prior that is flat for every purpose."""
+HOPELESS = 1e8
+"""Typical fluxes: an error above says nothing, and its weight would drown in rounding."""
 
 
 class Measured(NamedTuple):
@@ -242,13 +244,15 @@ class LinearModel(Model):
         return out
 
     def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
-        """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite."""
+        """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
         block = stars["flux"]
         if block.has_covariance:
             raise bad_input(
                 "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
             )
-        return block.value, block.error
+        if block.error is None or not (hopeless := block.error > HOPELESS * self.require_frame().flux_scale).any():
+            return block.value, block.error
+        return block.value, np.where(hopeless, np.nan, block.error)
 
     def arrays(self, stars: Stars) -> Spectra:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
