@@ -74,6 +74,8 @@ class Family(ABC):
     lost: ClassVar[str] = "n_unusable"
     """What the stars are called, in a result's `info`, that are not `usable`."""
 
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Quantities of every star beside its labels, whose names labels cannot have."""
     unbounded: ClassVar[tuple[str, ...]] = ()
     """Moments that may be infinite."""
 

@@ -24,7 +24,7 @@ from .model import Model
 from .numerics.linalg import in_float64
 from .posterior import Posterior, provenance
 from .progress import bar
-from .star_posterior import Flags, StarPosterior
+from .star_posterior import Flags, StarPosterior, refuse_names
 from .stars import Stars
 from .training import StarsInFiles, StarsInMemory, TrainingStars
 
@@ -63,6 +63,8 @@ def fit(
     family = family_of(model)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
+    if isinstance(stars, Stars):
+        _refuse_names(model, stars)
     large = not isinstance(stars, Stars) or checkpoint is not None
     if isinstance(inference, family.from_files if large else family.by_batches):
         if odd := family.not_by_batches(model):
@@ -93,6 +95,7 @@ def _fit_by_batches(
         training: TrainingStars = StarsInMemory(stars, usable, seed)
     else:
         training = StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
+        _refuse_names(model, training.sample)
     kept = None
     if checkpoint is not None:
         notes = {
@@ -228,6 +231,13 @@ def described(model: Model) -> dict[str, str]:
     """Its kind and hyperparameters, to compare."""
     fields = {f.name: str(getattr(model, f.name)) for f in dataclasses.fields(model) if f.name != "frame"}
     return {"kind": type(model).__name__, **fields}
+
+
+def _refuse_names(model: Model, stars: Stars) -> None:
+    """Refuse labels with names that would be lost in the result, before anything is computed."""
+    for block in {"labels", "target_labels", *getattr(model, "label_blocks", ())} & set(model.blocks):
+        if block in stars:
+            refuse_names(stars[block].names or (), family_of(model).beside)
 
 
 def _check_arguments(model: Any, stars: Any, seed: Any) -> None:

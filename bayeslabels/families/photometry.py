@@ -51,6 +51,7 @@ class PhotometryFamily(Family):
 
     kind: ClassVar = Photometry
     moments: ClassVar = PhotometricMoments
+    beside: ClassVar = ("reddening", "distance_modulus", "distance", "reddening_variation")
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Importance()
     from_files: ClassVar = (MAP, SVI)
