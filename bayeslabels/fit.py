@@ -24,6 +24,7 @@ from .model import Model
 from .numerics.linalg import in_float64
 from .posterior import Posterior, provenance
 from .progress import bar
+from .sentinels import refuse_sentinels
 from .star_posterior import Flags, StarPosterior, refuse_names
 from .stars import Stars
 from .training import StarsInFiles, StarsInMemory, TrainingStars
@@ -64,7 +65,7 @@ def fit(
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
     if isinstance(stars, Stars):
-        _refuse_names(model, stars)
+        _refuse_early(model, stars)
     large = not isinstance(stars, Stars) or checkpoint is not None
     if isinstance(inference, family.from_files if large else family.by_batches):
         if odd := family.not_by_batches(model):
@@ -95,7 +96,7 @@ def _fit_by_batches(
         training: TrainingStars = StarsInMemory(stars, usable, seed)
     else:
         training = StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
-        _refuse_names(model, training.sample)
+        _refuse_early(model, training.sample)
     kept = None
     if checkpoint is not None:
         notes = {
@@ -233,11 +234,12 @@ def described(model: Model) -> dict[str, str]:
     return {"kind": type(model).__name__, **fields}
 
 
-def _refuse_names(model: Model, stars: Stars) -> None:
-    """Refuse labels with names that would be lost in the result, before anything is computed."""
+def _refuse_early(model: Model, stars: Stars) -> None:
+    """Refuse names that would be lost in the result, and sentinels, before anything is computed."""
     for block in {"labels", "target_labels", *getattr(model, "label_blocks", ())} & set(model.blocks):
         if block in stars:
             refuse_names(stars[block].names or (), family_of(model).beside)
+    refuse_sentinels(stars, model.blocks)
 
 
 def _check_arguments(model: Any, stars: Any, seed: Any) -> None:

@@ -142,8 +142,7 @@ class FitsStream(Stream):
 
     def __init__(self, path: Path, hdu: int | str | None):
         self.paths, self.hdu = (path,), hdu
-        with warnings.catch_warnings(), self._opened(path) as hdus:
-            warnings.simplefilter("ignore")  # of a file cut short, which is refused below
+        with self._opened(path) as hdus:
             table = first_table(hdus, hdu, path)
             self.number, self.n_row = hdus.index(table), int(table.header["NAXIS2"])
             self.names = tuple(table.columns.names)
@@ -155,8 +154,10 @@ class FitsStream(Stream):
     @contextlib.contextmanager
     def _opened(path: Path) -> Iterator[Any]:
         try:
-            with open_fits(path) as hdus:
-                yield hdus
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file cut short, which is refused
+                with open_fits(path) as hdus:
+                    yield hdus
         except BadInput:
             raise
         except (OSError, ValueError, TypeError, KeyError) as problem:

@@ -20,6 +20,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from ..collapsed import CollapsedModel
+from ..columns import refuse_covariance
 from ..errors import bad_input
 from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
 from ..numerics.linalg import Array, constant
@@ -356,6 +357,7 @@ class Photometry(CollapsedModel):
         for name in self.blocks:
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
+        refuse_covariance(stars["magnitudes"], "magnitudes")
         _check_units(stars)
         return self.replace(frame=frame_of(self.components, stars))
 
@@ -376,6 +378,9 @@ class Photometry(CollapsedModel):
         if not isinstance(self.distance_prior, DistancePrior):
             raise bad_input(f"distance_prior={self.distance_prior!r}", "priors.ExponentialDisk or NormalModulus",
                             fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
+        if not isinstance(self.reddening_prior, Exponential):
+            raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential",
+                            fix="reddening_prior=priors.Exponential(0.1)")  # fmt: skip
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
@@ -393,6 +398,8 @@ class Photometry(CollapsedModel):
         for name in self.blocks:
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
+        if "magnitudes" in stars:
+            refuse_covariance(stars["magnitudes"], "magnitudes")
         _check_units(stars)
 
 
