@@ -1,4 +1,4 @@
-"""What cannot be meant is noticed: sentinels, other units and grids than in training, correlations that are not used."""
+"""What cannot be meant is noticed: sentinels, other units and grids than in training, correlations left unused."""
 
 from __future__ import annotations
 
