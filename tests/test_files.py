@@ -144,6 +144,58 @@ def test_a_damaged_file_is_refused_before_hdf5_sees_it(trained, tmp_path, monkey
         bl.load(path)
 
 
+def test_a_thousand_damages_are_all_noticed(trained, tmp_path):
+    """Bits, bytes, blocks and lengths, any of several at once: the file is refused unless it is the same."""
+    path = trained.save(tmp_path / "cannon.nc")
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    for i in range(1000):
+        damaged, first = bytearray(whole), int(rng.integers(len(whole)))
+        size = int(rng.integers(1, 3000))
+        if i % 4 == 0:
+            damaged[first : first + size] = bytes(size)
+        elif i % 4 == 1:
+            damaged[first : first + size] = whole[:size]
+        elif i % 4 == 2:
+            del damaged[first : first + size]
+        for at in rng.integers(0, len(damaged), int(rng.integers(1, 5))):
+            damaged[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(bl.BadInput):
+            bl.load(path)
+
+
+def scrambled(file, rng):
+    """Change something in an HDF5 file: an attribute, or the type, shape, numbers or name of a dataset."""
+    names = []
+    file.visit(names.append)
+    x = file[names[rng.integers(len(names))]]
+    values = ["", "x", -1, 2**62, np.nan, np.zeros(0), np.arange(5), b"\xff", np.array(["a", "b"], "S1")]
+    value = values[rng.integers(len(values))]
+    if rng.random() < 0.5:
+        holder = file if rng.random() < 0.3 or not len(x.attrs) else x
+        put(holder, list(holder.attrs)[rng.integers(len(holder.attrs))], value)
+    elif isinstance(x, h5py.Dataset) and rng.random() < 0.7 and x.size:
+        name, numbers = x.name, x[()]
+        del file[name]
+        file[name] = value if rng.random() < 0.5 else numbers.ravel()[: x.size // 2]
+    else:
+        del file[x.name]
+
+
+@pytest.mark.slow
+def test_changes_with_a_new_checksum_raise_nothing_else(trained, tmp_path):
+    refused = 0
+    for seed in range(300):
+        path = trained.save(tmp_path / "cannon.nc")
+        with changed(path) as file:
+            scrambled(file, np.random.default_rng(seed))
+        try:
+            assert isinstance(bl.load(path), bl.Posterior)
+        except bl.BadInput:
+            refused += 1
+    assert refused > 100
+
+
 def test_a_file_cut_short_or_emptied_is_refused(trained, tmp_path):
     path = trained.save(tmp_path / "cannon.nc")
     whole = path.read_bytes()
