@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from astropy.io import fits
-from astropy.table import QTable, Table, vstack
+from astropy.table import QTable, Table
 
 from . import state
-from .checkpoint import refuse_other
+from .bad_stars import drop_bad_errors, readable, widened
 from .devices import one_each
 from .errors import CannotDo, bad_input
 from .family import family_of
@@ -32,16 +30,14 @@ from .fit import even_batches, gathered, infer_batch
 from .inference.base import Inference
 from .inference.batches import ahead
 from .numerics.linalg import in_float64
+from .parts import Parts
 from .posterior import Posterior
 from .progress import bar
-from .sources import Columns, Source, columns_as_in_training, flat, stars_of
+from .sources import Columns, Source, columns_as_in_training
 from .star_posterior import Flags
 from .stars import Stars
 from .streams import Stream
-from .tables import in_one_piece, parquet_module, write_table
-
-NOTES = "_bayeslabels.json"
-"""The file, beside the parts, that says what they are parts of."""
+from .tables import parquet_module, refuse_non_ascii
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,8 @@ def infer_catalog(
         overwrite: put a file in the place of one that exists, at the end.
         seed: as in `infer`: the same stars in the same batches have the same posteriors, to the bit.
 
-    Errors of a measurement that are zero or negative count as missing, and their stars are flagged BAD_ERROR.
+    Errors of a measurement that are zero or negative, and inverse variances that are negative or infinite, count as
+    missing. Of a star whose covariances are none, all counts as missing. Such stars are flagged BAD_ERROR.
 
     Raises:
         BadInput: before anything is computed: columns or files that are not there, files cut short, duplicated ids,
@@ -105,13 +102,24 @@ def infer_catalog(
     inference = inference or family.infer_by
     family.require(inference, posterior.model, "infer")
     plan = _Plan.of(posterior, source, destination, inference, dict(columns or {}), batch_size, seed)
-    plan.prepare(resume, overwrite)
+    parts = plan.parts()
+    parts.refuse(overwrite, list(plan.stream.paths))
     start, flags = time.perf_counter(), dict.fromkeys(Flags.__members__, 0)
-    done = plan.finished()
+    with parts.held(resume):
+        plan.refuse_ids()
+        n_resumed = _run(plan, parts, flags, progress)
+        parts.assemble()
+    seconds = time.perf_counter() - start
+    return CatalogRun(plan.destination, plan.stream.n_row, n_resumed, seconds, flags, plan.notes)
+
+
+def _run(plan: _Plan, parts: Parts, flags: dict[str, int], progress: bool | None) -> int:
+    """Infer and write the parts that are not finished; adds up the flags, and returns how many stars were."""
+    done = parts.finished()
     n_resumed = sum(stop - first for first, stop in done)
     for first, _ in done:
-        _count(flags, parquet_module().read_table(plan.part(first), columns=["flags"])["flags"])
-    waiting, n_bad = [x for x in plan.parts() if x not in done], 0
+        _count(flags, parquet_module().read_table(parts.part(first), columns=["flags"])["flags"])
+    waiting, n_bad = [x for x in parts.ranges if x not in done], 0
     label = f"{plan.batch_size} stars ({plan.megabytes:.0f} MB) at a time"
     with bar(plan.stream.n_row, label, progress) as shown, ThreadPoolExecutor(1) as writer:
         shown.update(n_resumed)
@@ -120,15 +128,13 @@ def infer_catalog(
             _count(flags, result["flags"])
             if written is not None:
                 written.result()
-            written = writer.submit(plan.write_part, first, stop, result)
+            written = writer.submit(parts.write, first, stop, result)
             n_bad += bad
             shown.set_postfix({"bad errors": n_bad} if n_bad else {})
             shown.update(stop - first)
         if written is not None:
             written.result()
-    plan.assemble()
-    seconds = time.perf_counter() - start
-    return CatalogRun(plan.destination, plan.stream.n_row, n_resumed, seconds, flags, plan.notes)
+    return n_resumed
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,8 @@ class _Plan:
             batch_size = even_batches(posterior.model, stream.n_row)
         if isinstance(batch_size, str) or batch_size < 1:
             raise bad_input(f"batch_size={batch_size!r}", 'a number of stars, or "auto"')
+        if Path(destination).suffix == ".fits":
+            refuse_non_ascii(family_of(posterior.model).quantities(posterior.model).names, "columns", destination)
         size = min(int(batch_size), stream.n_row)
         notes = {
             "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row,
@@ -171,48 +179,17 @@ class _Plan:
         return self.source.stream
 
     @property
-    def folder(self) -> Path:
-        """Where the parts are: the destination, or a folder beside the file that is made of them at the end."""
-        if not self.destination.suffix:
-            return self.destination
-        return self.destination.with_name(f".{self.destination.name}.parts")
-
-    @property
     def megabytes(self) -> float:
         """Of the numbers of a batch, four times over: as read, in float64, and at work."""
         frame = self.posterior.model.require_frame()
         width = getattr(frame, "n_pixel", None) or len(frame.names)
         return 4 * 2 * 8 * width * self.batch_size / 1e6
 
-    def prepare(self, resume: bool, overwrite: bool) -> None:
-        """Refuse what cannot be done, before the first star is read."""
-        if self.destination.suffix and self.destination.suffix not in JOINS:
-            raise bad_input(f"destination {self.destination}", "a folder, or a file in .ecsv, .fits or .parquet")
-        notes = self.folder / NOTES
-        if (self.destination.is_file() and not overwrite) or (self.destination.is_dir() and self.destination.suffix):
-            raise bad_input(f"destination {self.destination}, which exists", "a new name", fix="overwrite=True")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not notes.is_file():
-            raise bad_input(f"destination {self.folder}, a folder of other files", "a new or empty folder")
-        if notes.is_file():
-            before = _notes_of(notes)
-            if resume:
-                fix = "resume=False to start again, or another destination"
-                refuse_other(before, self.notes, f"the parts in {self.folder}", fix)
-            else:
-                shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with in_one_piece(notes) as part:
-                part.write_text(json.dumps(self.notes, indent=1))
-        except OSError as problem:
-            raise bad_input(
-                f"destination {self.destination} ({problem.strerror})", "one that can be written"
-            ) from problem
-        if self.source.columns.get("id"):
-            self._refuse_duplicates()
-
-    def _refuse_duplicates(self) -> None:
-        name = self.source.columns["id"]
+    def refuse_ids(self) -> None:
+        """Refuse ids that are not one per star, before anything is computed."""
+        name = self.source.columns.get("id")
+        if not name:
+            return
         ids = np.concatenate([np.asarray(t[name]) for t in self.stream.read(0, 1_000_000, [name])])
         values, count = np.unique(ids, return_counts=True)
         if (count > 1).any():
@@ -220,26 +197,12 @@ class _Plan:
             raise bad_input(
                 f"{int((count > 1).sum())} ids that stand more than once, such as {shown}", "one row per star"
             )
+        if self.destination.suffix == ".fits":
+            refuse_non_ascii([str(x) for x in values] if values.dtype.kind == "U" else [], "ids", self.destination)
 
-    def parts(self) -> list[tuple[int, int]]:
-        """First row and one past the last, of every part."""
+    def parts(self) -> Parts:
         n, size = self.stream.n_row, self.batch_size
-        return [(first, min(first + size, n)) for first in range(0, n, size)]
-
-    def part(self, first: int) -> Path:
-        return self.folder / f"part-{first:012d}.parquet"
-
-    def finished(self) -> list[tuple[int, int]]:
-        """The parts that are there, whole."""
-        parquet = parquet_module()
-        out = []
-        for first, stop in self.parts():
-            try:
-                if parquet.read_metadata(self.part(first)).num_rows == stop - first:
-                    out.append((first, stop))
-            except (OSError, ValueError):
-                continue
-        return out
+        return Parts(self.destination, self.notes, [(first, min(first + size, n)) for first in range(0, n, size)])
 
     def tables(self, waiting: list[tuple[int, int]]) -> Iterator[tuple[int, int, Table]]:
         """The rows of the parts that are still to be done; rows between them are passed over."""
@@ -251,24 +214,6 @@ class _Plan:
             first = start + i * self.batch_size
             if first in todo:
                 yield first, todo[first], table
-
-    def write_part(self, first: int, stop: int, table: QTable) -> None:
-        try:
-            write_table(table, self.part(first))
-        except OSError as problem:
-            raise OSError(
-                problem.errno,
-                f"{problem.strerror}: part {first} to {stop} of {self.destination} could not be written; what was "
-                "written is kept, and the same call goes on from there",
-            ) from problem
-
-    def assemble(self) -> None:
-        """One file of the parts, if a file was asked for."""
-        if not self.destination.suffix:
-            return
-        with in_one_piece(self.destination) as whole:
-            JOINS[self.destination.suffix]([self.part(first) for first, _ in self.parts()], whole, self.stream.n_row)
-        shutil.rmtree(self.folder)
 
 
 def _inferred(plan: _Plan, first: int, stop: int, table: Table) -> tuple[int, int, QTable, int]:
@@ -284,33 +229,19 @@ def infer_table(
     posterior: Posterior, table: Table, columns: Columns, coords: Mapping[str, Any], inference: Inference, seed: int,
     first: int, size: int,
 ) -> tuple[QTable, int]:  # fmt: skip
-    """The rows of the result for a batch of at most `size` stars, and how many have errors that are zero or negative.
+    """The rows of the result for a batch of at most `size` stars, and how many have errors that cannot be.
 
     first: the place of the batch among all stars.
     """
-    bad = _drop_bad_errors(table, columns)
-    stars = stars_of(table, columns, coords)
+    bad = drop_bad_errors(table, columns)
+    stars, odd = readable(widened(table, columns, posterior.model.widths), columns, coords)
+    bad |= odd
     if stars.id is None:
         stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
     posterior.model.check(stars)
     part = infer_batch(posterior, stars, inference, seed, first, size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
     return gathered(posterior, stars, [part], inference, seed).table(), int(bad.sum())
-
-
-def _drop_bad_errors(table: Table, columns: Columns) -> np.ndarray:
-    """Errors that are zero or negative become missing; (N,) the stars that have some."""
-    bad = np.zeros(len(table), bool)
-    for name, value in columns.items():
-        if not name.endswith("_error"):
-            continue
-        for column in flat([value]):
-            numbers = np.asarray(table[column], float)
-            wrong = numbers <= 0
-            if wrong.any() and numbers.ndim < 3:
-                bad |= wrong.reshape(len(table), -1).any(1)
-                table[column] = np.where(wrong, np.nan, numbers)
-    return bad
 
 
 def _count(flags: dict[str, int], values: Any) -> None:
@@ -326,74 +257,3 @@ def _fingerprint(posterior: Posterior) -> str:
     for x in [*arrays.values(), *posterior.moments]:
         total.update(np.ascontiguousarray(np.asarray(x, float)).tobytes())
     return total.hexdigest()[:16]
-
-
-def _notes_of(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as problem:
-        what = f"{path}, which cannot be read ({problem})"
-        raise bad_input(what, "the notes of an earlier run", fix="resume=False to start again") from problem
-
-
-LENGTH = "table::len::"
-"""Before a column's name in the metadata of a part: of how many letters its texts are, at most."""
-
-
-def _lengths(parts: list[Path]) -> dict[str, int]:
-    """Of the texts of all parts, by column."""
-    out: dict[str, int] = {}
-    for part in parts:
-        for name, value in parquet_module().read_schema(part).metadata.items():
-            if (key := name.decode()).startswith(LENGTH):
-                column = key.removeprefix(LENGTH)
-                out[column] = max(int(value), out.get(column, 1))
-    return out
-
-
-def _join_parquet(parts: list[Path], whole: Path, n_row: int) -> None:
-    parquet, first = parquet_module(), parquet_module().read_schema(parts[0])
-    texts = {LENGTH + name: str(length) for name, length in _lengths(parts).items()}
-    schema = first.with_metadata(first.metadata | {k.encode(): v.encode() for k, v in texts.items()})
-    with parquet.ParquetWriter(whole, schema) as writer:
-        for part in parts:
-            writer.write_table(parquet.read_table(part).replace_schema_metadata(schema.metadata))
-
-
-def _as_fits(parts: list[Path], one: Path) -> Iterator[Path]:
-    """Every part written again as the file `one`, with texts as wide as the widest of all parts."""
-    lengths = _lengths(parts)
-    try:
-        for part in parts:
-            table = QTable.read(part, format="parquet")
-            for name, length in lengths.items():
-                table[name] = np.asarray(table[name]).astype(f"U{length}")
-            write_table(table, one)
-            yield one
-    finally:
-        one.unlink(missing_ok=True)
-
-
-def _join_fits(parts: list[Path], whole: Path, n_row: int) -> None:
-    """The header of the first part, with the rows of all."""
-    with open(whole, "wb") as out:
-        for piece in _as_fits(parts, whole.with_name(f"{whole.stem}.one.fits")):
-            with fits.open(piece) as hdus:
-                header, begin, start = hdus[1].header.copy(), hdus[1]._header_offset, hdus[1]._data_offset
-            n_byte = header["NAXIS1"] * header["NAXIS2"]
-            with open(piece, "rb") as rows:
-                if out.tell() == 0:
-                    header["NAXIS2"] = n_row
-                    out.write(rows.read(begin))
-                    out.write(header.tostring().encode("ascii"))
-                rows.seek(start)
-                out.write(rows.read(n_byte))
-        out.write(bytes(-out.tell() % 2880))
-
-
-def _join_text(parts: list[Path], whole: Path, n_row: int) -> None:
-    write_table(vstack([QTable.read(part, format="parquet") for part in parts], metadata_conflicts="silent"), whole)
-
-
-JOINS = {".parquet": _join_parquet, ".fits": _join_fits, ".ecsv": _join_text}
-"""How the parts become one file, by the end of its name."""

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,10 @@ from .catalog import infer_catalog
 from .columns import default_names
 from .errors import BadInput, CannotDo, bad_input, index_of
 from .family import family_of
+from .files import refuse_unwritable
 from .fit import fit
 from .model import MODELS, Model
-from .posterior import load, version_of
+from .posterior import Posterior, load, version_of
 from .priors import HalfNormal, Prior
 from .sources import read_stars
 from .stars import Stars
@@ -169,8 +171,19 @@ def _fit(a: argparse.Namespace, written: list[Path]) -> None:
     _say(reports.training(posterior, time.perf_counter() - start))
     posterior.info["columns"] = columns
     posterior.info["source"] = os.path.basename(a.table)
-    written.append(posterior.save(a.output))
-    _say(f"wrote {a.output}; next: bayeslabels infer {a.output} TABLE -o catalogue.fits")
+    written.append(_saved(posterior, a.output))
+    _say(f"wrote {written[-1]}; next: bayeslabels infer {written[-1]} TABLE -o catalogue.fits")
+
+
+def _saved(posterior: Posterior, path: Path) -> Path:
+    """Save what was trained; where that fails now, as on a disk that is full, in a folder for temporary files."""
+    try:
+        return posterior.save(path)
+    except OSError as problem:
+        elsewhere = Path(tempfile.mkdtemp(prefix="bayeslabels-")) / path.name
+        posterior.save(elsewhere)
+        text = f"{path} could not be written ({problem.strerror}): the model is in {elsewhere}"
+        raise OSError(problem.errno, text) from problem
 
 
 def _infer(a: argparse.Namespace, written: list[Path]) -> None:
@@ -205,7 +218,7 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     settings = info.get("settings") or {}
     _say(f"  settings: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'none'}")
     if info.get("columns"):
-        shown = {k: v if isinstance(v, str) else ",".join(v) for k, v in info["columns"].items()}
+        shown = {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in info["columns"].items()}
         _say("  columns: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
     rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
     _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
@@ -354,6 +367,7 @@ def _may_write(path: Path, overwrite: bool) -> None:
         raise bad_input(f"output {path}, which exists", "a new file", fix="--overwrite to replace it")
     if not path.parent.is_dir():
         raise bad_input(f"output {path}", "a file in a folder that exists")
+    refuse_unwritable(path, "output")
 
 
 def _progress(a: argparse.Namespace) -> bool | None:
@@ -361,16 +375,21 @@ def _progress(a: argparse.Namespace) -> bool | None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(_printable(text), flush=True)
 
 
 def _fail(message: str) -> int:
-    print(f"bayeslabels: {' '.join(message.split())}", file=sys.stderr)
+    print(f"bayeslabels: {_printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    print(f"bayeslabels: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"bayeslabels: warning: {_printable(' '.join(str(message).split()))}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Without what would command a terminal: names and notes come from files."""
+    return "".join(x if x.isprintable() or x in "\n\t" else repr(x)[1:-1] for x in text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import plots, reports
+from .files import in_one_piece
 from .fit import fit, infer
 from .inference import MAP, Importance
 from .models.cannon import Cannon
@@ -17,7 +18,7 @@ from .posterior import Posterior
 from .simulate import simulate
 from .star_posterior import StarPosterior
 from .stars import Stars
-from .tables import in_one_piece, write_table
+from .tables import write_table
 
 LABEL_SCATTER = (30.0, 0.06, 0.02)
 """Noise in the simulated training labels that their stated errors do not cover."""

@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .process import settings_as_usual
+
 
 def shared_out(data: Any, *per_star: np.ndarray) -> tuple[Any, ...]:
     """`data` on every device, and arrays (..., B) of a minibatch with a part of their last axis on each.
@@ -104,7 +106,7 @@ def one_each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[A
     wide = bool(jax.config.read("jax_enable_x64"))
 
     def on(device: Any, item: Any) -> Any:
-        with jax.enable_x64(wide), jax.default_device(device):
+        with settings_as_usual(), jax.enable_x64(wide), jax.default_device(device):
             return function(item)
 
     waiting: deque[Future[Any]] = deque()

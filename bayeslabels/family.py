@@ -74,6 +74,11 @@ class Family(ABC):
     lost: ClassVar[str] = "n_unusable"
     """What the stars are called, in a result's `info`, that are not `usable`."""
 
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Quantities of every star beside its labels, whose names labels cannot have."""
+    unbounded: ClassVar[tuple[str, ...]] = ()
+    """Moments that may be infinite."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         FAMILIES[cls.kind] = cls()
@@ -137,6 +142,10 @@ class Family(ABC):
 
     @abstractmethod
     def layout(self, model: Any) -> Layout: ...
+
+    def sizes(self, model: Any) -> dict[str, int]:
+        """Sizes of dimensions of the moments that have no coordinates, where the model says them."""
+        return {}
 
     def read_moments(self, arrays: dict[str, np.ndarray]) -> Any:
         """The moments from the arrays of a file."""

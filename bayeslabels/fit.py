@@ -7,12 +7,14 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from .bad_stars import without_failures
 from .checkpoint import Checkpoint
 from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
@@ -23,7 +25,8 @@ from .nuisances import require_nuisances
 from .numerics.linalg import in_float64
 from .posterior import Posterior, provenance
 from .progress import bar
-from .star_posterior import StarPosterior
+from .sentinels import refuse_sentinels
+from .star_posterior import Flags, StarPosterior, refuse_names
 from .stars import Stars
 from .training import StarsInFiles, StarsInMemory, TrainingStars
 
@@ -62,6 +65,8 @@ def fit(
     family = family_of(model)
     inference = inference or family.fit_by
     family.require(inference, model, "fit")
+    if isinstance(stars, Stars):
+        _refuse_early(model, stars)
     large = not isinstance(stars, Stars) or checkpoint is not None
     if isinstance(inference, family.from_files if large else family.by_batches):
         if odd := family.not_by_batches(model):
@@ -92,6 +97,7 @@ def _fit_by_batches(
         training: TrainingStars = StarsInMemory(stars, usable, seed)
     else:
         training = StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
+        _refuse_early(model, training.sample)
     kept = None
     if checkpoint is not None:
         notes = {
@@ -99,8 +105,9 @@ def _fit_by_batches(
             "inference": type(inference).__name__, "settings": inference.settings(), "seed": seed,
         }  # fmt: skip
         kept = Checkpoint(Path(checkpoint), every, notes)
-    choice = family.choose(model, training.sample, inference, seed, progress)
-    trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
+    with kept.alone() if kept else nullcontext():
+        choice = family.choose(model, training.sample, inference, seed, progress)
+        trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
     n = int(training.usable.sum())
     if n < training.n:
         choice.info[family.lost] = training.n - n
@@ -203,12 +210,18 @@ def infer_batch(
 ) -> dict[str, xr.Dataset]:
     """`Family.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
 
+    A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it.
+
     first: the place of the first of them among all stars.
     """
     n = len(stars)
     if n < size:
         stars = stars[np.minimum(np.arange(size), n - 1)]
-    part = family_of(posterior.model).infer(posterior, stars, inference, seed, first, progress)
+    family = family_of(posterior.model)
+    part, failed = without_failures(lambda x: family.infer(posterior, x, inference, seed, first, progress), stars)
+    if failed.any():
+        flags = part["stars"]["flags"]
+        part["stars"]["flags"] = flags.where(~failed, (flags & ~int(Flags.NO_DATA)) | int(Flags.NOT_CONVERGED))
     return part if n == size else {name: data.isel(star=slice(0, n)) for name, data in part.items()}
 
 
@@ -238,6 +251,14 @@ def described(model: Model) -> dict[str, str]:
     """Its kind and hyperparameters, to compare."""
     fields = {f.name: str(getattr(model, f.name)) for f in dataclasses.fields(model) if f.name != "frame"}
     return {"kind": type(model).__name__, **fields}
+
+
+def _refuse_early(model: Model, stars: Stars) -> None:
+    """Refuse names that would be lost in the result, and sentinels, before anything is computed."""
+    for block in {"labels", "target_labels", *getattr(model, "label_blocks", ())} & set(model.blocks):
+        if block in stars:
+            refuse_names(stars[block].names or (), family_of(model).beside)
+    refuse_sentinels(stars, model.blocks)
 
 
 def _check_arguments(model: Any, stars: Any, seed: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
+from .columns import same_unit
 from .errors import bad_input
 from .model import Frame, Model, scaling
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
@@ -26,6 +27,8 @@ from .stars import Block, Stars
 
 FLAT_POPULATION = 1e4
 """Variance, in scaled labels, of a label prior that is flat for every purpose."""
+HOPELESS = 1e8
+"""Typical fluxes: an error above says nothing, and its weight would drown in rounding."""
 
 
 class Measured(NamedTuple):
@@ -89,6 +92,10 @@ class LinearModel(Model):
     @property
     def blocks(self) -> tuple[str, ...]:
         return (*self.label_blocks, "flux")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"flux": self.require_frame().n_pixel}
 
     @property
     @abstractmethod
@@ -254,13 +261,15 @@ class LinearModel(Model):
         return out
 
     def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
-        """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite."""
+        """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
         block = stars["flux"]
         if block.has_covariance:
             raise bad_input(
                 "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
             )
-        return block.value, block.error
+        if block.error is None or not (hopeless := block.error > HOPELESS * self.require_frame().flux_scale).any():
+            return block.value, block.error
+        return block.value, np.where(hopeless, np.nan, block.error)
 
     def arrays(self, stars: Stars) -> Spectra:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
@@ -373,13 +382,25 @@ def _check_flux(flux: Block, frame: Frame) -> None:
         raise bad_input(
             f"spectra of {flux.n_dim} pixels", f"{frame.n_pixel}, as in training", "another wavelength grid", fix
         )
-    grid = flux.coords.get(frame.coordinate_name) if frame.coordinate_name else None
-    if grid is None or frame.coordinate is None or np.allclose(grid, frame.coordinate, rtol=1e-6, atol=0):
+    if wrong := [unit for unit in dict.fromkeys(flux.units) if not same_unit(unit, frame.flux_unit)]:
+        raise bad_input(
+            f"flux in {wrong[0] or 'no unit'}", f"{frame.flux_unit or 'no unit'}, as in training",
+            "another unit than in training", f'Block(flux, error, unit="{frame.flux_unit}") with Quantities, which are '
+            "converted",
+        )  # fmt: skip
+    grid = flux.coords.get(frame.coordinate_name or "", next(iter(flux.coords.values()), None))
+    if grid is None or frame.coordinate is None:
+        return
+    if grid.dtype.kind == frame.coordinate.dtype.kind == "U" and (grid == frame.coordinate).all():
+        return
+    if "U" in (grid.dtype.kind, frame.coordinate.dtype.kind):
+        raise bad_input(f"coords {', '.join(flux.coords)}", f"{frame.coordinate_name}, as in training")
+    if np.allclose(grid, frame.coordinate, rtol=1e-6, atol=0, equal_nan=True):
         return
     worst = np.argmax(np.abs(grid - frame.coordinate))
     raise bad_input(
         f"pixel {worst} at {grid[worst]:.6g}", f"{frame.coordinate[worst]:.6g}, as in training",
-        "another wavelength grid", fix,
+        f"another wavelength grid, or coords {', '.join(flux.coords)} that are not {frame.coordinate_name}", fix,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from .columns import default_names
+from .columns import default_names, refuse_covariance, same_unit
 from .errors import bad_input
 from .model import ByValue, Model
 from .numerics.incomplete import Population, learn
@@ -53,6 +53,7 @@ class FeatureFrame(ByValue):
         mean, loadings, noise: of the features' population, scaled (`numerics.incomplete.Population`).
         unit: of the quantity predicted.
         farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
+        taken_in: unit of each feature, before its logarithm was taken; (): not known, of an old file.
         outlier: mean and sd of measured parallaxes that have nothing to do with the features: those of the training
             stars, three times as wide.
     """
@@ -71,6 +72,7 @@ class FeatureFrame(ByValue):
     unit: str
     farthest: float
     outlier: np.ndarray
+    taken_in: tuple[str, ...] = ()
 
     @property
     def population(self) -> Population:
@@ -123,6 +125,11 @@ class LogLinearModel(Model):
         return (*(spec.removeprefix("ln ") for spec in self.feature_blocks), self.predicted, "zero_point")
 
     @property
+    def widths(self) -> dict[str, int]:
+        source = self.require_frame().source
+        return {name: source.count(name) for name in source[1:]}
+
+    @property
     @abstractmethod
     def feature_blocks(self) -> tuple[str, ...]:
         """The blocks that features come from, "ln " before those whose logarithm is taken."""
@@ -172,6 +179,7 @@ class LogLinearModel(Model):
                     f"a block {name!r}, which the training step needs",
                     fix=f"Stars({name}=..., ...), or {type(self).__name__}(features=(...)) without it",
                 )  # fmt: skip
+            refuse_covariance(stars[name], name)
         target = stars[self.predicted]
         if target.n_dim != 1 or target.error is None:
             raise bad_input(
@@ -198,8 +206,10 @@ class LogLinearModel(Model):
                     f"{columns[name] or f'{size} columns'}, as in training", "columns swapped or renamed",
                     f"{name}.select({columns[name]!r})" if columns[name] else "",
                 )  # fmt: skip
-            units = tuple(u for u, s in zip(frame.units, frame.source, strict=True) if s == name)
-            if not frame.log[frame.source.index(name)] and stars[name].units != units:
+            refuse_covariance(stars[name], name)
+            units = tuple(u for u, s in zip(frame.taken_in or frame.units, frame.source, strict=True) if s == name)
+            known = bool(frame.taken_in) or not frame.log[frame.source.index(name)]
+            if known and not all(map(same_unit, stars[name].units, units)):
                 raise bad_input(f"{name} in {stars[name].units}", f"{units}, as in training")
         if self.predicted in stars and stars[self.predicted].units[0] != frame.unit:
             raise bad_input(
@@ -390,5 +400,5 @@ def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
     return FeatureFrame(
         tuple(names), tuple(units), tuple(source), tuple(columns), np.array(log), np.array(penalised), centre, scale,
         *population, stars[model.predicted].units[0], farthest,
-        outlier,
+        outlier, ("", *(unit for spec in model.feature_blocks for unit in stars[spec.removeprefix("ln ")].units)),
     )  # fmt: skip

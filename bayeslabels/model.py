@@ -88,6 +88,10 @@ class Frame(ByValue, Scales):
     coordinate_name: str | None = None
     blocks: tuple[tuple[str, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.n_pixel < 1 or (self.coordinate is not None and self.coordinate.shape != (self.n_pixel,)):
+            raise bad_input(f"a frame of {self.n_pixel} pixels", "at least one, and a coordinate for each")
+
     def columns(self, block: str) -> slice:
         """The labels that came from a block."""
         start = 0
@@ -125,6 +129,11 @@ class Model(ABC):
     def blocks(self) -> tuple[str, ...]:
         """The blocks that the program observes where they are present; in files, columns of their names are theirs."""
         return ()
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of the blocks that may be vectors in a table, as in training."""
+        return {}
 
     @abstractmethod
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:

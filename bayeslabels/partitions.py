@@ -55,7 +55,7 @@ def infer_partition(
     names = columns_needed(given)
     n, sizes = len(partition), [batch_size] if batch_size else few_batches(known.model)
     most = sizes[-1]
-    some = _table(partition, names) if n else _nothing(partition, given, known)
+    some = _table(partition, names) if n else _nothing(partition, given)
     tables = []
     for first in range(0, len(some), most):
         part = some[first : first + most]
@@ -78,14 +78,12 @@ def _table(partition: Any, names: list[str]) -> Table:
     return table_of_arrow(pyarrow.Table.from_pandas(partition[names], preserve_index=False))
 
 
-def _nothing(partition: Any, columns: Columns, posterior: Posterior) -> Table:
+def _nothing(partition: Any, columns: Columns) -> Table:
     """One star of which nothing is known, with the columns of the partition."""
-    out, spectra = Table(), [value for name, value in columns.items() if name.split("_")[0] == "flux"]
+    out = Table()
     for name in columns_needed(columns):
         dtype = partition[name].dtype
-        if name in spectra:
-            out[name] = np.full((1, posterior.model.require_frame().n_pixel), np.nan)
-        elif "str" in str(dtype):
+        if "str" in str(dtype):
             out[name] = np.array([""])
         else:
             out[name] = np.zeros(1, int) if dtype.kind in "iu" else np.array([np.nan])

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from arviz_base import convert_to_datatree
 from astropy.table import QTable
 
 from . import models as _models  # noqa: F401  (registers every model)
-from . import state
 from .devices import writes
 from .errors import BadInput, bad_input
 from .family import family_of
+from .files import write_bytes
 from .inference.base import Trained
 from .model import Model
+from .model_file import WRITTEN_BY, from_bytes, to_bytes
 from .numerics.linalg import in_float64
 from .stars import Stars
-
-FORMAT = 1
-"""Version of the file layout."""
 
 
 class Posterior:
@@ -106,66 +102,29 @@ class Posterior:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a netCDF4 (HDF5) file; written beside and moved into place, so that a crash leaves no torn file.
+        """Write a netCDF4 (HDF5) file with its checksum; written beside and moved into place: whole, or not there.
 
         Of several processes (`jax.distributed`) the first alone writes.
         """
         path = Path(path)
-        if not writes():
-            return path
-        arrays: dict[str, np.ndarray] = {}
-        tree = self.data.copy()
-        attrs = {
-            "bayeslabels_format": FORMAT,
-            "model": state.dumps(self.model, arrays),
-            "info": json.dumps(self.info),
-        }
-        stored = {}
-        for name, x in arrays.items():
-            dims = [f"{name}_{i}" for i in range(x.ndim)]
-            stored[name] = (dims, x.astype(np.int8) if x.dtype == bool else x, {"bool": int(x.dtype == bool)})
-        tree["model"] = xr.DataTree(xr.Dataset(stored))
-        tree.attrs.update(attrs)
-        part = path.with_name(path.name + ".part")
-        try:
-            tree.to_netcdf(part, engine="h5netcdf")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        if writes():
+            write_bytes(to_bytes(self.model, self.data, self.info), path)
         return path
 
 
 def load(path: str | os.PathLike[str]) -> Posterior:
-    """Read a posterior that `Posterior.save` wrote; runs no code from the file."""
+    """Read a posterior that `Posterior.save` wrote; runs no code from the file.
+
+    Raises:
+        BadInput: of a file that is damaged, cut short, or of another kind.
+    """
     path = Path(path)
-    if not path.exists():
-        raise bad_input(f"no file {path}", "a model file written by Posterior.save")
     try:
-        with xr.open_datatree(path, engine="h5netcdf") as opened:
-            tree = opened.load()
-    except Exception as problem:
-        raise bad_input(
-            f"{path}, which cannot be read as netCDF4 ({type(problem).__name__}: {problem})",
-            "a model file written by Posterior.save",
-            "a truncated download or another kind of file",
-        ) from problem
-    if "bayeslabels_format" not in tree.attrs:
-        raise bad_input(f"{path} without a bayeslabels model", "a model file written by Posterior.save")
-    if tree.attrs["bayeslabels_format"] > FORMAT:
-        raise bad_input(
-            f"{path} of format {tree.attrs['bayeslabels_format']}", f"at most {FORMAT}", "a newer bayeslabels wrote it",
-            "pip install --upgrade bayeslabels",
-        )  # fmt: skip
-    stored = tree["model"].to_dataset()
-    arrays = {str(name): (x.values.astype(bool) if x.attrs["bool"] else x.values) for name, x in stored.items()}
-    model = state.loads(tree.attrs["model"], arrays)
-    info = json.loads(tree.attrs["info"])
-    trained = tree["moments"].to_dataset()
-    moments = family_of(model).read_moments({str(name): values.values for name, values in trained.items()})
-    del tree["model"]
-    for name in ("bayeslabels_format", "model", "info"):
-        del tree.attrs[name]
-    return Posterior(model, tree, moments, info)
+        data = path.read_bytes()
+    except OSError as problem:
+        got = f"no file {path}" if not path.exists() else f"{path}, which cannot be read ({problem.strerror})"
+        raise bad_input(got, WRITTEN_BY) from problem
+    return Posterior(*from_bytes(data, path))
 
 
 def version_of(package: str) -> str:

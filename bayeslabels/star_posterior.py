@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -39,7 +40,8 @@ class Flags(IntFlag):
     RECALIBRATED = 1024
     """Errors are not the posterior's own, but those of an error model learned on held-out stars (`recalibrate`)."""
     BAD_ERROR = 8192
-    """An error was zero or negative, and its measurement left out (`infer_catalog`; elsewhere it is refused)."""
+    """An error was zero or negative, and its measurement left out; or a covariance was none, and the star's data left
+    out (`infer_catalog`; elsewhere both are refused)."""
 
 
 def flag_names(value: int) -> tuple[str, ...]:
@@ -56,6 +58,19 @@ FURTHER = (
     "error_stated", "error_measurement", "error_function", "error_intrinsic", "p5", "p16", "p50", "p84", "p95",
 )  # fmt: skip
 """Columns of each quantity that follow its error, where there are such."""
+
+
+def refuse_names(names: Sequence[str], beside: Sequence[str] = ()) -> None:
+    """Refuse names of labels whose columns in a table would be those of something else; beside: other quantities."""
+    taken = dict.fromkeys(("id", *EXTRA), "what the table has of every star")
+    for name in (*beside, *names):
+        for column in (name, *(f"{name}_{x}" for x in ("error", "catalogue_error", *FURTHER))):
+            if column in taken:
+                raise bad_input(
+                    f"a label {name!r}, whose column {column!r} in the result is also {taken[column]}",
+                    "another name", fix='names=(...) of the block, or labels_names=(...) in from_table',
+                )  # fmt: skip
+            taken[column] = f"of {name!r}"
 
 
 class StarPosterior:
@@ -124,21 +139,28 @@ class StarPosterior:
         includes it).
         """
         stars = self.stars
-        columns: dict[str, Any] = {"id": stars["star"].values}
+        columns: dict[str, Any] = {}
+
+        def put(name: str, values: Any, unit: str | None = None) -> None:
+            if name in columns:
+                raise bad_input(f"two columns {name!r} of the result", "one", "a label of that name", "another name")
+            columns[name] = values * units.Unit(unit) if unit else values
+
+        put("id", stars["star"].values)
         tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
         for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
-            quantity = units.Unit(unit) if unit else None
-            put = lambda x, q=quantity: x * q if q is not None else x  # noqa: E731
-            columns[name] = put(self.mean[:, m])
-            columns[f"{name}_error"] = put(self.error[:, m])
+            put(name, self.mean[:, m], unit)
+            put(f"{name}_error", self.error[:, m], unit)
             for further in (x for x in FURTHER if x in stars):
-                columns[f"{name}_{further}"] = put(stars[further].values[:, m])
+                put(f"{name}_{further}", stars[further].values[:, m], unit)
             if tau[m] > 0 and not self.info.get("label_scatter_included"):
-                columns[f"{name}_catalogue_error"] = put(np.hypot(self.error[:, m], tau[m]))
+                put(f"{name}_catalogue_error", np.hypot(self.error[:, m], tau[m]), unit)
         for key, x in stars.items():
             if "unit" in x.attrs:
-                columns[str(key)] = x.values * units.Unit(x.attrs["unit"]) if x.attrs["unit"] else x.values
-        columns |= {extra: stars[extra].values for extra in EXTRA if extra in stars}
+                put(str(key), x.values, x.attrs["unit"])
+        for extra in EXTRA:
+            if extra in stars:
+                put(extra, stars[extra].values)
         meta: dict[str, Any] = {
             key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
         }

@@ -36,6 +36,10 @@ from .errors import BadInput, bad_input, index_of
 Array: TypeAlias = Any  # NumPy as built; whatever a JAX transformation puts there afterwards
 
 
+ROUNDING = 1e-5
+"""By how much a correlation may differ from itself across the diagonal, as of matrices that were kept in float32."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Static:
     """An array that JAX can compare to know whether a compiled function fits."""
@@ -379,6 +383,7 @@ def _shaped(error: np.ndarray, x: np.ndarray, what: str, error_name: str) -> np.
 
 
 def _check(error: np.ndarray, x: np.ndarray, what: str, names: Any, from_ivar: str) -> None:
+    """Refuse errors that cannot be; covariances become symmetric to the bit."""
     spread = np.diagonal(error, axis1=1, axis2=2) if error.ndim == 3 else error
     there = np.isfinite(x) & np.isfinite(spread)
     if (wrong := there & (spread <= 0)).any():
@@ -393,10 +398,12 @@ def _check(error: np.ndarray, x: np.ndarray, what: str, names: Any, from_ivar: s
     pairs = there[:, :, None] & there[:, None, :]
     scale = np.sqrt(np.where(there, spread, 1).astype(float))
     matrix = np.where(pairs, error / (scale[:, :, None] * scale[:, None, :]), np.eye(x.shape[1]))
-    even = np.abs(matrix - matrix.swapaxes(1, 2)) <= np.sqrt(np.finfo(error.dtype).eps)
+    even = np.abs(matrix - matrix.swapaxes(1, 2)) <= max(ROUNDING, np.sqrt(np.finfo(error.dtype).eps))
     if (wrong := ~even.all((1, 2))).any():
         cure = "covariances, 0 where uncorrelated, NaN on the diagonal where missing"
         raise bad_input(f"{what} {where_wrong(wrong, 'not symmetric or not finite')}", cure)
+    error[...] = 0.5 * (error + error.swapaxes(1, 2))
+    matrix = 0.5 * (matrix + matrix.swapaxes(1, 2))
     if (wrong := np.linalg.eigvalsh(matrix)[:, 0] <= 0).any():
         raise bad_input(f"{what} {where_wrong(wrong, 'not positive definite')}", "covariances", "correlations of 1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -14,8 +15,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Column, Table, vstack
 
-from .errors import bad_input
-from .tables import first_table, parquet_module, read_table, table_of_arrow
+from .errors import BadInput, bad_input
+from .tables import first_table, open_fits, parquet_module, read_table, table_of_arrow
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 FITS = (".fits", ".fit")
@@ -67,10 +68,12 @@ class ParquetStream(Stream):
         parquet = parquet_module()
         found = [path]
         if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix in (".parquet", ".pq") and p.name[0] not in "._"]
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix in (".parquet", ".pq")]
+            found = [p for p in inside if not any(part[0] in "._" for part in p.relative_to(path).parts)]
             if not found:
                 raise bad_input(f"the folder {path} without Parquet files", "some")
         self.rows, self.groups, names = [], [], []
+        self.widths: dict[str, int] = {}
         for file in found:
             try:
                 head = parquet.read_metadata(file)
@@ -109,7 +112,7 @@ class ParquetStream(Stream):
                         while batch.num_rows:
                             piece = batch.slice(0, size - n_held)
                             batch = batch.slice(piece.num_rows)
-                            held.append(table_of_arrow(piece))
+                            held.append(self._widened(table_of_arrow(piece)))
                             n_held += piece.num_rows
                             if n_held == size:
                                 yield joined(held)
@@ -117,20 +120,49 @@ class ParquetStream(Stream):
         if held:
             yield joined(held)
 
+    def _widened(self, table: Table) -> Table:
+        """With lists that are null in all of these rows as long as they are elsewhere in the files."""
+        for name in table.colnames:
+            if table[name].shape[1:] == (0,) and (width := self._width(name)):
+                table[name] = Column(np.full((len(table), width), np.nan), unit=table[name].unit)
+        return table
+
+    def _width(self, name: str) -> int:
+        """Numbers in each list of a column; 0 where all are null."""
+        if name not in self.widths:
+            batches = (batch for path in self.paths for batch in parquet_module().ParquetFile(path).iter_batches(
+                4096, columns=[name]))  # fmt: skip
+            found = (table_of_arrow(batch)[name].shape[1] for batch in batches)
+            self.widths[name] = next((width for width in found if width), 0)
+        return self.widths[name]
+
 
 class FitsStream(Stream):
     """A binary table, memory-mapped."""
 
     def __init__(self, path: Path, hdu: int | str | None):
         self.paths, self.hdu = (path,), hdu
-        with warnings.catch_warnings(), fits.open(path, memmap=True) as hdus:
-            warnings.simplefilter("ignore")  # of a file cut short, which is refused below
+        with self._opened(path) as hdus:
             table = first_table(hdus, hdu, path)
             self.number, self.n_row = hdus.index(table), int(table.header["NAXIS2"])
             self.names = tuple(table.columns.names)
             needed = table._data_offset + int(table.header["NAXIS1"]) * self.n_row
         if path.stat().st_size < needed:
             raise bad_input(f"{path} of {path.stat().st_size} bytes", f"at least {needed}", "it is cut short")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _opened(path: Path) -> Iterator[Any]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file cut short, which is refused
+                with open_fits(path) as hdus:
+                    yield hdus
+        except BadInput:
+            raise
+        except (OSError, ValueError, TypeError, KeyError) as problem:
+            got = f"{path}, which cannot be read as FITS ({' '.join(str(problem).split())[:160]})"
+            raise bad_input(got, "a table", "a truncated download or another kind of file") from problem
 
     def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
         with fits.open(self.paths[0], memmap=True) as hdus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from astropy.table import Table
 from astropy.units import Unit, UnitsWarning, UnrecognizedUnit
 
 from .errors import bad_input
+from .files import in_one_piece
 
 FORMATS = {
     ".fits": "fits", ".fit": "fits", ".fz": "fits", ".gz": "fits",
@@ -47,7 +48,7 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
         try:
             if kind == "ascii.ecsv":
                 return Table.read(path, format=kind)
-            with fits.open(path) as hdus:
+            with open_fits(path) as hdus:
                 found = first_table(hdus, hdu, path)
                 if not isinstance(found, fits.BinTableHDU | fits.TableHDU):
                     raise bad_input(f"HDU {hdu} of {path}, which is no table", f"one of {_tables(hdus)}")
@@ -81,7 +82,7 @@ def read_wavelength(path: str | os.PathLike[str], where: str) -> np.ndarray:
     elif format_of(path) != "fits":
         raise bad_input(f"wavelength {where!r} for {path}", "FILE:COLUMN, as only FITS files have HDUs")
     else:
-        with fits.open(path) as hdus:
+        with open_fits(path) as hdus:
             found = first_table(hdus, int(first) if first.isdecimal() else first, Path(path))
             image = None if isinstance(found, fits.BinTableHDU | fits.TableHDU) else found.data
             if image is not None:
@@ -97,18 +98,6 @@ def read_wavelength(path: str | os.PathLike[str], where: str) -> np.ndarray:
     return _grid(table[column], where)
 
 
-@contextlib.contextmanager
-def in_one_piece(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to; moved to `path` at the end, removed if the writing fails."""
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
     """Write an astropy table with its units; an existing file is replaced."""
     kind, path = format_of(path), Path(path)
@@ -120,6 +109,15 @@ def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
         else:
             table.write(part, format=kind)
     return path
+
+
+def refuse_non_ascii(names: Sequence[str], what: str, path: str | os.PathLike[str]) -> None:
+    """Refuse texts that a FITS file cannot hold."""
+    if odd := [name for name in names if not name.isascii()]:
+        raise bad_input(
+            f"{len(odd)} {what} for {path} that are not ASCII, such as {odd[0]!r}", "ASCII, which is all that FITS has",
+            fix="a destination in .parquet or .ecsv, or a folder",
+        )  # fmt: skip
 
 
 def _fits_hdu(table: Table) -> fits.BinTableHDU:
@@ -135,7 +133,8 @@ def _fits_hdu(table: Table) -> fits.BinTableHDU:
                 hdu.columns[name].unit = unit.to_string()
     for key, value in table.meta.items():
         if isinstance(value, str | int | float):
-            hdu.header["COMMENT"] = f"{key} = {value}"
+            plain = " ".join(f"{key} = {value}".split())
+            hdu.header["COMMENT"] = plain.encode("ascii", "replace").decode()
         elif isinstance(value, dict):
             for name, bit in value.items():
                 hdu.header["COMMENT"] = f"{key}: {bit} = {name}"
@@ -144,6 +143,26 @@ def _fits_hdu(table: Table) -> fits.BinTableHDU:
 
 def _one_line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:160] or type(problem).__name__
+
+
+@contextlib.contextmanager
+def open_fits(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The HDUs of a FITS file, memory-mapped, once their headers are seen to lead from one to the next.
+
+    Of a header with a negative size astropy would come to the same one for ever.
+    """
+    with fits.open(path, memmap=True) as hdus:
+        number = 0
+        while True:
+            try:
+                header = hdus[number].header
+            except IndexError:
+                break
+            sizes = [f"NAXIS{i + 1}" for i in range(int(header.get("NAXIS", 0)))] + ["PCOUNT", "GCOUNT"]
+            if odd := [f"{key} = {header[key]}" for key in sizes if key in header and int(header[key]) < 0]:
+                raise bad_input(f"{path} with {', '.join(odd)} in HDU {number}", "sizes of 0 or more", "a damaged file")
+            number += 1
+        yield hdus
 
 
 def first_table(hdus: Any, hdu: int | str | None, path: Path) -> Any:
@@ -200,7 +219,9 @@ def table_of_arrow(data: Any) -> Table:
         kind = str(field.type)
         if hasattr(column, "combine_chunks"):
             column = column.combine_chunks()
-        if "list" in kind:
+        if kind == "null":
+            out[name] = np.full(len(column), np.nan)
+        elif "list" in kind:
             out[name] = _vectors(name, column)
         elif "string" in kind:
             out[name] = np.array([x or "" for x in column.to_pylist()], str)
@@ -213,14 +234,16 @@ def table_of_arrow(data: Any) -> Table:
 
 
 def _vectors(name: str, column: Any) -> np.ndarray:
-    """(n, length) of a pyarrow list array; rows that are null are NaN."""
+    """(n, length) of a pyarrow list array; rows that are null or empty are NaN, and length is 0 where all are."""
     from pyarrow.compute import list_value_length
 
-    lengths = set(list_value_length(column).unique().to_pylist()) - {None}
+    lengths = set(list_value_length(column).unique().to_pylist()) - {None, 0}
+    if not lengths:
+        return np.full((len(column), 0), np.nan)
     if len(lengths) != 1:
         raise bad_input(f"column {name!r} with lists of length {sorted(lengths)[:5]}", "spectra of one length")
     (length,) = lengths
-    present = ~column.is_null().to_numpy(zero_copy_only=False)
+    present = np.asarray(list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)) > 0
     values = column.flatten().to_numpy(zero_copy_only=False)  # of the rows that are present, alone
     n = int(present.sum())
     if n == len(present):

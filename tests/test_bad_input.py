@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -50,6 +51,48 @@ def test_nan_and_infinite_flux_is_missing(trained, spectra):
     assert result.table()["n_pixel"][:4].tolist() == [11, 11, 11, 12]
     assert (result.error[:3] >= whole.error[:3]).all()
     assert_close(result, whole, slice(3, None))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("flags", "LOGG"), ("chi2", "LOGG"), ("id", "LOGG"), ("n_pixel", "LOGG"), ("TEFF", "TEFF_error"),
+     ("TEFF", "TEFF_catalogue_error"), ("TEFF_p50", "TEFF")],
+)  # fmt: skip
+def test_labels_that_would_be_lost_in_the_result(trained, training, spectra, names):
+    stars = changed(training, "labels", names=names)
+    with pytest.raises(BadInput, match="another name"):
+        bl.fit(CLASSIC, stars)
+    result = bl.infer(trained, spectra)
+    result.frame = dataclasses.replace(result.frame, names=names)
+    result.info["label_scatter"] = [1.0, 1.0]
+    with pytest.raises(BadInput, match="two columns"):
+        result.table()
+
+
+def test_labels_that_would_be_lost_beside_other_quantities(simulated):
+    labels = simulated.stars["labels"]
+    stars = simulated.stars.with_block(labels=bl.Block(labels.value, labels.error, names=("TEFF", "reddening")))
+    with pytest.raises(BadInput, match="'reddening'"):
+        bl.fit(bl.Photometry(), stars)
+
+
+def test_a_flux_that_no_star_has_is_flagged(trained, spectra):
+    flux = spectra.flux.value.copy()
+    flux[3], flux[4], flux[5, 2] = 1e30, 1e12, 1e30
+    result = bl.infer(trained, changed(spectra, "flux", flux))
+    assert (result.flags[3:6] & (Flags.POOR_FIT | Flags.NOT_CONVERGED)).all()
+    assert np.isinf(result.table()["chi2"][3])
+    assert_close(result, bl.infer(trained, spectra), [0, 1, 2, *range(6, 40)])
+
+
+@pytest.mark.parametrize("error", [1e12, 1e22, 1e100])
+def test_a_training_pixel_with_hopeless_errors_counts_as_missing(training, spectra, error):
+    wide, missing = training.flux.error.copy(), training.flux.value.copy()
+    wide[:, 3], missing[:, 3] = error, np.nan
+    found = bl.infer(bl.fit(CLASSIC, changed(training, "flux", error=wide)), spectra)
+    expected = bl.infer(bl.fit(CLASSIC, changed(training, "flux", missing)), spectra)
+    assert np.isfinite(found.mean).all()
+    assert_close(found, expected)
 
 
 def test_star_without_data_is_nan_and_flagged(trained, spectra):

@@ -15,8 +15,9 @@ from astropy.io import fits
 from astropy.table import QTable, Table, vstack
 
 import bayeslabels as bl
-from bayeslabels import catalog
-from bayeslabels.catalog import NOTES, infer_catalog
+from bayeslabels import catalog, parts
+from bayeslabels.catalog import infer_catalog
+from bayeslabels.parts import DIGESTS, NOTES
 from bayeslabels.star_posterior import Flags
 from bayeslabels.streams import open_stream
 from bayeslabels.tables import read_table, write_table
@@ -187,10 +188,10 @@ def test_full_disks_say_so_and_lose_nothing(sky, in_memory, run, tmp_path, monke
         return write(table, path)
 
     write = write_table
-    monkeypatch.setattr(catalog, "write_table", full)
+    monkeypatch.setattr(parts, "write_table", full)
     with pytest.raises(OSError, match=r"No space left.*what was written is kept"):
         run(source)
-    monkeypatch.setattr(catalog, "write_table", write)
+    monkeypatch.setattr(parts, "write_table", write)
     assert run(source).n_resumed >= SIZE
     assert_same(read(tmp_path / "out"), in_memory)
 
@@ -207,7 +208,7 @@ def test_a_file_that_cannot_grow(sky, in_memory, run, tmp_path):
             run(source)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not [x for x in (tmp_path / "out").iterdir() if x.name != NOTES]
+    assert {x.name for x in (tmp_path / "out").iterdir()} == {NOTES}
     run(source)
     assert_same(read(tmp_path / "out"), in_memory)
 
@@ -243,6 +244,19 @@ def test_files_that_are_cut_short_or_differ(sky, run, tmp_path):
         run(tmp_path / "in.fits")
 
 
+@pytest.mark.parametrize("key", ["NAXIS1", "NAXIS2", "PCOUNT"])
+def test_fits_tables_of_negative_size(sky, run, tmp_path, key):
+    fits.table_to_hdu(sky).writeto(tmp_path / "in.fits")
+    content = bytearray((tmp_path / "in.fits").read_bytes())
+    at = content.index(b"%-8s=" % key.encode(), 2880)
+    content[at + 10 : at + 30] = b"%20d" % -1
+    (tmp_path / "in.fits").write_bytes(content)
+    with pytest.raises(bl.BadInput, match=f"{key} = -1"):
+        run(tmp_path / "in.fits")
+    with pytest.raises(bl.BadInput, match=f"{key} = -1"):
+        read_table(tmp_path / "in.fits")
+
+
 def test_bad_errors_are_flagged_and_their_pixels_left_out(sky, run, tmp_path):
     bad = sky.copy()
     bad["FLUX_ERR"][2, 3], bad["FLUX_ERR"][9] = 0.0, -1.0
@@ -259,8 +273,9 @@ def test_destinations_that_cannot_be(sky, run, tmp_path):
     (tmp_path / "precious" / "thesis.tex").write_text("all of it")
     with pytest.raises(bl.BadInput, match="other files"):
         run(source, "precious")
+    (tmp_path / "mine.fits").write_text("mine")
     with pytest.raises(bl.BadInput, match="exists"):
-        run(source, "in.parquet")
+        run(source, "mine.fits")
     with pytest.raises(bl.BadInput, match=r"\.ecsv, \.fits or \.parquet"):
         run(source, "out.txt")
     with pytest.raises(bl.BadInput, match="one that can be written"):
@@ -329,4 +344,4 @@ def test_killed_at_any_moment(sky, trained, tmp_path):
     assert killed > 10
     subprocess.run([*command, str(tmp_path / "out")], check=True)
     assert_same(read(tmp_path / "out"), read(tmp_path / "whole"))
-    assert {x.name for x in (tmp_path / "out").iterdir() if x.suffix != ".parquet"} == {NOTES}
+    assert {x.name for x in (tmp_path / "out").iterdir() if x.suffix != ".parquet"} == {NOTES, DIGESTS}

@@ -1,5 +1,6 @@
 import argparse
 import functools
+import tempfile
 import warnings
 
 import numpy as np
@@ -232,6 +233,62 @@ def test_interrupted(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "fit", interrupt)
     assert main(["fit", f"{files}/train.fits", *LABELS, "-o", str(tmp_path / "m.nc")]) == 130
     assert "nothing was written" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(files, tmp_path, monkeypatch, capsys):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(cli, "fit", None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        assert main(["fit", f"{files}/train.fits", *LABELS, "-o", str(tmp_path / "m.nc")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot be written" in capsys.readouterr().err
+    (tmp_path / "folder.nc").mkdir()
+    assert main(["fit", f"{files}/train.fits", *LABELS, "-o", str(tmp_path / "folder.nc"), "--overwrite"]) == 2
+    assert "folder" in capsys.readouterr().err
+    assert [x.name for x in tmp_path.iterdir()] == ["folder.nc"]
+
+
+def test_what_was_trained_is_not_lost_with_the_disk(files, tmp_path, monkeypatch, capsys):
+    save, tried = bl.Posterior.save, []
+
+    def full(posterior, path):
+        tried.append(path)
+        if len(tried) == 1:
+            raise OSError(28, "No space left on device")
+        return save(posterior, path)
+
+    monkeypatch.setattr(bl.Posterior, "save", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    known = ["--flux-error", "FLUX_ERR", "--order", "1", "--no-label-noise"]
+    assert main(["fit", f"{files}/train.fits", *LABELS, *known, "-o", str(tmp_path / "m.nc")]) == 2
+    assert f"No space left on device): the model is in {tried[1]}" in capsys.readouterr().err
+    assert bl.load(tried[1]).info["n_star"] == 80
+
+
+def test_info_of_a_model_with_errors_given_as_numbers(files, tmp_path, capsys):
+    posterior = bl.load(files / "model.nc")
+    posterior.info["columns"] = {
+        "flux": "FLUX",
+        "flux_error": 0.02,
+        "labels": ["A", "B", "C"],
+        "labels_error": [1, 2, 3],
+    }
+    assert main(["info", str(posterior.save(tmp_path / "m.nc"))]) == 0
+    assert "flux_error 0.02, labels A,B,C, labels_error 1,2,3" in capsys.readouterr().out
+
+
+def test_terminals_are_not_commanded_by_files(files, tmp_path, capsys):
+    posterior = bl.load(files / "model.nc")
+    posterior.info["source"] = "survey\x1b]0;owned\x07\x9b31m.fits"
+    posterior.save(tmp_path / "m.nc")
+    assert main(["info", str(tmp_path / "m.nc")]) == 0
+    out = capsys.readouterr().out
+    assert r"survey\x1b]0;owned\x07\x9b31m.fits" in out
+    assert main(["info", str(tmp_path / "m\x1b[2J.nc")]) == 2
+    assert r"m\x1b[2J.nc" in capsys.readouterr().err
 
 
 def test_warnings_are_lines(capsys, monkeypatch):

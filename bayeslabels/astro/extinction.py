@@ -10,7 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-Array = np.ndarray
+from ..errors import bad_input, index_of
+from .quantities import Array, plain, positive
+
+SHORTEST, LONGEST = 0.3, 10.0
+"""Where the law was measured, micron."""
 
 PASSBANDS = {
     "G": (0.640, 0.144), "BP": (0.520, 0.085), "RP": (0.785, 0.090),
@@ -21,9 +25,25 @@ PASSBANDS = {
 """Mean wavelength and sd of the transmission of some bands, micron (Gaia, Pan-STARRS 1, 2MASS, WISE; rounded)."""
 
 
+@np.errstate(all="ignore")
 def extinction_law(wavelength: ArrayLike, r_v: float = 3.1) -> Array:
-    """A(lambda) / A_V at 0.3 to 10 micron (Cardelli, Clayton & Mathis 1989, eq. 2-3; optical of O'Donnell 1994)."""
-    x = 1 / np.asarray(wavelength, float)
+    """A(lambda) / A_V at 0.3 to 10 micron (Cardelli, Clayton & Mathis 1989, eq. 2-3; optical of O'Donnell 1994).
+
+    Args:
+        wavelength: in micron, or with a unit of length; NaN or masked: NaN.
+        r_v: A_V / E(B - V) of the dust, above 0.
+
+    Raises:
+        BadInput: of wavelengths that the law does not reach.
+    """
+    wave, r_v = plain(wavelength, "micron", "wavelength"), float(positive(r_v, None, "r_v"))
+    outside = (wave < SHORTEST) | (wave > LONGEST)
+    if outside.any():
+        raise bad_input(
+            f"wavelength {wave[outside].flat[0]:.6g} micron", f"{SHORTEST} to {LONGEST:.0f} micron",
+            "wavelengths in Angstrom or nm without their unit", "extinction_law(wavelength * astropy.units.AA)",
+        )  # fmt: skip
+    x = 1 / wave
     y = x - 1.82
     a = np.polyval([-0.505, 1.647, -0.827, -1.718, 1.137, 0.701, -0.609, 0.104, 1.0], y)
     b = np.polyval([3.347, -10.805, 5.491, 11.102, -7.985, -3.989, 2.908, 1.952, 0.0], y)
@@ -31,13 +51,16 @@ def extinction_law(wavelength: ArrayLike, r_v: float = 3.1) -> Array:
     return np.where(red, (0.574 - 0.527 / r_v) * np.maximum(x, 1e-9) ** 1.61, a + b / r_v)
 
 
+@np.errstate(all="ignore")
 def band_extinction(temperature: ArrayLike, bands: tuple[str, ...], a_v: float = 0.3, r_v: float = 3.1) -> Array:
     """A_band / A_V (N, B) of black bodies of these temperatures (N,), K, behind dust of A_V mag."""
-    t = np.atleast_1d(np.asarray(temperature, float))[:, None]
+    t = np.atleast_1d(positive(temperature, "K", "temperature"))[:, None]
+    a_v = float(positive(a_v, "mag", "a_v"))
     out = np.empty((len(t), len(bands)))
     for i, band in enumerate(bands):
+        index_of(band, PASSBANDS, "band")
         centre, sd = PASSBANDS[band]
-        wave = np.linspace(max(centre - 3 * sd, 0.3), centre + 3 * sd, 301)
+        wave = np.linspace(max(centre - 3 * sd, SHORTEST), centre + 3 * sd, 301)
         photons = wave**-4 / np.expm1(14387.77 / (wave * t)) * np.exp(-0.5 * ((wave - centre) / sd) ** 2)
         dimmed = photons * 10 ** (-0.4 * a_v * extinction_law(wave, r_v))
         out[:, i] = -2.5 * np.log10(dimmed.sum(1) / photons.sum(1)) / a_v

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
-
-Array = np.ndarray
+from .quantities import Array, plain, positive
 
 PERCENTILES = (5, 16, 50, 84, 95)
 
@@ -55,13 +54,14 @@ _Q_6 = np.array([
 ])  # fmt: skip
 
 
+@np.errstate(all="ignore")
 def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLike, solved: ArrayLike = 31) -> Array:
     """Zero point of Gaia EDR3 and DR3 parallaxes in mas: true = published - zero point (Lindegren+21, eq. A.3-A.5).
 
     Z(G, nu, beta) = sum_jk q_jk(G) c_j(nu) b_k(beta), q_jk linear in G between the nodes of tables 9 and 10.
 
     Args:
-        g: `phot_g_mean_mag`. ecliptic_latitude: `ecl_lat`, degrees.
+        g: `phot_g_mean_mag`, mag. ecliptic_latitude: `ecl_lat`, degrees.
         colour: effective wavenumber in 1/micron: `nu_eff_used_in_astrometry` of five-parameter solutions,
             `pseudocolour` of six-parameter ones.
         solved: `astrometric_params_solved`: 31 for five parameters, 95 for six.
@@ -71,8 +71,9 @@ def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLik
         6 <= G <= 21, 1.1 <= nu <= 1.9 (five parameters) or 1.24 <= nu <= 1.72 (six).
     """
     g, nu, latitude, solved = np.broadcast_arrays(
-        *(np.asarray(x, float) for x in (g, colour, ecliptic_latitude, solved))
-    )
+        plain(g, "mag", "g"), plain(colour, "1 / micron", "colour"),
+        plain(ecliptic_latitude, "deg", "ecliptic_latitude"), plain(solved, None, "solved"),
+    )  # fmt: skip
     if (np.abs(latitude) > 90).any():
         raise bad_input("ecliptic latitudes beyond 90 degrees", "degrees", "another coordinate in its place", "ecl_lat")
     five = _zero_point(_Q_5, _TERMS_5, g, nu, latitude)
@@ -97,9 +98,10 @@ def _zero_point(q, terms, g, nu, latitude):
     return sum(np.interp(g, _G, q[:, i]) * c[j] * b[k] for i, (j, k) in enumerate(terms))
 
 
+@np.errstate(all="ignore")
 def distance_modulus(parallax: ArrayLike) -> Array:
     """m - M in mag of true parallaxes in mas; refuses values that are not positive, which only measurements have."""
-    parallax = np.asarray(parallax, float)
+    parallax = plain(parallax, "mas", "parallax")
     if (parallax <= 0).any():
         raise bad_input(
             f"{int((parallax <= 0).sum())} parallaxes that are not positive", "true parallaxes",
@@ -108,9 +110,10 @@ def distance_modulus(parallax: ArrayLike) -> Array:
     return 10 - 5 * np.log10(parallax)
 
 
+@np.errstate(all="ignore")
 def parallax_from_modulus(modulus: ArrayLike) -> Array:
     """Parallax in mas of a distance modulus in mag."""
-    return 10 ** (2 - 0.2 * np.asarray(modulus, float))
+    return 10 ** (2 - 0.2 * plain(modulus, "mag", "modulus"))
 
 
 class Combined(NamedTuple):
@@ -140,6 +143,7 @@ class Combined(NamedTuple):
         )
 
 
+@np.errstate(all="ignore")
 def combine(
     eta: ArrayLike,
     s: ArrayLike,
@@ -152,16 +156,17 @@ def combine(
         p(u) ~ N(u | eta, s^2) N(parallax | exp(u) + zero_point, error^2),   u = ln(true parallax / mas)
 
     on a grid in u that follows each star's posterior, whose skewness is kept. Independent only if the star's own
-    astrometry did not enter eta (k-fold training). eta, s: (N,). parallax of any sign, in mas; NaN, or an infinite
-    or NaN error: not measured.
+    astrometry did not enter eta (k-fold training). eta, s: (N,). parallax of any sign, in mas; NaN or masked, or an
+    infinite, NaN or masked error: not measured.
     """
     eta, s, parallax, error, zero_point = np.broadcast_arrays(
-        *(np.asarray(x, float) for x in (eta, s, parallax, error, zero_point))
-    )
+        plain(eta, None, "eta"), positive(s, None, "s"), plain(parallax, "mas", "parallax"),
+        plain(error, "mas", "error"), plain(zero_point, "mas", "zero_point"),
+    )  # fmt: skip
     shape = eta.shape
     eta, s, parallax, error, zero_point = (np.atleast_1d(x) for x in (eta, s, parallax, error, zero_point))
-    if (s <= 0).any() or (error <= 0).any():
-        raise bad_input("errors that are not positive", "s > 0 and error > 0", fix="error=np.inf for no parallax")
+    if (error <= 0).any():
+        raise bad_input("errors that are not positive", "error > 0", fix="error=np.inf for no parallax")
     measured = np.isfinite(parallax) & np.isfinite(error) & np.isfinite(zero_point)
     y = np.where(measured, parallax - zero_point, 0.0)
     weight = np.where(measured, 1 / error, 0.0)

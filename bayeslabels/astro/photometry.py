@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
+from .quantities import Array, plain, positive
 
-Array = np.ndarray
 
-
+@np.errstate(all="ignore")
 def propagated_covariance(
     slope: ArrayLike,
     label_covariance: ArrayLike,
@@ -35,15 +35,17 @@ def propagated_covariance(
         modulus_error: sigma_mu = 5 / ln 10 * parallax_error / parallax (N,), mag; 0 to leave the distance out. It must
             be finite: `reddening_posterior` takes what is not.
     """
-    j, labels = np.asarray(slope, float), np.asarray(label_covariance, float)
-    error = np.asarray(magnitude_error, float)
+    j, labels = plain(slope, None, "slope"), plain(label_covariance, None, "label_covariance")
+    error = positive(magnitude_error, "mag", "magnitude_error", zero=True)
+    error[np.isnan(error)] = np.inf
     if j.ndim != 3 or j.shape[:2] != error.shape or labels.shape != (len(j), j.shape[2], j.shape[2]):
         raise bad_input(
             f"slope {j.shape}, label_covariance {labels.shape}, magnitude_error {error.shape}",
             "(N, B, K), (N, K, K) and (N, B)",
         )
-    vector = np.broadcast_to(np.asarray(reddening_vector, float), error.shape)
-    of_reddening, of_modulus = (np.broadcast_to(np.asarray(x, float), len(j)) for x in (reddening_error, modulus_error))
+    vector = np.broadcast_to(plain(reddening_vector, None, "reddening_vector"), error.shape)
+    of_reddening = np.broadcast_to(positive(reddening_error, "mag", "reddening_error", zero=True), len(j))
+    of_modulus = np.broadcast_to(positive(modulus_error, "mag", "modulus_error", zero=True), len(j))
     if not np.isfinite(of_modulus).all():
         raise bad_input("an infinite modulus_error", "finite ones", fix="reddening_posterior(..., modulus_error=...)")
     out = j @ labels @ np.swapaxes(j, 1, 2)
@@ -61,6 +63,7 @@ def to_colours(n_band: int) -> Array:
     return out
 
 
+@np.errstate(all="ignore")
 def reddening_posterior(
     residual: ArrayLike,
     reddening_vector: ArrayLike,
@@ -80,25 +83,26 @@ def reddening_posterior(
         residual: measured magnitudes less M + mu (N, B); NaN for an unobserved band.
         reddening_vector: R (N, B) or (B,).
         covariance: C (N, B, B) of the prediction without dust, `propagated_covariance` with sigma_E = 0.
-        prior, prior_error: E_0 and sigma_0 (N,), mag; sigma_0 infinite for none.
+        prior, prior_error: E_0 and sigma_0 (N,), mag; sigma_0 infinite, or one of them NaN or masked, for none.
         modulus_error: sigma_mu (N,) where C leaves it out, mag; infinite for a star of unknown distance, of which
-            only the colours count.
+            only the colours count, as where it is NaN or masked.
     """
-    y, c = np.asarray(residual, float), np.asarray(covariance, float)
+    y, c = plain(residual, "mag", "residual"), plain(covariance, "mag2", "covariance")
     if y.ndim != 2 or c.shape != (*y.shape, y.shape[-1]):
         raise bad_input(f"residual {y.shape}, covariance {c.shape}", "(N, B) and (N, B, B)")
     seen = np.isfinite(y) & np.isfinite(np.diagonal(c, axis1=1, axis2=2))
-    vector = np.where(seen, np.broadcast_to(np.asarray(reddening_vector, float), y.shape), 0.0)
+    vector = np.where(seen, np.broadcast_to(plain(reddening_vector, None, "reddening_vector"), y.shape), 0.0)
     c = np.where(seen[:, :, None] & seen[:, None, :], c, np.eye(y.shape[1]))
     columns = np.stack([vector, np.where(seen, y, 0.0), seen.astype(float)], -1)
     inner = np.swapaxes(columns, 1, 2) @ np.linalg.solve(c, columns)  # R, residual and 1 in the metric C^-1
-    centre, width, of_modulus = (
-        np.broadcast_to(np.asarray(x, float), len(y)) for x in (prior, prior_error, modulus_error)
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # (C + sigma_mu^2 1 1')^-1 = C^-1 - C^-1 1 1' C^-1 / (1' C^-1 1 + sigma_mu^-2)
-        shared = inner[:, :2, 2] / (inner[:, 2, 2] + of_modulus**-2.0)[:, None]
-        shared = np.where(seen.any(1)[:, None], shared, 0.0)
-        precision = inner[:, 0, 0] - shared[:, 0] * inner[:, 0, 2] + width**-2.0
-        pull = inner[:, 0, 1] - shared[:, 1] * inner[:, 0, 2] + np.where(np.isinf(width), 0.0, centre / width**2)
-        return pull / precision, precision**-0.5
+    centre = np.broadcast_to(plain(prior, "mag", "prior"), len(y))
+    width = np.broadcast_to(positive(prior_error, "mag", "prior_error"), len(y))
+    width = np.where(np.isfinite(centre) & np.isfinite(width), width, np.inf)
+    of_modulus = np.broadcast_to(positive(modulus_error, "mag", "modulus_error", zero=True), len(y))
+    of_modulus = np.where(np.isnan(of_modulus), np.inf, of_modulus)
+    # (C + sigma_mu^2 1 1')^-1 = C^-1 - C^-1 1 1' C^-1 / (1' C^-1 1 + sigma_mu^-2)
+    shared = inner[:, :2, 2] / (inner[:, 2, 2] + of_modulus**-2.0)[:, None]
+    shared = np.where(seen.any(1)[:, None], shared, 0.0)
+    precision = inner[:, 0, 0] - shared[:, 0] * inner[:, 0, 2] + width**-2.0
+    pull = inner[:, 0, 1] - shared[:, 1] * inner[:, 0, 2] + np.where(np.isinf(width), 0.0, centre / width**2)
+    return pull / precision, precision**-0.5

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from astropy import units as u
 from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import ArrayLike, NDArray
 
-from bayeslabels.errors import bad_input
+from ..errors import bad_input
+from .quantities import plain
 
 Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -209,7 +211,7 @@ def vacuum_to_air(wavelength: ArrayLike) -> Array:
 
     ApJS 130, 403, the IAU standard, after Birch & Downs 1994. Below 2000 Angstrom nothing changes.
     """
-    vacuum = _in_unit(wavelength, "Angstrom", "wavelength")
+    vacuum = plain(wavelength, "Angstrom", "wavelength")
     return np.where(vacuum >= 2000, vacuum / _refractive_index(vacuum), vacuum)
 
 
@@ -218,7 +220,7 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
     Solves l = l_air n(l) by fixed-point iteration, to rounding.
     """
-    air = vacuum = _in_unit(wavelength, "Angstrom", "wavelength")
+    air = vacuum = plain(wavelength, "Angstrom", "wavelength")
     for _ in range(6):
         vacuum = air * _refractive_index(vacuum)
     return np.where(air >= vacuum_to_air(2000.0), vacuum, air)
@@ -260,11 +262,14 @@ def _read(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None) -> _Sp
 
 
 def _read_flux(flux: ArrayLike, ivar: ArrayLike | None) -> tuple[Array, Array, bool]:
-    values, unit = _float64(flux), getattr(flux, "unit", None)
+    unit = getattr(flux, "unit", None)
+    values = plain(flux, unit, "flux")
     if ivar is None:
         weight = np.ones_like(values)
     else:
-        weight = _float64(ivar) if unit is None else _in_unit(ivar, unit**-2, "ivar")
+        weight = plain(
+            ivar, None if unit is None or isinstance(unit, u.UnrecognizedUnit) else u.Unit(unit) ** -2, "ivar"
+        )
     if weight.shape != values.shape:
         raise bad_input(
             f"ivar of shape {weight.shape} for flux of shape {values.shape}",
@@ -285,7 +290,7 @@ def _read_flux(flux: ArrayLike, ivar: ArrayLike | None) -> tuple[Array, Array, b
 
 
 def _read_wavelength(wavelength: ArrayLike, name: str = "wavelength") -> Array:
-    grid = _in_unit(wavelength, "Angstrom", name)
+    grid = plain(wavelength, "Angstrom", name)
     if grid.ndim != 1 or len(grid) == 0:
         raise bad_input(f"{name} of shape {grid.shape}", f"{name} of shape (n_pixel,), common to all stars")
     wrong = np.flatnonzero(~(np.isfinite(grid) & (np.diff(grid, prepend=0) > 0)))
@@ -299,23 +304,8 @@ def _read_wavelength(wavelength: ArrayLike, name: str = "wavelength") -> Array:
     return grid
 
 
-def _float64(array: Any) -> Array:
-    if isinstance(array, np.ma.MaskedArray):
-        array = np.ma.filled(array.astype(float), np.nan)
-    return np.asarray(array, dtype=np.float64)
-
-
-def _in_unit(quantity: Any, unit: Any, name: str) -> Array:
-    if hasattr(quantity, "to_value"):
-        try:
-            return _float64(quantity.to_value(unit))
-        except (TypeError, ValueError) as error:
-            raise bad_input(f"{name} in {quantity.unit}", f"{name} in a unit like {unit}") from error
-    return _float64(quantity)
-
-
 def _doppler_factor(velocity: ArrayLike) -> Array:
-    beta = _in_unit(velocity, "km/s", "velocity") / SPEED_OF_LIGHT
+    beta = plain(velocity, "km/s", "velocity") / SPEED_OF_LIGHT
     if beta.ndim > 1 or np.any(np.abs(beta) >= 1):
         raise bad_input(
             f"velocity of shape {beta.shape}, {np.sum(np.abs(beta) >= 1)} at or above the speed of light",
@@ -333,6 +323,7 @@ def _refractive_index(vacuum: Array) -> Array:
 
 def _gaussian_sums(spectra: _Spectra, width: float, with_variance: bool) -> tuple[Array, Array, Array]:
     """sum_i f_i ivar_i w_i, sum_i ivar_i w_i and, with_variance, sum_i ivar_i w_i^2: (n_star, n_pixel)."""
+    width = float(plain(width, "Angstrom", "width"))
     if not 0 < width < np.inf:
         raise bad_input(f"width={width}", "a positive width in Angstrom", fix="width=50.0")
     grid, reach = spectra.wavelength, _REACH * width
@@ -367,7 +358,7 @@ def _polynomial_fit(
     continuum, variance = np.full((2, *spectra.flux.shape), np.nan)
     fitted = np.zeros(len(grid), dtype=bool)
     for edges in [(grid[0], grid[-1])] if segments is None else segments:
-        low, high = (_in_unit(edge, "Angstrom", "segment") for edge in edges)
+        low, high = (plain(edge, "Angstrom", "segment") for edge in edges)
         inside = (grid >= low) & (grid <= high)
         use, shared = chosen[inside], np.sum(fitted & inside)
         if use.sum() <= order or shared:

@@ -18,7 +18,7 @@ from ..inference.importance import KHAT_LIMIT
 from ..inference.labels import labels_at, variables_at
 from ..inference.quartic import prepare
 from ..inference.starwise import StarProblem
-from ..linear import LinearModel
+from ..linear import HOPELESS, LinearModel
 from ..numerics.linalg import outer_pairs, pack, pairs
 from ..numerics.nuisance import NuisanceSums
 from ..posterior import Posterior
@@ -73,6 +73,9 @@ def finish(
         p16, p84 = p50 - sd, p50 + sd
     with np.errstate(invalid="ignore"):
         chi2 = np.asarray(statistics.chi2(features(jnp.asarray(latent))))
+    if "flux" in stars:  # fluxes that no star has: the labels run so far away that all pixels lose their weight
+        absurd = stars["flux"].observed & (np.abs(stars["flux"].value) > HOPELESS * frame.flux_scale)
+        chi2 = np.where(absurd.any(1), np.inf, chi2)
     distance, threshold = label_distance(moments.training_u, latent)
     n_pixel = np.asarray(statistics.n_pixel).astype(int)
     star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}

@@ -51,6 +51,7 @@ class PhotometryFamily(Family):
 
     kind: ClassVar = Photometry
     moments: ClassVar = PhotometricMoments
+    beside: ClassVar = ("reddening", "distance_modulus", "distance", "reddening_variation")
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Importance()
     from_files: ClassVar = (MAP, SVI)
@@ -83,6 +84,9 @@ class PhotometryFamily(Family):
         else:
             trained = fit_guide(rows, inference, seed, progress, checkpoint, lambda: start_of(rows, seed))
         return self.finish(rows.model, rows.stars, trained)
+
+    def sizes(self, model: Photometry) -> dict[str, int]:
+        return {"weight": model.net.size}
 
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()

@@ -109,6 +109,7 @@ class TranslatorFamily(Family):
 
     kind: ClassVar = Translator
     moments: ClassVar = TranslatorMoments
+    unbounded: ClassVar = ("freedom",)
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = MAP()
     from_files: ClassVar = (MAP, SVI)
@@ -176,6 +177,9 @@ class TranslatorFamily(Family):
         shift = _held_out_shift(rows.model, moments, rows.held_out(trained.held_out))
         trained.moments = moments._replace(scatter_shift=np.tile(shift, (n, 1)))
         return trained
+
+    def sizes(self, model: Any) -> dict[str, int]:
+        return {"weight": sum(f.size for f in model.functions), "scatter_weight": sum(f.size for f in model.scatters)}
 
     def layout(self, model: Any) -> Layout:
         names = list(model.require_frame().names)

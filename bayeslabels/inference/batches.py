@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from ..numerics.compress import STARS
+from ..process import settings_as_usual
 from ..stars import Stars
 
 BLOCK = 65_536
@@ -267,8 +268,13 @@ def split(n: int, members: int, seed: int, width: int = 1, share: float = HELD_O
 
 def ahead(items: Iterator[Any]) -> Generator[Any]:
     """The items of an iterator, the next one made while the last one is at use."""
+
+    def following() -> Any:
+        with settings_as_usual():
+            return next(items, None)
+
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = reader.submit(next, items, None)
+        coming = reader.submit(following)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(following)
             yield item

@@ -20,6 +20,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from ..collapsed import CollapsedModel
+from ..columns import refuse_covariance
 from ..errors import bad_input
 from ..numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
 from ..numerics.linalg import Array, constant
@@ -135,6 +136,10 @@ class Photometry(CollapsedModel):
     )
     blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "parallax", "reddening")  # type: ignore[assignment]
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"magnitudes": len(self.require_frame().bands)}
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program; each of `labels`, `magnitudes`, `parallax` and `reddening` is observed where present."""
@@ -352,6 +357,7 @@ class Photometry(CollapsedModel):
         for name in self.blocks:
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
+        refuse_covariance(stars["magnitudes"], "magnitudes")
         _check_units(stars)
         return self.replace(frame=frame_of(self.components, stars))
 
@@ -372,6 +378,9 @@ class Photometry(CollapsedModel):
         if not isinstance(self.distance_prior, DistancePrior):
             raise bad_input(f"distance_prior={self.distance_prior!r}", "priors.ExponentialDisk or NormalModulus",
                             fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
+        if not isinstance(self.reddening_prior, Exponential):
+            raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential",
+                            fix="reddening_prior=priors.Exponential(0.1)")  # fmt: skip
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
@@ -389,6 +398,8 @@ class Photometry(CollapsedModel):
         for name in self.blocks:
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
+        if "magnitudes" in stars:
+            refuse_covariance(stars["magnitudes"], "magnitudes")
         _check_units(stars)
 
 

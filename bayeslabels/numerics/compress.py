@@ -154,7 +154,8 @@ def compress(
     size = k * (k + 1) // 2
     f = trace = None
     if theta_covariance is not None and feature_pairs is not None:
-        f = np.asarray(feature_pairs, np.float32)
+        with np.errstate(over="ignore"):  # of fluxes that no star has
+            f = np.asarray(feature_pairs, np.float32)
         covariance = np.where(use[:, None], pack(np.asarray(theta_covariance)), 0.0)
         trace = (covariance * (unit**2 * pairs(k)[2])).T.astype(np.float32)
     width = -(-n_pixel // -(-n_pixel // TILE))

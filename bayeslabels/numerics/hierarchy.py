@@ -12,14 +12,10 @@ pixel l determine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
-
-from .linalg import Array, inverse_psd
 
 BLOCK = 128
 """Pixels at a time: matrices of so many stay near the cache."""

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from ..process import settings_as_usual
+
 Array: TypeAlias = Any
 """A NumPy or a JAX array: both are taken everywhere."""
 
@@ -19,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def in_float64(function: F) -> F:
-    """Run `function` with JAX in float64, whatever the caller's setting, which is left as it was."""
+    """Run `function` with JAX in float64 and otherwise as by default, whatever the caller's settings, which stay."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with jax.enable_x64(True):
+        with settings_as_usual(), jax.enable_x64(True):
             return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]

@@ -1,0 +1,91 @@
+"""What the user has set in the process for other code, and forks, do not reach what is computed here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from astropy.table import Table
+
+import bayeslabels as bl
+from bayeslabels import process
+from bayeslabels.catalog import infer_catalog
+from bayeslabels.tables import read_table
+
+FLAGS = {
+    "jax_debug_nans": True,
+    "jax_debug_infs": True,
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_transfer_guard": "disallow",
+}
+MODEL = bl.Cannon(order=1, label_noise=False)
+
+
+@pytest.fixture(params=FLAGS)
+def flag(request):
+    before = getattr(jax.config, request.param)
+    jax.config.update(request.param, FLAGS[request.param])
+    jax.clear_caches()
+    yield request.param
+    jax.config.update(request.param, before)
+    assert before != FLAGS[request.param]
+
+
+def test_flags_of_the_users_own_code(flag, trained, training, spectra, tmp_path):
+    """Training by blocks, inference, prediction and a catalogue read in another thread."""
+    flux = np.where(np.random.default_rng(0).random(spectra.flux.value.shape) < 0.2, np.nan, spectra.flux.value)
+    flux[4] = np.nan
+    holes = bl.Stars(flux=bl.Block(flux, 0.01))
+    posterior = bl.fit(MODEL, training, bl.MAP(), checkpoint=tmp_path / "run.npz")
+    result = bl.infer(posterior, holes)
+    assert (np.isfinite(result.mean).all(1) == (np.arange(len(holes)) != 4)).all()
+    assert np.isfinite(posterior.predict(training)).all()
+    Table({"flux": flux, "flux_error": np.full(flux.shape, 0.01)}).write(tmp_path / "in.fits")
+    infer_catalog(posterior, tmp_path / "in.fits", tmp_path / "out.fits", batch_size=16, progress=False)
+    assert len(read_table(tmp_path / "out.fits")) == len(holes)
+    assert getattr(jax.config, flag) == FLAGS[flag]
+
+
+def test_numpy_that_raises(trained, training, spectra):
+    expected = bl.infer(trained, spectra).mean
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = np.geterr()
+        posterior = bl.fit(MODEL, training)
+        np.testing.assert_allclose(bl.infer(posterior, spectra).mean, expected)
+        assert len(bl.infer(posterior, spectra).table()) == len(spectra)
+        assert np.geterr() == before
+
+
+def test_what_the_user_has_silenced_stays_silent():
+    with np.errstate(divide="ignore", over="raise"), process.settings_as_usual():
+        assert np.geterr() == {"divide": "ignore", "over": "warn", "under": "ignore", "invalid": "warn"}
+
+
+def in_child(queue, trained, spectra):
+    try:
+        queue.put(str(bl.infer(trained, spectra).mean[0]))
+    except bl.BadInput as problem:
+        queue.put(f"refused: {problem}")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there are no forks here")
+def test_a_forked_child_is_refused(trained, spectra):
+    bl.infer(trained, spectra)
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of JAX and Python, that forks of many threads may hang
+        child = fork.Process(target=in_child, args=(queue, trained, spectra))
+        child.start()
+    try:
+        assert "get_context('spawn')" in queue.get(timeout=60)
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+    assert bl.infer(trained, spectra).mean.shape == (len(spectra), 2)  # the parent goes on
