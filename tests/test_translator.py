@@ -141,7 +141,7 @@ def test_occupancy_by_hand():
     where = occupancy.learn(x, 10)
     assert where.counts.shape == (1, 10, 10)
     assert where.counts.sum() == 22
-    probe = np.array([[0.35, 0.35], [0.35, 0.45], [0.35, 0.55], [1.05, 0.95], [1.15, 0.95], [5.0, 5.0], [np.nan, 0.5]])
+    probe = np.array([[0.35, 0.35], [0.35, 0.45], [0.35, 0.65], [1.05, 0.95], [1.15, 0.95], [5.0, 5.0], [np.nan, 0.5]])
     np.testing.assert_array_equal(where.outside(probe)[:, 0], [False, False, True, False, True, True, False])
     np.testing.assert_array_equal(where.outside(probe, 3)[:, 0], [False, False, True, False, True, True, False])
     np.testing.assert_array_equal(where.outside(probe, 8)[:, 0], [True, True, True, True, True, True, False])

@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from ..inference.base import Trained
 from ..models.translator import Translator
-from ..models.translator_frame import TARGET
+from ..models.translator_frame import TARGET, typical_error
 from ..numerics.linalg import in_float64
 from ..posterior import Posterior
 from ..stars import Stars
@@ -128,7 +128,7 @@ def doubts(posterior: Posterior, stars: Stars) -> str:
     factor = np.median(posterior.moments.error_factor, 0)
     spread = np.array(posterior.info.get(SPREAD, np.ones(len(factor))))
     for m in np.flatnonzero(np.abs(np.log(factor)) > np.log(DOUBTFUL)):
-        stated, name, unit = np.nanmedian(stars[TARGET].error[:, m]), frame.names[m], frame.units[m]
+        stated, name, unit = typical_error(stars[TARGET])[m], frame.names[m], frame.units[m]
         said.append(
             f"the stated errors of {name} (median {stated:.3g} {unit}) do not fit the stars that both surveys have: "
             f"noise is {factor[m]:.2g} of them. {name}_error is what held-out labels are off by beyond that: quote it, "

@@ -26,7 +26,16 @@ from ..numerics.network import Function, Network, Polynomial
 from ..numerics.propagate import log_normal, propagate, scale_mixture
 from ..numerics.shapley import MOST, shapley_values
 from ..stars import Stars
-from .translator_frame import EXACT, TARGET, TranslatorFrame, known_inputs, learn_frame, measured, plain_scatter
+from .translator_frame import (
+    EXACT,
+    TARGET,
+    TranslatorFrame,
+    known_inputs,
+    learn_frame,
+    measured,
+    plain_scatter,
+    typical_error,
+)
 
 FACTOR_SHARES, FACTOR_WIDTHS = (0.95, 0.05), (0.1, 2.0)
 """Prior of ln k: a mixture of N(0, width^2). Stated errors are right to a tenth, or may be wrong by any factor. Scatter
@@ -219,8 +228,8 @@ class Translator(CollapsedModel):
         return start
 
     def _first_factor(self, stars: Stars) -> np.ndarray:
-        frame, target = self.require_frame(), stars[TARGET]
-        stated = np.nanmedian(np.where(target.observed, target.error, np.nan), 0) / frame.target_scale
+        frame = self.require_frame()
+        stated = typical_error(stars[TARGET]) / frame.target_scale
         scatter = plain_scatter(frame, stars)
         return np.where(scatter < TOO_LARGE * stated, REFUTED * scatter / stated, 1.0)
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import bad_input, index_of
 from ..model import ByValue, scaling
 from ..numerics import mixture, occupancy
-from ..stars import Stars
+from ..stars import Block, Stars
 
 TARGET = "target_labels"
 EXACT = 1e-3
@@ -148,6 +148,12 @@ def known_inputs(frame: TranslatorFrame, given: Inputs) -> tuple[np.ndarray, np.
         part[rows[:, None], group] = own
         roots = np.concatenate([roots, part], 2)
     return mean, roots
+
+
+def typical_error(block: Block) -> np.ndarray:
+    """Median stated error of each column, in its unit."""
+    _, variance, observed = (np.asarray(x) for x in block.filled())
+    return np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0))
 
 
 def plain_scatter(frame: TranslatorFrame, stars: Stars) -> np.ndarray:
