@@ -34,6 +34,8 @@ FACTORS = 24
 """Factors of the features' population, at most."""
 ROWS = 1024
 """Stars whose features are computed at a time."""
+WRONG_FREEDOM = 2.0
+"""Degrees of freedom of measured parallaxes that are wrong."""
 POPULATION_STARS = 3000
 """Training stars that the population of many features is learned from."""
 
@@ -53,8 +55,8 @@ class FeatureFrame(ByValue):
         mean, loadings, noise: of the features' population, scaled (`numerics.incomplete.Population`).
         unit: of the quantity predicted.
         farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
-        outlier: mean and sd of measured parallaxes that have nothing to do with the features: those of the training
-            stars, three times as wide.
+        outlier: location and scale of measured parallaxes that have nothing to do with the features: those of the
+            training stars, three times as wide, with the tails of a Student-t.
     """
 
     names: tuple[str, ...]
@@ -296,7 +298,7 @@ class LogLinearModel(Model):
 class Measured(dist.Distribution):
     """exp(eta + s eps) + zero + N(0, sigma^2): the lognormal integrated out of its density.
 
-    fraction: of values that are N(*outlier) instead; draws are of those that are right.
+    fraction: of values that are of `outlier_density` instead; draws are of those that are right.
     """
 
     arg_constraints = {name: dist.constraints.real for name in ("eta", "s", "zero", "sigma")}
@@ -320,8 +322,10 @@ class Measured(dist.Distribution):
 
 
 def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
-    """ln p of a measured value that is wrong: N(mean, sd^2 + sigma^2)."""
-    return dist.Normal(outlier[0], jnp.sqrt(outlier[1] ** 2 + sigma**2)).log_prob(value)
+    """ln p of a measured value that is wrong: Student-t of `WRONG_FREEDOM` about outlier[0], with the scale
+    sqrt(outlier[1]^2 + sigma^2). No value is so far off that a right one would be likelier to make it."""
+    scale = jnp.sqrt(outlier[1] ** 2 + sigma**2)
+    return dist.StudentT(WRONG_FREEDOM, outlier[0], scale).log_prob(value)
 
 
 def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:

@@ -32,10 +32,10 @@ from ..inference.loglinear import (
     fit_mode,
     ln_parallax,
     moments_of,
-    start_of,
     with_coefficients,
-    without_outliers,
 )
+from ..inference.loglinear_outliers import without_outliers
+from ..inference.loglinear_start import start_of
 from ..inference.loglinear_sums import GaussianBySums, ModeBySums
 from ..inference.passes import BySums, by_sweeps
 from ..inference.whitened import Start, narrowed
