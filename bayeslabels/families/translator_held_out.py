@@ -30,6 +30,8 @@ DOUBTFUL, TOO_SMALL = 1.5, 0.6
 """Factor by which stated errors of outputs are off, and `SPREAD`, from which the user is told."""
 SHIFT = 0.5
 """Prior sd of what is added to ln s."""
+EVIDENCE = 1.0
+"""Of ln p: what the mode of stated errors that mean nothing has to gain on that of errors that are right."""
 FACTORS = (1.0, 0.02)
 """Factors of the stated errors from which the mode is looked for: right, and nearly meaningless."""
 
@@ -94,12 +96,11 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
         return minimize(value_and_slope, x, jac=True, method="L-BFGS-B")
 
     ends = [mode_from(np.r_[np.zeros(m), np.full(m, np.log(k))]) for k in (FACTORS if learned else FACTORS[:1])]
-    best, other = sorted(ends, key=lambda end: end.fun)[0], sorted(ends, key=lambda end: end.fun)[-1]
-    x, value = best.x, best.fun
-    for label in np.flatnonzero(np.abs(best.x - other.x)[m:] > 0.1):  # each label by itself: another may be right
+    x, value = ends[0].x, ends[0].fun
+    for label in np.flatnonzero(np.abs(ends[0].x - ends[-1].x)[m:] > 0.1):  # each label by itself
         mixed = x.copy()
-        mixed[[label, m + label]] = other.x[[label, m + label]]
-        if (now := mode_from(mixed)).fun < value:
+        mixed[[label, m + label]] = ends[-1].x[[label, m + label]]
+        if (now := mode_from(mixed)).fun < value - EVIDENCE:
             x, value = now.x, now.fun
     shift, factor = x[:m], np.exp(x[m:])
     return shift, factor, _spread(model, members, {**theta, "scatter_shift": shift}, factor, own, between)

@@ -8,17 +8,21 @@ posterior of theta and zero point together (`numerics.shrinkage`).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.linalg import LinAlgError
 from scipy.optimize import minimize_scalar
 
-from ..errors import CannotDo
+from ..errors import CannotDo, bad_input
 from ..loglinear import Features, LogLinearModel
 from ..numerics import shrinkage
 from ..numerics.linalg import in_float64
 from ..numerics.lognormal import derivatives, fit_log_linear, log_likelihood
 from ..numerics.sparse import Optimum
+from ..numerics.surroundings import Surroundings
 from ..priors import Horseshoe, Laplace, Normal
 from ..stars import Stars
 from .base import Trained
@@ -38,8 +42,10 @@ class LogLinearMoments(NamedTuple):
     """What the test step of a log-linear model integrates over; features scaled as in the model's frame.
 
     coefficients (D,), with covariance F F' + diag(v): coefficient_factor F (D, R), coefficient_variance v (D,);
-    zero_point and zero_point_error, in the unit of the parallax; scatter s; outlier_fraction. The last four:
-    scalars.
+    zero_point and zero_point_error, in the unit of the parallax; scatter s; outlier_fraction: scalars, all four.
+
+    near_*: where the training stars are, `Surroundings` in `loglinear_predict.coordinates`; growth: sd of ln parallax
+    per unit of the distance beyond what is usual there. Nothing usual, and no growth, where it is not known.
     """
 
     coefficients: np.ndarray
@@ -49,6 +55,16 @@ class LogLinearMoments(NamedTuple):
     zero_point_error: np.ndarray
     scatter: np.ndarray
     outlier_fraction: np.ndarray
+    near_points: np.ndarray = np.zeros((1, 1))
+    near_centre: np.ndarray = np.zeros(1)
+    near_scale: np.ndarray = np.ones(1)
+    near_usual: np.ndarray = np.array(np.inf)
+    near_farthest: np.ndarray = np.array(np.inf)
+    growth: np.ndarray = np.array(0.0)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        return Surroundings(*(getattr(self, f"near_{name}") for name in Surroundings._fields))
 
 
 class Data(NamedTuple):
@@ -63,7 +79,7 @@ class Data(NamedTuple):
             return self
         x = self.features
         spread = x.spread if len(x.spread) == 1 else x.spread[keep]
-        part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.distance[keep])
+        part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.factors[keep])
         return Data(part, self.y[keep], self.sigma[keep])
 
 
@@ -294,13 +310,28 @@ def gaussian_trained(model: LogLinearModel, q: shrinkage.GaussianPosterior, draw
     return Trained(sites, moments, stats)
 
 
+@contextmanager
+def refused_in_words() -> Iterator[None]:
+    """Where no step can be solved for, say what may be the cause."""
+    try:
+        yield
+    except LinAlgError as error:
+        raise bad_input(
+            f"stars from which the coefficients have no Gaussian posterior ({error})",
+            "parallaxes that their features can explain",
+            "gross outliers, another unit, or features that repeat one another under a flat prior (wide=inf)",
+            "Parallax(outliers=True), or Parallax(wide=10.0)",
+        ) from error
+
+
 def fit_q(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
     """q(theta, zero point)."""
     if model.fixed_scatter is not None:
         raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
     penalised, prior = model.require_frame().penalised, model.sparse_prior
     ridge = np.where(penalised, 100.0, model.wide_precision)
-    return shrinkage.fit_posterior(
+    with refused_in_words():
+        return shrinkage.fit_posterior(
         data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
         prior=prior_as_ridge(prior) if penalised.any() else None,
         variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
@@ -356,22 +387,3 @@ def moments_of(model: LogLinearModel, draws: dict[str, np.ndarray]) -> LogLinear
     s = np.asarray(draws.get("scatter", model.fixed_scatter))
     fraction = np.asarray(draws.get("outlier_fraction", 0.0))
     return LogLinearMoments(mean, factor, variance, zero.mean(), zero.std(), np.sqrt((s**2).mean()), fraction.mean())
-
-
-def ln_parallax(model: Any, moments: LogLinearMoments, x: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (N,) of ln parallax given the features."""
-    theta, factor, own = moments.coefficients, moments.coefficient_factor, moments.coefficient_variance
-    second = (factor**2).sum(1) + own
-    variance = moments.scatter**2 + ((x.value @ factor) ** 2).sum(1) + x.value**2 @ own
-    variance = variance + np.asarray(model.feature_variance(theta, x))
-    if not x.complete:
-        frame = model.require_frame()
-        for n in np.flatnonzero(~x.measured.all(1)):
-            missing = np.flatnonzero(~x.measured[n])
-            along = frame.loadings[missing - 1].T @ factor[missing]
-            spread = x.spread[n]
-            variance[n] += np.einsum("qr,qp,rp->", spread, along, along, optimize=True)
-            variance[n] += frame.noise[missing - 1] @ second[missing]
-            loadings = frame.loadings[missing - 1]
-            variance[n] += ((loadings @ spread) * loadings).sum(1) @ own[missing]
-    return x.value @ theta, np.sqrt(variance)

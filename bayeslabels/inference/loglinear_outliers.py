@@ -22,7 +22,8 @@ from ..numerics.linalg import in_float64
 from ..numerics.lognormal import LARGEST, cold_start, log_likelihood
 from ..stars import Stars
 from .base import Trained
-from .loglinear import Data, data_of, ln_parallax
+from .loglinear import Data, data_of
+from .loglinear_predict import ln_parallax
 
 KEPT = 0.9
 """Share of the stars that the first look is fitted to."""

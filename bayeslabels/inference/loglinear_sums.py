@@ -23,7 +23,16 @@ from ..numerics.sparse import LARGEST_STEP, solve_quadratic, subgradient
 from ..priors import Laplace
 from ..stars import Stars
 from .base import Trained
-from .loglinear import chosen_penalty, data_of, fit_mode, fit_q, gaussian_trained, mode_trained, prior_as_ridge
+from .loglinear import (
+    chosen_penalty,
+    data_of,
+    fit_mode,
+    fit_q,
+    gaussian_trained,
+    mode_trained,
+    prior_as_ridge,
+    refused_in_words,
+)
 from .loglinear_outliers import doubted, first_rows, settled
 from .passes import BySums
 
@@ -135,7 +144,8 @@ class GaussianBySums(BySums):
         else:
             a[d, :d] = a[:d, d] = gradient[d] = 0.0
             a[d, d] = 1.0
-        covariance = cho_solve(shrinkage.factorised(a), np.eye(d + 1))
+        with refused_in_words():
+            covariance = cho_solve(shrinkage.factorised(a), np.eye(d + 1))
         step = covariance @ gradient
         step *= min(1.0, 1.0 / max(np.abs(self.data.features.value @ step[:d]).max(), 1e-300))
         if width == 0:

@@ -20,7 +20,6 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import exp1
 
-from ..errors import bad_input
 from .linalg import Array, in_float64, threads_for
 from .lognormal import Derivatives, cold_start, derivatives, log_likelihood
 
@@ -141,11 +140,7 @@ def factorised(a: np.ndarray) -> tuple[np.ndarray, bool]:
                 return cho_factor(part, lower=True)
             except LinAlgError:
                 continue
-    raise bad_input(
-        "stars from which the coefficients have no Gaussian posterior", "parallaxes that their features can explain",
-        "gross outliers, another unit, or features that repeat one another under a flat prior (wide=inf)",
-        "Parallax(outliers=True), or Parallax(wide=10.0)",
-    )  # fmt: skip
+    raise LinAlgError("the information of theta and the zero point has no Cholesky factor")
 
 
 def normal(second_moment: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-USUAL, FARTHEST = 0.9, 0.985
+USUAL, FARTHEST = 0.9, 0.99
 """Shares of the stars whose distance from all others is within what is usual, and within what is allowed."""
 
 
