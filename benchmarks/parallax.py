@@ -230,8 +230,11 @@ def outside(a):
                 if row.sum() < 5:
                     continue
                 rms, told, z = (np.sqrt((x[row] ** 2).mean()) for x in (off, sd, off / sd))
-                print(f"  {low} to {high} dex outside: {row.sum()} stars, {100 * (result.flags[row] & 8 > 0).mean():.1f} % "
-                      f"flagged, rms {100 * rms:.1f} %, stated {100 * told:.1f} %, rms of z {z:.2f}", flush=True)  # fmt: skip
+                flagged = 100 * (result.flags[row] & 8 > 0).mean()
+                print(
+                    f"  {low} to {high} dex outside: {row.sum()} stars, {flagged:.1f} % flagged, rms {100 * rms:.1f} %, "
+                    f"stated {100 * told:.1f} %, rms of z {z:.2f}", flush=True,
+                )  # fmt: skip
 
 
 def far(a):

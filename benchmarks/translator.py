@@ -4,7 +4,7 @@
     python benchmarks/translator.py sampled  [--seeds 0]       the same by MAP, SVI and NUTS, of a small network
     python benchmarks/translator.py releases [--seeds 0 1 2] [--figure OUT.png]   19 labels of DR12 to three of DR17
     python benchmarks/translator.py inverse  [--seeds 0 1 2]   the other way: 19 labels of DR12 from three of DR17
-    python benchmarks/translator.py stated   [--seeds 0 1 2]   calibrated DR17 labels with stated errors, believed or not
+    python benchmarks/translator.py stated   [--seeds 0 1 2]   DR17 labels with stated errors, believed or not
     python benchmarks/translator.py gaps     [--seeds 0]       a fifth of the inputs removed; and filled with the mean
     python benchmarks/translator.py noise    [--seeds 0 1 2]   known noise on both surveys: attenuation of f
     python benchmarks/translator.py extrinsic                  gradients of intrinsic outputs; Shapley values
