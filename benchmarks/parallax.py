@@ -232,7 +232,7 @@ def outside(a):
                 rms, told, z = (np.sqrt((x[row] ** 2).mean()) for x in (off, sd, off / sd))
                 flagged = 100 * (result.flags[row] & 8 > 0).mean()
                 print(
-                    f"  {low} to {high} dex outside: {row.sum()} stars, {flagged:.1f} % flagged, rms {100 * rms:.1f} %, "
+                    f"  {low} to {high} dex outside: {row.sum()} stars, {flagged:.1f} % flagged, rms {100 * rms:.1f}, "
                     f"stated {100 * told:.1f} %, rms of z {z:.2f}", flush=True,
                 )  # fmt: skip
 
