@@ -18,6 +18,10 @@ class NotConverged(RuntimeWarning):
     """A result that came back, but should not be trusted yet."""
 
 
+class DoubtfulErrors(UserWarning):
+    """Stated errors of the data that the data themselves refute."""
+
+
 def bad_input(got: str, expected: str, cause: str | None = None, fix: str | None = None) -> BadInput:
     """The exception for ``got`` where ``expected`` was needed, with likely cause and the line to write."""
     message = f"got {got}, expected {expected}"

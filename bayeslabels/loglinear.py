@@ -21,62 +21,17 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from .columns import default_names, refuse_covariance, same_unit
+from .columns import refuse_covariance, same_unit
 from .errors import bad_input
-from .model import ByValue, Model
-from .numerics.incomplete import Population, learn
+from .loglinear_frame import FeatureFrame, learn_frame, raw_features
+from .model import Model
 from .numerics.linalg import Array, constant
 from .numerics.lognormal import cold_start, log_likelihood
 from .priors import HalfNormal, SparsePrior
-from .stars import Block, Stars
+from .stars import Stars
 
-FACTORS = 24
-"""Factors of the features' population, at most."""
-ROWS = 1024
-"""Stars whose features are computed at a time."""
-POPULATION_STARS = 3000
-"""Training stars that the population of many features is learned from."""
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureFrame(ByValue):
-    """What a log-linear model takes from its training stars: its features' names, units and scales.
-
-    x = (feature - centre) / scale; x_0 = 1, the constant. scale is 1 for logarithms and magnitudes, whose columns share
-    a meaning, and otherwise (p97.5 - p2.5) / 4 of each column.
-
-    Attributes:
-        names, units: of the D features, the constant first.
-        source: block of each feature, "" for the constant; log: whether its logarithm is taken; penalised: whether it
-            has the sparse prior; (D,) each.
-        columns: of each block, its column names as they must be met again, None for unnamed ones.
-        mean, loadings, noise: of the features' population, scaled (`numerics.incomplete.Population`).
-        unit: of the quantity predicted.
-        farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
-        taken_in: unit of each feature, before its logarithm was taken; (): not known, of an old file.
-        outlier: mean and sd of measured parallaxes that have nothing to do with the features: those of the training
-            stars, three times as wide.
-    """
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    source: tuple[str, ...]
-    columns: tuple[tuple[str, ...] | None, ...]
-    log: np.ndarray
-    penalised: np.ndarray
-    centre: np.ndarray
-    scale: np.ndarray
-    mean: np.ndarray
-    loadings: np.ndarray
-    noise: np.ndarray
-    unit: str
-    farthest: float
-    outlier: np.ndarray
-    taken_in: tuple[str, ...] = ()
-
-    @property
-    def population(self) -> Population:
-        return Population(self.mean, self.loadings, self.noise)
+WRONG_FREEDOM = 2.0
+"""Degrees of freedom of measured parallaxes that are wrong."""
 
 
 class Features(NamedTuple):
@@ -84,15 +39,14 @@ class Features(NamedTuple):
 
     value (N, D): measured, or of what is missing the population's mean given the measured; variance (N, D): squared
     errors, of what is missing the diagonal of its covariance; measured (N, D); spread (N, Q, Q): covariance of the
-    population's factors given the measured, (1, Q, Q) if nothing is missing; distance (N,): Mahalanobis distance^2 of
-    the factors.
+    population's factors given the measured, (1, Q, Q) if nothing is missing; factors (N, Q): their mean.
     """
 
     value: Array
     variance: Array
     measured: Array
     spread: Array
-    distance: Array
+    factors: Array
 
     def rows(self, index: Any) -> Features:
         return Features(*(x if len(x) == 1 else constant(x)[index] for x in self))
@@ -101,6 +55,11 @@ class Features(NamedTuple):
     def complete(self) -> bool:
         """Whether nothing is missing of any star."""
         return len(self.spread) < len(self.value)
+
+    @property
+    def distance(self) -> Array:
+        """Mahalanobis distance^2 (N,) of the factors."""
+        return (self.factors**2).sum(1)
 
 
 class Regression(NamedTuple):
@@ -188,7 +147,7 @@ class LogLinearModel(Model):
             )
         if (n := int(target.observed.sum())) < 3:
             raise bad_input(f"{n} stars with a {self.predicted}", "at least 3")
-        return self.replace(frame=_frame(self, stars))
+        return self.replace(frame=learn_frame(self, stars))
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
@@ -219,19 +178,18 @@ class LogLinearModel(Model):
     def design(self, stars: Stars) -> Features:
         """The scaled features of stars that fit the frame."""
         frame = self.require_frame()
-        value, variance, measured = _raw(self.feature_blocks, stars)
+        value, variance, measured = raw_features(self.feature_blocks, stars)
         value -= frame.centre
         value /= frame.scale
         value[~measured] = 0.0
         variance /= frame.scale**2
         population = frame.population
         z, spread = population.factors(value[:, 1:], measured[:, 1:])
-        distance = (z**2).sum(1)
         if not measured.all():
             own = np.einsum("jq,nqr,jr->nj", population.loadings, spread, population.loadings, optimize=True)
             value[:, 1:] = np.where(measured[:, 1:], value[:, 1:], population.expected(z))
             variance[:, 1:] = np.where(measured[:, 1:], variance[:, 1:], own + population.noise)
-        return Features(value, variance, measured, spread, distance)
+        return Features(value, variance, measured, spread, z)
 
     def arrays(self, stars: Stars) -> Regression:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
@@ -306,7 +264,7 @@ class LogLinearModel(Model):
 class Measured(dist.Distribution):
     """exp(eta + s eps) + zero + N(0, sigma^2): the lognormal integrated out of its density.
 
-    fraction: of values that are N(*outlier) instead; draws are of those that are right.
+    fraction: of values that are of `outlier_density` instead; draws are of those that are right.
     """
 
     arg_constraints = {name: dist.constraints.real for name in ("eta", "s", "zero", "sigma")}
@@ -330,75 +288,12 @@ class Measured(dist.Distribution):
 
 
 def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
-    """ln p of a measured value that is wrong: N(mean, sd^2 + sigma^2)."""
-    return dist.Normal(outlier[0], jnp.sqrt(outlier[1] ** 2 + sigma**2)).log_prob(value)
+    """ln p of a measured value that is wrong: Student-t of `WRONG_FREEDOM` about outlier[0], with the scale
+    sqrt(outlier[1]^2 + sigma^2). No value is so far off that a right one would be likelier to make it."""
+    scale = jnp.sqrt(outlier[1] ** 2 + sigma**2)
+    return dist.StudentT(WRONG_FREEDOM, outlier[0], scale).log_prob(value)
 
 
 def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:
     """s, sampled where it is learned."""
     return jnp.asarray(fixed) if fixed is not None else numpyro.sample("scatter", dist.HalfNormal(prior.width(1.0)))
-
-
-def _raw(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (N, D) in their own units with the constant first, variances, and which are measured."""
-    blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
-    shape = len(stars), 1 + sum(block.n_dim for block in blocks)
-    value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)
-    start = 1
-    for spec, block in zip(specs, blocks, strict=True):  # block by block, in place: it may be most of the memory
-        columns = slice(start, start + block.n_dim)
-        start = columns.stop
-        for first in range(0, len(stars), ROWS):
-            rows = slice(first, first + ROWS)
-            x, v, observed = (np.asarray(a, float) for a in block[rows].filled())
-            known = observed > 0
-            if spec.startswith("ln "):
-                known &= x > 0
-                x = np.where(known, x, 1.0)
-                x, v = np.log(x), v / x**2
-            value[rows, columns], variance[rows, columns] = x, np.where(known, v, 0.0)
-            measured[rows, columns] = known
-    return value, variance, measured
-
-
-def _frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
-    names, units, source, log, penalised, shared, columns = ["1"], [""], [""], [False], [False], [True], []
-    for spec in model.feature_blocks:
-        block: Block = stars[spec.removeprefix("ln ")]
-        logarithm = spec.startswith("ln ")
-        along = next(iter(block.coords.values()), np.arange(block.n_dim))
-        own = list(block.names or ())
-        if not own or block.coords or block.names == default_names(block.n_dim):
-            own = [f"{spec.removeprefix('ln ')} {x}" for x in along]
-        names += [f"ln {name}" if logarithm else name for name in own]
-        units += [""] * block.n_dim if logarithm else list(block.units)
-        source += [spec.removeprefix("ln ")] * block.n_dim
-        log += [logarithm] * block.n_dim
-        penalised += [spec in model.sparse_blocks] * block.n_dim
-        shared += [logarithm or unit == "mag" for unit in block.units]
-        columns.append(block.names)
-    value, variance, measured = _raw(model.feature_blocks, stars)
-    del variance
-    if (empty := measured.sum(0) < 2).any():
-        raise bad_input(
-            f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
-            "features that are measured", "a constant or empty column, or fluxes <= 0, which have no logarithm",
-        )  # fmt: skip
-    centre = value.sum(0, where=measured) / measured.sum(0)
-    centre[0], many = 0.0, value.shape[1] > 100
-    few = slice(None, None, max(1, len(value) // POPULATION_STARS) if many else 1)
-    value, measured = value[few].copy(), measured[few].copy()  # and let go of the whole
-    low, high = np.nanpercentile(np.where(measured, value, np.nan), [2.5, 97.5], axis=0)
-    scale = np.where(shared, 1.0, np.where(high > low, (high - low) / 4, 1.0))
-    x, seen = np.where(measured, (value - centre) / scale, 0.0)[:, 1:], measured[:, 1:]
-    population = learn(x, seen, FACTORS, iterations=30 if many else 200)
-    own = (population.factors(x, seen)[0] ** 2).sum(1)
-    target = stars[model.predicted]
-    low, middle, high = np.percentile(target.value[target.observed], [15.87, 50, 84.13])
-    outlier = np.array([middle, 1.5 * (high - low)])
-    farthest = 2 * float(np.quantile(own, 0.99))
-    return FeatureFrame(
-        tuple(names), tuple(units), tuple(source), tuple(columns), np.array(log), np.array(penalised), centre, scale,
-        *population, stars[model.predicted].units[0], farthest,
-        outlier, ("", *(unit for spec in model.feature_blocks for unit in stars[spec.removeprefix("ln ")].units)),
-    )  # fmt: skip

@@ -5,6 +5,7 @@
     python benchmarks/parallax.py zero    [--seeds 3 4 5] [--stars 2000] [--pixels 991]
     python benchmarks/parallax.py cuts    [--seeds 0 1 2 3]    30 % of the parallaxes at S/N < 1, kept and cut
     python benchmarks/parallax.py giants  [--folds 5]          real photometry, labels and parallaxes of Green+21
+    python benchmarks/parallax.py outside [--seeds 3 4 5]      trained on a part of the labels: flags and errors outside
     python benchmarks/parallax.py far                          by distance, 1 to 20 kpc
     python benchmarks/parallax.py clump                        distances against seismic luminosities
     python benchmarks/parallax.py pixels                       semi-synthetic spectra of the real giants
@@ -208,6 +209,34 @@ def giants_real(a):
             )
 
 
+def outside(a):
+    """Trained on one side of a cut in a label: flags, rms and stated errors against the distance beyond it."""
+    for seed in a.seeds:
+        first, second, true, _ = giants(a, 1500, 309, seed)
+        from line_spectra import draw_labels
+
+        labels = draw_labels(3000, 5, np.random.default_rng(seed))  # the first that the generator draws
+        for name, column, sign, cut in (
+            ("log g > 2.0", 1, 1, 2.0), ("log g < 2.4", 1, -1, 2.4), ("[Fe/H] > -0.3", 2, 1, -0.3),
+        ):  # fmt: skip
+            distance = sign * (cut - labels[:, column])
+            posterior = bl.fit(bl.Parallax(), first[distance[:1500] < 0], progress=False)
+            result = bl.infer(posterior, second.drop("parallax"), progress=False)
+            s = result.stars
+            off, sd = np.log(true) - s["ln_parallax"].values, s["ln_parallax_error"].values
+            print(f"seed {seed}, trained on {posterior.info['n_star']} giants of {name}")
+            for low, high in ((-9, 0), (0, 0.2), (0.2, 0.4), (0.4, 0.7), (0.7, 1.0), (1.0, 1.3)):
+                row = (distance[1500:] >= low) & (distance[1500:] < high)
+                if row.sum() < 5:
+                    continue
+                rms, told, z = (np.sqrt((x[row] ** 2).mean()) for x in (off, sd, off / sd))
+                flagged = 100 * (result.flags[row] & 8 > 0).mean()
+                print(
+                    f"  {low} to {high} dex outside: {row.sum()} stars, {flagged:.1f} % flagged, rms {100 * rms:.1f}, "
+                    f"stated {100 * told:.1f} %, rms of z {z:.2f}", flush=True,
+                )  # fmt: skip
+
+
 def far(a):
     train, test, true, _ = giants(a, 4000, 300, 11)
     posterior = bl.fit(bl.Parallax(), train, progress=False)
@@ -371,8 +400,8 @@ def peak():
 
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = {"objective": objective, "heldout": heldout, "zero": zero, "cuts": cuts, "giants": giants_real, "far": far,
-             "clump": clump, "pixels": semi_synthetic, "survey": survey}  # fmt: skip
+    cases = {"objective": objective, "heldout": heldout, "zero": zero, "cuts": cuts, "giants": giants_real,
+             "outside": outside, "far": far, "clump": clump, "pixels": semi_synthetic, "survey": survey}  # fmt: skip
     cli.add_argument("case", choices=cases)
     cli.add_argument("--methods", nargs="+", choices=METHODS, default=["laplace", "map", "horseshoe"])
     cli.add_argument("--seed", type=int, default=3)

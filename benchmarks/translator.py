@@ -4,6 +4,7 @@
     python benchmarks/translator.py sampled  [--seeds 0]       the same by MAP, SVI and NUTS, of a small network
     python benchmarks/translator.py releases [--seeds 0 1 2] [--figure OUT.png]   19 labels of DR12 to three of DR17
     python benchmarks/translator.py inverse  [--seeds 0 1 2]   the other way: 19 labels of DR12 from three of DR17
+    python benchmarks/translator.py stated   [--seeds 0 1 2]   DR17 labels with stated errors, believed or not
     python benchmarks/translator.py gaps     [--seeds 0]       a fifth of the inputs removed; and filled with the mean
     python benchmarks/translator.py noise    [--seeds 0 1 2]   known noise on both surveys: attenuation of f
     python benchmarks/translator.py extrinsic                  gradients of intrinsic outputs; Shapley values
@@ -132,6 +133,28 @@ def sampled(a):
 def releases(a):
     stars, state = release_stars(a)
     compare(a, stars, state, RELEASES)
+
+
+def stated(a):
+    """Held-out labels against `<label>_error` alone, and with the stated errors as the model scales them."""
+    table, (given, _) = Table.read(a.shared / "data" / "apogee_dr12_vs_dr17_train.ecsv"), release_stars(a)
+    names = ("TEFF_COR", "LOGG_COR", "FE_H_ADOP_COR")
+    errors = columns(table, [f"{x}_ERR" for x in names])
+    target = bl.Block(columns(table, names), errors, names=names, unit=("K", "dex", "dex"))
+    stars = given.with_block(target_labels=target)
+    pairs = dict(zip(names, ("TEFF_dr12", "LOGG_dr12", "FE_H_dr12"), strict=True))
+    for seed in a.seeds:
+        train, test = split(stars, seed, 0.8)
+        for learned in (False, True):
+            model = bl.Translator(pairs=pairs, error_factor=learned)
+            posterior = bl.fit(model, stars[train], seed=seed, progress=False)
+            result = bl.infer(posterior, stars[test].drop("target_labels"), seed=seed, progress=False)
+            off, factor = target.value[test] - result.mean, posterior.moments.error_factor.mean(0)
+            both = np.hypot(result.error, factor * errors[test])
+            print(f"seed {seed}, factors {factor.round(3)}: sd of z {(off / result.error).std(0).round(2)}, with noise "
+                  f"{(off / both).std(0).round(2)}, rms {np.sqrt((off**2).mean(0)).round(4)}, median errors "
+                  f"{np.median(result.error, 0).round(4)}, outside {100 * (result.flags & 8 > 0).mean():.1f} %",
+                  flush=True)  # fmt: skip
 
 
 def inverse(a):
@@ -354,7 +377,7 @@ def speed(a):
 
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    functions = (seismic, sampled, releases, inverse, gaps, noise, extrinsic, far, speed)
+    functions = (seismic, sampled, releases, stated, inverse, gaps, noise, extrinsic, far, speed)
     cases = {function.__name__: function for function in functions}
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -70,7 +70,9 @@ def simulate(n_star: int, seed: int = 0, label_error: float = 0.1, flux_error: f
             np.full((n_star, 3), 0.02), names=("G", "BP", "RP"), unit="mag",
         ),
         "reddening": bl.Block(np.abs(0.1 * rng.normal(size=n_star)), np.full(n_star, 0.02), unit="mag"),
-        "target_labels": bl.Block(true + np.array([20.0, 0.1]), error, names=LABELS, unit=("K", "dex")),
+        "target_labels": bl.Block(
+            true + np.array([20.0, 0.1]) + error * rng.normal(size=true.shape), error, names=LABELS, unit=("K", "dex"),
+        ),
     }  # fmt: skip
     return Simulated(bl.Stars(**blocks), true)
 

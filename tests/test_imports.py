@@ -22,8 +22,10 @@ MAY_KNOW = {
     "priors": {"numerics", "errors"},
     "program": {"errors", "numerics", "stars"},
     "model": {"errors", "numerics", "program", "stars"},
-    "linear": {"columns", "errors", "model", "numerics", "priors", "stars"},
-    "loglinear": {"columns", "errors", "model", "numerics", "priors", "stars"},
+    "linear": {"columns", "errors", "model", "nuisances", "numerics", "priors", "stars"},
+    "nuisances": {"errors"},
+    "loglinear_frame": {"columns", "errors", "model", "numerics", "stars"},
+    "loglinear": {"columns", "errors", "loglinear_frame", "model", "numerics", "priors", "stars"},
     "collapsed": {"model", "numerics", "stars"},
     "models": {
         "collapsed",

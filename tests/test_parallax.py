@@ -14,7 +14,7 @@ from scipy.stats import norm
 import bayeslabels as bl
 from bayeslabels.errors import BadInput, CannotDo
 from bayeslabels.family import family_of
-from bayeslabels.inference.loglinear import start_of
+from bayeslabels.inference.loglinear_start import start_of
 from bayeslabels.inference.whitened import Whitened
 from bayeslabels.star_posterior import Flags
 
@@ -275,7 +275,7 @@ def test_start_of_many_coefficients_is_nearly_that_of_few(case, monkeypatch):
     stars = case.stars[:600]
     model = bl.Parallax().bind(stars)
     exact = start_of(model, stars)
-    monkeypatch.setattr("bayeslabels.inference.loglinear.DENSE", 0)
+    monkeypatch.setattr("bayeslabels.inference.loglinear_start.DENSE", 0)
     rough = start_of(model, stars)
     assert rough.names == exact.names
     x = model.design(stars).value

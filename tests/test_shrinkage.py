@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from scipy.linalg import cho_solve
 
+from bayeslabels.errors import BadInput
+from bayeslabels.inference.loglinear import refused_in_words
 from bayeslabels.numerics.lognormal import log_likelihood
-from bayeslabels.numerics.shrinkage import averaged, fit_posterior, horseshoe, laplace, normal
+from bayeslabels.numerics.shrinkage import averaged, factorised, fit_posterior, horseshoe, laplace, normal
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +168,31 @@ def test_mean_is_the_optimum_though_noise_depends_on_it():
     held = np.array([slope(j, 0.0) for j in range(12)]) * sd
     assert np.abs(whole).max() < 0.002
     assert np.abs(held).max() > 0.03
+
+
+def test_an_indefinite_information_is_made_definite():
+    """As little as needed, the rest as it was; what cannot be mended is refused in words."""
+    root = np.random.default_rng(0).normal(size=(5, 4))
+    a = np.eye(5) * 1e-3
+    a[:4, :4] += root[:4].T @ root[:4]
+    a[4, 4] = 1.0
+    np.testing.assert_allclose(cho_solve(factorised(a), a), np.eye(5), atol=1e-9)
+    across = np.linalg.cholesky(a[:4, :4])[:, 0] * 1.05
+    a[4, :4] = a[:4, 4] = across
+    assert np.linalg.eigvalsh(a)[0] < 0
+    a[4, :4] = a[:4, 4] = across
+    mended = np.linalg.inv(cho_solve(factorised(a), np.eye(5)))
+    np.testing.assert_allclose(mended[:4, :4], a[:4, :4], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(mended[4, :4], 0.9 * across, rtol=1e-6, atol=1e-9)
+    for hopeless in (np.full((3, 3), np.nan), -np.eye(3)):
+        with pytest.raises(BadInput, match=r"no Gaussian posterior.*outliers=True"), refused_in_words():
+            factorised(hopeless)
+
+
+def test_gross_outliers_end_in_a_posterior():
+    """Where the information of the likelihood has no Cholesky factor on the way."""
+    x, y, sigma, _, _ = make(n=600, d=40, seed=0)
+    y[:20] += 300.0
+    q = fit_posterior(x, y, sigma, ridge=RIDGE, sparse=SPARSE, prior=normal)
+    assert np.isfinite(q.mean).all()
+    assert (np.diag(q.covariance) > 0).all()

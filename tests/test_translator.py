@@ -55,10 +55,12 @@ def members(posterior):
     return [{k: jnp.asarray(v[e]) for k, v in theta.items()} for e in range(len(theta["coefficients"]))]
 
 
-def theta_of(model, seed=0):
+def theta_of(model, stars, seed=0):
     """Some values of the shared parameters."""
     rng = np.random.default_rng(seed)
-    theta = {k: jnp.asarray(v + 0.3 * rng.normal(size=v.shape)) for k, v in model.start(None, 0).items()}
+    theta = {k: jnp.asarray(v + 0.3 * rng.normal(size=v.shape)) for k, v in model.start(stars, 0).items()}
+    if "error_factor" in theta:
+        theta["error_factor"] = jnp.asarray(rng.uniform(0.2, 2.0, theta["error_factor"].shape))
     if "correlation" in theta:
         factor = np.tril(rng.normal(size=theta["correlation"].shape)) * 0.3 + np.eye(len(theta["correlation"]))
         theta["correlation"] = jnp.asarray(factor / np.linalg.norm(factor, axis=1, keepdims=True))
@@ -132,12 +134,30 @@ def test_shapley_values_by_enumeration():
 
 
 def test_occupancy_by_hand():
-    x = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.95], [np.nan, 0.5]])
+    """Stars on a diagonal of ten cells, two in each: the cells beside the diagonal are inside, the next are not."""
+    corner = np.repeat(np.arange(10) / 10, 2)
+    x = np.column_stack([corner, corner]) + 0.05
+    x = np.r_[x, [[0.0, 0.0], [1.0, 1.0], [np.nan, 0.5]]]
     where = occupancy.learn(x, 10)
-    assert where.counts.sum() == 3
-    probe = np.array([[0.05, 0.05], [0.95, 0.95], [0.5, 0.5], [2.0, 0.5], [np.nan, 0.5]])
-    np.testing.assert_array_equal(where.outside(probe)[:, 0], [False, False, True, True, False])
-    np.testing.assert_array_equal(where.outside(probe, 2)[:, 0], [True, False, True, True, False])
+    assert where.counts.shape == (1, 10, 10)
+    assert where.counts.sum() == 22
+    probe = np.array([[0.35, 0.35], [0.35, 0.45], [0.35, 0.65], [1.05, 0.95], [1.15, 0.95], [5.0, 5.0], [np.nan, 0.5]])
+    np.testing.assert_array_equal(where.outside(probe)[:, 0], [False, False, True, False, True, True, False])
+    np.testing.assert_array_equal(where.outside(probe, 3)[:, 0], [False, False, True, False, True, True, False])
+    np.testing.assert_array_equal(where.outside(probe, 8)[:, 0], [True, True, True, True, True, True, False])
+
+
+@pytest.mark.parametrize(("n", "d"), [(150, 3), (1000, 12), (20_000, 3)])
+def test_honest_stars_are_inside_whatever_their_number(n, d):
+    """Of stars of the same population at most 3 per cent are outside, of those moved far all."""
+    rng = np.random.default_rng(n)
+    root = rng.normal(size=(d, d)) / np.sqrt(d) + np.eye(d)
+    x = rng.standard_t(5, size=(2 * n, d)) @ root
+    where = occupancy.learn(x[:n])
+    assert where.outside(x[n:]).any(1).mean() < 0.03
+    moved = x[n:] + 12 * x[:n].std(0) * np.where(rng.random((n, d)) < 0.5, -1, 1)
+    assert where.outside(moved).any(1).all()
+    assert where.counts.shape[-1] == (30 if n > 10_000 else where.counts.shape[-1])
 
 
 @pytest.mark.parametrize("robust", [False, True])
@@ -147,7 +167,7 @@ def test_the_likelihood_with_exact_inputs(robust):
     stars = stars.with_block(target_labels=with_gaps(stars.target_labels, 0.3, 5))
     with jax.enable_x64(True):
         model = PLAIN.replace(robust=robust).bind(stars)
-        theta, frame, rows = theta_of(model), model.frame, model.arrays(stars)
+        theta, frame, rows = theta_of(model, stars), model.frame, model.arrays(stars)
         found = np.asarray(model.log_likelihood(theta, jax.tree.map(jnp.asarray, rows)))
         mean, s = (np.asarray(a) for a in model.outputs(theta, jnp.asarray(rows.x)))
         logs, lam = scale_mixture(theta.get("freedom", jnp.array(9.0)))
@@ -178,7 +198,7 @@ def test_the_program_with_its_true_inputs_integrated_out():
     with jax.enable_x64(True):
         model = PLAIN.replace(order=1).bind(stars)
         star = stars[:1]
-        theta = theta_of(model)
+        theta = theta_of(model, stars)
         prior = log_density(model.parameters, (), {}, theta)[0]
         grid = np.linspace(-5, 5, 2001)
         at = jax.jit(lambda x: log_density(model, (star,), {}, {**theta, "true_inputs": x.reshape(1, 1)})[0] - prior)
@@ -265,7 +285,8 @@ def test_the_other_direction_is_bayes_theorem_where_the_function_is_linear():
     for n in range(0, 32, 3):
         seen = np.flatnonzero(few.target_labels.observed[n])
         y = ((np.asarray(few.target_labels.value[n]) - frame.target_centre) / frame.target_scale)[seen]
-        noise = (scatter + np.diag((few.target_labels.error[n] / frame.target_scale) ** 2))[np.ix_(seen, seen)]
+        stated = theta["error_factor"] * few.target_labels.error[n] / frame.target_scale
+        noise = (scatter + np.diag(stated**2))[np.ix_(seen, seen)]
         a, b = slope[seen], at(np.zeros(2))[seen]
         weight, mean, second = [], [], []
         for w, m, v in zip(*prior, strict=True):

@@ -2,10 +2,12 @@
 
 Given the training step, ln parallax of a star is N(eta_n, v_n),
 
-    eta_n = E(theta) . x_n,   v_n = s^2 + x_n' Cov(theta) x_n + E(theta)' (C_n + V_n) E(theta) + tr[V_n Cov(theta)]
+    eta_n = E(theta) . x_n
+    v_n = s^2 + x_n' Cov(theta) x_n + E(theta)' (C_n + V_n) E(theta) + tr[V_n Cov(theta)] + g_n^2
 
 with C_n the covariance of the errors of what is measured and V_n that of what is missing of x_n. There is no
-tr[C_n Cov(theta)]: the errors of x_n are in x_n' Cov(theta) x_n already. A closed form, to which the star's own
+tr[C_n Cov(theta)]: the errors of x_n are in x_n' Cov(theta) x_n already. g_n: 0 among the training stars, and what the
+relation, learned there, may be wrong by outside (`inference.loglinear_predict`). A closed form, to which the star's own
 parallax is added on a grid (`astro.parallax.combine`).
 """
 
@@ -30,12 +32,12 @@ from ..inference.loglinear import (
     LogLinearMoments,
     fit_gaussian,
     fit_mode,
-    ln_parallax,
     moments_of,
-    start_of,
     with_coefficients,
-    without_outliers,
 )
+from ..inference.loglinear_outliers import without_outliers
+from ..inference.loglinear_predict import ln_parallax, outside, with_surroundings
+from ..inference.loglinear_start import start_of
 from ..inference.loglinear_sums import GaussianBySums, ModeBySums
 from ..inference.passes import BySums, by_sweeps
 from ..inference.whitened import Start, narrowed
@@ -47,6 +49,8 @@ from ..stars import Stars
 
 PASSES = 100
 """Over the stars in files, at most."""
+NEAR = 3000
+"""Training stars that the posterior keeps the place of, at most."""
 
 
 class LogLinearFamily(Family):
@@ -105,6 +109,11 @@ class LogLinearFamily(Family):
         trained.moments = moments_of(model, trained.draws)
         return trained
 
+    def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
+        model, stars = posterior.model, choice.stars
+        some = np.sort(np.random.default_rng(0).permutation(len(stars))[:NEAR])
+        return posterior.with_moments(with_surroundings(model, posterior.moments, model.design(stars[some])))
+
     def layout(self, model: Any) -> Layout:
         coords = {"feature": list(model.require_frame().names)}
         sites: dict[str, list[str]] = {
@@ -118,7 +127,8 @@ class LogLinearFamily(Family):
             "coefficients": ["feature"], "coefficient_factor": ["feature", "factor"],
             "coefficient_variance": ["feature"], "zero_point": [], "zero_point_error": [],
             "scatter": [],
-            "outlier_fraction": [],
+            "outlier_fraction": [], "near_points": ["near", "coordinate"], "near_centre": ["coordinate"],
+            "near_scale": ["coordinate"], "near_usual": [], "near_farthest": [], "growth": [],
         }  # fmt: skip
         return Layout(coords, sites, moments)
 
@@ -149,7 +159,8 @@ class LogLinearFamily(Family):
         blank = n_missing == len(frame.names) - 1
         flags = np.zeros(len(stars), int)
         flags |= Flags.NO_DATA * (blank & ~seen)
-        flags |= Flags.OUTSIDE_TRAINING * (x.distance > frame.farthest)
+        distance = outside(model, moments, x)
+        flags |= Flags.OUTSIDE_TRAINING * ((distance > moments.near_farthest) | (x.distance > frame.farthest))
         flags |= Flags.OUTLIER * (wrong > 0.5)
         flags |= Flags.MISSING_BAND * bands.any(1)
         flags |= Flags.MISSING_DATA * (n_missing > 0.5 * (len(frame.names) - 1))
@@ -163,7 +174,7 @@ class LogLinearFamily(Family):
         table["covariance"] = (("star", "quantity", "quantity_bis"), error[:, :, None] ** 2 * np.eye(3))
         zero = moments.zero_point + model.offset(stars)
         per_star = {
-            "ln_parallax": eta, "ln_parallax_error": sd, "zero_point": zero, "feature_distance": x.distance,
+            "ln_parallax": eta, "ln_parallax_error": sd, "zero_point": zero, "feature_distance": distance,
             "n_missing": n_missing, "outlier_probability": wrong, "flags": flags,
         }  # fmt: skip
         table |= {name: (("star",), values) for name, values in per_star.items()}

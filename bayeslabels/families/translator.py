@@ -13,6 +13,7 @@ nu' the variance of the Student-t. Percentiles are those of a Gaussian convolved
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -20,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from astropy.table import QTable
-from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from ..checkpoint import Checkpoint
-from ..errors import CannotDo, bad_input
+from ..errors import CannotDo, DoubtfulErrors, bad_input
 from ..family import Choice, Family, Layout
 from ..inference import MAP, NUTS, SVI, Laplace
 from ..inference.base import Inference, Trained
@@ -41,6 +41,7 @@ from ..numerics.propagate import scale_mixture
 from ..posterior import Posterior
 from ..star_posterior import Flags
 from ..stars import Stars
+from .translator_held_out import doubts, told_by_held_out
 from .translator_inverse import inverse
 
 LEARNING_RATE = 1e-2
@@ -69,7 +70,7 @@ class TranslatorMoments(NamedTuple):
     """Members of an ensemble, or draws of the training posterior; E of them, as in `Translator.parameters`.
 
     coefficients (E, P), scatter_weights (E, P'), correlation (E, M, M), freedom (E,), inf for a Gaussian;
-    scatter_shift (E, M): what held-out stars add to ln s.
+    scatter_shift (E, M): what held-out stars add to ln s; error_factor (E, M): of the stated errors of the outputs.
     """
 
     coefficients: np.ndarray
@@ -77,6 +78,7 @@ class TranslatorMoments(NamedTuple):
     correlation: np.ndarray
     freedom: np.ndarray
     scatter_shift: np.ndarray
+    error_factor: np.ndarray
 
     @property
     def theta(self) -> dict[str, np.ndarray]:
@@ -154,9 +156,7 @@ class TranslatorFamily(Family):
         n = members.stats["members"]
         trained = fit_part(rows, members, {"coefficients": np.concatenate(last)}, -(-inference.draws // n), seed)
         moments = _members(model, trained.draws, max(MEMBERS, n))
-        shift = _held_out_shift(model, members.moments, rows.held_out(trained.held_out), moments)
-        trained.moments = moments._replace(scatter_shift=np.tile(shift, (len(moments.coefficients), 1)))
-        return trained
+        return told_by_held_out(trained, model, members.moments, rows.held_out(trained.held_out), moments)
 
     def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.moments = _members(model, trained.draws, MEMBERS)
@@ -172,11 +172,13 @@ class TranslatorFamily(Family):
             rows, seed, progress, epochs=inference.max_iterations, batch_size=inference.batch_size,
             learning_rate=LEARNING_RATE, checkpoint=checkpoint,
         )  # fmt: skip
-        n = trained.stats["members"]
-        moments = _members(rows.model, trained.draws, n)
-        shift = _held_out_shift(rows.model, moments, rows.held_out(trained.held_out))
-        trained.moments = moments._replace(scatter_shift=np.tile(shift, (n, 1)))
-        return trained
+        moments = _members(rows.model, trained.draws, trained.stats["members"])
+        return told_by_held_out(trained, rows.model, moments, rows.held_out(trained.held_out), moments)
+
+    def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
+        if said := doubts(posterior, choice.stars):
+            warnings.warn(said, DoubtfulErrors, stacklevel=4)
+        return posterior
 
     def sizes(self, model: Any) -> dict[str, int]:
         return {"weight": sum(f.size for f in model.functions), "scatter_weight": sum(f.size for f in model.scatters)}
@@ -186,6 +188,7 @@ class TranslatorFamily(Family):
         matrix = ["labels", "labels_bis"]
         sites: dict[str, list[str]] = {
             "coefficients": ["weight"], "scatter_weights": ["scatter_weight"], "correlation": matrix, "freedom": [],
+            "error_factor": ["labels"],
         }  # fmt: skip
         moments = {name: ["member", *dims] for name, dims in sites.items()} | {"scatter_shift": ["member", "labels"]}
         return Layout({"labels": names, "labels_bis": names}, sites, moments)
@@ -258,7 +261,7 @@ class TranslatorFamily(Family):
         x = jnp.asarray(model.require_frame().background[:SOME_STARS])
         both = np.asarray(jax.vmap(lambda theta: model.raw_outputs(theta, x))(draws))
         m = both.shape[-1] // 2
-        rest = {name: x for name, x in draws.items() if name in ("correlation", "freedom")}
+        rest = {name: x for name, x in draws.items() if name in ("correlation", "freedom", "error_factor")}
         if "correlation" in rest:
             rest["correlation"] = rest["correlation"][:, 1:, 0]
         return super().identified(model, {"mean": both[..., :m], "ln scatter": both[..., m:], **rest})
@@ -283,7 +286,8 @@ class TranslatorFamily(Family):
 
     def summary(self, posterior: Posterior) -> QTable:
         """Per target label: the input that it corrects, the median and spread of their difference in the training set,
-        and typical intrinsic scatter and error of the function there."""
+        typical intrinsic scatter and error of the function there, and the factor of the stated errors (1: none, or
+        believed)."""
         frame = posterior.model.require_frame()
         x = frame.background
         found = predict(posterior, Inputs(x, np.zeros((*x.shape, x.shape[1])), np.ones(x.shape, bool)), exact=True)
@@ -293,7 +297,7 @@ class TranslatorFamily(Family):
         return QTable({
             "label": list(frame.names), "unit": list(frame.units), "corrects": pair, "offset": offset,
             "spread": frame.target_scale, "scatter": typical(found.intrinsic),
-            "function_error": typical(found.function),
+            "function_error": typical(found.function), "error_factor": np.median(posterior.moments.error_factor, 0),
         })  # fmt: skip
 
     def describe(self, model: Any) -> str:
@@ -321,39 +325,8 @@ def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> Tran
         flat["correlation"][at] if m > 1 else np.ones((len(at), 1, 1)),
         flat["freedom"][at] if model.robust else np.full(len(at), np.inf),
         np.zeros((len(at), m)),
+        flat["error_factor"][at] if model.has_error_factor else np.ones((len(at), m)),
     )
-
-
-def _held_out_shift(
-    model: Translator, moments: TranslatorMoments, rows: Any, functions: TranslatorMoments | None = None
-) -> np.ndarray:
-    """What to add to ln s (M,): the density of the stars (E, n) that each member left out is highest with it.
-
-    Scatter learned from the stars that the function was fitted to is too small, the more the fewer they are. The spread
-    between members, or `functions`, is left to itself. Prior N(0, 0.5^2).
-    """
-    several = {name: jnp.asarray(x) for name, x in (functions or moments).theta.items()}
-    theta = {name: jnp.asarray(x) for name, x in moments.theta.items()}
-
-    def means_of(own):
-        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(several)
-
-    own = jax.tree.map(jnp.asarray, rows)
-    means = jax.jit(jax.vmap(means_of))(own)
-    offset = means - means.mean(1, keepdims=True)
-    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(means.shape[1] - 1, 1)
-    own = own._replace(noise=own.noise + between)
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(shift, theta, own):
-        each = jax.vmap(lambda t, data: model.log_likelihood({**t, "scatter_shift": shift}, data))
-        return -each(theta, own).sum() + 0.5 * (shift**2).sum() / 0.5**2
-
-    def value_and_slope(x):
-        return [np.asarray(a, float) for a in loss(jnp.asarray(x), theta, own)]
-
-    return minimize(value_and_slope, np.zeros(means.shape[-1]), jac=True, method="L-BFGS-B").x
 
 
 def predict(posterior: Posterior, given: Inputs, exact: bool = False) -> Predicted:

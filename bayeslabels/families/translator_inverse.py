@@ -88,7 +88,9 @@ def inverse(posterior: Any, stars: Stars, draws: int, seed: int, progress: bool 
         rows = np.minimum(np.arange(start, start + size), n - 1)
         priors, components = _prior(frame, given, rows)
         own = Own(priors, *(x[rows] for x in outputs))
-        centre, spread, evidence = _updated(bound, theta, tail, own, *components[1:])
+        factor = np.asarray(posterior.moments.error_factor)
+        noise = own.noise * (factor[:, :, None] * factor[:, None]).mean(0)
+        centre, spread, evidence = _updated(bound, theta, tail, own._replace(noise=noise), *components[1:])
         log_weight = components[0] + np.asarray(evidence)
         best = np.argsort(-log_weight, 1)[:, :COMPONENTS]
         at = tuple(np.take_along_axis(np.asarray(x), best.reshape(*best.shape, *[1] * (x.ndim - 2)), 1)

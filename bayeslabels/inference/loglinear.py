@@ -8,26 +8,24 @@ posterior of theta and zero point together (`numerics.shrinkage`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg import LinAlgError
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
 
-from ..errors import CannotDo
-from ..loglinear import Features, LogLinearModel, outlier_density
+from ..errors import CannotDo, bad_input
+from ..loglinear import Features, LogLinearModel
 from ..numerics import shrinkage
 from ..numerics.linalg import in_float64
 from ..numerics.lognormal import derivatives, fit_log_linear, log_likelihood
 from ..numerics.sparse import Optimum
+from ..numerics.surroundings import Surroundings
 from ..priors import Horseshoe, Laplace, Normal
 from ..stars import Stars
 from .base import Trained
-from .whitened import Start
 
 FOLDS = 3
 """Folds of the training set that choose the penalty and the scatter."""
@@ -44,8 +42,10 @@ class LogLinearMoments(NamedTuple):
     """What the test step of a log-linear model integrates over; features scaled as in the model's frame.
 
     coefficients (D,), with covariance F F' + diag(v): coefficient_factor F (D, R), coefficient_variance v (D,);
-    zero_point and zero_point_error, in the unit of the parallax; scatter s; outlier_fraction. The last four:
-    scalars.
+    zero_point and zero_point_error, in the unit of the parallax; scatter s; outlier_fraction: scalars, all four.
+
+    near_*: where the training stars are, `Surroundings` in `loglinear_predict.coordinates`; growth: sd of ln parallax
+    per unit of the distance beyond what is usual there. Nothing usual, and no growth, where it is not known.
     """
 
     coefficients: np.ndarray
@@ -55,6 +55,16 @@ class LogLinearMoments(NamedTuple):
     zero_point_error: np.ndarray
     scatter: np.ndarray
     outlier_fraction: np.ndarray
+    near_points: np.ndarray = np.zeros((1, 1))
+    near_centre: np.ndarray = np.zeros(1)
+    near_scale: np.ndarray = np.ones(1)
+    near_usual: np.ndarray = np.array(np.inf)
+    near_farthest: np.ndarray = np.array(np.inf)
+    growth: np.ndarray = np.array(0.0)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        return Surroundings(*(getattr(self, f"near_{name}") for name in Surroundings._fields))
 
 
 class Data(NamedTuple):
@@ -69,39 +79,13 @@ class Data(NamedTuple):
             return self
         x = self.features
         spread = x.spread if len(x.spread) == 1 else x.spread[keep]
-        part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.distance[keep])
+        part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.factors[keep])
         return Data(part, self.y[keep], self.sigma[keep])
 
 
 def data_of(model: LogLinearModel, stars: Stars) -> Data:
     y, sigma, seen = model.target(stars)
     return Data(model.design(stars), y, sigma).rows(seen)
-
-
-@in_float64
-def without_outliers(model: Any, stars: Stars, train: Callable[[Data], Trained]) -> Trained:
-    """Train on the parallaxes that are right with probability above one half, until that set is settled.
-
-    The fraction of the others has the prior Beta(1, 20).
-    """
-    data = data_of(model, stars)
-    if not model.has_outliers:
-        return train(data)
-    kept, outlier, fraction = np.ones(len(data.y), bool), model.require_frame().outlier, 0.01
-    for _ in range(10):
-        trained = train(data.rows(kept))
-        moments = trained.moments
-        eta, sd = ln_parallax(model, moments, data.features)
-        good = np.asarray(log_likelihood(data.y - moments.zero_point, data.sigma, eta, sd))
-        bad = np.asarray(outlier_density(data.y, data.sigma, outlier))
-        for _ in range(20):
-            wrong = expit(bad - good + logit(fraction))
-            fraction = wrong.sum() / (len(wrong) + 19)
-        before, kept = kept, wrong < 0.5
-        if (kept == before).all():
-            break
-    trained.moments = moments._replace(outlier_fraction=np.array(fraction))
-    return replace(trained, stats={**trained.stats, "n_outlier": int((~before).sum())})
 
 
 @in_float64
@@ -326,81 +310,32 @@ def gaussian_trained(model: LogLinearModel, q: shrinkage.GaussianPosterior, draw
     return Trained(sites, moments, stats)
 
 
+@contextmanager
+def refused_in_words() -> Iterator[None]:
+    """Where no step can be solved for, say what may be the cause."""
+    try:
+        yield
+    except LinAlgError as error:
+        raise bad_input(
+            f"stars from which the coefficients have no Gaussian posterior ({error})",
+            "parallaxes that their features can explain",
+            "gross outliers, another unit, or features that repeat one another under a flat prior (wide=inf)",
+            "Parallax(outliers=True), or Parallax(wide=10.0)",
+        ) from error
+
+
 def fit_q(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
     """q(theta, zero point)."""
     if model.fixed_scatter is not None:
         raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")
     penalised, prior = model.require_frame().penalised, model.sparse_prior
     ridge = np.where(penalised, 100.0, model.wide_precision)
-    return shrinkage.fit_posterior(
+    with refused_in_words():
+        return shrinkage.fit_posterior(
         data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
         prior=prior_as_ridge(prior) if penalised.any() else None,
         variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
     )  # fmt: skip
-
-
-DENSE = 2500
-"""Coefficients up to which the Gaussian posterior itself is worth its cost as a start."""
-
-
-@in_float64
-def start_of(model: Any, stars: Stars) -> Start:
-    """Where samplers of the program begin, and the scales: the Gaussian posterior, or of many coefficients one about
-    the sparse mode."""
-    if model.fixed_scatter is not None:
-        return Start(dict(model.starting_point(stars)))
-    frame, data = model.require_frame(), data_of(model, stars)
-    wide, sparse = np.flatnonzero(~frame.penalised), np.flatnonzero(frame.penalised)
-    order, names = np.r_[wide, sparse], ["wide", "sparse"] if len(sparse) else ["wide"]
-    if model.zero_prior[1] > 0:
-        order, names = np.r_[order, len(frame.names)], [*names, "zero_point"]
-    if len(frame.names) <= DENSE:
-        q = fit_q(model, data)
-        theta, zero, s, variance = q.mean[:-1], q.mean[-1], q.s, np.diag(q.covariance)
-        factor = np.linalg.cholesky((q.covariance + 1e-12 * np.diag(variance))[np.ix_(order, order)])
-    else:
-        mode = fit_mode(model.replace(coefficient_prior=Laplace()), data, 0, tolerance=1e-2).moments
-        theta, zero, s, whole = _gaussian_about(model, data, mode)
-        variance, factor = (whole**2).sum(1), whole[np.ix_(order, order)]
-    sites = {"wide": theta[wide], "zero_point": np.array(zero), "scatter": np.array(s)}
-    sites |= {"outlier_fraction": np.array(0.01)} if model.has_outliers else {}
-    if len(sparse):
-        root_mean = np.mean(np.sqrt((theta**2 + variance[:-1])[sparse]))
-        sites |= {"sparse": theta[sparse], "global_scale": root_mean}
-    return Start(sites, tuple(names), factor)
-
-
-def _gaussian_about(model: Any, data: Data, mode: LogLinearMoments) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-    """theta, zero point, s and a factor F (D + 1, D + 1) of their Gaussian posterior, the zero point last.
-
-    Under a ridge whose scale is learned, with the likelihood's curvature left as it is at the mode: one normal matrix,
-    where `shrinkage.fit_posterior` makes one per iteration.
-    """
-    penalised, x = model.require_frame().penalised, data.features.value
-    theta, zero, s, d = mode.coefficients, mode.zero_point, float(mode.scatter), x.shape[1]
-    noise = np.sqrt(s**2 + data.features.variance @ theta**2)
-    at = derivatives(data.y - zero, data.sigma, x @ theta, noise)
-    fisher, cross = np.asarray(at.fisher), np.asarray(at.eta_zero) @ x
-    a = np.zeros((d + 1, d + 1))
-    for first in range(0, len(x), 1024):  # without a weighted copy of all features
-        rows = slice(first, first + 1024)
-        half = x[rows] * np.sqrt(fisher[rows])[:, None]
-        a[:d, :d] += half.T @ half
-    width = model.zero_prior[1]
-    a[d, :d] = a[:d, d] = cross * (width > 0)
-    a[d, d] = max(float(np.sum(at.zero_zero)), 0.0) + width**-2 if width > 0 else 1.0
-    second = np.mean(theta[penalised] ** 2)
-    for _ in range(4):
-        ridge = np.r_[np.where(penalised, 1 / second, model.wide_precision), 0.0]
-        root = np.linalg.cholesky(a + np.diag(ridge))
-        at = derivatives(data.y - zero, data.sigma, x @ theta, noise)
-        pull = float(np.sum(at.zero)) - (zero - model.zero_prior[0]) / width**2 if width > 0 else 0.0
-        step = cho_solve((root, True), np.r_[np.asarray(at.eta) @ x - ridge[:d] * theta, pull])
-        step *= min(1.0, 1.0 / np.abs(x @ step[:d]).max())
-        theta, zero = theta + step[:d], zero + step[d]
-        factor = dtrtri(root, lower=True, overwrite_c=True)[0].T
-        second = np.mean((theta**2 + (factor[:d] ** 2).sum(1))[penalised])
-    return theta, zero, s, factor
 
 
 def prior_as_ridge(prior: Any) -> shrinkage.Ridge:
@@ -452,22 +387,3 @@ def moments_of(model: LogLinearModel, draws: dict[str, np.ndarray]) -> LogLinear
     s = np.asarray(draws.get("scatter", model.fixed_scatter))
     fraction = np.asarray(draws.get("outlier_fraction", 0.0))
     return LogLinearMoments(mean, factor, variance, zero.mean(), zero.std(), np.sqrt((s**2).mean()), fraction.mean())
-
-
-def ln_parallax(model: Any, moments: LogLinearMoments, x: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (N,) of ln parallax given the features."""
-    theta, factor, own = moments.coefficients, moments.coefficient_factor, moments.coefficient_variance
-    second = (factor**2).sum(1) + own
-    variance = moments.scatter**2 + ((x.value @ factor) ** 2).sum(1) + x.value**2 @ own
-    variance = variance + np.asarray(model.feature_variance(theta, x))
-    if not x.complete:
-        frame = model.require_frame()
-        for n in np.flatnonzero(~x.measured.all(1)):
-            missing = np.flatnonzero(~x.measured[n])
-            along = frame.loadings[missing - 1].T @ factor[missing]
-            spread = x.spread[n]
-            variance[n] += np.einsum("qr,qp,rp->", spread, along, along, optimize=True)
-            variance[n] += frame.noise[missing - 1] @ second[missing]
-            loadings = frame.loadings[missing - 1]
-            variance[n] += ((loadings @ spread) * loadings).sum(1) @ own[missing]
-    return x.value @ theta, np.sqrt(variance)

@@ -12,17 +12,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import cho_solve
 from scipy.special import expit, logit
 
 from ..loglinear import LogLinearModel, Regression, outlier_density
 from ..numerics import shrinkage
-from ..numerics.linalg import Array, inverse_psd
+from ..numerics.linalg import Array
 from ..numerics.lognormal import derivatives, log_likelihood
 from ..numerics.sparse import LARGEST_STEP, solve_quadratic, subgradient
 from ..priors import Laplace
 from ..stars import Stars
 from .base import Trained
-from .loglinear import chosen_penalty, data_of, fit_q, gaussian_trained, mode_trained, prior_as_ridge
+from .loglinear import (
+    chosen_penalty,
+    data_of,
+    fit_mode,
+    fit_q,
+    gaussian_trained,
+    mode_trained,
+    prior_as_ridge,
+    refused_in_words,
+)
+from .loglinear_outliers import doubted, first_rows, settled
 from .passes import BySums
 
 CLOSEST = 1e-3
@@ -71,7 +82,8 @@ class GaussianBySums(BySums):
         self.prior = prior_as_ridge(model.sparse_prior) if self.penalised.any() else None
 
     def start(self) -> Shared:
-        q, d = fit_q(self.model, self.data), len(self.penalised)
+        rows = first_rows(self.model, self.data)
+        q, d = fit_q(self.model, self.data.rows(rows)), len(self.penalised)
         noise = q.mean[:-1] ** 2 + self.penalised * np.diag(q.covariance)[:-1]
         at = 0.01 if self.model.has_outliers else 0.0
         g = Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, np.zeros(d), np.zeros(()), np.array(at))
@@ -84,22 +96,12 @@ class GaussianBySums(BySums):
         s = np.sqrt(np.exp(2 * g.log_s) + x.variance @ g.noise)
         return np.asarray(jnp.max(shrinkage.averaged(g.mean[-1], eta, s, y, sigma, spread, tilt).eta_eta))
 
-    def right(self, g: Shared, data: Regression, eta: Array, spread: Array, counts: Array) -> tuple[Array, Array]:
-        """Which of the stars that count have a right parallax, and the probability of the others."""
-        counts = counts * data.seen
-        if not self.model.has_outliers:
-            return counts, 0 * counts
-        own = self.model.feature_variance(jnp.asarray(g.mean[:-1]), data.features)
-        sd = jnp.sqrt(jnp.exp(2 * g.log_s) + spread**2 + own)
-        good = log_likelihood(data.y - g.mean[-1], data.sigma, eta, sd)
-        bad = outlier_density(data.y, data.sigma, self.model.require_frame().outlier)
-        wrong = expit(np.asarray(bad - good) + logit(float(g.fraction)))
-        return counts * (wrong < 0.5), counts * wrong
-
     def sums(self, g: Shared, data: Regression, counts: np.ndarray) -> Sums:
         counts = jnp.asarray(counts) * data.seen
         eta, spread, tilt = _predicted(data.features.value, g.mean, g.covariance)
-        kept, wrong = self.right(g, data, eta, spread, counts)
+        kept, wrong = judged(
+            self.model, data, counts, g.mean[:-1], g.mean[-1], jnp.exp(2 * g.log_s) + spread**2, g.fraction
+        )
         extra = data.features.variance @ g.noise
         return _sums(data, kept, wrong, counts, eta, spread, tilt, extra, g.mean[-1], g.log_s, g.largest)
 
@@ -142,7 +144,8 @@ class GaussianBySums(BySums):
         else:
             a[d, :d] = a[:d, d] = gradient[d] = 0.0
             a[d, d] = 1.0
-        covariance = np.asarray(inverse_psd(jnp.asarray(a))).copy()
+        with refused_in_words():
+            covariance = cho_solve(shrinkage.factorised(a), np.eye(d + 1))
         step = covariance @ gradient
         step *= min(1.0, 1.0 / max(np.abs(self.data.features.value @ step[:d]).max(), 1e-300))
         if width == 0:
@@ -162,7 +165,23 @@ class GaussianBySums(BySums):
         q = shrinkage.GaussianPosterior(g.mean, g.covariance, float(np.exp(g.log_s)), g.ridge, 0, True)
         trained = gaussian_trained(self.model, q, self.draws, self.seed)
         trained.moments = trained.moments._replace(outlier_fraction=np.array(float(g.fraction)))
+        trained.stats |= doubted(self.model, self.data)
         return trained
+
+
+def judged(
+    model: LogLinearModel, data: Regression, counts: Array, theta: Array, zero: Array, spread2: Array, fraction: Array
+) -> tuple[Array, Array]:
+    """Which of the stars that count have a right parallax, and the probability of the others; spread2: variance (N,) of
+    ln parallax but for the errors of the features."""
+    counts = counts * data.seen
+    if not model.has_outliers:
+        return counts, 0 * counts
+    sd = jnp.sqrt(spread2 + model.feature_variance(jnp.asarray(theta), data.features))
+    good = log_likelihood(data.y - zero, data.sigma, data.features.value @ theta, sd)
+    bad = outlier_density(data.y, data.sigma, model.require_frame().outlier)
+    wrong = expit(np.asarray(bad - good) + logit(float(fraction)))
+    return counts * (wrong < 0.5), counts * wrong
 
 
 @jax.jit
@@ -192,7 +211,8 @@ def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s, larg
 class Mode(NamedTuple):
     """theta and zero point (D + 1,) at which the sums are taken; the best so far, the step from there and how much of
     it is tried; penalty, s; coefficients at which s_n is taken (D,); the objective at the best, the largest violation
-    of the subgradient condition there, and iterations.
+    of the subgradient condition there, and iterations; where parallaxes may be wrong, theta and zero point (D + 1,) of
+    the sample, by which all are judged, and the fraction of wrong ones.
     """
 
     at: Array
@@ -205,6 +225,8 @@ class Mode(NamedTuple):
     objective: Array
     violation: Array
     iterations: Array
+    judge: Array
+    fraction: Array
 
 
 class ModeSums(NamedTuple):
@@ -227,13 +249,22 @@ class ModeBySums(BySums):
 
     def start(self) -> Mode:
         times = self.n / len(self.data.y)
-        penalty, s, self.scores, theta, zero = chosen_penalty(self.model, self.data, self.seed, times)
+        right, fraction, judge = self.data, 0.0, np.zeros(self.data.features.value.shape[1] + 1)
+        if self.model.has_outliers:  # judged once: what is minimised must not change on the way
+            trained, kept, fraction = settled(self.model, self.data, lambda x: fit_mode(self.model, x, self.seed))
+            right, judge = self.data.rows(kept), np.r_[trained.moments.coefficients, trained.moments.zero_point]
+        penalty, s, self.scores, theta, zero = chosen_penalty(self.model, right, self.seed, times)
         at = np.r_[theta, zero]
-        blank: Any = [np.array(float(x)) for x in (np.inf, np.inf, 0)]
-        return Mode(at, at, 0 * at, np.array(1.0), np.array(float(penalty)), np.array(float(s)), theta, *blank)
+        numbers = {
+            "length": 1.0, "penalty": penalty, "s": s, "objective": np.inf, "violation": np.inf, "iterations": 0.0,
+            "fraction": fraction,
+        }  # fmt: skip
+        scalars = {name: np.array(float(x)) for name, x in numbers.items()}
+        return Mode(at=at, best=at, step=0 * at, noise=theta, judge=judge, **scalars)
 
     def sums(self, g: Mode, data: Regression, counts: np.ndarray) -> ModeSums:
-        return _mode_sums(data, jnp.asarray(counts) * data.seen, g.at, g.s, g.noise)
+        kept, _ = judged(self.model, data, jnp.asarray(counts), g.judge[:-1], g.judge[-1], g.s**2, g.fraction)
+        return _mode_sums(data, kept, g.at, g.s, g.noise)
 
     def log_density(self, g: Mode, data: Regression, counts: np.ndarray) -> float:
         return -float(self.sums(g, data, counts).value)
@@ -273,11 +304,14 @@ class ModeBySums(BySums):
     def trained(self, g: Mode, n: int) -> Trained:
         centre, width = self.model.zero_prior
         of_zero = 0.5 * float((g.best[-1] - centre) / width) ** 2 if width > 0 else 0.0
-        return mode_trained(
+        trained = mode_trained(
             self.model, g.best[:-1], g.best[-1], float(g.s), penalty=float(g.penalty), scores=self.scores,
             objective=float(g.objective) - of_zero, violation=float(g.violation), iterations=int(g.iterations),
             converged=True,
         )  # fmt: skip
+        trained.moments = trained.moments._replace(outlier_fraction=np.array(float(g.fraction)))
+        trained.stats |= doubted(self.model, self.data)
+        return trained
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 y_n = x_n + f(x_n) + s(x_n) R^1/2 e_n,   e_n ~ Student-t_nu                    (Thomas+24 eq. 1; s, R and e are ours)
 f = (f_intrinsic(x_intrinsic), f_extrinsic(x)), residual networks              (eq. 2-3, section 2.1)
-labels_n = x_n + N(0, C_n),   target_labels_n = y_n + N(0, C'_n),   x_n ~ a mixture of Gaussians
+labels_n = x_n + N(0, C_n),   target_labels_n = y_n + N(0, k C'_n k),   x_n ~ a mixture of Gaussians
 """
 
 from __future__ import annotations
@@ -26,8 +26,23 @@ from ..numerics.network import Function, Network, Polynomial
 from ..numerics.propagate import log_normal, propagate, scale_mixture
 from ..numerics.shapley import MOST, shapley_values
 from ..stars import Stars
-from .translator_frame import EXACT, TARGET, TranslatorFrame, known_inputs, learn_frame, measured
+from .translator_frame import (
+    EXACT,
+    TARGET,
+    TranslatorFrame,
+    known_inputs,
+    learn_frame,
+    measured,
+    plain_scatter,
+    typical_error,
+)
 
+FACTOR_SHARES, FACTOR_WIDTHS = (0.95, 0.05), (0.1, 2.0)
+"""Prior of ln k: a mixture of N(0, width^2). Stated errors are right to a tenth, or may be wrong by any factor. Scatter
+and noise of the target labels can then hardly be told apart, and the density, highest near k = 0, leaves what there is
+to the scatter: to the star's own error."""
+TOO_LARGE, REFUTED = 0.8, 0.1
+"""Stated errors that exceed `plain_scatter` / 0.8 cannot be right; k then starts where they are a tenth of it."""
 LN_SCATTER = np.log(0.5)
 """Where ln s starts, in units of the residuals' spread."""
 
@@ -54,6 +69,7 @@ class Translator(CollapsedModel):
     s      ``scatter_weights`` weights of ln s(x), the intrinsic scatter of each output
     R      ``correlation``     Cholesky factor (M, M) of the correlation of the scatter
     nu     ``freedom``         degrees of freedom of the scatter
+    k      ``error_factor``    factor (M,) of the target labels' stated errors, where they have some
     x      ``true_inputs``     (N, D), in units of their spread; integrated out in training
     ====== =================== ============================================================================
 
@@ -61,6 +77,10 @@ class Translator(CollapsedModel):
     stars: errors of the inputs do not attenuate f, and what is missing is integrated over, given the rest (the paper
     fills in the mean). Outputs that are missing are left out, label by label. The test step of stars with
     `target_labels` goes the other way: it gives the inputs, from the same fit (`families.translator_inverse`).
+
+    Stated errors of the target labels are believed unless the stars refute them: k stays near 1 where it can. Where the
+    translation is better than the stated errors allow, what is left is taken for the scatter of the star's own label:
+    the error of a translated label is then the one with which held-out labels agree. `fit` warns and says so.
 
     Args:
         pairs: {target label: input that it corrects}, in one unit; None: those of equal name. Targets without one are
@@ -78,9 +98,11 @@ class Translator(CollapsedModel):
         robust: Student-t tails of the scatter (where the paper minimises absolute errors); False: Gaussian.
         members: of the ensemble that `MAP` trains; their spread is the uncertainty of the function (section 3.5).
         weight_scale: factor of the sd of the weights' prior (`numerics.network`).
+        error_factor: whether k is learned; False: the stated errors are right.
         components: of the inputs' mixture, at most.
-        bins, threshold: a star is outside of the training set where a pair of its inputs or outputs lies in one of
-            bins x bins cells with fewer than `threshold` training stars (section 2.2).
+        bins, threshold: a star is outside of the training set where a pair of its inputs or outputs lies in a cell
+            that, with the eight around it, has fewer than `threshold` training stars (section 2.2); of bins x bins
+            cells, or fewer of few stars (`numerics.occupancy`).
 
     Source: Thomas et al. 2024 (SpectroTranslator).
     """
@@ -97,12 +119,15 @@ class Translator(CollapsedModel):
     robust: bool = True
     members: int = 5  # type: ignore[assignment]
     weight_scale: float = 1.0
+    error_factor: bool = True
     components: int = 8
     bins: int = 30
     threshold: int = 1
     frame: TranslatorFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
 
-    global_sites: ClassVar[tuple[str, ...]] = ("coefficients", "scatter_weights", "correlation", "freedom")
+    global_sites: ClassVar[tuple[str, ...]] = (
+        "coefficients", "scatter_weights", "correlation", "freedom", "error_factor",
+    )  # fmt: skip
     stored: ClassVar[tuple[type, ...]] = (TranslatorFrame,)
 
     def __post_init__(self) -> None:
@@ -166,7 +191,8 @@ class Translator(CollapsedModel):
             centre, scale = constant(frame.target_centre), constant(frame.target_scale)
             covariance = scale[:, None] * root @ jnp.swapaxes(root, -1, -2) * scale
             if TARGET in stars and stars[TARGET].error is not None:
-                covariance = covariance + constant(stars[TARGET].filled_covariance())[rows]
+                noise = constant(stars[TARGET].filled_covariance())[rows]
+                covariance = covariance + _scaled(noise, theta)
             _measure(TARGET, centre + scale * mean, covariance, stars, rows)
 
     def parameters(self) -> dict[str, Array]:
@@ -178,7 +204,15 @@ class Translator(CollapsedModel):
         theta["correlation"] = numpyro.sample("correlation", dist.LKJCholesky(m, 2.0)) if m > 1 else jnp.ones((1, 1))
         if self.robust:
             theta["freedom"] = numpyro.sample("freedom", dist.LogNormal(np.log(5.0), 1.0))
+        if self.has_error_factor:
+            widths = dist.LogNormal(jnp.zeros(2), jnp.asarray(FACTOR_WIDTHS))
+            prior = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(FACTOR_SHARES)), widths)
+            theta["error_factor"] = numpyro.sample("error_factor", prior.expand([m]).to_event(1))
         return theta
+
+    @property
+    def has_error_factor(self) -> bool:
+        return self.error_factor and self.require_frame().stated
 
     def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
         start = {
@@ -189,7 +223,15 @@ class Translator(CollapsedModel):
             start["correlation"] = np.eye(m)
         if self.robust:
             start["freedom"] = np.array(5.0)
+        if self.has_error_factor:
+            start["error_factor"] = self._first_factor(stars)
         return start
+
+    def _first_factor(self, stars: Stars) -> np.ndarray:
+        frame = self.require_frame()
+        stated = typical_error(stars[TARGET]) / frame.target_scale
+        scatter = plain_scatter(frame, stars)
+        return np.where(scatter < TOO_LARGE * stated, REFUTED * scatter / stated, 1.0)
 
     @property
     def functions(self) -> tuple[Function, ...]:
@@ -209,6 +251,8 @@ class Translator(CollapsedModel):
         return tuple(Polynomial(*shape, 1 if self.scatter == "linear" else 0) for shape in shapes)
 
     def dropped(self, theta: Mapping[str, Array], key: Array) -> Mapping[str, Array]:
+        if self.has_error_factor:  # `MAP` settles it by held-out stars, when the rest is known
+            theta = {**theta, "error_factor": jax.lax.stop_gradient(theta["error_factor"])}
         if not self.dropout:
             return theta
         parts, start = [], 0
@@ -273,7 +317,7 @@ class Translator(CollapsedModel):
         if "correlation" not in theta:
             theta = {**theta, "correlation": jnp.ones((1, 1), data.x.dtype)}
         mean, spread, intrinsic = self.predictive(theta, data.x, data.root)
-        offset, known = data.y - mean, spread + data.noise
+        offset, known = data.y - mean, spread + _scaled(data.noise, theta)
         if not self.robust:
             return log_normal(offset, known + intrinsic, data.observed)
         log_weight, precision = scale_mixture(theta["freedom"])
@@ -287,7 +331,7 @@ class Translator(CollapsedModel):
                     f"stars with the blocks {', '.join(stars.blocks)}", f"a block {name!r}, which training needs",
                     fix=f"stars.with_block({name}=Block(value, error, names=(...)))",
                 )  # fmt: skip
-        settings = self.inputs, self.pairs, self.extrinsic, self.components, self.bins
+        settings = self.inputs, self.pairs, self.extrinsic, self.components, self.bins, self.threshold
         return self.replace(frame=learn_frame(stars, *settings))
 
     def check(self, stars: Stars) -> None:
@@ -315,6 +359,14 @@ class Translator(CollapsedModel):
 def _together(functions: tuple[Function, ...]) -> np.ndarray:
     """Prior sd of all weights."""
     return np.concatenate([f.prior_sd for f in functions])
+
+
+def _scaled(noise: Array, theta: Mapping[str, Array]) -> Array:
+    """k C k of the target labels' stated covariances C (..., M, M)."""
+    if "error_factor" not in theta:
+        return noise
+    factor = theta["error_factor"].astype(noise.dtype)
+    return factor[:, None] * noise * factor
 
 
 def _density(population: Mixture) -> dist.Distribution:

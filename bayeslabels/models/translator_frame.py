@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import bad_input, index_of
 from ..model import ByValue, scaling
 from ..numerics import mixture, occupancy
-from ..stars import Stars
+from ..stars import Block, Stars
 
 TARGET = "target_labels"
 EXACT = 1e-3
@@ -24,6 +24,8 @@ MIXTURE_STARS = 20_000
 TAILS, POOLED = (1.0, 4.0, 16.0), 5.0
 """Of the mixture (`numerics.mixture.learn`): without them what is missing of one star in a hundred has an error several
 times too small, and that of all, where stars are few and inputs many, one 1.2 times too small."""
+SCATTER_STARS = 50
+"""Stars beyond twice the columns from which `plain_scatter` says anything."""
 BACKGROUND = 100
 """Training stars kept as the background of Shapley values."""
 
@@ -40,7 +42,7 @@ class TranslatorFrame(ByValue):
         target_centre (M,): median of the outputs; of those that are paired, centre of the input plus median difference.
         target_scale (M,): spread of the outputs, less the inputs that they are paired with.
         pair (M,): the input that an output corrects, -1 for none.
-        exact (D,): inputs without stated errors.
+        exact (D,): inputs without stated errors. stated: whether the outputs have stated errors.
         extrinsic_inputs (D,), extrinsic_outputs (M,): those that never influence the others.
         population: weight, mean, covariance of the mixture of intrinsic inputs, and of extrinsic ones; they are
             independent, so that what is measured of the latter tells nothing of the former.
@@ -60,6 +62,7 @@ class TranslatorFrame(ByValue):
     target_scale: np.ndarray
     pair: np.ndarray
     exact: np.ndarray
+    stated: bool
     extrinsic_inputs: np.ndarray
     extrinsic_outputs: np.ndarray
     population: tuple[Arrays3, ...]
@@ -147,6 +150,34 @@ def known_inputs(frame: TranslatorFrame, given: Inputs) -> tuple[np.ndarray, np.
     return mean, roots
 
 
+def typical_error(block: Block) -> np.ndarray:
+    """Median stated error of each column, in its unit."""
+    _, variance, observed = (np.asarray(x) for x in block.filled())
+    return np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0))
+
+
+def plain_scatter(frame: TranslatorFrame, stars: Stars) -> np.ndarray:
+    """How far the outputs scatter (M,), scaled, about their regression on the inputs and the squares of these.
+
+    Each star is left out for itself; inf where stars are too few to say. No translation of any use scatters more.
+    """
+    given, target = measured(frame, stars), stars[TARGET]
+    x = given.value
+    design = np.concatenate([np.ones((len(x), 1)), x, x**2], 1)
+    y = (np.where(target.observed, target.value, 0.0) - frame.target_centre) / frame.target_scale
+    y = y - x @ frame.pairing.T
+    out = np.full(len(frame.names), np.inf)
+    for m in range(len(out)):
+        rows = target.observed[:, m] & given.observed.all(1)
+        if rows.sum() < SCATTER_STARS + 2 * design.shape[1]:
+            continue
+        basis, _, _ = np.linalg.svd(design[rows], full_matrices=False)
+        left = 1 - (basis**2).sum(1)
+        residual = (y[rows, m] - basis @ (basis.T @ y[rows, m])) / np.maximum(left, 1e-6)
+        out[m] = np.median(np.abs(residual)) / 0.6745
+    return out
+
+
 def _low_rank(covariance: np.ndarray) -> np.ndarray:
     """Roots of covariances, without the directions in which no star is uncertain."""
     value, vector = np.linalg.eigh(covariance)
@@ -173,6 +204,7 @@ def learn_frame(
     extrinsic: tuple[str, ...],
     components: int,
     bins: int,
+    threshold: int,
 ) -> TranslatorFrame:
     """The frame of training stars, which must have these blocks and `target_labels`."""
     target = stars[TARGET]
@@ -205,7 +237,7 @@ def learn_frame(
     nothing: Any = np.zeros(0)
     frame = TranslatorFrame(
         names, target.units, input_names, units, source, centre, scale, target_centre, target_scale, pair, exact,
-        extrinsic_in, extrinsic_out, (), (), (), nothing,
+        target.error is not None, extrinsic_in, extrinsic_out, (), (), (), nothing,
     )  # fmt: skip
     given = measured(frame, stars)
     some = np.random.default_rng(0).permutation(len(stars))[:MIXTURE_STARS]
@@ -218,7 +250,7 @@ def learn_frame(
         **frame.__dict__,
         "population": tuple(tuple(x) for x in populations),
         "whitening": whitening,
-        "occupancy": tuple(tuple(occupancy.learn(x, bins)) for x in (raw, y)),
+        "occupancy": tuple(tuple(occupancy.learn(x, bins, threshold)) for x in (raw, y)),
         "background": given.value[known],
     })  # fmt: skip
 

@@ -43,8 +43,8 @@ class Hyperprior(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """m (K,), Sigma (K, K), the log density of both, that without the hyperprior (the evidence), whether no step adds to
-    it, and the steps taken."""
+    """m (K,), Sigma (K, K), the log density of both, that without the hyperprior (the evidence), whether no step adds
+    to it, and the steps taken."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -132,7 +132,10 @@ def _sums(gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarr
         fit = (b @ mean).sum() - 0.5 * mean @ a.sum(0) @ mean + 0.5 * (t * right).sum()
         evidence = fit + 0.5 * np.linalg.slogdet(spread)[1].sum()
         new = _Sums(t.sum(0), t.T @ t, share.sum(0), g.T @ g, float(evidence))
-        total = _Sums(*(x + y for x, y in zip(total, new, strict=True)))
+        total = _Sums(
+            total.first + new.first, total.second + new.second, total.share + new.share,
+            total.products + new.products, total.evidence + new.evidence,
+        )  # fmt: skip
     return total
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import exp1
 
@@ -99,7 +99,7 @@ def fit_posterior(
                 a[d, :d] = a[:d, d] = np.asarray(out.eta_zero) @ x if width > 0 else 0.0
                 a[d, d] = max(np.sum(out.zero_zero), 0.0) + width**-2 if width > 0 else 1.0
                 pull = (np.sum(out.zero) - (zero - mean) / width**2) if width > 0 else 0.0
-                factor = cho_factor(a, lower=True)
+                factor = factorised(a)
                 step = cho_solve(factor, np.r_[np.asarray(out.eta) @ x - (ridge + pull_of_noise) * theta, pull])
                 step *= min(1.0, 1.0 / np.abs(x @ step[:d]).max())
                 theta, zero = theta + step[:d], zero + step[d]
@@ -122,6 +122,25 @@ def fit_posterior(
                 converged = True
                 break
     return GaussianPosterior(np.r_[theta, zero], covariance, float(np.exp(log_s)), ridge, count, converged)
+
+
+def factorised(a: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Cholesky factor, as `cho_solve` takes it, of a (D + 1, D + 1), the zero point last.
+
+    What theta and the zero point share is of the likelihood's second derivatives, not of an expectation: far from the
+    optimum, or beside gross outliers, a may have a negative eigenvalue. It is then made smaller until there is none:
+    the step still climbs, and an optimum stays one.
+    """
+    if np.isfinite(a).all():
+        for share in (1.0, 0.9, 0.5, 0.0):
+            part = a.copy()
+            part[-1, :-1] *= share
+            part[:-1, -1] *= share
+            try:
+                return cho_factor(part, lower=True)
+            except LinAlgError:
+                continue
+    raise LinAlgError("the information of theta and the zero point has no Cholesky factor")
 
 
 def normal(second_moment: np.ndarray) -> np.ndarray:
