@@ -12,6 +12,7 @@ from .models.lux import Lux
 from .models.parallax import Parallax
 from .models.photometry import Photometry
 from .models.translator import Translator
+from .numerics.neighbours import label_distance
 from .posterior import Posterior, load, version_of
 from .star_posterior import StarPosterior, flag_names
 from .stars import Block, Stars
@@ -42,6 +43,7 @@ __all__ = [
     "flag_names",
     "infer",
     "infer_catalog",
+    "label_distance",
     "load",
     "nuisances",
     "priors",

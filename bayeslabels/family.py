@@ -181,6 +181,10 @@ class Family(ABC):
     def log_density(self, posterior: Any, result: Any, stars: Stars) -> np.ndarray:
         """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""
 
+    def predict_stars(self, posterior: Any, result: Any, name: str | None, with_error: bool) -> Any:
+        """What the model makes of the stars of a result, given all that was inferred of them."""
+        raise CannotDo(f"{type(posterior.model).__name__} predicts nothing further of a star: see table()")
+
     def parameters(self, posterior: Any, seed: int) -> dict[str, np.ndarray]:
         """Draws {site: (chain, draw, ...)} of the training posterior, as its moments tell it where it has one draw."""
         return {str(name): x.values for name, x in posterior.data["posterior"].to_dataset().items()}

@@ -237,7 +237,8 @@ def gathered(
         "trained_by": posterior.info.get("inference", ""),
         "n_star": data["stars"].sizes["star"],
     }
-    return StarPosterior(data, family.quantities(posterior.model, stars), info)
+    predictor = functools.partial(family.predict_stars, posterior)
+    return StarPosterior(data, family.quantities(posterior.model, stars), info, predictor)
 
 
 def fold_of(n_star: int, folds: int, seed: int) -> np.ndarray:

@@ -44,9 +44,7 @@ class Posterior:
         data = convert_to_datatree(draws, coords=coords, dims={k: dims[k] for k in draws})
         if trained.moments is None:
             raise BadInput(f"{type(model).__name__} gave no moments to integrate over")
-        data["moments"] = xr.DataTree(
-            xr.Dataset({k: (d, getattr(trained.moments, k)) for k, d in moment_dims.items()}, coords=coords)
-        )
+        data["moments"] = xr.DataTree(xr.Dataset(_present(trained.moments, moment_dims), coords=coords))
         longest = max((len(v) for v in trained.traces.values() if v.ndim == 1), default=0)
         traces = {
             k: (("chain", "draw") if v.ndim == 2 else ("iteration",) if len(v) == longest else ("epoch",), v)
@@ -61,7 +59,7 @@ class Posterior:
         """This posterior with other moments for the test step."""
         data = self.data.copy()
         dims = family_of(self.model).layout(self.model).moments
-        group = data["moments"].to_dataset().assign({k: (d, getattr(moments, k)) for k, d in dims.items()})
+        group = data["moments"].to_dataset().assign(_present(moments, dims))
         data["moments"] = xr.DataTree(group)
         return Posterior(self.model, data, moments, self.info)
 
@@ -125,6 +123,11 @@ def load(path: str | os.PathLike[str]) -> Posterior:
         got = f"no file {path}" if not path.exists() else f"{path}, which cannot be read ({problem.strerror})"
         raise bad_input(got, WRITTEN_BY) from problem
     return Posterior(*from_bytes(data, path))
+
+
+def _present(moments: Any, dims: dict[str, list[str]]) -> dict[str, Any]:
+    """Variables of the moments that are known."""
+    return {k: (d, getattr(moments, k)) for k, d in dims.items() if getattr(moments, k) is not None}
 
 
 def version_of(package: str) -> str:

@@ -26,7 +26,8 @@ class Flags(IntFlag):
     OUTSIDE_TRAINING = 8
     """Farther from the training labels than they are from one another, or in an empty region: an extrapolation."""
     POOR_FIT = 16
-    """Reduced chi^2 above 3: not a spectrum that the model can make."""
+    """chi^2 larger or smaller than that of 99.9 per cent of the training stars: not a spectrum of their kind, or errors
+    that are not stated as theirs (where training stars do not tell: reduced chi^2 above 3)."""
     KHAT_HIGH = 32
     """Pareto k-hat above 0.7: the importance weights are not to be trusted (and NUTS was not asked to help)."""
     RHAT_HIGH = 64
@@ -82,10 +83,11 @@ class StarPosterior:
             what tells of the fit (chi2, n_pixel, ...) and the inference's diagnostics.
         frame: `names` and `units` of the quantities.
         info: how it was made, including what was integrated over.
+        predictor: predict(result, name, with_error), of the training posterior; None: of stars read from a file.
     """
 
-    def __init__(self, data: xr.DataTree, frame: Any, info: dict[str, Any]):
-        self.data, self.frame, self.info = data, frame, info
+    def __init__(self, data: xr.DataTree, frame: Any, info: dict[str, Any], predictor: Any = None):
+        self.data, self.frame, self.info, self.predictor = data, frame, info, predictor
 
     def __len__(self) -> int:
         return self.data["stars"].sizes["star"]
@@ -95,7 +97,19 @@ class StarPosterior:
         rows = np.atleast_1d(np.arange(len(self))[rows])
         parts = {name: self.data[name].to_dataset() for name in self.data.children}
         some = {name: x.isel(star=rows) if "star" in x.dims else x for name, x in parts.items()}
-        return StarPosterior(xr.DataTree.from_dict(some), self.frame, {**self.info, "n_star": len(rows)})
+        return StarPosterior(
+            xr.DataTree.from_dict(some), self.frame, {**self.info, "n_star": len(rows)}, self.predictor
+        )
+
+    def predict(self, name: str = "flux", with_error: bool = False) -> Any:
+        """The model's own spectrum (N, L) of every star, given all that was inferred of it; with_error: and its sd.
+
+        Pixels that a star has not are predicted from those that it has. The sd is that of the noise-free spectrum,
+        the scatter s_l included; pixels that could not be trained and stars without an answer are NaN.
+        """
+        if self.predictor is None:
+            raise bad_input("predict() of a result without its training posterior", "the result of infer()")
+        return self.predictor(self, name, with_error)
 
     @property
     def stars(self) -> xr.Dataset:

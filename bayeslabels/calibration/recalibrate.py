@@ -103,7 +103,7 @@ class Recalibration:
         data = result.data.copy()
         data["stars"] = xr.DataTree(stars.assign(changed))
         data["posterior"] = xr.DataTree(draws.assign(moved))
-        return StarPosterior(data, frame, {**result.info, "recalibration": self.to_json()})
+        return StarPosterior(data, frame, {**result.info, "recalibration": self.to_json()}, result.predictor)
 
     def _bin(self, by: Any, n: int) -> np.ndarray:
         """The bin of each star, -1 where the quantity is not known."""

@@ -35,8 +35,8 @@ from ..linear import LinearModel
 from ..model import Frame
 from ..posterior import Posterior
 from ..stars import Stars
-from .linear_choice import select, with_label_scatter, within
-from .linear_stars import finish, joined, latents, masked
+from .linear_choice import select, with_fit_quality, with_label_scatter, within
+from .linear_stars import finish, joined, latents, masked, predicted_flux
 
 GAUSSIAN_DRAWS = 200
 """Draws of the coefficients from their covariance, where a posterior has but its mode."""
@@ -69,9 +69,9 @@ class LinearFamily(Family):
         return Choice(chosen.bind(stars), stars, info, seen)
 
     def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
-        if choice.held_out is None or not choice.model.scatter_from_held_out:
-            return posterior
-        return with_label_scatter(posterior, choice.stars, choice.held_out)
+        if choice.held_out is not None and choice.model.scatter_from_held_out:
+            posterior = with_label_scatter(posterior, choice.stars, choice.held_out)
+        return with_fit_quality(posterior, choice.stars)
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
         if not isinstance(inference, NUTS):
@@ -145,6 +145,7 @@ class LinearFamily(Family):
             "label_coefficients": ["labels", own_features],
             "label_system_covariance": ["labels", own_features, "labels_bis", f"{own_features}_bis"],
             "training_u": ["training_star", own],
+            "fit_quality": ["quality"],
         }
         return Layout(coords, shared | sites, shared | moments)
 
@@ -251,15 +252,16 @@ class LinearFamily(Family):
             own += np.einsum("nk,mkmj,nj->nm", phi, system, phi, optimize=True)
             sd = np.sqrt(own * frame.scale[at] ** 2 + moments.label_scatter[at] ** 2)
             return (mean, sd) if with_error else mean
-        theta = moments.coefficients
-        mean = phi @ theta.T
-        if not with_error:
-            return mean
-        of_phi = np.einsum("nkp,npq,njq->nkj", jacobian, spread, jacobian, optimize=True)
-        second = (phi[:, :, None] * phi[:, None, :] + of_phi).reshape(len(phi), -1)
-        variance = second @ moments.coefficient_covariance.reshape(len(theta), -1).T
-        variance += of_phi.reshape(len(phi), -1) @ (theta[:, :, None] * theta[:, None, :]).reshape(len(theta), -1).T
-        return mean, np.sqrt(variance + moments.scatter**2)
+        return predicted_flux(model, moments, u, spread, with_error)
+
+    def predict_stars(self, posterior: Posterior, result: Any, name: str | None, with_error: bool) -> Any:
+        if name not in (None, "flux"):
+            raise bad_input(f"predict({name!r})", '"flux": the labels are in table()')
+        stars, model = result.stars, posterior.model
+        names = [(n, w) for x in model.nuisances for n, w in zip(x.names, x.widths, strict=True)]
+        v = np.stack([stars[n].values / w for n, w in names], 1) if names else None
+        latent, spread = stars["latents"].values, stars["latents_covariance"].values
+        return predicted_flux(model, posterior.moments, latent, spread, with_error, v)
 
     def summary(self, posterior: Posterior) -> QTable:
         model, moments = posterior.model, posterior.moments

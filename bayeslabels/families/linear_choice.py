@@ -21,7 +21,7 @@ from ..posterior import Posterior
 from ..progress import bar
 from ..stars import Stars
 from .linear_order import choose_order
-from .linear_stars import finish
+from .linear_stars import finish, fit_quality
 
 FOLDS = 5
 """Folds of the training set for held-out labels."""
@@ -173,6 +173,21 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
         system = label_system_covariance(model.features, moments.training_u, precision, n_star=n_star)
         moments = moments._replace(label_system_covariance=system)
     return posterior.with_moments(moments)
+
+
+QUALITY_STARS = 1000
+"""Training stars, at most, whose chi^2 tells what is usual."""
+
+
+@in_float64
+def with_fit_quality(posterior: Posterior, stars: Stars) -> Posterior:
+    """With what is usual of the training stars' chi^2, by which the test step tells poor fits."""
+    model, moments = posterior.model, posterior.moments
+    some = stars[:: -(-len(stars) // QUALITY_STARS)].drop(*model.label_blocks)
+    problem = prepare(model, moments, some, 0, 1)
+    statistics = problem.own.statistics
+    chi2 = np.asarray(statistics.chi2(model.features(jnp.asarray(problem.modes.location[0]))))
+    return posterior.with_moments(moments._replace(fit_quality=fit_quality(chi2, np.asarray(statistics.n_pixel))))
 
 
 def within(model: Any, stars: Stars, limit: float, seed: int, progress: bool | None) -> np.ndarray:

@@ -5,13 +5,11 @@ The uncertainty of the label system, common to all stars, is added.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from scipy.spatial import cKDTree
 
 from ..inference.base import Moments, StarDraws
 from ..inference.importance import KHAT_LIMIT
@@ -19,7 +17,9 @@ from ..inference.labels import labels_at, variables_at
 from ..inference.quartic import prepare
 from ..inference.starwise import StarProblem
 from ..linear import HOPELESS, LinearModel
+from ..nuisances import shapes_of
 from ..numerics.linalg import outer_pairs, pack, pairs
+from ..numerics.neighbours import farthest, label_distance
 from ..numerics.nuisance import NuisanceSums
 from ..posterior import Posterior
 from ..star_posterior import Flags
@@ -76,7 +76,8 @@ def finish(
     if "flux" in stars:  # fluxes that no star has: the labels run so far away that all pixels lose their weight
         absurd = stars["flux"].observed & (np.abs(stars["flux"].value) > HOPELESS * frame.flux_scale)
         chi2 = np.where(absurd.any(1), np.inf, chi2)
-    distance, threshold = label_distance(moments.training_u, latent)
+    train = places(model, moments, moments.training_u)
+    distance = label_distance(train, places(model, moments, latent))
     n_pixel = np.asarray(statistics.n_pixel).astype(int)
     star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
     flags = np.zeros(len(stars), int)
@@ -84,8 +85,8 @@ def finish(
     flags |= Flags.NOT_CONVERGED * (out.failed & (n_data > 0))
     flags |= Flags.NO_DATA * (n_data == 0)
     flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
-    flags |= Flags.OUTSIDE_TRAINING * (distance > threshold)
-    flags |= Flags.POOR_FIT * (chi2 > 3 * np.maximum(n_pixel, 1))
+    flags |= Flags.OUTSIDE_TRAINING * (distance > farthest(train))
+    flags |= Flags.POOR_FIT * poor_fit(chi2, n_pixel, moments.fit_quality)
     if "flux" in stars:
         flags |= Flags.MISSING_DATA * ((n_pixel < 0.5 * np.isfinite(moments.scatter).sum()) & (n_data > 0))
     if "khat" in star_stats:
@@ -118,6 +119,46 @@ def finish(
     }
 
 
+def places(model: LinearModel, moments: Moments, latent: np.ndarray) -> np.ndarray:
+    """Scaled labels (N, M) of latents (N, P), in which stars are near the training stars or not."""
+    if model.labels_are_latent:
+        return latent
+    return np.asarray(model.features(jnp.asarray(latent))) @ moments.label_coefficients.T
+
+
+LIMIT, SURE = 3.0, 3.29
+"""Reduced chi^2 of a poor fit where training stars do not tell, and sds of one where they do: 1 in 1000."""
+
+
+def fit_quality(chi2: np.ndarray, n_pixel: np.ndarray) -> np.ndarray:
+    """(4,) what is usual of the reduced chi^2 of training stars: centre, intrinsic sd, and sds of a poor fit, below and
+    above.
+
+    A spectrum of n pixels has sd^2 = intrinsic^2 + 2 centre^2 / n. The limits are those of 99.9 per cent of the
+    training stars, or of a Gaussian, whichever is wider.
+    """
+    known = (n_pixel > 0) & np.isfinite(chi2)
+    reduced, n = chi2[known] / n_pixel[known], n_pixel[known]
+    if len(reduced) < 20:
+        return np.array([1.0, 0.0, np.inf, np.inf])
+    low, centre, high = np.percentile(reduced, [15.87, 50, 84.13])
+    noise2 = 2 * centre**2 / n
+    own = np.sqrt(max(0.0, (0.5 * (high - low)) ** 2 - np.median(noise2)))
+    least, most = np.quantile((reduced - centre) / np.sqrt(own**2 + noise2), [0.001, 0.999])
+    return np.array([centre, own, max(SURE, -least), max(SURE, most)])
+
+
+def poor_fit(chi2: np.ndarray, n_pixel: np.ndarray, quality: np.ndarray | None) -> np.ndarray:
+    """(N,): whether a star's chi^2 is too large, or too small, for one of the training stars' kind."""
+    n = np.maximum(n_pixel, 1)
+    if quality is None or not np.isfinite(quality).all():
+        return chi2 > LIMIT * n
+    centre, own, below, above = quality
+    with np.errstate(invalid="ignore"):
+        off = (chi2 / n - centre) / np.sqrt(own**2 + 2 * centre**2 / n)
+        return (n_pixel > 0) & ((off > above) | (off < -below))
+
+
 def inferred_nuisances(
     model: LinearModel, sums: NuisanceSums, latent: np.ndarray, spread: np.ndarray
 ) -> dict[str, Any]:
@@ -134,6 +175,31 @@ def inferred_nuisances(
             out[f"{name}_error"] = (("star",), width * np.sqrt(covariance[:, at, at]), {"unit": unit})
             at += 1
     return out
+
+
+def predicted_flux(
+    model: LinearModel,
+    moments: Moments,
+    u: np.ndarray,
+    spread: np.ndarray,
+    with_error: bool,
+    v: np.ndarray | None = None,
+) -> Any:
+    """Noise-free spectra (N, L) of latents (N, P) with covariance (N, P, P) and nuisances v (N, Q), and their sd."""
+    phi = np.asarray(model.features(jnp.asarray(u)))
+    theta = moments.coefficients
+    mean = phi @ theta.T
+    if v is not None:
+        for one, shape in zip(v.T, shapes_of(model.nuisances, model.require_frame(), theta), strict=True):
+            mean += one[:, None] * (phi @ shape.T)
+    if not with_error:
+        return mean
+    jacobian = np.asarray(model.features.jacobian(jnp.asarray(u)))
+    of_phi = np.einsum("nkp,npq,njq->nkj", jacobian, spread, jacobian, optimize=True)
+    second = (phi[:, :, None] * phi[:, None, :] + of_phi).reshape(len(phi), -1)
+    variance = second @ moments.coefficient_covariance.reshape(len(theta), -1).T
+    variance += of_phi.reshape(len(phi), -1) @ (theta[:, :, None] * theta[:, None, :]).reshape(len(theta), -1).T
+    return mean, np.sqrt(variance + moments.scatter**2)
 
 
 def masked(stars: Stars, mask: np.ndarray) -> Block:
@@ -199,26 +265,3 @@ def labels_of(
                 if tau.any():
                     draw += tau * rng.standard_normal(draw.shape)
     return mean, covariance, draws
-
-
-def label_distance(training_u: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean squared distance (N,) to the ten nearest training stars in scaled labels (Ho+17 eq. 7), and its limit.
-
-    The limit is twice the largest distance, save for one star in a hundred, among the training stars themselves.
-    """
-    train = np.ascontiguousarray(training_u[:: max(1, len(training_u) // 4000)])
-    tree, k, limit = _neighbours(train.tobytes(), train.shape[1])
-    ok = np.isfinite(u).all(1)
-    distance = np.full(len(u), np.nan)
-    if ok.any():
-        distance[ok] = (tree.query(u[ok], k=k)[0].reshape(ok.sum(), -1) ** 2).mean(1)
-    return distance, limit
-
-
-@functools.lru_cache(maxsize=8)
-def _neighbours(train: bytes, width: int) -> tuple[cKDTree, int, float]:
-    """The tree of training stars, how many of them count as near, and the limit: once for all batches of stars."""
-    points = np.frombuffer(train).reshape(-1, width)
-    tree, k = cKDTree(points), min(10, len(points) - 1)
-    own = (tree.query(points, k=k + 1)[0][:, 1:] ** 2).mean(1)
-    return tree, k, 4 * float(np.quantile(own, 0.99))

@@ -20,7 +20,8 @@ class Moments(NamedTuple):
     label system that all stars share, where the true scaled labels are C phi(u), or if the labels are the latents
     u + C phi(u) with C of mean 0, or u + C psi(u) if they are a curve (`label_features`); training_u (N, P): the
     training stars' latents; label_resistance (M, K, M, K), of the training step alone and in no file: the precision
-    with which the spectra of the training stars resist a bend of the labels, if they do.
+    with which the spectra of the training stars resist a bend of the labels, if they do. fit_quality (4,): what is
+    usual of the training stars' reduced chi^2 (`families.linear_stars.fit_quality`), None: not known.
     """
 
     coefficients: np.ndarray
@@ -33,6 +34,7 @@ class Moments(NamedTuple):
     label_system_covariance: np.ndarray
     training_u: np.ndarray
     label_resistance: np.ndarray | None = None
+    fit_quality: np.ndarray | None = None
 
 
 @dataclass
