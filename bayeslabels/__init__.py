@@ -4,7 +4,7 @@ from . import families as _families  # noqa: F401  (registers every kind of mode
 from . import nuisances, priors
 from .calibration import cross_validate
 from .catalog import infer_catalog
-from .errors import BadInput, DoubtfulErrors, NotConverged
+from .errors import BadInput, NotConverged
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
 from .models.cannon import Cannon
@@ -26,7 +26,6 @@ __all__ = [
     "BadInput",
     "Block",
     "Cannon",
-    "DoubtfulErrors",
     "Gibbs",
     "Importance",
     "Laplace",

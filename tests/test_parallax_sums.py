@@ -144,3 +144,26 @@ def test_outliers_are_left_out(small):  # noqa: F811
     fraction = float(theirs.moments.outlier_fraction)
     np.testing.assert_allclose(ours.moments.outlier_fraction, fraction, atol=0.1 * fraction + 1e-3)
     np.testing.assert_allclose(ours.moments.scatter, theirs.moments.scatter, rtol=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_passes_settle_where_the_scale_of_many_coefficients_is_learned(seed, small):  # noqa: F811
+    """Few stars, most of them far, and a hundred pixels whose prior says much: no cycles, and the answer of memory."""
+    rng, n, n_pixel = np.random.default_rng(seed), 400, 100
+    z, modulus = rng.normal(size=(n, 3)), rng.uniform(8.5, 14, n)
+    flux = np.exp(0.1 * np.tanh(z @ rng.normal(size=(3, n_pixel))) + 0.02 * rng.normal(size=(n, n_pixel)))
+    magnitudes = (modulus + z[:, 0])[:, None] + 0.02 * rng.normal(size=(n, 3)) + 0.1 * z[:, 1:2] * [0, 1, 2]
+    parallax = 10 ** (-(modulus - 10) / 5) + 0.03 * rng.normal(size=n)
+    stars = bl.Stars(
+        magnitudes=bl.Block(magnitudes, 0.02, names=("G", "K", "W"), unit="mag"), flux=bl.Block(flux, 0.02),
+        parallax=bl.Block(parallax, 0.03, unit="mas"),
+    )  # fmt: skip
+    model = bl.Parallax().bind(stars)
+    rows = RowsInMemory(model, stars)
+    with jax.enable_x64(True):
+        ours = by_sweeps(GaussianBySums(model, stars, 10, 0), rows, 60, False)
+    theirs = bl.fit(bl.Parallax(), stars, bl.Laplace(draws=10), progress=False)
+    assert ours.stats["converged"]
+    np.testing.assert_allclose(ours.moments.scatter, theirs.moments.scatter, rtol=0.05)
+    off = ours.moments.zero_point - theirs.moments.zero_point
+    assert abs(off) < 0.2 * theirs.moments.zero_point_error

@@ -38,8 +38,6 @@ from .passes import BySums
 
 CLOSEST = 1e-3
 """Change of s, zero point and ridges, relative, below which the Gaussian posterior has settled."""
-RIDGES = 30
-"""Times, at most, that the prior's scales are learned in an update."""
 
 
 class Shared(NamedTuple):
@@ -111,14 +109,10 @@ class GaussianBySums(BySums):
     def update(self, g: Shared, sums: Sums) -> tuple[Shared, float, float]:
         d = len(self.penalised)
         ridge = np.array(g.ridge)
-        for _ in range(RIDGES):  # with the likelihood's expansion kept: a pass costs more
-            mean, covariance, step, a = self._solved(g, sums, ridge)
-            if self.prior is None:
-                break
-            squares, before = mean[:d] ** 2 + np.diag(covariance)[:d], ridge[self.penalised]
+        mean, covariance, step, a = self._solved(g, sums, ridge)
+        if self.prior is not None:  # once: a ridge that is settled while the likelihood's expansion is kept overshoots
+            squares = mean[:d] ** 2 + np.diag(covariance)[:d]
             ridge[self.penalised] = self.prior(squares[self.penalised])
-            if np.abs(np.log(ridge[self.penalised] / before)).max() < 1e-4:
-                break
         noise = mean[:d] ** 2 + self.penalised * np.diag(covariance)[:d]
         s2 = np.exp(2 * g.log_s)
         slope, curvature = sums.slope - s2 + 1.0, sums.curvature + 2 * s2
