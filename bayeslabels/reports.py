@@ -43,11 +43,14 @@ def training(posterior: Posterior, seconds: float | None = None) -> str:
 
 def selection(info: dict[str, Any]) -> list[str]:
     """A line about which variant of the model was chosen, if there was a choice."""
-    scores = info.get("selection") or []
+    every = info.get("selection") or []
+    orders = [s for s in every if "order" in s]
+    scores = [s for s in every if "variant" in s]
+    lines = [f"  order {s['order']} over {s['below']} of the polynomial: log evidence {s['lead']:+.0f}" for s in orders]
     if len(scores) < 2:
-        return []
+        return lines
     best, *rest = sorted(scores, key=lambda s: -s.get("log_density", -np.inf))
-    lines = [f"  chosen by held-out density: {_meaning(best)}"]
+    lines.append(f"  chosen by held-out density: {_meaning(best)}")
     for other in rest:
         what = f"    over: {_meaning(other)}"
         if other.get("refused"):
@@ -60,7 +63,7 @@ def selection(info: dict[str, Any]) -> list[str]:
 
 def _meaning(score: dict[str, Any]) -> str:
     plain = {
-        "label_noise='joint'": "the spectra help to correct the training labels",
+        "label_noise='free'": "the spectra help to correct the training labels",
         "label_noise='cut'": "the training labels are taken as they stand",
     }
     variant = str(score.get("variant", "?"))

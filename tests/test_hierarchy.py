@@ -89,8 +89,8 @@ def test_a_term_that_is_nowhere_loses_its_variance():
 
 
 def test_the_scale_of_the_hyperprior_does_not_matter():
-    """Over a factor of a hundred, at an order above what the spectra need: labels move by so little of their errors that
-    these would grow by 3 per cent."""
+    """Over a factor of a hundred, at an order above what the spectra need: labels move by so little of their errors
+    that these would grow by 3 per cent."""
     train, test, truth = simulate(300, 200, seed=5, snr=100)
     exact = train.with_block(labels=bl.Block(truth.training_labels, names=truth.names))
     results = []

@@ -255,3 +255,27 @@ def test_the_problem_of_a_star_is_no_larger(posterior):
     model = posterior.model.replace(nuisances=(nuisances.Continuum(0.01),))
     problem = in_float64(prepare)(model, posterior.moments, survey(6, 1)[0].drop("labels"), 0)
     assert problem.n_latent == 2
+
+
+def test_training_spectra_may_have_them_too():
+    """Trained on spectra whose continuum is off, errors hold; where that is not said, coefficients take it up."""
+    stars, _ = survey(300, 20, wiggles(0.01))
+    test, truth = survey(400, 21, wiggles(0.01))
+    chosen = (nuisances.Continuum(0.01),)
+    aware = bl.fit(Cannon(order=2, label_noise=False, nuisances=chosen), stars, seed=0)
+    assert aware.info["converged"]
+    result = bl.infer(aware, test.drop("labels"), seed=0)
+    z = (result.mean - truth) / result.error
+    assert ((z.std(0) > 0.85) & (z.std(0) < 1.2)).all()
+    unaware = bl.fit(Cannon(order=2, label_noise=False), stars, seed=0)
+    assert np.nanmedian(aware.moments.scatter) < 0.5 * np.nanmedian(unaware.moments.scatter)
+    rms = [np.sqrt(((bl.infer(p, test.drop("labels")).mean - truth) ** 2).mean(0)) for p in (aware, unaware)]
+    assert (rms[0] < 0.8 * rms[1]).all()
+
+
+def test_trainings_that_do_not_know_them_refuse(tmp_path):
+    stars, _ = survey(60, 0)
+    model = Cannon(order=1, label_noise="joint", nuisances=(nuisances.Continuum(0.01),))
+    for inference in (bl.Gibbs(chains=1, draws=5, warmup=5), bl.SVI(steps=10)):
+        with pytest.raises(errors.CannotDo, match="nuisances"):
+            bl.fit(model, stars, inference, seed=0)

@@ -80,6 +80,8 @@ class LinearFamily(Family):
         return self.finish(model, stars, trained)
 
     def not_by_batches(self, model: LinearModel) -> str:
+        if model.nuisances:
+            return f"{type(model).__name__} has no nuisances in training (nuisances=(); `infer` takes its own)"
         if model.outlier_sigma is None:
             return ""
         return f"{type(model).__name__} drops no outliers (outlier_sigma={model.outlier_sigma}; None keeps all)"

@@ -19,16 +19,15 @@ from ..priors import Learned
 from ..progress import bar
 from ..stars import Stars
 
-FIRST = 2
-"""Order at whose labels the comparison begins."""
 MOST_STARS, MOST_PIXELS = 1500, 800
 """Enough to tell orders apart."""
 MOST_FEATURES = 200
 """Terms of a polynomial that is still tried."""
 ITERATIONS = 25
 """Of training at an order, at most: its labels need not have settled."""
-CLEARLY = 10.0
-"""Log evidence, in nats, by which a higher order must be better."""
+CLEARLY, PER_TERM = 10.0, 2.0
+"""Log evidence, in nats, by which a higher order must be better, and for every further term: mean and variance of terms
+that are nowhere, learned, add about one."""
 
 
 @in_float64
@@ -46,34 +45,20 @@ def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> 
         some = np.unique(np.linspace(0, n_pixel - 1, MOST_PIXELS).astype(int))
         model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
     model = model.sampled().replace(coefficient_prior=Learned())
-    orders = [x for x in model.orders if _size(model, stars, x) <= min(MOST_FEATURES, len(stars) // 2)]
-    orders = orders or [min(model.orders)]
-    order = max(x for x in orders if x <= FIRST)
+    sizes = {x: model.of_order(x).replace(frame=None).bind(stars).features.size for x in model.orders}
+    order = min(sizes)
+    orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)]
     scores: list[dict[str, Any]] = []
     with bar(None, "order of the polynomial", progress) as shown:
-
-        def lead(low: int, high: int, u: np.ndarray, spread: np.ndarray) -> float:
-            found = []
-            for x in (low, high):
-                em = EM(model.of_order(x).bind(stars), stars)
-                em.train_given(u.copy(), spread)
-                found.append(em.flux_evidence())
-            scores.append({"order": high, "below": low, "lead": found[1] - found[0]})
+        while order + 1 in orders:
+            at = _labels(model.of_order(order), stars)
+            low, high = (_evidence(model.of_order(x), stars, *at) for x in (order, order + 1))
+            scores.append({"order": order + 1, "below": order, "lead": high - low})
             shown.update()
-            return found[1] - found[0]
-
-        at = _labels(model.of_order(order), stars)
-        if order > min(orders) and lead(order - 1, order, *at) < CLEARLY:
-            return order - 1, scores
-        while order + 1 in orders and lead(order, order + 1, *at) >= CLEARLY:
+            if high - low < CLEARLY + PER_TERM * (sizes[order + 1] - sizes[order]):
+                break
             order += 1
-            if order + 1 in orders and model.integrates_labels:
-                at = _labels(model.of_order(order), stars)
     return order, scores
-
-
-def _size(model: Any, stars: Stars, order: int) -> int:
-    return model.of_order(order).replace(frame=None).bind(stars).features.size
 
 
 def _labels(model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +67,12 @@ def _labels(model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray]:
     if em.has_latents:
         em.run(ITERATIONS, 0.1, _Silent())
     return em.u, em.u_covariance
+
+
+def _evidence(model: LinearModel, stars: Stars, u: np.ndarray, spread: np.ndarray) -> float:
+    em = EM(model.bind(stars), stars)
+    em.train_given(u.copy(), spread)
+    return em.flux_evidence()
 
 
 class _Silent:

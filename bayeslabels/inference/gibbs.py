@@ -84,6 +84,8 @@ def _refuse(model: LinearModel) -> None:
             "Gibbs needs a Gaussian coefficient prior (priors.Flat, Normal or Learned), got Laplace: use NUTS(), or "
             "MAP() for exact zeros"
         )
+    if model.nuisances:
+        raise CannotDo("Gibbs does not sample nuisances in training: use MAP() or NUTS()")
     if model.label_curve:
         raise CannotDo("Gibbs does not sample the curve of free labels: use MAP() or NUTS(), or label_noise='joint'")
     if np.isfinite(model.coefficient_bounds()).any():

@@ -23,9 +23,11 @@ import numpy as np
 
 from ..errors import bad_input
 from ..linear import LinearModel
+from ..nuisances import shapes_of
 from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ..numerics.hierarchy import coefficients_given, learn
 from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
+from ..numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
 from ..numerics.quartics import descend, linear_posterior, newton_curvature
 from ..numerics.regression import CoefficientPrior, train_block
 from ..priors import HalfNormal, Laplace, Learned
@@ -109,7 +111,8 @@ class EM:
         self.stands_for = self.n_star
         m, k = self.features.n_label, self.features.size
         self.labels = (LatentLabels if model.labels_are_latent else LabelOutputs)(model, model.catalogue(stars))
-        self.value, self.error = value, error
+        self.observed = self.value = value
+        self.error = error
         ok = np.isfinite(value) & (np.isfinite(error) if error is not None else True)
         self.known = known = model.measured(stars).observed
         self.has_latents = model.integrates_labels or not known.all()
@@ -145,16 +148,17 @@ class EM:
         else:
             self.mean, self.population = model.fixed_population
         self.objectives: list[float] = []
+        self.nuisances: Any = 0.0
 
     @property
     def iterates(self) -> bool:
         """Whether one training of all pixels is not all."""
-        return self.has_latents or isinstance(self.model.prior, Learned)
+        return self.has_latents or isinstance(self.model.prior, Learned) or bool(self.model.nuisances)
 
     @property
     def knows_objective(self) -> bool:
         """Whether what expectation-maximisation increases is known in closed form."""
-        return self.features.order == 1 and self.model.fixed_population is not None
+        return self.features.order == 1 and self.model.fixed_population is not None and not self.model.nuisances
 
     def run(self, max_iterations: int, tolerance: float, shown: Any) -> tuple[list[float], bool]:
         """Train from the start until nothing changes by more; the changes, and whether they came to that."""
@@ -210,12 +214,13 @@ class EM:
             self.pixel_converged[:] = True
         if learned:
             self.learn_prior(gram, linear, unit)
+        moved = self.correct() if self.model.nuisances else 0.0
         if self.has_latents:
             self.compress(size)
             self.labels.learn_coefficients(phi[: self.n_star], unpack(second[: self.n_star], k))
         floor = self.typical_variance + 1e-12 * self.flux_scale**2
         ratio = np.log((self.scatter2 + floor) / (before + floor))[self.trained]
-        return float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0
+        return max(moved, float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0)
 
     def learn_prior(self, gram: np.ndarray, linear: np.ndarray, unit: float) -> None:
         """m and Sigma, and the coefficients under them, from `Pixels.gram` and `linear` of all pixels."""
@@ -236,16 +241,31 @@ class EM:
         residual = np.where(ok, self.value, 0.0)
         return self.prior_evidence - 0.5 * float(np.where(ok, residual**2 / variance + np.log(variance), 0.0).sum())
 
+    def correct(self) -> float:
+        """Spectra without what is expected of their nuisances; returns the change of these, in prior sds."""
+        theta = np.where(self.trained[:, None], self.theta * self.allowed, np.nan)
+        scatter = np.where(self.trained, np.sqrt(self.scatter2), np.nan)
+        shapes = shapes_of(self.model.nuisances, self.model.require_frame(), theta)
+        phi = np.asarray(self.features(jnp.asarray(self.u)))
+        self.sums = compress_nuisances(self.observed, self.error, theta, scatter, shapes, phi)
+        v = np.asarray(self.sums.given(jnp.asarray(phi))[0])
+        self.value = self.observed - sum(one[:, None] * (phi @ t.T) for one, t in zip(v.T, shapes, strict=True))
+        moved = float(np.sqrt(np.mean((v - self.nuisances) ** 2)))
+        self.nuisances = v
+        return moved
+
     def compress(self, size: int) -> None:
-        """What the spectra say of every star's latents, the coefficients integrated out."""
+        """What the spectra say of every star's latents, coefficients and nuisances integrated out."""
         gram = linear = constant = jnp.zeros(())
-        for rows, y, e in pixel_blocks(self.value, self.error, size):
+        for rows, y, e in pixel_blocks(self.observed, self.error, size):
             theta, covariance, allowed = (padded(x, rows, size) for x in (self.theta, self.covariance, self.allowed))
             s2, keep = padded(self.scatter2, rows, size, 1.0), padded(self.trained.astype(float), rows, size)
             g, b, c = expected_statistics(y, e, theta * allowed, covariance, allowed, s2, keep)
             gram, linear, constant = gram + g, linear + b, constant + c
         zero = jnp.zeros(len(linear))
         self.statistics = Statistics(unpack(gram, self.features.size), linear, constant, zero, zero)
+        if self.model.nuisances:
+            self.statistics = marginalise(self.statistics, NuisanceSums(*map(pad_stars, self.sums)))
 
     def update_latents(self) -> float:
         """E step, then population, tau and a move of the latents' system; returns the labels' change in sds."""

@@ -1,0 +1,62 @@
+"""The order of the Cannon's polynomial by the evidence of the flux."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bayeslabels as bl
+from bayeslabels import Cannon, errors
+from bayeslabels.families.linear_order import choose_order
+
+L = 80
+NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])
+LABEL_NOISE = 0.15
+
+
+def survey(n, seed, order, noisy, error=0.005):
+    """Spectra that are a polynomial of this order in two labels, its terms smaller by a factor of three per order."""
+    rng = np.random.default_rng(seed)
+    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
+    theta = np.random.default_rng(1).normal(size=(len(powers), L)) * np.array([[0.09 / 3.0 ** sum(p)] for p in powers])
+    u = np.clip(rng.normal(size=(n, 2)), -2.2, 2.2)
+    flux = 1 + (u[:, None] ** np.array(powers)).prod(-1) @ theta + error * rng.normal(size=(n, L))
+    flux[rng.random(flux.shape) < 0.03] = np.nan
+    seen = u + noisy * LABEL_NOISE * rng.normal(size=u.shape)
+    labels = bl.Block(CENTRE + SPREAD * seen, LABEL_NOISE * SPREAD * np.ones(u.shape) if noisy else None, names=NAMES)
+    return bl.Stars(labels=labels, flux=bl.Block(flux, error))
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_order_of_the_spectra_is_found(order, noisy):
+    model = Cannon(label_noise=noisy)
+    for seed in (0, 1):
+        assert choose_order(model, survey(300, seed, order, noisy), 0, False)[0] == order
+
+
+def test_few_stars_are_not_taken_for_a_high_order():
+    for seed in range(4):
+        assert choose_order(Cannon(), survey(60, seed, 2, True), 0, False)[0] == 2
+
+
+def test_orders_with_more_terms_than_stars_can_tell_are_not_tried():
+    _, scores = choose_order(Cannon(label_noise=False), survey(16, 0, 3, False), 0, False)
+    assert max(score["order"] for score in scores) == 2
+
+
+def test_fit_says_what_was_chosen_and_saves_it(tmp_path):
+    posterior = bl.fit(Cannon(label_noise=False), survey(200, 3, 2, False), seed=0)
+    assert posterior.model.order == 2
+    assert [score["order"] for score in posterior.info["selection"]] == [2, 3]
+    assert bl.load(posterior.save(tmp_path / "model.nc")).model.order == 2
+
+
+def test_a_model_with_terms_has_no_order_to_choose():
+    model = Cannon(label_noise=False, terms=[{}, {"TEFF": 1}, {"LOGG": 1}])
+    posterior = bl.fit(model, survey(100, 0, 1, False), seed=0)
+    assert posterior.info["selection"] == []
+    with pytest.raises(errors.BadInput, match="order"):
+        Cannon(order=5)
+    with pytest.raises(errors.BadInput, match="order"):
+        assert Cannon().bind(survey(50, 0, 1, False)).features
