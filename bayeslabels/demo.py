@@ -72,8 +72,8 @@ def run(
     written = [] if written is None else written
     start = time.perf_counter()
     say(survey.about)
-    say("\nTraining step: a quadratic Cannon with noisy labels ...")
-    posterior = fit(Cannon(order=2), survey.train, MAP(), seed=seed, progress=progress)
+    say("\nTraining step: a Cannon with noisy labels, of the order that the spectra need ...")
+    posterior = fit(Cannon(), survey.train, MAP(), seed=seed, progress=progress)
     say(reports.training(posterior, time.perf_counter() - start))
     start = time.perf_counter()
     say("\nTest step: the labels of the test stars from their spectra, by importance sampling ...")

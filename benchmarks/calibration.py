@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from cannon_accuracy import UNITS, miles_stars
+from cannon_accuracy import CLASSIC, UNITS, miles_stars
 
 import bayeslabels as bl
 from bayeslabels import calibration
@@ -45,7 +45,7 @@ def timed(what):
 
 def answers(train, test):
     """Name, trained posterior, result and CPU seconds of training and of the test step, method by method."""
-    classic, spent = timed(lambda: bl.fit(bl.Cannon(label_noise=False), train, progress=False))
+    classic, spent = timed(lambda: bl.fit(CLASSIC, train, progress=False))
     yield "classic, coefficients plugged in", *answer(plugged_in(classic), test, bl.MAP()), spent
     yield "classic", *answer(classic, test, bl.MAP()), spent
     noisy, spent = timed(lambda: bl.fit(bl.Cannon(), train, progress=False))
@@ -62,7 +62,7 @@ def answer(posterior, test, inference):
 
 def judged(posterior, result, test, learn):
     """Scatter, robust z and 68 per cent coverage with tau, then robust z and coverage after recalibration."""
-    tau, rest = posterior.moments.label_scatter, ~learn
+    tau, rest = posterior.moments.label_scatter * (not result.info["label_scatter_included"]), ~learn
     z = calibration.robust_scatter(calibration.z_scores(result, test, scatter=tau))
     inside = calibration.coverage(result, test, scatter=tau).share
     better = calibration.recalibrate(result[learn], test[learn], freedom=4).apply(result[rest])

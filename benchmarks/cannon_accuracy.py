@@ -26,6 +26,7 @@ from bayeslabels.astro.spectra import normalize_gaussian
 from bayeslabels.star_posterior import Flags
 
 UNITS = ("K", "dex", "dex", "dex", "dex")
+CLASSIC = bl.Cannon(order=2, label_noise=False, coefficient_prior=bl.priors.Flat())
 
 
 def robust(x):
@@ -52,16 +53,16 @@ def quadratic(a):
     for seed in a.seeds:
         train, test, truth = line_stars(a.shared, a.labels, seed, a.floor, a.case == "quadratic")
         start = time.process_time()
-        model = bl.Cannon(order=a.order, label_noise=not a.classic)
+        model = CLASSIC if a.classic else bl.Cannon(order=a.order)
         if a.floor:
-            model = bl.Cannon(label_noise=False, coefficient_prior=bl.priors.Learned())
+            model = bl.Cannon(order=a.order, label_noise=False)
         posterior = bl.fit(model, train, seed=0, progress=False)
         middle = time.process_time()
         result = bl.infer(posterior, test, seed=0, progress=False)
         end = time.process_time()
         z = (result.mean - truth) / result.error
         how = "true training labels" if a.floor else posterior.info["selection"] or "classic"
-        print(f"{a.case}, M={a.labels}, order {a.order}, seed {seed}: {how}")
+        print(f"{a.case}, M={a.labels}, order {posterior.model.order}, seed {seed}: {how}")
         show("RMSE", np.sqrt(((result.mean - truth) ** 2).mean(0)))
         show("z std", z.std(0))
         show("z mean", z.mean(0))
@@ -116,8 +117,8 @@ def miles_stars(shared):
 def miles(a):
     stars = miles_stars(a.shared)
     labels = stars.labels.value
-    kinds = {"default": True, "classic": False}
-    models = {name: bl.Cannon(order=a.order, label_noise=kinds.get(name, name)) for name in a.models}
+    kinds = {"default": bl.Cannon(order=a.order), "classic": CLASSIC}
+    models = {name: kinds.get(name) or bl.Cannon(order=a.order, label_noise=name) for name in a.models}
     for seed in a.fold_seeds:
         fold = np.random.default_rng(seed).permutation(len(stars)) % a.folds
         first = None
@@ -129,9 +130,9 @@ def miles(a):
                 posterior = bl.fit(model, stars[~out], seed=0, progress=False)
                 result = bl.infer(posterior, stars[out].drop("labels"), seed=0, progress=False)
                 mean[out], error[out] = result.mean, result.error
-                tau[out] = list(posterior.label_scatter().values())
-                density[out] = calibration.log_density(result, stars[out], posterior.moments.label_scatter)
-                chosen.append(posterior.model.label_noise)
+                tau[out] = posterior.moments.label_scatter * (not result.info["label_scatter_included"])
+                density[out] = calibration.log_density(result, stars[out], tau[out])
+                chosen.append((posterior.model.order, posterior.model.label_noise))
             offset, cpu = mean - labels, time.process_time() - start
             z = offset / np.hypot(error, tau)
             print(f"MILES, {len(stars)} stars, {a.folds} folds by seed {seed}, {name}: {chosen}, {cpu:.0f} CPU s")
@@ -156,7 +157,7 @@ if __name__ == "__main__":
     cli.add_argument("case", choices=("quadratic", "saturating", "modes", "miles"))
     cli.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 13, 17])
     cli.add_argument("--labels", type=int, default=3)
-    cli.add_argument("--order", type=int, default=2, choices=(1, 2, 3))
+    cli.add_argument("--order", type=lambda x: x if x == "auto" else int(x), default="auto", help="1 to 4, or auto")
     cli.add_argument("--folds", type=int, default=5)
     cli.add_argument("--fold-seeds", type=int, nargs="+", default=[0])
     known = ("default", "classic", "joint", "free", "cut")

@@ -155,7 +155,7 @@ def test_fewer_stars_than_coefficients(training):
 @pytest.mark.parametrize("prior", ["anything", 0.1, bl.priors.HalfNormal()])
 def test_coefficient_prior_that_is_none(prior):
     with pytest.raises(BadInput, match=r"got coefficient_prior=.*expected 'auto', None \(flat\) or one of priors"):
-        bl.Cannon(coefficient_prior=prior)
+        bl.Cannon(order=2, coefficient_prior=prior)
 
 
 def test_one_star(trained, training, spectra):

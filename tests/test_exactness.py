@@ -112,7 +112,7 @@ def test_program_is_the_docstrings_equations(incomplete):
     norm, halfnorm = distributions.norm, distributions.halfnorm
     gauss, wishart = distributions.multivariate_normal, distributions.invwishart
     total = norm(0, 10 * f).logpdf(p["coefficients_mean"]).sum()
-    total += wishart(k + 2, (0.01 * f) ** 2 * np.eye(k)).logpdf(p["coefficients_covariance"])
+    total += wishart(k + 2, (1e-4 * f) ** 2 * np.eye(k)).logpdf(p["coefficients_covariance"])
     total += gauss(p["coefficients_mean"], p["coefficients_covariance"]).logpdf(p["coefficients"]).sum()
     total += halfnorm(scale=f).logpdf(p["scatter"]).sum()
     total += norm(0, 10).logpdf(p["population_mean"]).sum() + wishart(4, np.eye(2)).logpdf(p["population_covariance"])

@@ -250,7 +250,7 @@ def test_missing_pixels_and_labels_and_a_dead_pixel():
 def test_classic_coefficients_match_least_squares():
     """Fixed scatter, flat prior, exact labels: independent draws from N(theta_hat, (Phi' W Phi)^-1)."""
     stars = simulate()
-    model = Cannon(order=1, label_noise=False, scatter=0.01).bind(stars)
+    model = Cannon(order=1, label_noise=False, scatter=0.01, coefficient_prior=priors.Flat()).bind(stars)
     draws = train(model, stars, Gibbs(chains=2, draws=2000, warmup=1)).draws["coefficients"].reshape(-1, 8, 3)
     u = model.frame.scaled(stars.labels.value)
     phi = np.column_stack([np.ones(40), u])

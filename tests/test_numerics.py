@@ -183,7 +183,7 @@ def test_pixels_are_at_the_mode_of_coefficients_and_scatter(with_errors):
     flux = 1 + labels @ [[0.1, -0.05, 0.02]] + 0.02 * labels**2 + rng.normal(size=error.shape) * np.hypot(error, 0.03)
     flux[3, 1] = np.nan
     stars = bl.Stars(labels=bl.Block(labels, names=("A",)), flux=bl.Block(flux, error if with_errors else None))
-    posterior = bl.fit(bl.Cannon(label_noise=False, coefficient_prior=None), stars)
+    posterior = bl.fit(bl.Cannon(order=2, label_noise=False, coefficient_prior=None), stars)
     frame = posterior.model.frame
     u = frame.scaled(labels)[:, 0]
     phi = np.stack([np.ones(n), u, u**2], 1)

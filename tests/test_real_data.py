@@ -94,12 +94,12 @@ def test_labels_of_miles_stars_held_out(shared_data):
     out = np.random.default_rng(0).permutation(len(stars)) % 5 == 0
     train, test = stars[~out], stars[out].drop("labels")
 
-    posterior = bl.fit(bl.Cannon(label_noise="cut"), train)
+    posterior = bl.fit(bl.Cannon(order=2, label_noise="cut"), train)
     result = bl.infer(posterior, test)
     offset = result.mean - labels[out]
     expected = np.hypot(result.error, posterior.moments.label_scatter)
     z = np.quantile(np.abs(offset / expected), 0.6827, axis=0)
-    classic = bl.infer(bl.fit(bl.Cannon(label_noise=False), train), test)
+    classic = bl.infer(bl.fit(bl.Cannon(order=2, label_noise=False), train), test)
     ratio = np.quantile(np.abs(offset), 0.6827, axis=0) / np.quantile(
         np.abs(classic.mean - labels[out]), 0.6827, axis=0
     )

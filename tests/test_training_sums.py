@@ -15,7 +15,6 @@ from test_training_stream import Stopped, killed_and_taken_up, stop_after
 import bayeslabels as bl
 from bayeslabels import training
 from bayeslabels.errors import CannotDo
-from bayeslabels.family import family_of
 from bayeslabels.inference import batches as batches_
 from bayeslabels.inference.batches import Batches, Passes, RowsInMemory
 from bayeslabels.inference.passes import Stochastic, Sweeps, by_minibatches, by_sweeps
@@ -25,7 +24,7 @@ pytest.importorskip("pyarrow")
 
 N, FEW = 600, 250
 NAMES = {"labels_names": ("TEFF", "LOGG")}
-CLASSIC = bl.Cannon(order=1, label_noise=False)
+CLASSIC = bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Flat())
 
 
 def spectra(n=N, seed=1):
@@ -68,7 +67,12 @@ def small(monkeypatch):
 
 CASES = {
     "exact labels": (CLASSIC.replace(order=2), spectra, 1e-6),
-    "gaps": (bl.Cannon(order=1, label_noise="cut"), lambda: with_gaps(spectra()), 1e-8),
+    "gaps": (
+        bl.Cannon(order=1, label_noise="cut", coefficient_prior=bl.priors.Flat()),
+        lambda: with_gaps(spectra()),
+        1e-8,
+    ),
+    "learned prior": (bl.Cannon(order=2, label_noise=False), spectra, 1e-6),
     "sparse": (CLASSIC.replace(coefficient_prior=bl.priors.Laplace(0.01)), spectra, 1e-6),
     "label noise": (bl.Cannon(order=1, label_noise="joint"), lambda: with_gaps(spectra()), 1e-7),
     "latents": (bl.Lux(2), lambda: with_gaps(spectra()), 1e-7),
@@ -91,35 +95,20 @@ def test_passes_end_where_training_in_memory_does(case, small):
     assert ours.stats["converged"]
     assert theirs.stats["converged"]
     a, b = ours.moments, theirs.moments
-    slow = case in ("label noise", "latents")
+    slow = case in ("label noise", "latents", "learned prior")
     width = {"rtol": 2e-4, "atol": 2e-5} if slow else {"rtol": 1e-6, "atol": 1e-8}
+    if case == "learned prior":  # which ends within a thousandth of a nat of its mode, of twelve pixels
+        width = {"rtol": 5e-3, "atol": 1e-4}
     for name in ("scatter", "label_scatter"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), **width, err_msg=name)
     flux = [np.asarray(bound.features(x.training_u[:FEW])) @ x.coefficients.T for x in (a, b)]
     np.testing.assert_allclose(*flux, **width)
     spread = [np.sqrt(np.einsum("lkk->l", x.coefficient_covariance)) for x in (a, b)]
-    np.testing.assert_allclose(*spread, rtol=1e-2 if slow else 1e-6)
+    np.testing.assert_allclose(*spread, rtol=3e-2 if slow else 1e-6)
     if not slow:
         np.testing.assert_allclose(a.coefficients, b.coefficients, **width)
     if case == "exact labels":
         assert ours.stats["passes"] <= 6
-
-
-def test_free_labels_are_left_after_as_many_passes_as_iterations(small):
-    """Neither is where it would settle, both about where the other is (tau takes a step a pass, several in memory)."""
-    stars = with_gaps(spectra())
-    bound = bl.Cannon(order=1, label_noise="free", free_iterations=3).bind(stars)
-    with jax.enable_x64(True):
-        theirs = bl.MAP().fit(bound, stars, 0, False)
-        ours = family_of(bound).train_by_batches(RowsInMemory(bound, stars, sample=stars), bl.MAP(), 0, False, None)
-    assert theirs.stats["converged"]
-    assert ours.stats["converged"]
-    assert theirs.stats["iterations"] == ours.stats["passes"] == 3
-    assert min(ours.traces["change"]) > 10 * bl.MAP().tolerance
-    a, b = ours.moments, theirs.moments
-    spread = np.sqrt(np.einsum("nkk->nk", b.coefficient_covariance))
-    assert np.sqrt(np.nanmean(((a.coefficients - b.coefficients) / spread) ** 2)) < 0.15
-    np.testing.assert_allclose(a.label_coefficients, b.label_coefficients, atol=5e-3)
 
 
 def minibatch_sums(by_sums, batches, g, epoch=0):

@@ -86,7 +86,7 @@ def _refuse(model: LinearModel) -> None:
         )
     if model.nuisances:
         raise CannotDo("Gibbs does not sample nuisances in training: use MAP() or NUTS()")
-    if model.label_curve:
+    if model.label_curve and model.integrates_labels:
         raise CannotDo("Gibbs does not sample the curve of free labels: use MAP() or NUTS(), or label_noise='joint'")
     if np.isfinite(model.coefficient_bounds()).any():
         raise CannotDo("Gibbs does not sample coefficients within bounds: use NUTS() or MAP(), or bounds=None")

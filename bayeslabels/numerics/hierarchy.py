@@ -73,16 +73,17 @@ def learn(
     hyperprior: Hyperprior,
     *,
     steps: int = 100,
-    tolerance: float = 0.3,
+    tolerance: float | None = None,
 ) -> Learned:
     """The mode of (m, Sigma), from a start.
 
     Args:
         gram: A_l (L, K, K). linear: b_l (L, K). All pixels count.
         mean, covariance: where to start. A variance that is too small is found out, one that is 0 is not.
-        steps: at most. tolerance: log density, in nats, that the next step would add.
+        steps: at most. tolerance: log density, in nats, that the next step would add; None: 1e-4 a pixel, 0.3 at most.
     """
     n, k = linear.shape
+    tolerance = min(0.3, 1e-4 * n) if tolerance is None else tolerance
     average = gram.mean(0)
 
     def visit(mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, _Sums, float]:
