@@ -21,7 +21,7 @@ import bayeslabels as bl
 from bayeslabels.errors import BadInput
 from bayeslabels.star_posterior import Flags
 
-CLASSIC = bl.Cannon(order=1, label_noise=False)
+CLASSIC = bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Flat())
 NAMES = ("TEFF", "LOGG")
 
 

@@ -72,7 +72,11 @@ def passed_over(kinds):
                 rows = with_parallaxes
                 by_sums = GaussianBySums(rows.model, rows.stars, 10, 0)
             else:
-                model = bl.Cannon(order=1, label_noise=False) if kind == "exact labels" else bl.Lux(2)
+                model = (
+                    bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Flat())
+                    if kind == "exact labels"
+                    else bl.Lux(2)
+                )
                 rows = RowsInMemory(model.bind(stars), stars, sample=stars[:200])
                 by_sums = SpectraBySums(rows.model, rows.stars, 1e-6)
             for way, batches in ((Sweeps, Passes(rows)), (Stochastic, Batches.of(rows, 1, 0, 600))):
@@ -102,7 +106,10 @@ def results(more):
         out |= moments_and_traces(name, posterior)
     out |= passed_over(["exact labels", "latents", "parallax"] if more else ["exact labels"])
     blocks = simulate(40).stars
-    cannon = bl.fit(bl.Cannon(order=1, label_noise=False), bl.Stars(labels=blocks.labels, flux=blocks.flux))
+    cannon = bl.fit(
+        bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Flat()),
+        bl.Stars(labels=blocks.labels, flux=blocks.flux),
+    )
     out["labels"] = bl.infer(cannon, bl.Stars(flux=simulate(30, 1).stars.flux), batch_size=8).mean
     return out
 
