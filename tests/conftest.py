@@ -92,7 +92,7 @@ def training(simulated: Simulated) -> bl.Stars:
 @pytest.fixture(scope="session")
 def trained(training: bl.Stars) -> bl.Posterior:
     """A classic Cannon, trained on `training`."""
-    return bl.fit(bl.Cannon(order=1, label_noise=False), training)
+    return bl.fit(bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Flat()), training)
 
 
 @pytest.fixture(scope="session")
