@@ -305,7 +305,7 @@ def test_warnings_are_lines(capsys, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """The demonstration with a classic linear Cannon, and no NUTS for the stars that importance sampling fails."""
-    monkeypatch.setattr(demo, "Cannon", lambda order: bl.Cannon(order=1, label_noise=False))
+    monkeypatch.setattr(demo, "Cannon", lambda: bl.Cannon(order=1, label_noise=False))
     monkeypatch.setattr(demo, "Importance", functools.partial(bl.Importance, draws=200, rescue=False))
 
 

@@ -29,6 +29,9 @@ CLEARLY, PER_TERM = 10.0, 2.0
 """Log evidence, in nats, by which a higher order must be better, and for every further term: mean and variance of terms
 that are nowhere, learned, add about one."""
 
+FALL = 10.0
+"""Every order adds less than the one before, by far more than this: what adds so little is the last."""
+
 
 @in_float64
 def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[int, list[dict[str, Any]]]:
@@ -55,9 +58,12 @@ def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> 
             low, high = (_evidence(model.of_order(x), stars, *at) for x in (order, order + 1))
             scores.append({"order": order + 1, "below": order, "lead": high - low})
             shown.update()
-            if high - low < CLEARLY + PER_TERM * (sizes[order + 1] - sizes[order]):
+            needed = CLEARLY + PER_TERM * (sizes[order + 1] - sizes[order])
+            if high - low < needed:
                 break
             order += 1
+            if high - low < FALL * needed:
+                break
     return order, scores
 
 
