@@ -12,11 +12,10 @@ from scipy.stats import t as student_t
 from ..errors import BadInput
 from ..fit import fit, fold_of, infer
 from ..inference.free_labels import with_label_curve
-from ..inference.labels import label_system_covariance
 from ..inference.map import MAP
 from ..inference.quartic import prepare
 from ..linear import LinearModel
-from ..numerics.linalg import in_float64, inverse_observed
+from ..numerics.linalg import in_float64
 from ..posterior import Posterior
 from ..progress import bar
 from ..stars import Stars
@@ -165,14 +164,7 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
     scatter = np.sqrt(tau2) * model.require_frame().scale
     if model.label_curve and model.integrates_labels:  # stated errors tell tau in training
         scatter = np.where(measured.stated, posterior.moments.label_scatter, scatter)
-    moments = posterior.moments._replace(label_scatter=scatter)
-    if model.labels_are_latent and not model.label_curve:
-        noise = jnp.asarray(measured.covariance) + np.diag(np.maximum(tau2, 1e-8))
-        precision = inverse_observed(noise, jnp.asarray(measured.observed))
-        n_star = posterior.info["n_star"]
-        system = label_system_covariance(model.features, moments.training_u, precision, n_star=n_star)
-        moments = moments._replace(label_system_covariance=system)
-    return posterior.with_moments(moments)
+    return posterior.with_moments(posterior.moments._replace(label_scatter=scatter))
 
 
 QUALITY_STARS = 1000

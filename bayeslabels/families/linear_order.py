@@ -71,7 +71,8 @@ def _labels(model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray]:
     """Latents (N, P) and covariance (N, P, P) of the training stars."""
     em = EM(model.bind(stars), stars)
     if em.has_latents:
-        em.run(ITERATIONS, 0.1, _Silent())
+        with bar(None, "", False) as hidden:
+            em.run(ITERATIONS, 0.1, hidden)
     return em.u, em.u_covariance
 
 
@@ -79,11 +80,3 @@ def _evidence(model: LinearModel, stars: Stars, u: np.ndarray, spread: np.ndarra
     em = EM(model.bind(stars), stars)
     em.train_given(u.copy(), spread)
     return em.flux_evidence()
-
-
-class _Silent:
-    """A progress bar that shows nothing."""
-
-    def update(self) -> None: ...
-
-    def set_postfix(self, **told: Any) -> None: ...

@@ -349,13 +349,6 @@ def moved_features(features: Monomials, slope: np.ndarray, offset: np.ndarray) -
     return np.linalg.lstsq(before, after, rcond=None)[0].T
 
 
-def label_system_covariance(
-    features: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None, n_star: int | None = None
-) -> np.ndarray:
-    """Covariance (M, K, M, K) of the label system: the inverse of `label_system_precision`, of a curve phi."""
-    return _inverted(label_system_precision(features, features, u, precision, flux_gram, n_star))
-
-
 def label_system_precision(
     features: Monomials, psi: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None, n_star: int | None = None
 ) -> np.ndarray:

@@ -11,7 +11,7 @@ is one of the sums. Where the labels are exact the fixed point is the joint mode
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from ..numerics.compress import STARS, Statistics, known, power_of_two
 from ..numerics.linalg import Array, unpack
 from ..numerics.regression import CoefficientPrior, PixelSums, pixel_sums, pixels_from_sums
 from ..priors import Learned
+from ..progress import bar
 from ..stars import Stars
 from .base import Trained
 from .labels import CatalogueLabels, LabelSums, Moving, moved_features
@@ -111,7 +112,8 @@ class SpectraBySums(BySums):
 
     def start(self) -> Shared:
         em = self.em
-        em.run(self.at_start, 0.03, _Silent())
+        with bar(None, "", False) as hidden:
+            em.run(self.at_start, 0.03, hidden)
         k, p = self.features.size, self.features.n_label
         name = self.model.sites["coefficients"]
         hyper_mean = em.learned.get(f"{name}_mean", np.zeros(k))
@@ -276,11 +278,3 @@ def _residual_density(y, e, phi, theta, scatter2, trained):
 
 
 _transposed = jax.jit(lambda x: jnp.asarray(x, float).T)
-
-
-class _Silent:
-    """A progress bar that shows nothing."""
-
-    def update(self) -> None: ...
-
-    def set_postfix(self, **told: Any) -> None: ...
