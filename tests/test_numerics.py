@@ -10,6 +10,7 @@ from arviz_stats.base import array_stats
 from scipy.optimize import lsq_linear, minimize
 
 import bayeslabels as bl
+from bayeslabels.inference.polish import Barred
 from bayeslabels.numerics.compress import Statistics, compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import inverse_observed, inverse_psd, outer_pairs, pack, solve_psd, unpack
@@ -309,3 +310,18 @@ def test_a_far_worse_mode_is_left_out():
     assert modes.location[0, 0, 0] > 1
     assert np.isinf(modes.objective[1, 0])
     np.testing.assert_allclose(modes.weight[:, 0], [1, 0])
+
+
+def test_a_line_search_turns_back_where_the_function_is_no_number():
+    """The first step, of length 1, lies far beyond the wall at 0.15, and the mode close to it."""
+    mode, curvature, visited = np.array([0.14, -0.02]), np.array([300.0, 40.0]), []
+
+    def valley(x):
+        visited.append(bool(np.abs(x).max() < 0.15))
+        if not visited[-1]:
+            return np.nan, np.full(2, np.nan)
+        return float(((x - mode) ** 2 * curvature).sum()), 2 * (x - mode) * curvature
+
+    found = minimize(Barred(valley), np.array([-0.14, 0.14]), jac=True, method="L-BFGS-B")
+    assert not all(visited)
+    np.testing.assert_allclose(found.x, mode, atol=1e-4)

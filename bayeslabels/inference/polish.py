@@ -11,7 +11,7 @@ which the information of the stars' scores is the identity,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -61,6 +61,29 @@ def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tup
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
     for e, own in enumerate(weight.reshape(len(often), *index.shape)):
         yield {name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))
+
+
+class Barred:
+    """A function and its slope, whose line searches turn back where it is no number (float32 may overflow far out).
+
+    There it is given the value at the best point, raised by what its slope there would have gained, and the slope
+    turned round: the next trial lies halfway.
+    """
+
+    def __init__(self, function: Callable[[np.ndarray], tuple[float, np.ndarray]]):
+        self.function = function
+        self.best: tuple[np.ndarray, float, np.ndarray] | None = None
+
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = self.function(x)
+        if not np.isfinite(value):
+            if self.best is None:
+                return np.inf, np.zeros(len(x))
+            at, lowest, way = self.best
+            return lowest + abs(float(way @ (x - at))), -way
+        if self.best is None or value < self.best[1]:
+            self.best = x.copy(), value, slope
+        return value, slope
 
 
 class Polisher:
@@ -124,10 +147,12 @@ class Polisher:
             def loss(y, there=there, root=root):
                 value, slope = self.value_and_slope(back(jnp.asarray(there(y), dtype)), real, chunks)
                 slope = np.asarray(ravel_pytree(slope)[0], float)
+                if not (np.isfinite(value) and np.isfinite(slope).all()):
+                    return np.nan, slope
                 return -float(value), -solve_triangular(root, slope, lower=True)
 
             options = {"maxiter": ITERATIONS, "ftol": 1e-7, "gtol": 1e-3}
-            found = minimize(loss, np.zeros(len(x)), jac=True, method="L-BFGS-B", options=options)
+            found = minimize(Barred(loss), np.zeros(len(x)), jac=True, method="L-BFGS-B", options=options)
             if not np.isfinite(found.fun) or -found.fun < value:
                 break
             gain, value, slope = -found.fun - value, -found.fun, float(np.abs(found.jac).max())
