@@ -13,10 +13,12 @@ import bayeslabels as bl
 from bayeslabels import Cannon, errors
 from bayeslabels.families.linear_choice import HeldOut, asks_held_out, select, with_label_scatter
 from bayeslabels.inference.draws import moments_from_draws
-from bayeslabels.inference.free_labels import _regress
+from bayeslabels.inference.free_labels import _regress, doubt_of
 from bayeslabels.inference.labels import labels_at, variables_at
+from bayeslabels.inference.map import EM
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
+from bayeslabels.progress import bar
 
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])
 EXPONENTS = np.array([(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)])
@@ -89,8 +91,9 @@ def test_curve_and_scatter_are_generalised_least_squares_and_restricted_likeliho
     phi = np.stack([np.ones(n), u[:, 0], u[:, 1], u[:, 0] ** 2, u[:, 0] * u[:, 1], u[:, 1] ** 2], 1)
     value = u.copy()
     value[:, 0] += phi @ [0.1, 0.0, -0.2, 0.15, 0.1, 0.0] + rng.normal(size=n) * np.sqrt(noise[:, 0, 0] + 0.04)
-    given = map(jnp.asarray, (value, noise, observed, u, spread, 1.0, np.eye(12)))
-    c, covariance, tau2, _ = map(np.asarray, _regress(*given, psi, 300))
+    pull = np.random.default_rng(5).normal(size=12)
+    given = map(jnp.asarray, (value, noise, observed, u, spread, 1.0, np.eye(12), pull))
+    c, covariance, tau2 = map(np.asarray, _regress(*given, psi, 300))
     seen = observed[:, 0]
     zero, x, y = np.zeros(n), u[:, 0], u[:, 1]
     slopes = np.stack(
@@ -103,16 +106,36 @@ def test_curve_and_scatter_are_generalised_least_squares_and_restricted_likeliho
     def solved(t2):
         weight = f / (own + t2)[:, None]
         spread = np.linalg.inv(weight.T @ f + np.eye(6))
-        return spread @ weight.T @ r, spread
+        return spread @ (weight.T @ r - pull[:6]), spread
 
     def restricted(log_t2):
         total = np.diag(own + np.exp(log_t2)) + f @ f.T
-        return -multivariate_normal(np.zeros(seen.sum()), total).logpdf(r) + 0.5 * np.exp(log_t2)
+        return -multivariate_normal(-f @ pull[:6], total).logpdf(r) + 0.5 * np.exp(log_t2)
 
     best, spread_of_c = solved(tau2[0])
     np.testing.assert_allclose(c[0], best, rtol=1e-8)
     np.testing.assert_allclose(covariance[0, :, 0], spread_of_c, rtol=1e-8)
     assert np.log(tau2[0]) == pytest.approx(minimize_scalar(restricted, (-6, -3)).x, abs=1e-3)
+
+
+def pulls(kappa, seed):
+    """G, Q and g where the spectra's own optimum is N(0, kappa Q^-1) from the truth and the catalogue's N(0, G^-1)."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(60, 60))
+    gram, q = mixed.T @ mixed, np.exp(rng.normal(0, 2, 60))
+    directions = np.linalg.inv(np.linalg.cholesky(gram)).T  # G is the identity along these
+    forth = np.linalg.inv(directions)
+    of_spectra, of_catalogue = rng.normal(size=60) * np.sqrt(kappa / q), rng.normal(size=60)
+    g = q * (of_catalogue - of_spectra) / (1 + q)  # what is left of the catalogue's pull where both pull equally
+    return forth.T @ np.diag(q) @ forth, gram, forth.T @ g
+
+
+def test_spectra_that_agree_with_the_catalogue_are_not_doubted():
+    found = np.array([[doubt_of(*pulls(kappa, seed)) for seed in range(12)] for kappa in (1.0, 100.0)])
+    assert (found[0] == 1).sum() >= 11
+    assert found[0].max() < 10
+    assert (found[1] >= 10).all()
+    assert 30 < np.median(found[1]) < 320
 
 
 @in_float64
@@ -200,3 +223,22 @@ def test_scatter_of_labels_without_errors_is_that_of_held_out_ones(trained):
     np.testing.assert_array_equal(kept.label_scatter, trained.moments.label_scatter)
     assert select(trained.model, stars, 0, False)[1:] == (None, [])  # no fold is trained in vain
     assert asks_held_out(trained.model, bare)
+
+
+@in_float64
+def test_moves_of_the_labels_end_where_their_moments_agree_with_the_catalogue():
+    """E[(label - u) u'] = 0 over u's posterior, as of true labels; a line through posterior means would be too flat by
+    more than its error."""
+    stars, _ = bent(2000, 3)
+    stars = stars.with_block(flux=bl.Block(stars["flux"].value, 0.25))
+    model = Cannon(order=1, label_noise="joint").bind(stars)
+    em = EM(model, stars)
+    with bar(None, "", False) as hidden:
+        em.run(300, 1e-4, hidden)
+    weight = np.einsum("nmm->nm", em.labels.precision())
+    offset = em.labels.catalogue.value - em.u
+    of_mean = np.einsum("nm,nm,nk->mk", weight, offset, em.u)
+    both = of_mean - np.einsum("nm,nmk->mk", weight, em.u_covariance)
+    error = np.sqrt(np.einsum("nm,nk->mk", weight, em.u**2))
+    assert np.abs(both / error).max() < 0.1
+    assert np.abs(np.diag(of_mean / error)).min() > 1

@@ -28,6 +28,9 @@ FOLDS = 5
 COMPARED = 2
 """Folds on which the variants of a model are compared."""
 
+SURELY = 2.0
+"""Standard errors by which another variant must be better than the first, whose error bars are the smaller ones."""
+
 ITERATIONS = 40
 """Of the training on a fold, at most."""
 
@@ -79,7 +82,8 @@ def held_out(
 
 
 def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, HeldOut | None, list[Any]]:
-    """The variant of highest held-out density of the catalogue labels, its held-out labels, and all scores.
+    """The first variant, or that of the highest held-out density of the catalogue labels if that is clearly better; its
+    held-out labels, and all scores.
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
     run where tau is learned from them.
@@ -111,7 +115,12 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
         own.append({"variant": variant.choice})
     compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
     means = [float(d[compared].mean()) for d in densities]
-    best = int(np.argmax(means))
+    best = 0
+    for i in np.argsort(means)[::-1]:
+        lead = (densities[i] - densities[0])[compared]
+        if lead.mean() > SURELY * lead.std() / np.sqrt(compared.sum()):
+            best = int(i)
+            break
     for score, mean, density in zip(own, means, densities, strict=True):
         if "refused" not in score:
             difference = (density - densities[best])[compared]

@@ -23,14 +23,14 @@ MOST_STARS, MOST_PIXELS = 1500, 800
 """Enough to tell orders apart."""
 MOST_FEATURES = 200
 """Terms of a polynomial that is still tried."""
-ITERATIONS = 25
-"""Of training at an order, at most: its labels need not have settled."""
+ITERATIONS, TOLERANCE = 100, 0.01
+"""Of training at an order, at most: labels that have not settled at the lower order show more misfit than there is."""
 CLEARLY, PER_TERM = 10.0, 2.0
 """Log evidence, in nats, by which a higher order must be better, and for every further term: mean and variance of terms
 that are nowhere, learned, add about one."""
 
-FALL = 10.0
-"""Every order adds less than the one before, by far more than this: what adds so little is the last."""
+FALL = 30.0
+"""Every order adds far less than the one before: one that adds less than this times what it must is the last."""
 
 
 @in_float64
@@ -72,7 +72,7 @@ def _labels(model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray]:
     em = EM(model.bind(stars), stars)
     if em.has_latents:
         with bar(None, "", False) as hidden:
-            em.run(ITERATIONS, 0.1, hidden)
+            em.run(ITERATIONS, TOLERANCE, hidden)
     return em.u, em.u_covariance
 
 

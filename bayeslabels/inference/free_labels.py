@@ -7,9 +7,10 @@ precise spectra pull the training stars' u_n towards these, by far more than noi
 of u_n that many stars share are no errors but a bend of the coordinates: C, learned from all training stars.
 
 If the polynomial is right, the spectra themselves resist a bend, with the precision Q of the label system that the
-training step knows (`labels.label_system_precision`); if it is not, that says nothing. So C ~ N(0, (Q / kappa)^-1), and
-kappa, how little the form of the spectra is to be believed, is learned from the catalogue: 1 for labels that the
-spectra tell as the catalogue does, large for a catalogue that asks for a bend.
+training step knows (`labels.label_system_precision`); if it is not, that says little. The training step ends where
+spectra and catalogue pull equally hard, the catalogue by g: the spectra alone would have C = -Q^-1 g. So C ~ N(-Q^-1 g,
+(Q / kappa)^-1), and kappa, how little the form of the spectra is to be believed, is learned from g: 1, which leaves C
+at 0, where the two differ by no more than their errors, large for a catalogue that asks for a bend.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import eigh
 
 from ..linear import LinearModel
 from ..numerics.features import Monomials
-from ..numerics.linalg import Array, in_float64, inverse_observed, inverse_psd
+from ..numerics.linalg import in_float64, inverse_observed, inverse_psd
 from ..stars import Stars
 from .base import Moments, Trained
 from .labels import labels_at, regression_of_labels, scatter_of_labels
@@ -30,7 +32,7 @@ from .quartic import prepare
 
 ITERATIONS = 30
 """Of C and tau in turn: far more than they take to settle."""
-DOUBTS = 10.0 ** np.arange(9)
+DOUBTS = 10.0 ** (np.arange(17) / 2)
 """kappa: what is tried."""
 CLEARLY = 3.0
 """Log evidence, in nats, by which a larger kappa must be better."""
@@ -60,13 +62,14 @@ def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tup
     usable = jnp.asarray(modes.converged[0]) & jnp.isfinite(u).all(1)
     at = jnp.where(usable[:, None], u, 0.0)
     given = value, noise, observed & usable[:, None], at, spread, model.label_scatter_width
-    best, kappa = None, 1.0
-    for doubt in DOUBTS if resisted.any() else DOUBTS[:1]:
-        found = _regress(*given, jnp.asarray(resisted / doubt + np.eye(len(resisted))), psi, ITERATIONS)
-        if best is None or float(found[3]) > float(best[3]) + CLEARLY:
-            best, kappa = found, float(doubt)
-    assert best is not None
-    c, covariance, tau2, _ = (np.asarray(x) for x in best)
+    kappa, pull, prior = 1.0, np.zeros(size), resisted
+    if resisted.any():
+        tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
+        gram, pull = (np.asarray(x) for x in _normal_equations(*given[:-1], jnp.asarray(tau2), psi))
+        kappa = doubt_of(resisted, gram, pull)
+        pull, prior = pull / kappa, resisted / kappa
+    found = _regress(*given, jnp.asarray(prior + np.eye(size)), jnp.asarray(pull), psi, ITERATIONS)
+    c, covariance, tau2 = (np.asarray(x) for x in found)
     tau = np.sqrt(tau2) * model.require_frame().scale
     learned = {"label_scatter": tau, "label_coefficients": c, "label_system_covariance": np.array(covariance)}
     return moments._replace(**learned), kappa
@@ -96,33 +99,59 @@ def _straight(moments: Moments) -> Moments:
 
 
 @functools.partial(jax.jit, static_argnames=("psi", "iterations"))
-def _regress(value, noise, observed, u, spread, width, prior, psi: Monomials, iterations: int):
-    """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn; and the log evidence of prior (M K, M K)."""
+def _regress(value, noise, observed, u, spread, width, prior, pull, psi: Monomials, iterations: int):
+    """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn; prior (M K, M K) and pull (M K,): C has the prior
+    N(-prior^-1 pull, prior^-1)."""
     m, k = u.shape[1], psi.size
     phi, slope = psi(u), psi.jacobian(u)
     outer = phi[:, :, None] * phi[:, None, :]
     eye, target = jnp.eye(m), jnp.where(observed, value - u, 0.0)
 
     def step(state, _):
-        c, _, tau2, _ = state
+        c, _, tau2 = state
         jacobian = eye + jnp.einsum("mk,nkj->nmj", c, slope)
         total = noise + jacobian @ spread @ jnp.swapaxes(jacobian, 1, 2)
         precision = inverse_observed(total + eye * tau2, observed)
         gram, linear = regression_of_labels(target, precision, phi, outer)
         covariance = inverse_psd(gram.reshape(m * k, m * k) + prior)
-        mean = covariance @ linear.reshape(m * k)
-        known = precision + eye * ~observed[:, :, None]
-        fit = 0.5 * (mean @ linear.reshape(m * k)) - 0.5 * jnp.einsum("ni,nij,nj->", target, precision, target)
-        evidence = fit + 0.5 * (_logdet(known).sum() + _logdet(prior) + _logdet(covariance))
-        c, covariance = mean.reshape(m, k), covariance.reshape(m, k, m, k)
+        c = (covariance @ (linear.reshape(m * k) - pull)).reshape(m, k)
+        covariance = covariance.reshape(m, k, m, k)
         of_c = jnp.einsum("nk,mkjl,nl->nmj", phi, covariance, phi)
         residual = jnp.where(observed, target - phi @ c.T, 0.0)
         second = residual[:, :, None] * residual[:, None, :] + of_c
-        return (c, covariance, scatter_of_labels(tau2, second, total, observed, width), evidence), None
+        return (c, covariance, scatter_of_labels(tau2, second, total, observed, width)), None
 
-    start = (jnp.zeros((m, k)), jnp.zeros((m, k, m, k)), jnp.full(m, 1e-2), jnp.zeros(()))
+    start = (jnp.zeros((m, k)), jnp.zeros((m, k, m, k)), jnp.full(m, 1e-2))
     return jax.lax.scan(step, start, None, length=iterations)[0]
 
 
-def _logdet(a: Array) -> Array:
-    return jnp.linalg.slogdet(a)[1]
+@functools.partial(jax.jit, static_argnames="psi")
+def _normal_equations(value, noise, observed, u, spread, tau2, psi: Monomials):
+    """Minus the curvature (M K, M K) and the slope (M K,) of the catalogue's log density in C at C = 0."""
+    phi, target = psi(u), jnp.where(observed, value - u, 0.0)
+    precision = inverse_observed(noise + spread + jnp.eye(u.shape[1]) * tau2, observed)
+    gram, linear = regression_of_labels(target, precision, phi, phi[:, :, None] * phi[:, None, :])
+    return gram.reshape(linear.size, linear.size), linear.ravel()
+
+
+def doubt_of(resisted: np.ndarray, gram: np.ndarray, pull: np.ndarray) -> float:
+    """kappa, from the spectra's resistance (J, J), the catalogue's precision G (J, J) and its pull g (J,) on C at the
+    training step's end.
+
+    There the spectra pull as hard the other way. In directions in which G is the identity and the resistance q, the
+    optimum of the catalogue alone is g away, that of the spectra alone -g / q, and these differ by N(0, 1 + kappa / q):
+    g ~ N(0, q (q + kappa) / (q + 1)^2). What the regression and the training step do not share adds about 1.
+    """
+    gram = gram + 1e-9 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    q, directions = eigh(resisted, gram)
+    q, g = np.maximum(q, 0.0), directions.T @ pull
+
+    def log_density(kappa: float) -> float:
+        variance = q * (q + kappa) / (q + 1) ** 2 + 1
+        return -0.5 * float((np.log(variance) + g**2 / variance).sum())
+
+    best = 1.0
+    for kappa in DOUBTS:
+        if log_density(kappa) > log_density(best) + CLEARLY:
+            best = float(kappa)
+    return best

@@ -211,10 +211,13 @@ class LatentLabels(CatalogueLabels):
         weight = jnp.einsum("nmm->nm", self.precision()) * self.catalogue.observed
         residual = jnp.where(self.catalogue.observed, self.catalogue.value - u, 0.0)
         gram = jnp.einsum("ni,nm,nj->mij", design, weight, design)
-        return super().moving(u, covariance, counts)._replace(gram=gram, right=(weight * residual).T @ design)
+        gram = gram.at[:, 1:, 1:].add(jnp.einsum("nm,nij->mij", weight, covariance))
+        right = (weight * residual).T @ design
+        right = right.at[:, 1:].add(-jnp.einsum("nm,nmj->mj", weight, covariance))
+        return super().moving(u, covariance, counts)._replace(gram=gram, right=right)
 
     def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:
-        """u -> u + g (1, u), each g the weighted least-squares fit to the catalogue."""
+        """u -> u + g (1, u), each g the weighted least-squares fit of the catalogue to the latents' moments."""
         if not self.movable:
             return None
         m = len(sums.right)
