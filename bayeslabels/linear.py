@@ -179,6 +179,15 @@ class LinearModel(Model):
         """The model with features of this order; where `orders` are open."""
         raise NotImplementedError  # pragma: no cover - guarded by `orders`
 
+    @property
+    def asks_hidden(self) -> bool:
+        """Whether labels that no catalogue states are still to be found."""
+        return False
+
+    def with_hidden(self, names: tuple[str, ...]) -> Self:
+        """The model with hidden labels of these names, in a block "hidden" of training stars; where it asks."""
+        raise NotImplementedError  # pragma: no cover - guarded by `asks_hidden`
+
     def of_pixels(self, pixels: np.ndarray) -> Self:
         """The model, not bound, of some of the pixels."""
         own = None if self.scatter is None or np.ndim(self.scatter) == 0 else np.asarray(self.scatter)[pixels]

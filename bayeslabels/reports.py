@@ -45,19 +45,24 @@ def selection(info: dict[str, Any]) -> list[str]:
     """A line about which variant of the model was chosen, if there was a choice."""
     every = info.get("selection") or []
     orders = [s for s in every if "order" in s]
+    hidden = [s for s in every if "hidden" in s]
     scores = [s for s in every if "variant" in s]
     lines = [f"  order {s['order']} over {s['below']} of the polynomial: log evidence {s['lead']:+.0f}" for s in orders]
+    lines += [
+        f"  hidden label {s['hidden']}: residuals vary {s['excess']:.2f} times as much as noise would" for s in hidden
+    ]
     if len(scores) < 2:
         return lines
-    best, *rest = sorted(scores, key=lambda s: -s.get("log_density", -np.inf))
+    best = next(s for s in scores if s.get("chosen"))
     lines.append(f"  chosen by held-out density: {_meaning(best)}")
-    for other in rest:
+    for other in (s for s in scores if s is not best):
         what = f"    over: {_meaning(other)}"
         if other.get("refused"):
             lines.append(f"{what}, which could not be trained ({other['refused']})")
         else:
             gap, error = best["log_density"] - other["log_density"], other.get("difference_error", float("nan"))
-            lines.append(f"{what}, worse by {gap:.2f} +- {error:.2f} per star in ln density")
+            worse = "worse" if gap >= 0 else "not clearly better,"
+            lines.append(f"{what}, {worse} by {abs(gap):.2f} +- {error:.2f} per star in ln density")
     return lines
 
 

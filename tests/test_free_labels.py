@@ -221,7 +221,7 @@ def test_scatter_of_labels_without_errors_is_that_of_held_out_ones(trained):
     np.testing.assert_array_equal(told.label_system_covariance, trained.moments.label_system_covariance)
     kept = with_label_scatter(trained, stars, out).moments
     np.testing.assert_array_equal(kept.label_scatter, trained.moments.label_scatter)
-    assert select(trained.model, stars, 0, False)[1:] == (None, [])  # no fold is trained in vain
+    assert select(trained.model, stars, 0, False)[1:] == (stars, None, [])  # no fold is trained in vain
     assert asks_held_out(trained.model, bare)
 
 

@@ -65,7 +65,7 @@ class LinearFamily(Family):
             kept = within(model, stars, model.outlier_sigma, seed, progress)
             info["n_outlier"] = int((~kept).sum())
             stars = stars[kept]
-        chosen, seen, info["selection"] = select(model, stars, seed, progress)
+        chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
         return Choice(chosen.bind(stars), stars, info, seen)
 
     def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
@@ -80,6 +80,8 @@ class LinearFamily(Family):
         return self.finish(model, stars, trained)
 
     def not_by_batches(self, model: LinearModel) -> str:
+        if model.asks_hidden:
+            return f"{type(model).__name__} finds no hidden labels (hidden=0)"
         if model.nuisances:
             return f"{type(model).__name__} has no nuisances in training (nuisances=(); `infer` takes its own)"
         if model.outlier_sigma is None:

@@ -19,6 +19,7 @@ from ..numerics.linalg import in_float64
 from ..posterior import Posterior
 from ..progress import bar
 from ..stars import Stars
+from .linear_hidden import with_hidden
 from .linear_order import choose_order
 from .linear_stars import finish, fit_quality
 
@@ -81,20 +82,22 @@ def held_out(
     return HeldOut(mean, covariance)
 
 
-def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, HeldOut | None, list[Any]]:
-    """The first variant, or that of the highest held-out density of the catalogue labels if that is clearly better; its
-    held-out labels, and all scores.
+def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
+    """The first variant, or that of the highest held-out density of the catalogue labels if that is clearly better; the
+    stars, with starting values of hidden labels; held-out labels, and all scores.
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
     run where tau is learned from them.
     """
     scores: list[dict[str, Any]] = []
+    if model.asks_hidden:  # first: what no label explains would pass for a higher order
+        model, stars, scores = with_hidden(model, stars, progress)
     if model.orders:
-        order, scores = choose_order(model, stars, seed, progress)
-        model = model.of_order(order)
+        order, found = choose_order(model, stars, seed, progress)
+        model, scores = model.of_order(order), scores + found
     variants = model.bind(stars).variants()
     if len(variants) == 1 and not asks_held_out(variants[0], stars):
-        return variants[0], None, scores
+        return variants[0], stars, None, scores
     folds = min(FOLDS, len(stars))
     outs: list[HeldOut | None] = []
     densities: list[np.ndarray] = []
@@ -121,13 +124,14 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
         if lead.mean() > SURELY * lead.std() / np.sqrt(compared.sum()):
             best = int(i)
             break
+    own[best]["chosen"] = True
     for score, mean, density in zip(own, means, densities, strict=True):
         if "refused" not in score:
             difference = (density - densities[best])[compared]
             score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
     if len(variants) > 1 and asks_held_out(variants[best], stars):  # tau, of all folds
         outs[best] = held_out(variants[best], stars, folds, seed, progress, before=outs[best])
-    return variants[best], outs[best], scores + own
+    return variants[best], stars, outs[best], scores + own
 
 
 def asks_held_out(model: LinearModel, stars: Stars) -> bool:

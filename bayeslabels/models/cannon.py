@@ -28,6 +28,8 @@ LabelNoise = bool | Literal["joint", "free", "cut"]
 
 CURVE = 3
 """Order of the polynomial psi that takes the variables of the spectra to labels."""
+MOST_HIDDEN = 10
+"""Hidden labels."""
 ORDERS = (1, 2, 3, 4)
 """Of the polynomial phi: what "auto" chooses among."""
 
@@ -71,6 +73,10 @@ class Cannon(LinearModel):
             (Casey+16 section 2.3).
         nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
             the test stars alone: `infer(..., nuisances=...)`.
+        hidden: labels that no catalogue states (an abundance that is left out, a drift of the instrument), learned from
+            what the training spectra have in common beside the labels; their number, or "auto": as many as the
+            residuals ask for, up to 4. They follow the labels in results: columns hidden_0, ..., in units of their own.
+            After training: their names.
         bounds: {monomial, as in `feature_names`: (low, high)} on coefficients, in flux units.
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters (Ho+17 section 3: 4); None: none.
@@ -85,6 +91,7 @@ class Cannon(LinearModel):
     population: Literal["auto", "learned", "flat"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
     bounds: Mapping[str, tuple[float, float]] | None = None
+    hidden: int | Literal["auto"] | tuple[str, ...] = 0
 
     global_sites: ClassVar[tuple[str, ...]] = (
         "coefficients",
@@ -101,6 +108,16 @@ class Cannon(LinearModel):
             )
         if self.label_noise not in (True, False, "joint", "free", "cut"):
             raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint', 'free' or 'cut'")
+        if isinstance(self.hidden, list):
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        number = len(self.hidden) if isinstance(self.hidden, tuple) else self.hidden
+        if number != "auto" and not (isinstance(number, int) and 0 <= number <= MOST_HIDDEN):
+            raise bad_input(f"hidden={self.hidden!r}", f"'auto', or a number of labels from 0 to {MOST_HIDDEN}")
+        if self.hidden and self.label_noise in (False, "cut"):
+            raise bad_input(
+                f"hidden={self.hidden!r} with label_noise={self.label_noise!r}", "training labels that are latent",
+                fix='label_noise=True, "free" or "joint"; labels that are exact: errors of 0',
+            )  # fmt: skip
         if self.population not in ("auto", "learned", "flat"):
             raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
         if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
@@ -151,6 +168,17 @@ class Cannon(LinearModel):
             model.flux_site(model.disturbed(phi @ theta.T, phi, theta), scatter, stars, rows)
 
     @property
+    def label_blocks(self) -> tuple[str, ...]:
+        return ("labels", "hidden") if self.hidden and not self.asks_hidden else ("labels",)
+
+    @property
+    def asks_hidden(self) -> bool:
+        return isinstance(self.hidden, int | str) and self.hidden != 0
+
+    def with_hidden(self, names: tuple[str, ...]) -> Self:
+        return self.replace(hidden=names)
+
+    @property
     def orders(self) -> tuple[int, ...]:
         return ORDERS if self.terms is None and self.order == "auto" else ()
 
@@ -158,7 +186,9 @@ class Cannon(LinearModel):
         return self.replace(order=order)
 
     def variants(self) -> tuple[Self, ...]:
-        kinds = ("free", "cut") if self.label_noise is True else (self.label_noise,)
+        kinds: tuple[Any, ...] = (self.label_noise,)
+        if self.label_noise is True:
+            kinds = ("free",) if self.hidden else ("free", "cut")
         return tuple(self.replace(label_noise=kind) for kind in kinds)
 
     def of_pixels(self, pixels: np.ndarray) -> Self:
