@@ -11,7 +11,13 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
-from bayeslabels.families.linear_choice import HeldOut, asks_held_out, select, with_label_scatter
+from bayeslabels.families.linear_choice import (
+    HeldOut,
+    asks_held_out,
+    first_or_clearly_better,
+    select,
+    with_label_scatter,
+)
 from bayeslabels.inference.draws import moments_from_draws
 from bayeslabels.inference.free_labels import _regress, doubt_of
 from bayeslabels.inference.labels import labels_at, variables_at
@@ -242,3 +248,13 @@ def test_moves_of_the_labels_end_where_their_moments_agree_with_the_catalogue():
     error = np.sqrt(np.einsum("nm,nk->mk", weight, em.u**2))
     assert np.abs(both / error).max() < 0.1
     assert np.abs(np.diag(of_mean / error)).min() > 1
+
+
+def test_another_variant_must_be_clearly_better_and_one_that_was_refused_is_never_chosen():
+    noise = np.random.default_rng(0).normal(size=400)
+    first, refused = np.zeros(400), np.full(400, -np.inf)
+    assert first_or_clearly_better([first, noise - noise.mean() + 0.09]) == 0
+    assert first_or_clearly_better([first, noise - noise.mean() + 0.12]) == 1
+    assert first_or_clearly_better([first, first + 1, first + 2]) == 2
+    assert first_or_clearly_better([refused, first]) == 1
+    assert first_or_clearly_better([first, refused]) == 0

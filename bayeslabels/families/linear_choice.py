@@ -118,12 +118,7 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
         own.append({"variant": variant.choice})
     compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
     means = [float(d[compared].mean()) for d in densities]
-    best = 0
-    for i in np.argsort(means)[::-1]:
-        lead = (densities[i] - densities[0])[compared]
-        if lead.mean() > SURELY * lead.std() / np.sqrt(compared.sum()):
-            best = int(i)
-            break
+    best = first_or_clearly_better([d[compared] for d in densities])
     own[best]["chosen"] = True
     for score, mean, density in zip(own, means, densities, strict=True):
         if "refused" not in score:
@@ -132,6 +127,18 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
     if len(variants) > 1 and asks_held_out(variants[best], stars):  # tau, of all folds
         outs[best] = held_out(variants[best], stars, folds, seed, progress, before=outs[best])
     return variants[best], stars, outs[best], scores + own
+
+
+def first_or_clearly_better(densities: list[np.ndarray]) -> int:
+    """Which of several variants, of log densities (N,) of the same stars: the first that could be trained (those of the
+    others are -inf), or the best of those that are better by `SURELY` standard errors."""
+    trained = [i for i, density in enumerate(densities) if np.isfinite(density).all()]
+    first = trained[0] if trained else 0
+    for i in sorted(trained, key=lambda i: -float(densities[i].mean())):
+        lead = densities[i] - densities[first]
+        if lead.mean() > SURELY * lead.std() / np.sqrt(len(lead)):
+            return i
+    return first
 
 
 def asks_held_out(model: LinearModel, stars: Stars) -> bool:

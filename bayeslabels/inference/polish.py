@@ -67,7 +67,7 @@ class Barred:
     """A function and its slope, whose line searches turn back where it is no number (float32 may overflow far out).
 
     There it is given the value at the best point, raised by what its slope there would have gained, and the slope
-    turned round: the next trial lies halfway.
+    turned round: a search along that slope goes on well before the middle.
     """
 
     def __init__(self, function: Callable[[np.ndarray], tuple[float, np.ndarray]]):
