@@ -86,6 +86,8 @@ class LinearModel(Model):
     """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
     smaller: ClassVar[str] = "Cannon(order=1)"
     """What to write for a model of fewer coefficients."""
+    surely: ClassVar[float] = 0.0
+    """Standard errors by which the held-out density of another variant must be above that of the first."""
     labels_are_latent: ClassVar[bool] = True
     """Whether the latents are the true labels, scaled. If not, tau is the scatter of the true labels about C phi."""
 

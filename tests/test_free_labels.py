@@ -253,8 +253,10 @@ def test_moves_of_the_labels_end_where_their_moments_agree_with_the_catalogue():
 def test_another_variant_must_be_clearly_better_and_one_that_was_refused_is_never_chosen():
     noise = np.random.default_rng(0).normal(size=400)
     first, refused = np.zeros(400), np.full(400, -np.inf)
-    assert first_or_clearly_better([first, noise - noise.mean() + 0.09]) == 0
-    assert first_or_clearly_better([first, noise - noise.mean() + 0.12]) == 1
-    assert first_or_clearly_better([first, first + 1, first + 2]) == 2
-    assert first_or_clearly_better([refused, first]) == 1
-    assert first_or_clearly_better([first, refused]) == 0
+    assert first_or_clearly_better([first, noise - noise.mean() + 0.09], 2.0) == 0
+    assert first_or_clearly_better([first, noise - noise.mean() + 0.12], 2.0) == 1
+    assert first_or_clearly_better([first, first + 1, first + 2], 2.0) == 2
+    assert first_or_clearly_better([refused, first], 2.0) == 1
+    assert first_or_clearly_better([first, refused], 2.0) == 0
+    assert first_or_clearly_better([first, noise - noise.mean() + 0.09], 0.0) == 1
+    assert first_or_clearly_better([first, first], 0.0) == 0

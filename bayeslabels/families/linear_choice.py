@@ -29,9 +29,6 @@ FOLDS = 5
 COMPARED = 2
 """Folds on which the variants of a model are compared."""
 
-SURELY = 2.0
-"""Standard errors by which another variant must be better than the first, whose error bars are the smaller ones."""
-
 ITERATIONS = 40
 """Of the training on a fold, at most."""
 
@@ -83,8 +80,8 @@ def held_out(
 
 
 def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
-    """The first variant, or that of the highest held-out density of the catalogue labels if that is clearly better; the
-    stars, with starting values of hidden labels; held-out labels, and all scores.
+    """The variant of highest held-out density of the catalogue labels, if it is better than the first as surely as the
+    model asks; the stars, with starting values of hidden labels; held-out labels, and all scores.
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
     run where tau is learned from them.
@@ -118,7 +115,7 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
         own.append({"variant": variant.choice})
     compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
     means = [float(d[compared].mean()) for d in densities]
-    best = first_or_clearly_better([d[compared] for d in densities])
+    best = first_or_clearly_better([d[compared] for d in densities], model.surely)
     own[best]["chosen"] = True
     for score, mean, density in zip(own, means, densities, strict=True):
         if "refused" not in score:
@@ -129,14 +126,14 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
     return variants[best], stars, outs[best], scores + own
 
 
-def first_or_clearly_better(densities: list[np.ndarray]) -> int:
+def first_or_clearly_better(densities: list[np.ndarray], surely: float) -> int:
     """Which of several variants, of log densities (N,) of the same stars: the first that could be trained (those of the
-    others are -inf), or the best of those that are better by `SURELY` standard errors."""
+    others are -inf), or the best of those that are better by so many standard errors."""
     trained = [i for i, density in enumerate(densities) if np.isfinite(density).all()]
     first = trained[0] if trained else 0
     for i in sorted(trained, key=lambda i: -float(densities[i].mean())):
         lead = densities[i] - densities[first]
-        if lead.mean() > SURELY * lead.std() / np.sqrt(len(lead)):
+        if lead.mean() > surely * lead.std() / np.sqrt(len(lead)):
             return i
     return first
 

@@ -93,6 +93,7 @@ class Cannon(LinearModel):
     bounds: Mapping[str, tuple[float, float]] | None = None
     hidden: int | Literal["auto"] | tuple[str, ...] = 0
 
+    surely: ClassVar[float] = 2.0  # "cut" takes tau for an error of the star's own
     global_sites: ClassVar[tuple[str, ...]] = (
         "coefficients",
         "scatter",
