@@ -174,7 +174,7 @@ class LinearModel(Model):
 
     @property
     def orders(self) -> tuple[int, ...]:
-        """Orders of the features that the settings leave open, to be ranked by held-out density of the flux."""
+        """Orders of the features that the settings leave open, to be ranked by the evidence of the flux."""
         return ()
 
     def of_order(self, order: int) -> Self:

@@ -21,10 +21,9 @@ from bayeslabels.families.linear_choice import (
 from bayeslabels.inference.draws import moments_from_draws
 from bayeslabels.inference.free_labels import _regress, doubt_of
 from bayeslabels.inference.labels import labels_at, variables_at
-from bayeslabels.inference.map import EM
+from bayeslabels.inference.map import settled
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
-from bayeslabels.progress import bar
 
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])
 EXPONENTS = np.array([(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)])
@@ -237,10 +236,7 @@ def test_moves_of_the_labels_end_where_their_moments_agree_with_the_catalogue():
     more than its error."""
     stars, _ = bent(2000, 3)
     stars = stars.with_block(flux=bl.Block(stars["flux"].value, 0.25))
-    model = Cannon(order=1, label_noise="joint").bind(stars)
-    em = EM(model, stars)
-    with bar(None, "", False) as hidden:
-        em.run(300, 1e-4, hidden)
+    em = settled(Cannon(order=1, label_noise="joint"), stars, 300, 1e-4)
     weight = np.einsum("nmm->nm", em.labels.precision())
     offset = em.labels.catalogue.value - em.u
     of_mean = np.einsum("nm,nm,nk->mk", weight, offset, em.u)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from ..inference.map import EM
+from ..inference.map import settled
 from ..linear import LinearModel
 from ..numerics.linalg import in_float64
 from ..progress import bar
@@ -65,9 +65,7 @@ def _extended(model: Any, stars: Stars, found: list[np.ndarray]) -> tuple[Any, S
 def leading_residual(model: LinearModel, stars: Stars) -> tuple[np.ndarray, float]:
     """Of the training stars' residuals: each star's component (N,) along the direction of largest variance, mean square
     1, and that variance over the largest of noise alone, (sqrt(N) + sqrt(L))^2."""
-    em = EM(model.bind(stars), stars)
-    with bar(None, "", False) as hidden:
-        em.run(ITERATIONS, TOLERANCE, hidden)
+    em = settled(model, stars, ITERATIONS, TOLERANCE)
     variance = em.scatter2 + (0.0 if em.error is None else em.error**2)
     residual = em.value - np.asarray(em.features(em.u)) @ (em.theta * em.allowed).T
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -210,10 +210,9 @@ class LatentLabels(CatalogueLabels):
         design = jnp.concatenate([jnp.ones((len(u), 1)), jnp.asarray(u)], 1)
         weight = jnp.einsum("nmm->nm", self.precision()) * self.catalogue.observed
         residual = jnp.where(self.catalogue.observed, self.catalogue.value - u, 0.0)
-        gram = jnp.einsum("ni,nm,nj->mij", design, weight, design)
-        gram = gram.at[:, 1:, 1:].add(jnp.einsum("nm,nij->mij", weight, covariance))
-        right = (weight * residual).T @ design
-        right = right.at[:, 1:].add(-jnp.einsum("nm,nmj->mj", weight, covariance))
+        spread = jnp.pad(covariance, ((0, 0), (1, 0), (1, 0)))  # of (1, u)
+        gram = jnp.einsum("ni,nm,nj->mij", design, weight, design) + jnp.einsum("nm,nij->mij", weight, spread)
+        right = (weight * residual).T @ design - jnp.einsum("nm,nmj->mj", weight, spread[:, 1:])
         return super().moving(u, covariance, counts)._replace(gram=gram, right=right)
 
     def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:

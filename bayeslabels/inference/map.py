@@ -350,6 +350,14 @@ class EM:
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
 
 
+def settled(model: LinearModel, stars: Stars, max_iterations: int, tolerance: float) -> EM:
+    """A training of these stars that is a means to something else, without a bar of progress."""
+    em = EM(model.bind(stars), stars)
+    with bar(None, "", False) as hidden:
+        em.run(max_iterations, tolerance, hidden)
+    return em
+
+
 class LearnedPrior(NamedTuple):
     """The prior at its mode given all that stars say of the pixels, the coefficients (L, K) under it, and their
     covariance (L, K, K)."""

@@ -52,7 +52,7 @@ class Cannon(LinearModel):
 
     Args:
         order: of the polynomial phi, all monomials of the labels up to it (1 to 4; Ho+17 eq. 6 is 2). "auto": the one
-            with the highest held-out density of the flux. Misfit of a polynomial that is too low is common to many
+            that the evidence of the flux asks for. Misfit of a polynomial that is too low is common to many
             pixels, too small to be seen in any of them, and makes error bars too small.
         terms: instead of `order`, the monomials one by one: ``[{}, {"TEFF": 1}, {"TEFF": 1, "LOGG": 2}]``; ``{}`` is
             the constant. The powers are those of the scaled labels u.
