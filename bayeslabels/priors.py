@@ -131,7 +131,7 @@ class Learned:
         """`prior` with these m (K,) and Sigma (K, K)."""
         precision = np.linalg.inv(covariance)
         precision = 0.5 * (precision + precision.T)
-        return prior._replace(precision=jnp.asarray(precision), information=jnp.asarray(precision @ mean))
+        return prior._replace(precision=precision, information=precision @ mean)
 
 
 @dataclass(frozen=True)
@@ -263,5 +263,5 @@ SparsePrior = Normal | Laplace | Horseshoe
 
 def _gaussian(precision_diagonal: np.ndarray) -> CoefficientPrior:
     k = len(precision_diagonal)
-    infinite: Any = jnp.full(k, jnp.inf)
-    return CoefficientPrior(jnp.diag(jnp.asarray(precision_diagonal)), jnp.zeros(k), jnp.zeros(k), -infinite, infinite)
+    infinite = np.full(k, np.inf)
+    return CoefficientPrior(np.diag(precision_diagonal), np.zeros(k), np.zeros(k), -infinite, infinite)

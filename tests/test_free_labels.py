@@ -97,8 +97,7 @@ def test_curve_and_scatter_are_generalised_least_squares_and_restricted_likeliho
     value = u.copy()
     value[:, 0] += phi @ [0.1, 0.0, -0.2, 0.15, 0.1, 0.0] + rng.normal(size=n) * np.sqrt(noise[:, 0, 0] + 0.04)
     pull = np.random.default_rng(5).normal(size=12)
-    given = map(jnp.asarray, (value, noise, observed, u, spread, 1.0, np.eye(12), pull))
-    c, covariance, tau2 = map(np.asarray, _regress(*given, psi, 300))
+    c, covariance, tau2 = _regress(value, noise, observed, u, spread, 1.0, np.eye(12), pull, psi)
     seen = observed[:, 0]
     zero, x, y = np.zeros(n), u[:, 0], u[:, 1]
     slopes = np.stack(

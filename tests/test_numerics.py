@@ -11,9 +11,9 @@ from scipy.optimize import lsq_linear, minimize
 
 import bayeslabels as bl
 from bayeslabels.inference.polish import Barred
-from bayeslabels.numerics.compress import Statistics, compress
+from bayeslabels.numerics.compress import STARS, Statistics, by_blocks, compress
 from bayeslabels.numerics.features import Monomials
-from bayeslabels.numerics.linalg import inverse_observed, inverse_psd, outer_pairs, pack, solve_psd, unpack
+from bayeslabels.numerics.linalg import inverse_observed, inverse_psd, outer_pairs, pack, solve_and_invert, unpack
 from bayeslabels.numerics.psis import smooth_weights
 from bayeslabels.numerics.quartics import find_quartic_modes
 from bayeslabels.numerics.regression import coordinate_descent
@@ -58,6 +58,49 @@ def test_jacobian_is_the_finite_difference(order):
     features, u, h = Monomials.up_to(order, 3), np.random.default_rng(1).normal(size=(4, 3)), 1e-5
     rise = [(features(u + h * step) - features(u - h * step)) / (2 * h) for step in np.eye(3)]
     np.testing.assert_allclose(features.jacobian(u), np.stack(rise, -1), atol=1e-8)
+    bend = [(features.jacobian(u + h * step) - features.jacobian(u - h * step)) / (2 * h) for step in np.eye(3)]
+    np.testing.assert_allclose(features.hessian(u), np.stack(bend, -1), atol=1e-8)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_numpy_and_jax_compute_the_same(order):
+    """What is called on arrays of NumPy is computed by NumPy, on those of JAX by JAX."""
+    rng = np.random.default_rng(3)
+    features, u, a = Monomials.up_to(order, 3), rng.normal(size=(4, 3)), positive_definite(rng, 4, 3)
+    observed = rng.random((4, 3)) > 0.3
+    for function in (features, features.jacobian, features.hessian):
+        assert isinstance(function(u), np.ndarray)
+        np.testing.assert_allclose(function(u), function(jnp.asarray(u)), rtol=1e-14)
+    for plain, compiled in (
+        (inverse_psd(a), inverse_psd(jnp.asarray(a))),
+        (inverse_observed(a, observed), inverse_observed(jnp.asarray(a), jnp.asarray(observed))),
+    ):
+        assert isinstance(plain, np.ndarray)
+        np.testing.assert_allclose(plain, compiled, rtol=1e-12, atol=1e-14)
+
+
+def test_a_matrix_that_has_no_inverse_is_nan_and_spares_the_others():
+    a = positive_definite(np.random.default_rng(5), 4, 3)
+    a[1], a[2, 0, 0] = -a[1], np.nan
+    inverse = inverse_psd(a)
+    assert np.isnan(inverse[[1, 2]]).all(axis=(1, 2)).all()
+    np.testing.assert_allclose(inverse[[0, 3]], np.linalg.inv(a[[0, 3]]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, STARS, STARS + 1])
+def test_a_function_of_blocks_of_stars_is_compiled_once(n):
+    shapes = []
+
+    @jax.jit
+    def double(x, pair):
+        shapes.append(x.shape)
+        return 2 * x, pair[0] + pair[1]
+
+    x = np.arange(3.0 * n).reshape(n, 3)
+    twice, total = by_blocks(double, x, (x, -x))
+    np.testing.assert_array_equal(twice, 2 * x)
+    np.testing.assert_array_equal(total, np.zeros((n, 3)))
+    assert shapes == [(STARS, 3)]
 
 
 @pytest.mark.parametrize("n_label", [1, 2, 3, 5])
@@ -79,7 +122,7 @@ def test_gaussian_moments_of_quadratic_features(n_label):
 def test_solves_and_inverses():
     rng = np.random.default_rng(2)
     a, b = positive_definite(rng, 6, 5), rng.normal(size=(6, 5))
-    np.testing.assert_allclose(solve_psd(a, b), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-10)
+    np.testing.assert_allclose(solve_and_invert(a, b)[0], np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-10)
     inverse = np.asarray(inverse_psd(a))
     np.testing.assert_allclose(inverse, np.linalg.inv(a), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(inverse, np.swapaxes(inverse, 1, 2), rtol=1e-12)
@@ -92,7 +135,7 @@ def test_solve_of_badly_scaled_matrices():
     scale = 10.0 ** np.array([-8, -4, 0, 4, 8])
     plain, x = positive_definite(rng, 5), rng.normal(size=5) / scale
     a = plain * scale[:, None] * scale
-    np.testing.assert_allclose(solve_psd(a, a @ x), x, rtol=1e-9)
+    np.testing.assert_allclose(solve_and_invert(a, a @ x)[0], x, rtol=1e-9)
     np.testing.assert_allclose(inverse_psd(a) * scale[:, None] * scale, np.linalg.inv(plain), rtol=1e-9)
 
 

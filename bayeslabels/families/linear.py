@@ -213,7 +213,7 @@ class LinearFamily(Family):
             free = {*names.values(), "true_labels", *(f"{names['coefficients']}_{x}" for x in ("mean", "covariance"))}
             made = {}
             if names["latents"] in draws:
-                phi = np.asarray(model.features(jnp.asarray(draws[names["latents"]][:, :SOME_STARS])))
+                phi = model.features(draws[names["latents"]][:, :SOME_STARS])
                 made = {
                     "label": phi @ draws[names["label_coefficients"]].swapaxes(1, 2),
                     "flux": phi @ draws[names["coefficients"]].swapaxes(1, 2),
@@ -245,8 +245,8 @@ class LinearFamily(Family):
             )  # fmt: skip
         model.check(stars)
         u, spread = latents(posterior, stars, given)
-        phi = np.asarray(model.features(jnp.asarray(u)))
-        jacobian = np.asarray(model.features.jacobian(jnp.asarray(u)))
+        phi = model.features(u)
+        jacobian = model.features.jacobian(u)
         if name != "flux":
             at, frame = model.require_frame().columns(name), model.require_frame()
             c = moments.label_coefficients[at]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student_t
@@ -195,7 +194,7 @@ def with_fit_quality(posterior: Posterior, stars: Stars) -> Posterior:
     some = stars[:: -(-len(stars) // QUALITY_STARS)].drop(*model.label_blocks)
     problem = prepare(model, moments, some, 0, 1)
     statistics = problem.own.statistics
-    chi2 = np.asarray(statistics.chi2(model.features(jnp.asarray(problem.modes.location[0]))))
+    chi2 = statistics.chi2(model.features(problem.modes.location[0]))
     return posterior.with_moments(moments._replace(fit_quality=fit_quality(chi2, np.asarray(statistics.n_pixel))))
 
 

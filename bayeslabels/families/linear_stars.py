@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -33,7 +32,7 @@ def latents(posterior: Posterior, stars: Stars, given: list[str]) -> tuple[np.nd
         catalogue = model.catalogue(stars)
         u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
         if model.label_curve:
-            u = np.array(variables_at(u, posterior.moments.label_coefficients, model.label_features))
+            u = variables_at(u, posterior.moments.label_coefficients, model.label_features)
         return u, np.zeros(catalogue.covariance.shape)
     part = stars.drop(*[block for block in stars.blocks if block not in given])
     modes = prepare(model, moments, part, 0, 1).modes
@@ -72,7 +71,7 @@ def finish(
         p50 = frame.physical(mean)
         p16, p84 = p50 - sd, p50 + sd
     with np.errstate(invalid="ignore"):
-        chi2 = np.asarray(statistics.chi2(features(jnp.asarray(latent))))
+        chi2 = statistics.chi2(features(latent))
     if "flux" in stars:  # fluxes that no star has: the labels run so far away that all pixels lose their weight
         absurd = stars["flux"].observed & (np.abs(stars["flux"].value) > HOPELESS * frame.flux_scale)
         chi2 = np.where(absurd.any(1), np.inf, chi2)
@@ -123,7 +122,7 @@ def places(model: LinearModel, moments: Moments, latent: np.ndarray) -> np.ndarr
     """Scaled labels (N, M) of latents (N, P), in which stars are near the training stars or not."""
     if model.labels_are_latent:
         return latent
-    return np.asarray(model.features(jnp.asarray(latent))) @ moments.label_coefficients.T
+    return model.features(latent) @ moments.label_coefficients.T
 
 
 LIMIT, SURE = 3.0, 3.29
@@ -163,10 +162,10 @@ def inferred_nuisances(
     model: LinearModel, sums: NuisanceSums, latent: np.ndarray, spread: np.ndarray
 ) -> dict[str, Any]:
     """Variables of a result: mean and error of every nuisance, the uncertainty of the star's latents included."""
-    phi, slope = model.features(jnp.asarray(latent)), model.features.jacobian(jnp.asarray(latent))
+    phi, slope = model.features(latent), model.features.jacobian(latent)
     mean, covariance = sums.given(phi)
     moved = covariance @ sums.cross @ slope
-    covariance = np.asarray(covariance + moved @ jnp.asarray(spread) @ jnp.swapaxes(moved, 1, 2))
+    covariance = covariance + moved @ spread @ np.swapaxes(moved, 1, 2)
     out: dict[str, Any] = {}
     at = 0
     for nuisance in model.nuisances:
@@ -186,7 +185,7 @@ def predicted_flux(
     v: np.ndarray | None = None,
 ) -> Any:
     """Noise-free spectra (N, L) of latents (N, P) with covariance (N, P, P) and nuisances v (N, Q), and their sd."""
-    phi = np.asarray(model.features(jnp.asarray(u)))
+    phi = model.features(u)
     theta = moments.coefficients
     mean = phi @ theta.T
     if v is not None:
@@ -194,7 +193,7 @@ def predicted_flux(
             mean += one[:, None] * (phi @ shape.T)
     if not with_error:
         return mean
-    jacobian = np.asarray(model.features.jacobian(jnp.asarray(u)))
+    jacobian = model.features.jacobian(u)
     of_phi = np.einsum("nkp,npq,njq->nkj", jacobian, spread, jacobian, optimize=True)
     second = (phi[:, :, None] * phi[:, None, :] + of_phi).reshape(len(phi), -1)
     variance = second @ moments.coefficient_covariance.reshape(len(theta), -1).T
@@ -238,18 +237,18 @@ def labels_of(
     stars, is added, and tau where it is the scatter of the true labels (`LinearModel.scatter_is_own`).
     """
     features, c, system = model.label_features, moments.label_coefficients, moments.label_system_covariance
-    phi, draws = np.asarray(features(jnp.asarray(latent))), u.copy()
+    phi, draws = features(latent), u.copy()
     if model.label_curve:
-        at, slope = map(np.asarray, labels_at(latent, c, features))
+        at, slope = labels_at(latent, c, features)
         mean, covariance = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2)
         for draw in draws.reshape(-1, *latent.shape):
-            draw += np.asarray(features(jnp.asarray(draw))) @ c.T
+            draw += features(draw) @ c.T
     elif model.labels_are_latent:
         mean, covariance = latent.copy(), spread.copy()
     else:
-        slope = c @ np.asarray(features.jacobian(jnp.zeros(features.n_label)))
+        slope = c @ features.jacobian(np.zeros(features.n_label))
         mean, covariance = phi @ c.T, slope @ spread @ slope.T
-        draws = (u @ slope.T) + np.asarray(features(jnp.zeros(features.n_label))) @ c.T
+        draws = (u @ slope.T) + features(np.zeros(features.n_label)) @ c.T
     m, k = c.shape
     tau = moments.label_scatter / model.require_frame().scale * model.scatter_is_own
     covariance += np.diag(tau**2)

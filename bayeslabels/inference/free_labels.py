@@ -15,10 +15,6 @@ at 0, where the two differ by no more than their errors, large for a catalogue t
 
 from __future__ import annotations
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import eigh
 
@@ -42,7 +38,8 @@ CURVE = "label_curve"
 
 @in_float64
 def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tuple[Moments, float]:
-    """Moments with tau, mean and covariance of C given the rest: generalised least squares; and kappa.
+    """Moments with tau, mean and covariance of C given the rest: generalised least squares; and kappa. Where that is 1
+    the moments are those of the training step.
 
     u_n has the posterior N(m_n, S_n) that its spectrum alone gives it, so that the catalogue label has mean m_n + C
     psi(m_n) and covariance V_n + diag(tau^2) + J_n S_n J_n', J_n = d label / d u. tau is at its restricted maximum
@@ -56,22 +53,22 @@ def learn_label_curve(model: LinearModel, moments: Moments, stars: Stars) -> tup
     if moments.label_resistance is not None:
         resisted = moments.label_resistance.reshape(size, size)
     modes = prepare(model, _straight(moments), stars.drop(*model.label_blocks), 0).modes
-    catalogue = model.catalogue(stars)
-    value, noise, observed = map(jnp.asarray, catalogue)
-    u, spread = jnp.asarray(modes.location[0]), jnp.asarray(modes.covariance[0])
-    usable = jnp.asarray(modes.converged[0]) & jnp.isfinite(u).all(1)
-    at = jnp.where(usable[:, None], u, 0.0)
+    value, noise, observed = model.catalogue(stars)
+    u, spread = modes.location[0], modes.covariance[0]
+    usable = modes.converged[0] & np.isfinite(u).all(1)
+    at = np.where(usable[:, None], u, 0.0)
     given = value, noise, observed & usable[:, None], at, spread, model.label_scatter_width
     kappa, pull, prior = 1.0, np.zeros(size), resisted
     if resisted.any():
         tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
-        gram, pull = (np.asarray(x) for x in _normal_equations(*given[:-1], jnp.asarray(tau2), psi))
+        gram, pull = _normal_equations(*given[:-1], tau2, psi)
         kappa = doubt_of(resisted, gram, pull)
+        if kappa == 1.0:
+            return moments, kappa
         pull, prior = pull / kappa, resisted / kappa
-    found = _regress(*given, jnp.asarray(prior + np.eye(size)), jnp.asarray(pull), psi, ITERATIONS)
-    c, covariance, tau2 = (np.asarray(x) for x in found)
+    c, covariance, tau2 = _regress(*given, prior + np.eye(size), pull, psi)
     tau = np.sqrt(tau2) * model.require_frame().scale
-    learned = {"label_scatter": tau, "label_coefficients": c, "label_system_covariance": np.array(covariance)}
+    learned = {"label_scatter": tau, "label_coefficients": c, "label_system_covariance": covariance}
     return moments._replace(**learned), kappa
 
 
@@ -86,7 +83,7 @@ def with_label_curve(model: LinearModel, trained: Trained, stars: Stars) -> Trai
     changed = {CURVE: moments.label_coefficients, "label_scatter": moments.label_scatter}
     if "true_labels" in trained.draws:
         true = labels_at(moments.training_u, moments.label_coefficients, model.label_features)[0]
-        changed["true_labels"] = frame.physical(np.asarray(true))
+        changed["true_labels"] = frame.physical(true)
     draws = trained.draws | {name: x[None, None] for name, x in changed.items()}
     return Trained(draws, moments, trained.stats | {"label_curve_doubt": kappa}, trained.traces)
 
@@ -98,38 +95,32 @@ def _straight(moments: Moments) -> Moments:
     return moments._replace(**blank)
 
 
-@functools.partial(jax.jit, static_argnames=("psi", "iterations"))
-def _regress(value, noise, observed, u, spread, width, prior, pull, psi: Monomials, iterations: int):
+def _regress(value, noise, observed, u, spread, width, prior, pull, psi: Monomials):
     """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn; prior (M K, M K) and pull (M K,): C has the prior
     N(-prior^-1 pull, prior^-1)."""
     m, k = u.shape[1], psi.size
-    phi, slope = psi(u), psi.jacobian(u)
+    phi, slope, target = psi(u), psi.jacobian(u), np.where(observed, value - u, 0.0)
     outer = phi[:, :, None] * phi[:, None, :]
-    eye, target = jnp.eye(m), jnp.where(observed, value - u, 0.0)
-
-    def step(state, _):
-        c, _, tau2 = state
-        jacobian = eye + jnp.einsum("mk,nkj->nmj", c, slope)
-        total = noise + jacobian @ spread @ jnp.swapaxes(jacobian, 1, 2)
-        precision = inverse_observed(total + eye * tau2, observed)
+    c, tau2 = np.zeros((m, k)), np.full(m, 1e-2)
+    for _ in range(ITERATIONS):
+        jacobian = np.eye(m) + c @ slope
+        total = noise + jacobian @ spread @ np.swapaxes(jacobian, 1, 2)
+        precision = inverse_observed(total + np.eye(m) * tau2, observed)
         gram, linear = regression_of_labels(target, precision, phi, outer)
         covariance = inverse_psd(gram.reshape(m * k, m * k) + prior)
         c = (covariance @ (linear.reshape(m * k) - pull)).reshape(m, k)
         covariance = covariance.reshape(m, k, m, k)
-        of_c = jnp.einsum("nk,mkjl,nl->nmj", phi, covariance, phi)
-        residual = jnp.where(observed, target - phi @ c.T, 0.0)
-        second = residual[:, :, None] * residual[:, None, :] + of_c
-        return (c, covariance, scatter_of_labels(tau2, second, total, observed, width)), None
-
-    start = (jnp.zeros((m, k)), jnp.zeros((m, k, m, k)), jnp.full(m, 1e-2))
-    return jax.lax.scan(step, start, None, length=iterations)[0]
+        both = np.moveaxis(covariance, 2, 1).reshape(m * m, k * k)
+        residual = np.where(observed, target - phi @ c.T, 0.0)
+        second = residual[:, :, None] * residual[:, None, :] + (outer.reshape(len(u), -1) @ both.T).reshape(-1, m, m)
+        tau2 = scatter_of_labels(tau2, second, total, observed, width)
+    return c, covariance, tau2
 
 
-@functools.partial(jax.jit, static_argnames="psi")
 def _normal_equations(value, noise, observed, u, spread, tau2, psi: Monomials):
     """Minus the curvature (M K, M K) and the slope (M K,) of the catalogue's log density in C at C = 0."""
-    phi, target = psi(u), jnp.where(observed, value - u, 0.0)
-    precision = inverse_observed(noise + spread + jnp.eye(u.shape[1]) * tau2, observed)
+    phi, target = psi(u), np.where(observed, value - u, 0.0)
+    precision = inverse_observed(noise + spread + np.eye(u.shape[1]) * tau2, observed)
     gram, linear = regression_of_labels(target, precision, phi, phi[:, :, None] * phi[:, None, :])
     return gram.reshape(linear.size, linear.size), linear.ravel()
 

@@ -7,19 +7,16 @@ covariance V_n + diag(tau^2), V_n as stated in the catalogue; all in scaled labe
 from __future__ import annotations
 
 import copy
-import functools
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..linear import LinearModel, Measured
+from ..numerics.compress import Statistics
 from ..numerics.features import Monomials
 from ..numerics.linalg import Array, inverse_observed, inverse_psd
-from ..numerics.lockstep import solve_small
-from ..numerics.quartics import linear_posterior
+from ..numerics.quartics import settle
 from ..numerics.regression import CoefficientPrior
 from ..priors import Learned
 
@@ -55,7 +52,7 @@ class LabelSums(NamedTuple):
 
     def moved(self, forth: np.ndarray) -> LabelSums:
         """Of the features forth phi."""
-        total = jnp.einsum("ka,iajb,lb->ikjl", forth, self.total, forth)
+        total = np.einsum("ka,iajb,lb->ikjl", forth, self.total, forth, optimize=True)
         return self._replace(total=total, linear=self.linear @ forth.T)
 
 
@@ -105,17 +102,17 @@ class CatalogueLabels(ABC):
     def moving(self, u: Array, covariance: Array, counts: Array) -> Moving:
         """Over the stars that count (N,); labels of the others are not observed."""
         m, p = self.catalogue.observed.shape[1], u.shape[1]
-        second = (u * counts[:, None]).T @ u + jnp.einsum("n,npq->pq", counts, covariance)
-        return Moving(jnp.sum(counts), counts @ u, second, jnp.zeros((m, p + 1, p + 1)), jnp.zeros((m, p + 1)))
+        second = (u * counts[:, None]).T @ u + np.einsum("n,npq->pq", counts, covariance)
+        return Moving(counts.sum(), counts @ u, second, np.zeros((m, p + 1, p + 1)), np.zeros((m, p + 1)))
 
     def sums(self, u: Array, covariance: Array, phi: Array, second: Array) -> LabelSums:
         """phi (N, K), second (N, K, K): E[phi], E[phi phi']."""
         _, noise, observed = self.catalogue
         m, k = self.coefficients.shape
-        slope = fisher = jnp.zeros(m)
+        slope = fisher = np.zeros(m)
         if self.noisy:
             slope, fisher = _scatter_slopes(self.tau2, self._second(u, covariance), noise, observed)
-        return LabelSums(slope, fisher, jnp.zeros((m, k, m, k)), jnp.zeros((m, k)))
+        return LabelSums(slope, fisher, np.zeros((m, k, m, k)), np.zeros((m, k)))
 
     @abstractmethod
     def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
@@ -137,12 +134,12 @@ class CatalogueLabels(ABC):
 
     def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
         """The `move` of latents u (N, P) with covariance (N, P, P), and the prior of theta after it."""
-        move = self.move(self.moving(u, covariance, jnp.ones(len(u))))
+        move = self.move(self.moving(u, covariance, np.ones(len(u))))
         if move is None:
             return u, covariance, prior
         slope, offset = move
         prior = self.carry(moved_features(self.features, slope, offset), prior)
-        return np.asarray(u) @ slope.T + offset, slope @ np.asarray(covariance) @ slope.T, prior
+        return u @ slope.T + offset, slope @ covariance @ slope.T, prior
 
     def precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""
@@ -150,11 +147,11 @@ class CatalogueLabels(ABC):
         eye = np.eye(observed.shape[1])
         if not self.noisy:
             return PINNED * eye * observed[:, :, None]
-        return _inverse_observed(noise + eye * self.tau2, observed)
+        return inverse_observed(noise + eye * self.tau2, observed)
 
     def log_density(self, u: Array) -> np.ndarray:
         """ln p(catalogue labels | u) (N,), up to a constant."""
-        precision, observed = np.asarray(self.precision()), self.catalogue.observed
+        precision, observed = self.precision(), self.catalogue.observed
         offset = np.where(observed, self.catalogue.value - self.of(u), 0.0)
         full = precision + np.eye(observed.shape[1]) * ~observed[:, :, None]
         return 0.5 * np.linalg.slogdet(full)[1] - 0.5 * ((offset[:, None] @ precision)[:, 0] * offset).sum(1)
@@ -168,13 +165,13 @@ class CatalogueLabels(ABC):
         if self.noisy:
             _, noise, observed = self.catalogue
             second = self._second(u, covariance)
-            self.tau2 = np.asarray(scatter_of_labels(self.tau2, second, noise, observed, self.scatter_width))
+            self.tau2 = scatter_of_labels(self.tau2, second, noise, observed, self.scatter_width)
 
     def learn_from(self, sums: LabelSums) -> None:
         """tau, a step towards its mode, and C, from sums over all stars."""
         if self.noisy:
-            log_tau2 = jnp.log(jnp.maximum(self.tau2, SMALLEST_TAU2))
-            self.tau2 = np.exp(np.asarray(_scatter_move(log_tau2, sums.slope, sums.fisher, self.scatter_width)))
+            log_tau2 = np.log(np.maximum(self.tau2, SMALLEST_TAU2))
+            self.tau2 = np.exp(_scatter_move(log_tau2, sums.slope, sums.fisher, self.scatter_width))
 
     def _second(self, u: Array, covariance: Array) -> np.ndarray:
         """Second moments (N, M, M) of the catalogue labels about the true ones."""
@@ -201,18 +198,19 @@ class LatentLabels(CatalogueLabels):
         return np.asarray(covariance)
 
     def on_latents(self, precision: Array) -> tuple[Array, Array]:
-        return precision, jnp.einsum("nmk,nk->nm", precision, jnp.asarray(self.catalogue.value))
+        return precision, np.einsum("nmk,nk->nm", precision, self.catalogue.value)
 
     def learn_coefficients(self, phi: Array, second: Array) -> None:
         """There are none."""
 
     def moving(self, u: Array, covariance: Array, counts: Array) -> Moving:
-        design = jnp.concatenate([jnp.ones((len(u), 1)), jnp.asarray(u)], 1)
-        weight = jnp.einsum("nmm->nm", self.precision()) * self.catalogue.observed
-        residual = jnp.where(self.catalogue.observed, self.catalogue.value - u, 0.0)
-        spread = jnp.pad(covariance, ((0, 0), (1, 0), (1, 0)))  # of (1, u)
-        gram = jnp.einsum("ni,nm,nj->mij", design, weight, design) + jnp.einsum("nm,nij->mij", weight, spread)
-        right = (weight * residual).T @ design - jnp.einsum("nm,nmj->mj", weight, spread[:, 1:])
+        design = np.concatenate([np.ones((len(u), 1)), u], 1)
+        weight = np.einsum("nmm->nm", self.precision()) * self.catalogue.observed
+        residual = np.where(self.catalogue.observed, self.catalogue.value - u, 0.0)
+        spread = np.pad(covariance, ((0, 0), (1, 0), (1, 0)))  # of (1, u)
+        second = design[:, :, None] * design[:, None, :] + spread
+        gram = (weight.T @ second.reshape(len(u), -1)).reshape(-1, *second.shape[1:])
+        right = (weight * residual).T @ design - np.einsum("nm,nmj->mj", weight, spread[:, 1:])
         return super().moving(u, covariance, counts)._replace(gram=gram, right=right)
 
     def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:
@@ -220,7 +218,7 @@ class LatentLabels(CatalogueLabels):
         if not self.movable:
             return None
         m = len(sums.right)
-        g = np.linalg.solve(np.asarray(sums.gram) + 1e-9 * np.eye(m + 1), np.asarray(sums.right)[..., None])[..., 0]
+        g = np.linalg.solve(sums.gram + 1e-9 * np.eye(m + 1), sums.right[..., None])[..., 0]
         return np.eye(m) + g[:, 1:], g[:, 0]
 
     def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
@@ -233,15 +231,17 @@ class LatentLabels(CatalogueLabels):
         if not self.noisy:
             m, k = len(self.coefficients), self.curve.size
             return np.zeros((m, k, m, k))
-        total = label_system_precision(self.features, self.curve, u, self.precision(), np.asarray(gram).mean(0), n_star)
-        return _inverted(total)
+        catalogue, spectra = self._system_precision(u, gram, n_star)
+        return _inverted(catalogue + spectra)
 
     def resistance(self, u: np.ndarray, gram: Array) -> np.ndarray | None:
         """The part of the label system's precision (M, K, M, K) that the spectra tell; None: nothing."""
         if not self.noisy:
             return None
-        stars = self.features, self.curve, u, self.precision()
-        return label_system_precision(*stars, np.asarray(gram).mean(0)) - label_system_precision(*stars)
+        return self._system_precision(u, gram, len(u))[1]
+
+    def _system_precision(self, u: np.ndarray, gram: np.ndarray, n_star: int) -> tuple[np.ndarray, np.ndarray]:
+        return label_system_precision(self.features, self.curve, u, self.precision(), gram.mean(0), n_star)
 
 
 class LabelOutputs(CatalogueLabels):
@@ -250,9 +250,8 @@ class LabelOutputs(CatalogueLabels):
     def __init__(self, model: LinearModel, catalogue: Measured):
         super().__init__(model, catalogue)
         self.movable = isinstance(model.prior, Learned) and bool(model.allowed().all())
-        origin = jnp.zeros(self.features.n_label)
-        self.at_zero = np.asarray(self.features(origin))
-        self.jacobian = np.asarray(self.features.jacobian(origin))
+        origin = np.zeros(self.features.n_label)
+        self.at_zero, self.jacobian = self.features(origin), self.features.jacobian(origin)
 
     @property
     def slope(self) -> np.ndarray:
@@ -263,28 +262,28 @@ class LabelOutputs(CatalogueLabels):
         return outputs_on_latents(self.catalogue.value, precision, self.coefficients, self.at_zero, self.jacobian)
 
     def of(self, u: Array) -> np.ndarray:
-        return np.asarray(self.features(jnp.asarray(u))) @ self.coefficients.T
+        return self.features(u) @ self.coefficients.T
 
     def spread(self, covariance: Array) -> np.ndarray:
-        return np.asarray(self.slope @ covariance @ self.slope.T)
+        return self.slope @ covariance @ self.slope.T
 
     def learn_coefficients(self, phi: Array, second: Array) -> None:
-        value = jnp.asarray(self.catalogue.value)
-        self.coefficients = np.asarray(regress_labels(value, self.precision(), phi, second, self.width)[0])
+        value = self.catalogue.value
+        self.coefficients = regress_labels(value, self.precision(), phi, second, self.width)[0]
 
     def sums(self, u: Array, covariance: Array, phi: Array, second: Array) -> LabelSums:
-        total, linear = regression_of_labels(jnp.asarray(self.catalogue.value), self.precision(), phi, second)
+        total, linear = regression_of_labels(self.catalogue.value, self.precision(), phi, second)
         return super().sums(u, covariance, phi, second)._replace(total=total, linear=linear)
 
     def learn_from(self, sums: LabelSums) -> None:
         super().learn_from(sums)
-        self.coefficients = np.asarray(_solve_regression(sums.total, sums.linear, self.width)[0])
+        self.coefficients = _solve_regression(sums.total, sums.linear, self.width)[0]
 
     def move(self, sums: Moving) -> tuple[np.ndarray, np.ndarray] | None:
         """Latents of mean 0 and covariance I, as their prior has it."""
         if not self.movable:
             return None
-        n, first, second = (np.asarray(x) for x in sums[:3])
+        n, first, second = sums[:3]
         centre = first / n if self.at_zero.any() else np.zeros(len(first))
         about = second / n - np.outer(centre, first / n) - np.outer(first / n, centre) + np.outer(centre, centre)
         slope = np.linalg.inv(np.linalg.cholesky(about))
@@ -292,7 +291,7 @@ class LabelOutputs(CatalogueLabels):
 
     def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
         """Predicted fluxes and labels stay as they are."""
-        self.coefficients = np.asarray(self.coefficients @ np.linalg.inv(forth))
+        self.coefficients = self.coefficients @ np.linalg.inv(forth)
         return prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
 
     def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
@@ -301,25 +300,22 @@ class LabelOutputs(CatalogueLabels):
         label_n | flux_n ~ N(C E[phi_n], V_n + tau^2 + slope Cov(u_n | flux_n) slope'). Given the latents, which the
         labels themselves help to find, they would seem to say more.
         """
-        eye = jnp.broadcast_to(jnp.eye(u.shape[1]), (len(u), u.shape[1], u.shape[1]))
-        mean, spread = linear_posterior(gram, linear, eye, jnp.zeros(u.shape), self.features)
+        eye, blank = np.broadcast_to(np.eye(u.shape[1]), (len(u), u.shape[1], u.shape[1])), np.zeros(len(u))
+        flux = Statistics(gram, linear, blank, blank, blank)
+        mean, spread = settle(u, flux, eye, np.zeros(u.shape), self.features, 0)
         phi = self.features(mean)
         value, noise, observed = self.catalogue
         total = noise + np.diag(self.tau2 + 1e-10) + self.slope @ spread @ self.slope.T
-        precision = _inverse_observed(total, observed)
+        precision = inverse_observed(total, observed)
         second, times = phi[:, :, None] * phi[:, None, :], n_star / len(u)
-        return np.asarray(regress_labels(value, precision, phi, second, self.width, times)[1])
+        return regress_labels(value, precision, phi, second, self.width, times)[1]
 
 
-_inverse_observed = jax.jit(inverse_observed)
-
-
-@jax.jit
 def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tuple[Array, Array]:
     """Precision (N, P, P) and information (N, P) of the latents from labels (N, M) of precision (N, M, M)."""
     slope = coefficients @ jacobian
     half = slope.T @ precision
-    return half @ slope, jnp.einsum("npm,nm->np", half, value - coefficients @ at_zero)
+    return half @ slope, np.einsum("npm,nm->np", half, value - coefficients @ at_zero)
 
 
 def regress_labels(value, precision, phi, second, width, times=1.0):
@@ -327,65 +323,71 @@ def regress_labels(value, precision, phi, second, width, times=1.0):
 
     times: how many stars each stands for.
     """
-    return _solve_regression(*(times * x for x in regression_of_labels(value, precision, phi, second)), width)
+    total, linear = regression_of_labels(value, precision, phi, second)
+    return _solve_regression(times * total, times * linear, width)
 
 
-@jax.jit
 def regression_of_labels(value, precision, phi, second):
     """Normal equations (M, K, M, K) and (M, K) of C."""
-    total = jnp.einsum("nij,nkl->ikjl", precision, second)
-    return total, jnp.einsum("nij,nj,nk->ik", precision, value, phi)
+    (n, m), k = value.shape, phi.shape[1]
+    total = (precision.reshape(n, m * m).T @ second.reshape(n, k * k)).reshape(m, m, k, k)
+    return np.moveaxis(total, 2, 1), (precision @ value[..., None])[..., 0].T @ phi
 
 
-@jax.jit
 def _solve_regression(total, linear, width):
     m, k = linear.shape
-    covariance = inverse_psd(total.reshape(m * k, m * k) + jnp.eye(m * k) / width**2)
+    covariance = inverse_psd(total.reshape(m * k, m * k) + np.eye(m * k) / width**2)
     return (covariance @ linear.reshape(m * k)).reshape(m, k), covariance.reshape(m, k, m, k)
 
 
 def moved_features(features: Monomials, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """T (K, K) of phi(slope u + offset) = T phi(u): all monomials up to an order, or linear ones without offset."""
     nodes = np.random.default_rng(0).uniform(-2, 2, (4 * features.size, features.n_label))
-    before, after = (np.asarray(features(jnp.asarray(x))) for x in (nodes, nodes @ slope.T + offset))
-    return np.linalg.lstsq(before, after, rcond=None)[0].T
+    return np.linalg.lstsq(features(nodes), features(nodes @ slope.T + offset), rcond=None)[0].T
 
 
 def label_system_precision(
-    features: Monomials, psi: Monomials, u: np.ndarray, precision: Any, flux_gram: Any = None, n_star: int | None = None
-) -> np.ndarray:
-    """Precision (M, K, M, K) of the label system: of g_m where every true label is u_m + g_m . psi(u).
+    features: Monomials, psi: Monomials, u: np.ndarray, precision: np.ndarray, flux_gram: np.ndarray, n_star: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (M, K, M, K) of the label system, of g_m where every true label is u_m + g_m . psi(u): what the
+    catalogue says of it, and what the spectra do.
 
     However many pixels a spectrum has, the system of labels is only as well known as N noisy catalogue labels fix it.
-    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out:
+    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out. With F_n = J_n' W J_n, all
+    that a spectrum says of the labels of its star,
 
-        sum_n P_nm psi_n psi_n'  +  sum_n h_n' [W - W J_n (J_n' W J_n + P_n)^-1 J_n' W] h_n,
+        sum_n psi_n (P_n^-1 + F_n^-1)^-1 psi_n'  +  sum_n h_n' [W - W J_n (F_n + P_n)^-1 J_n' W] h_n,
 
-    the first term from the catalogue, the second from the spectra: h_n (K, M K') is the change of phi(u_n) under a move
-    of the label system, less what new coefficients absorb; the bracket leaves out what star n's own labels absorb.
+    the first term from the catalogue, as far as its labels are not needed to find those of the star; the second from
+    the spectra: h_n (K, M K') is the change of phi(u_n) under a move of the label system, less what new coefficients
+    absorb; the bracket leaves out what star n's own labels absorb.
 
     u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
-    (K, K), None where the spectra do not move the training labels. n_star: of the stars that these stand for.
+    (K, K). n_star: of the stars that these stand for.
     """
-    step, times = max(1, len(u) // 1500), (n_star or len(u)) / len(u)
-    u, precision = u[::step], np.asarray(precision)[::step]
+    step, times = max(1, len(u) // 1500), n_star / len(u)
+    u, precision = u[::step], precision[::step]
     n, m = u.shape
-    phi, jacobian, bend = (np.asarray(f(jnp.asarray(u))) for f in (features, features.jacobian, psi))
+    phi, jacobian, bend = features(u), features.jacobian(u), psi(u)
     k = bend.shape[1]
-    curves = np.zeros((m, k, m, k))
-    weight = np.einsum("nmm->nm", precision)
-    curves[range(m), :, range(m), :] = np.einsum("nk,nm,nl->mkl", bend, weight, bend, optimize=True)
-    total = curves.reshape(m * k, m * k)
-    if flux_gram is not None:
-        move = np.einsum("njm,nk->njmk", jacobian, bend).reshape(n, -1)
-        move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
-        move = move.reshape(n, phi.shape[1], m * k)
-        along = np.einsum("njm,jk->nmk", jacobian, flux_gram)
-        own = np.einsum("nmk,nkl->nml", along, jacobian) + precision + 1e-9 * np.eye(m)
-        total += np.einsum("nja,jk,nkb->ab", move, flux_gram, move, optimize=True)
-        shift = np.einsum("nmk,nka->nma", along, move, optimize=True)
-        total -= np.einsum("nma,nmb->ab", shift, np.linalg.solve(own, shift), optimize=True)
-    return (total * (step * times)).reshape(m, k, m, k)
+    move = np.einsum("njm,nk->njmk", jacobian, bend).reshape(n, -1)
+    move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
+    move = move.reshape(n, phi.shape[1], m * k)
+    along = np.swapaxes(jacobian, 1, 2) @ flux_gram
+    own = np.linalg.inv(along @ jacobian + precision + 1e-9 * np.eye(m))
+    shift = along @ move
+    asked = np.einsum("nij,nk->nijk", precision, bend).reshape(n, m, m * k)
+    flat = move.reshape(-1, m * k)
+    spectra = flat.T @ (flux_gram @ move).reshape(-1, m * k) - _summed(shift, own @ shift)
+    given = np.einsum("nij,nk,nl->ikjl", precision, bend, bend, optimize=True).reshape(m * k, m * k)
+    catalogue = given - _summed(asked, own @ asked)
+    times *= step
+    return (times * catalogue).reshape(m, k, m, k), (times * spectra).reshape(m, k, m, k)
+
+
+def _summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """sum_n a_n' b_n of (N, M, J)."""
+    return a.reshape(-1, a.shape[2]).T @ b.reshape(-1, b.shape[2])
 
 
 def _inverted(precision: np.ndarray) -> np.ndarray:
@@ -399,55 +401,52 @@ def _inverted(precision: np.ndarray) -> np.ndarray:
 SMALLEST_TAU2 = 1e-12
 
 
-@jax.jit
 def _scatter_slopes(tau2, second, noise, observed):
     """Slope and Fisher information (M,) of minus the expected log density of the labels, in tau^2, halves left out.
 
     second (N, M, M): second moments of the catalogue's labels about the true ones; noise (N, M, M) as stated.
     """
-    precision = inverse_observed(noise + jnp.eye(len(tau2)) * tau2, observed)
-    explained = precision @ second @ precision
-    diagonal = jnp.einsum("nmm->nm", precision)
-    return (diagonal - jnp.einsum("nmm->nm", explained)).sum(0), (diagonal**2).sum(0)
+    precision = inverse_observed(noise + np.eye(len(tau2)) * tau2, observed)
+    diagonal = np.einsum("nmm->nm", precision)
+    explained = ((precision @ second) * precision).sum(2)
+    return (diagonal - explained).sum(0), (diagonal**2).sum(0)
 
 
-@jax.jit
 def _scatter_move(log_tau2, slope, fisher, width):
     """A Newton step in ln tau^2 (M,) with the prior HalfNormal(width), scaled."""
-    t = jnp.exp(log_tau2)
+    t = np.exp(log_tau2)
     prior = 0.5 * t / width**2
     gradient, curvature = 0.5 * t * slope + prior, 0.5 * t**2 * fisher + prior
-    return jnp.clip(log_tau2 - jnp.clip(gradient / curvature, -1.5, 1.5), np.log(1e-10), 4.0)
+    return np.clip(log_tau2 - np.clip(gradient / curvature, -1.5, 1.5), np.log(1e-10), 4.0)
 
 
-@jax.jit
 def scatter_of_labels(tau2, second, noise, observed, width):
     """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels."""
+    log_tau2 = np.log(np.maximum(tau2, SMALLEST_TAU2))
+    for _ in range(8):
+        slope, fisher = _scatter_slopes(np.exp(log_tau2), second, noise, observed)
+        log_tau2 = _scatter_move(log_tau2, slope, fisher, width)
+    return np.exp(log_tau2)
 
-    def step(_, x):
-        return _scatter_move(x, *_scatter_slopes(jnp.exp(x), second, noise, observed), width)
 
-    return jnp.exp(jax.lax.fori_loop(0, 8, step, jnp.log(jnp.maximum(tau2, SMALLEST_TAU2))))
-
-
-@functools.partial(jax.jit, static_argnames="psi")
-def labels_at(u: Array, coefficients: Array, psi: Monomials) -> tuple[Array, Array]:
+def labels_at(u: np.ndarray, coefficients: np.ndarray, psi: Monomials) -> tuple[np.ndarray, np.ndarray]:
     """u + C psi(u) at u (N, M), and its slope (N, M, M)."""
-    u, c = jnp.asarray(u), jnp.asarray(coefficients)
-    return u + psi(u) @ c.T, jnp.eye(u.shape[-1]) + jnp.einsum("mk,nkj->nmj", c, psi.jacobian(u))
+    return u + psi(u) @ coefficients.T, np.eye(u.shape[-1]) + coefficients @ psi.jacobian(u)
 
 
-@functools.partial(jax.jit, static_argnames="psi")
-def variables_at(labels: Any, coefficients: Array, psi: Monomials) -> Array:
+def variables_at(labels: np.ndarray, coefficients: np.ndarray, psi: Monomials) -> np.ndarray:
     """u (N, M) of u + C psi(u) = labels, by Newton steps from u = labels; NaN where they do not get there."""
-    labels = jnp.asarray(labels)
-
-    def step(_, u):
-        at, slope = labels_at(u, coefficients, psi)
-        normal = jnp.swapaxes(slope, 1, 2)
-        move = solve_small(normal @ slope + 1e-9 * jnp.eye(u.shape[1]), jnp.einsum("nij,nj->ni", normal, labels - at))
-        return u + jnp.clip(move, -0.5, 0.5)
-
-    u = jax.lax.fori_loop(0, 40, step, labels)
-    off = jnp.abs(labels_at(u, coefficients, psi)[0] - labels).max(1)
-    return jnp.where((off < 1e-6)[:, None], u, jnp.nan)
+    u, left = np.array(labels), np.flatnonzero(np.isfinite(labels).all(1))
+    for _ in range(40):
+        at, slope = labels_at(u[left], coefficients, psi)
+        rest = labels[left] - at
+        far = np.abs(rest).max(1) > 1e-13
+        if not far.any():
+            break
+        left, rest, slope = left[far], rest[far], slope[far]
+        normal = np.swapaxes(slope, 1, 2)
+        move = np.linalg.solve(normal @ slope + 1e-9 * np.eye(u.shape[1]), normal @ rest[..., None])[..., 0]
+        u[left] += np.clip(move, -0.5, 0.5)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(labels_at(u, coefficients, psi)[0] - labels).max(1)
+        return np.where((off < 1e-6)[:, None], u, np.nan)

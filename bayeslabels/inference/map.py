@@ -24,11 +24,21 @@ import numpy as np
 from ..errors import bad_input
 from ..linear import LinearModel
 from ..nuisances import shapes_of
-from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
+from ..numerics.compress import (
+    Statistics,
+    by_blocks,
+    known,
+    pad_stars,
+    padded,
+    pixel_blocks,
+    pixels_at_once,
+    power_of_two,
+)
+from ..numerics.features import Monomials
 from ..numerics.hierarchy import coefficients_given, learn
-from ..numerics.linalg import Array, in_float64, inverse_psd, outer_pairs, pack, unpack
-from ..numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
-from ..numerics.quartics import descend, linear_posterior, newton_curvature
+from ..numerics.linalg import Array, in_float64, outer_pairs, pack, unpack
+from ..numerics.nuisance import compress_nuisances, marginalise
+from ..numerics.quartics import settle
 from ..numerics.regression import CoefficientPrior, train_block
 from ..priors import HalfNormal, Laplace, Learned
 from ..progress import bar
@@ -128,7 +138,7 @@ class EM:
         self.scatter2 = np.full(n_pixel, start) if isinstance(scatter, HalfNormal) else scatter**2
         low, high = model.coefficient_bounds()
         prior = model.prior.numeric(k, self.flux_scale)
-        self.prior: CoefficientPrior = prior._replace(low=jnp.asarray(low), high=jnp.asarray(high))
+        self.prior: CoefficientPrior = prior._replace(low=low, high=high)
         self.penalised = isinstance(model.prior, Laplace) or bool(np.isfinite([low, high]).any())
         self.learned: dict[str, np.ndarray] = {}
         self.prior_settled, self.prior_evidence = True, 0.0
@@ -185,7 +195,8 @@ class EM:
     def train(self, start: bool = False) -> float:
         """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
         k = self.features.size
-        phi, second = feature_moments(self.features, *map(pad_stars, (self.u, self.u_covariance)))
+        phi, second = feature_moments(self.features, self.u, self.u_covariance)
+        wide = [jnp.asarray(pad_stars(x)) for x in (phi, second)]
         integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
         options = {
             "learn_scatter": self.learn_scatter,
@@ -204,7 +215,7 @@ class EM:
             width = rows.stop - rows.start
             allowed = padded(self.allowed, rows, size, 1.0)
             s2 = padded(self.scatter2, rows, size, 1.0)
-            pixels = y, e, phi, second, allowed, self.prior, s2, self.scatter_scale
+            pixels = y, e, *wide, allowed, self.prior, s2, self.scatter_scale
             out = train_block(*pixels, alternations, unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
@@ -217,7 +228,7 @@ class EM:
         moved = self.correct() if self.model.nuisances else 0.0
         if self.has_latents:
             self.compress(size)
-            self.labels.learn_coefficients(phi[: self.n_star], unpack(second[: self.n_star], k))
+            self.labels.learn_coefficients(phi, unpack(second, k))
         floor = self.typical_variance + 1e-12 * self.flux_scale**2
         ratio = np.log((self.scatter2 + floor) / (before + floor))[self.trained]
         return max(moved, float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0)
@@ -246,9 +257,9 @@ class EM:
         theta = np.where(self.trained[:, None], self.theta * self.allowed, np.nan)
         scatter = np.where(self.trained, np.sqrt(self.scatter2), np.nan)
         shapes = shapes_of(self.model.nuisances, self.model.require_frame(), theta)
-        phi = np.asarray(self.features(jnp.asarray(self.u)))
+        phi = self.features(self.u)
         self.sums = compress_nuisances(self.observed, self.error, theta, scatter, shapes, phi)
-        v = np.asarray(self.sums.given(jnp.asarray(phi))[0])
+        v = self.sums.given(phi)[0]
         self.value = self.observed - sum(one[:, None] * (phi @ t.T) for one, t in zip(v.T, shapes, strict=True))
         moved = float(np.sqrt(np.mean((v - self.nuisances) ** 2)))
         self.nuisances = v
@@ -256,16 +267,17 @@ class EM:
 
     def compress(self, size: int) -> None:
         """What the spectra say of every star's latents, coefficients and nuisances integrated out."""
-        gram = linear = constant = jnp.zeros(())
+        sums = [np.zeros(())] * 3
         for rows, y, e in pixel_blocks(self.observed, self.error, size):
             theta, covariance, allowed = (padded(x, rows, size) for x in (self.theta, self.covariance, self.allowed))
             s2, keep = padded(self.scatter2, rows, size, 1.0), padded(self.trained.astype(float), rows, size)
-            g, b, c = expected_statistics(y, e, theta * allowed, covariance, allowed, s2, keep)
-            gram, linear, constant = gram + g, linear + b, constant + c
-        zero = jnp.zeros(len(linear))
+            found = expected_statistics(y, e, theta * allowed, covariance, allowed, s2, keep)
+            sums = [x + np.asarray(y) for x, y in zip(sums, found, strict=True)]
+        gram, linear, constant = (x[: self.n_star] for x in sums)
+        zero = np.zeros(self.n_star)
         self.statistics = Statistics(unpack(gram, self.features.size), linear, constant, zero, zero)
         if self.model.nuisances:
-            self.statistics = marginalise(self.statistics, NuisanceSums(*map(pad_stars, self.sums)))
+            self.statistics = marginalise(self.statistics, self.sums)
 
     def update_latents(self) -> float:
         """E step, then population, tau and a move of the latents' system; returns the labels' change in sds."""
@@ -274,8 +286,7 @@ class EM:
         u, covariance = latents_given(self.statistics, self.labels, self.mean, prior, self.u)
         if self.knows_objective:
             self.objectives.append(self._objective(u, covariance, prior))
-        u, covariance, self.prior = self.labels.settle(u, covariance, self.prior)
-        self.u, self.u_covariance = np.array(u), np.array(covariance)
+        self.u, self.u_covariance, self.prior = self.labels.settle(u, covariance, self.prior)
         n, m = self.u.shape
         if self.model.fixed_population is None:
             self.mean = self.u.mean(0)
@@ -292,8 +303,7 @@ class EM:
         ln p = sum_n ln int dz exp E[ln p(flux_n | z, theta)] p(labels_n | z) p(z) - sum_l KL(theta_l || prior)
                + ln p(s, tau, C, m, Sigma), up to a constant; u and covariance: of the latents given all the rest.
         """
-        gram, linear, constant = (x[: self.n_star] for x in self.statistics[:3])
-        latents = evidence(gram, linear, constant, self.features(u), u - self.mean, covariance, prior)
+        latents = evidence(*self.statistics[:3], self.features(u), u - self.mean, covariance, prior)
         return float(latents.sum() + self.labels.log_density(u).sum()) + self.log_prior()
 
     def log_prior(self) -> float:
@@ -320,7 +330,7 @@ class EM:
         both = self.allowed[:, :, None] * self.allowed[:, None, :]
         theta = np.where(blank[:, None], np.nan, effective)
         covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
-        gram, linear = [x[: self.n_star] for x in self.statistics[:2]] if self.has_latents else [None, None]
+        gram, linear = self.statistics[:2] if self.has_latents else [None, None]
         system = self.labels.system(self.u, gram, linear, self.stands_for)
         latent = self.model.labels_are_latent
         coefficients = np.zeros(system.shape[:2]) if latent else self.labels.coefficients
@@ -389,18 +399,11 @@ def learn_prior(
 def latents_given(
     statistics: Statistics, labels: CatalogueLabels, mean: np.ndarray, prior: np.ndarray, start: np.ndarray,
     iterations: int = 20,
-) -> tuple[Array, Array]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Posterior mean (N, P) and covariance (N, P, P) of the latents, of population N(mean, prior^-1), from spectra
-    and catalogue labels; Gaussian at the mode where phi is not linear. statistics: padded like the rows of
-    `pixel_blocks`; start (N, P): where the mode is sought from."""
+    and catalogue labels; Gaussian at the mode where phi is not linear. start (N, P): where the mode is sought from."""
     precision, information = labels.on_latents(labels.precision())
-    precision, information = precision + prior, information + prior @ mean
-    features, n = labels.features, len(start)
-    if features.order == 1:
-        return linear_posterior(*(x[:n] for x in statistics[:2]), precision, information, features)
-    terms = (statistics, pad_stars(precision, prior), pad_stars(information), features)
-    u, *_ = descend(pad_stars(start), *terms, iterations)
-    return u[:n], inverse_psd(newton_curvature(u, *terms))[:n]
+    return settle(start, statistics, precision + prior, information + prior @ mean, labels.features, iterations)
 
 
 @jax.jit
@@ -434,15 +437,15 @@ def expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
     return w.T @ second, (w * value).T @ theta, constant
 
 
-def feature_moments(features, u, covariance):
+def feature_moments(features: Monomials, u: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """E[phi] and packed E[phi phi']; plain products where the labels are exact."""
     if not np.any(covariance):
         phi = features(u)
         return phi, outer_pairs(phi)
-    phi, second = _gaussian_moments(features, u, covariance)
-    return phi, pack(second)
+    return by_blocks(functools.partial(_gaussian_moments, features), u, covariance)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _gaussian_moments(features, u, covariance):
-    return features.moments(u, covariance)
+    first, second = features.moments(u, covariance)
+    return first, pack(second)

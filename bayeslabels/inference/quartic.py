@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..linear import LinearModel
@@ -64,26 +63,26 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
         rough = integrate or spectra.shapes is not None
         # a first estimate does not need every pixel of a long spectrum
-        typical = features(jnp.asarray(moments.population_mean))
-        statistics, sums = spectra.draft(jnp.broadcast_to(typical, (len(stars), features.size)), integrate)
+        typical = features(moments.population_mean)
+        statistics, sums = spectra.draft(np.broadcast_to(typical, (len(stars), features.size)), integrate)
     else:
         k = features.size
-        zero = jnp.zeros(len(stars))
-        statistics = Statistics(jnp.zeros((len(stars), k, k)), jnp.zeros((len(stars), k)), zero, zero, zero)
+        zero = np.zeros(len(stars))
+        statistics = Statistics(np.zeros((len(stars), k, k)), np.zeros((len(stars), k)), zero, zero, zero)
     first: Array = np.zeros((1, *information.shape))
     if features.order > 1:
         first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
         measured = model.measured(stars)
-        first = jnp.where(jnp.asarray(measured.observed), jnp.asarray(measured.value), first)
+        first = np.where(measured.observed, measured.value, first)
     tolerance = 1e-2 if rough else TOLERANCE
     modes = find_quartic_modes(statistics, precision, information, features, first, tolerance=tolerance)
     if not model.labels_are_latent and model.catalogue(stars).observed.any():
-        precision, information = label_terms(model, moments, stars, np.asarray(features(modes.location[0])))
+        precision, information = label_terms(model, moments, stars, features(modes.location[0]))
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
     if rough:
         statistics, sums = spectra.compressed(features(modes.location[0]), integrate)
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes))
-    own = Compressed(statistics, jnp.asarray(precision), jnp.asarray(information), sums)
+    own = Compressed(statistics, precision, information, sums)
     return StarProblem(Quartic(features), None, own, modes)
 
 
@@ -135,10 +134,10 @@ def label_terms(
     Labels that are outputs carry the uncertainty of C, phi_n' Cov(C) phi_n, at features phi (N, K) of a first estimate.
     """
     catalogue = model.catalogue(stars)
-    observed, value = jnp.asarray(catalogue.observed), jnp.asarray(catalogue.value)
+    observed, value = catalogue.observed, catalogue.value
     tau2 = (moments.label_scatter / model.require_frame().scale) ** 2
-    eye = jnp.eye(observed.shape[1])
-    noise = jnp.asarray(catalogue.covariance) + eye * tau2 + 1e-12 * eye
+    eye = np.eye(observed.shape[1])
+    noise = catalogue.covariance + eye * tau2 + 1e-12 * eye
     if phi is not None:
         noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
     seen = PINNED * eye * observed[:, :, None] if model.exact_labels else inverse_observed(noise, observed)
@@ -146,27 +145,27 @@ def label_terms(
         # linear about the variables of these labels; about the population's mean where these are not known or nowhere
         c, psi = moments.label_coefficients, model.label_features
         mean = labels_at(moments.population_mean[None], c, psi)[0]
-        u = variables_at(jnp.where(observed, value, mean), c, psi)
-        u = jnp.where(jnp.isnan(u), moments.population_mean, u)
+        u = variables_at(np.where(observed, value, mean), c, psi)
+        u = np.where(np.isnan(u), moments.population_mean, u)
         at, slope = labels_at(u, c, psi)
-        half = jnp.swapaxes(slope, 1, 2) @ seen
+        half = np.swapaxes(slope, 1, 2) @ seen
         precision = half @ slope
-        information = jnp.einsum("nmk,nk->nm", half, value - at + jnp.einsum("nmk,nk->nm", slope, u))
+        information = np.einsum("nmk,nk->nm", half, value - at + np.einsum("nmk,nk->nm", slope, u))
     elif model.labels_are_latent:
-        precision, information = seen, jnp.einsum("nmk,nk->nm", seen, value)
+        precision, information = seen, np.einsum("nmk,nk->nm", seen, value)
     else:
-        origin = jnp.zeros(model.features.n_label)
+        origin = np.zeros(model.features.n_label)
         at_zero, jacobian = model.features(origin), model.features.jacobian(origin)
         precision, information = outputs_on_latents(value, seen, moments.label_coefficients, at_zero, jacobian)
-    population = jnp.linalg.inv(jnp.asarray(moments.population_covariance))
-    return precision + population, information + population @ jnp.asarray(moments.population_mean)
+    population = np.linalg.inv(moments.population_covariance)
+    return precision + population, information + population @ moments.population_mean
 
 
-def _candidates(moments: Moments, seed: int, groups: int) -> Array:
+def _candidates(moments: Moments, seed: int, groups: int) -> np.ndarray:
     """Labels of training stars (S, M) in order of their first principal component: candidates for starting points."""
     train = moments.training_u
     rng = np.random.default_rng([seed, 7919])
     size = max(groups, min(64 * groups, len(train)))
     chosen = train[rng.permutation(np.resize(np.arange(len(train)), size))]
     axis = np.linalg.eigh(np.cov(train.T).reshape(train.shape[1], -1))[1][:, -1]
-    return jnp.asarray(chosen[np.argsort(chosen @ axis, kind="stable")])
+    return chosen[np.argsort(chosen @ axis, kind="stable")]

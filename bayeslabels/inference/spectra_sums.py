@@ -147,10 +147,10 @@ class SpectraBySums(BySums):
             prior = np.linalg.inv(g.population)
             spectra = y, e, effective, g.covariance, allowed, g.scatter2, g.trained.astype(float)
             gram, linear, constant = expected_statistics(*spectra)
-            blank = jnp.zeros(n)
+            blank, (gram, linear, constant) = np.zeros(n), map(np.asarray, (gram, linear, constant))
             statistics = Statistics(unpack(gram, self.features.size), linear, constant, blank, blank)
             first = catalogue.value if self.model.labels_are_latent else np.zeros((n, m))
-            u, covariance = map(np.asarray, latents_given(statistics, labels, g.mean, prior, first, STEPS))
+            u, covariance = latents_given(statistics, labels, g.mean, prior, first, STEPS)
             phi, second = feature_moments(self.features, u, covariance)
             at_best = self.features(u)
             density = evidence(statistics.gram, linear, constant, at_best, u - g.mean, covariance, prior)
@@ -160,17 +160,17 @@ class SpectraBySums(BySums):
 
     def sums(self, g: Shared, data: Spectra, counts: np.ndarray) -> Sums:
         x, _ = self.expect(g, data, counts)
-        weight = jnp.asarray(counts)
+        weight = np.asarray(counts)
         second, seen = unpack(x.second, self.features.size), x.labels.seen(x.u, x.covariance, g.slope, g.offset)
         return Sums(
             pixel_sums(x.value, x.error, x.phi, x.second, g.theta * self.em.allowed, g.scatter2, self.unit),
             x.labels.moving(x.u, x.covariance, weight), x.labels.sums(*seen, x.phi, second),
-            jnp.where(weight > 0, x.log_density, 0.0).sum(),
+            np.where(weight > 0, x.log_density, 0.0).sum(),
         )  # fmt: skip
 
     def log_density(self, g: Shared, data: Spectra, counts: np.ndarray) -> float:
         x, _ = self.expect(g, data, counts)
-        return float(jnp.where(jnp.asarray(counts) > 0, x.log_density, 0.0).sum())
+        return float(np.where(np.asarray(counts) > 0, x.log_density, 0.0).sum())
 
     def update(self, g: Shared, sums: Sums) -> tuple[Shared, float, float]:
         em, m, before = self.em, self.features.n_label, g.scatter2
@@ -213,13 +213,13 @@ class SpectraBySums(BySums):
             floor = em.typical_variance + 1e-12 * em.flux_scale**2
             ratio = np.log((scatter2 + floor) / (before + floor))[trained]
             change = max(0.0 if prior_settled else np.inf, float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0)
-        spread = np.asarray(jnp.einsum("nmm->nm", found.labels.spread(found.covariance)))
+        spread = np.einsum("nmm->nm", found.labels.spread(found.covariance))
         moved = ((after_labels - g.labels) / np.sqrt(np.maximum(spread, 1e-8)))[self.watching > 0]
         change = max(change, float(np.sqrt(np.mean(moved**2, axis=0)).max()))
         return jax.tree.map(np.asarray, after._replace(labels=after_labels)), change, objective
 
     def _prior(self, g: Shared) -> CoefficientPrior:
-        return self.em.prior._replace(precision=jnp.asarray(g.precision), information=jnp.asarray(g.information))
+        return self.em.prior._replace(precision=g.precision, information=g.information)
 
     def _objective(self, g: Shared, sums: Sums) -> float:
         if not self.em.knows_objective:

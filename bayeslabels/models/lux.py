@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -221,13 +220,13 @@ class Lux(LinearModel):
         mean, sd = self.offset
         frame, features, one = self.require_frame(), self.features, self.unit_offset
         value, noise, observed = LinearModel.catalogue(self, stars)
-        phi, c = np.asarray(features(jnp.asarray(u))), moments.label_coefficients
+        phi, c = features(u), moments.label_coefficients
         noise = noise + np.diag((moments.label_scatter / frame.scale) ** 2 + 1e-12)
         noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
-        weights = np.asarray(inverse_observed(jnp.asarray(noise), jnp.asarray(observed))) @ one
+        weights = inverse_observed(noise, observed) @ one
         precision = sd**-2 + weights @ one
         mu = (mean / sd**2 + ((value - phi @ c.T) * weights).sum(1)) / precision
-        slope = weights @ (c @ np.asarray(features.jacobian(jnp.zeros(u.shape[1])))) / precision[:, None]
+        slope = weights @ (c @ features.jacobian(np.zeros(u.shape[1]))) / precision[:, None]
         variance = 1 / precision + np.einsum("np,npq,nq->n", slope, spread, slope)
         return {"offset": (mu, np.sqrt(variance), frame.units[0])}
 

@@ -12,7 +12,7 @@ which is exact, and one matrix product for all stars and pixels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -50,8 +50,8 @@ class Statistics(NamedTuple):
         return self.linear_log_likelihood(phi) - self.constant
 
     def linear_log_likelihood(self, phi: Array) -> Array:
-        quadratic = jnp.einsum("...nk,nkl,...nl->...n", phi, self.gram, phi)
-        return jnp.einsum("...nk,nk->...n", phi, self.linear) - 0.5 * quadratic
+        quadratic = ((phi[..., None, :] @ self.gram)[..., 0, :] * phi).sum(-1)
+        return (phi * self.linear).sum(-1) - 0.5 * quadratic
 
     def chi2(self, phi: Array) -> Array:
         """sum_l w_nl (y_nl - theta_l . phi_n)^2 for features phi (..., N, K)."""
@@ -80,27 +80,41 @@ def pixel_blocks(
         yield rows, _transposed(y), _transposed(e)
 
 
-def pad_stars(x: Any, fill: Any = 0.0) -> Array:
-    """Rows of a per-star array, padded with `fill` like the rows of `pixel_blocks`."""
-    x = jnp.asarray(x)
-    rest = jnp.broadcast_to(jnp.asarray(fill, x.dtype), (-len(x) % STARS, *x.shape[1:]))
-    return jnp.concatenate([x, rest])
+def pad_stars(x: np.ndarray) -> np.ndarray:
+    """Rows of a per-star array, padded with zeros like the rows of `pixel_blocks`."""
+    return _filled(x, (len(x) + -len(x) % STARS, *x.shape[1:]), 0.0)
 
 
-def padded(x: np.ndarray, rows: slice, size: int, fill: float = 0.0) -> Array:
+def by_blocks(function: Callable[..., Any], *per_star: Any) -> Any:
+    """A compiled function of arrays with a row per star, a block of stars at a time, as NumPy has them: one program,
+    whatever their number. The last block is filled up with copies of its last star.
+
+    On a GPU, which wants many stars at a time, blocks are as large as the next power of two.
+    """
+    leaves, structure = jax.tree.flatten(per_star)
+    leaves = [np.asarray(x) for x in leaves]
+    n = len(leaves[0])
+    size = STARS if jax.default_backend() == "cpu" else max(STARS, 1 << (n - 1).bit_length())
+    found = []
+    for first in range(0, n, size):
+        block = [x[first : first + size] for x in leaves]
+        if n - first < size:
+            block = [np.concatenate([x, np.repeat(x[-1:], size - len(x), 0)]) for x in block]
+        found.append(jax.tree.map(np.asarray, function(*jax.tree.unflatten(structure, block))))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:n], *found)
+
+
+def padded(x: np.ndarray, rows: slice, size: int, fill: float = 0.0) -> np.ndarray:
     """Rows of a per-pixel array, padded to `size` rows with `fill`."""
     out = np.full((size, *x.shape[1:]), fill)
     out[: rows.stop - rows.start] = x[rows]
-    return jnp.asarray(out)
+    return out
 
 
 def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
     """Value with 0, variance with 1 where missing, and the mask of what is known."""
     ok = jnp.isfinite(value) & jnp.isfinite(error)
     return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
-
-
-_products = jax.jit(outer_pairs)
 
 
 @functools.partial(jax.jit, static_argnames=("number", "constant"))
@@ -159,13 +173,13 @@ def compress(
         covariance = np.where(use[:, None], pack(np.asarray(theta_covariance)), 0.0)
         trace = (covariance * (unit**2 * pairs(k)[2])).T.astype(np.float32)
     width = -(-n_pixel // -(-n_pixel // TILE))
-    blank = tuple(jnp.zeros((STARS, *tail), number) for tail in ((size,), (k,), (), (), ()))
+    blank = tuple(np.zeros((STARS, *tail), number) for tail in ((size,), (k,), (), (), ()))
     sums = [blank] * -(-n_star // STARS)
     for start in range(0, n_pixel, width):
         columns = slice(start, start + width)
-        t = jnp.asarray(_filled(theta[columns], (width, k), 0.0).astype(number))
+        filled = _filled(theta[columns], (width, k), 0.0).astype(number)
         s2 = jnp.asarray(_filled(scatter2[columns], (width,), np.nan).astype(number))
-        products = _products(t)
+        t, products = jnp.asarray(filled), jnp.asarray(outer_pairs(filled))
         c = None if trace is None else jnp.asarray(_filled(trace[:, columns], (size, width), 0.0))
         for i in range(len(sums)):
             rows = slice(i * STARS, (i + 1) * STARS)
@@ -173,7 +187,7 @@ def compress(
             e = None if error is None else _filled(error[rows, columns], (STARS, width), np.nan)
             own = None if f is None else _filled(f[rows], (STARS, size), 0.0)
             sums[i] = _add_tile(sums[i], y, e, t, products, s2, c, own, unit, number, constant)
-    gram, *rest = (jnp.concatenate(x)[:n_star].astype(np.float64) for x in zip(*sums, strict=True))
+    gram, *rest = (np.concatenate(x)[:n_star].astype(np.float64) for x in zip(*sums, strict=True))
     return Statistics(unpack(gram, k), *rest)
 
 

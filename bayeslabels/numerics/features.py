@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .linalg import Array
+from .linalg import Array, module_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +52,20 @@ class Monomials:
             rows.append("*".join(factors) or "1")
         return tuple(rows)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, u: Array) -> Array:
         """(..., M) -> (..., K)."""
-        columns: dict[tuple[int, ...], Array] = {(0,) * self.n_label: jnp.ones_like(u[..., 0])}
-        return jnp.stack([_monomial(row, u, columns) for row in self.exponents], -1)
+        return self._derivative(u, 0)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def jacobian(self, u: Array) -> Array:
         """d phi_k / d u_m, (..., M) -> (..., K, M)."""
-        columns: dict[tuple[int, ...], Array] = {(0,) * self.n_label: jnp.ones_like(u[..., 0])}
-        rows = []
-        for row in self.exponents:
-            slopes = []
-            for m, power in enumerate(row):
-                lowered = tuple(e - (i == m) for i, e in enumerate(row))
-                slopes.append(power * _monomial(lowered, u, columns) if power else jnp.zeros_like(u[..., 0]))
-            rows.append(jnp.stack(slopes, -1))
-        return jnp.stack(rows, -2)
+        return self._derivative(u, 1)
+
+    def hessian(self, u: Array) -> Array:
+        """d^2 phi_k / d u_m d u_j, (..., M) -> (..., K, M, M)."""
+        return self._derivative(u, 2)
+
+    def _derivative(self, u: Array, degree: int) -> Array:
+        return (_derivative_compiled if isinstance(u, jax.Array) else _derivative)(self, u, degree)
 
     @functools.partial(jax.jit, static_argnums=0)
     def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
@@ -89,12 +85,30 @@ class Monomials:
         return first, second
 
 
+def _derivative(features: Monomials, u: Array, degree: int) -> Array:
+    """Derivatives of this degree at u (..., M): (..., K) and as many axes M."""
+    terms = [(1, row) for row in features.exponents]
+    for _ in range(degree):
+        terms = [(factor * row[m], _lowered(row, m)) for factor, row in terms for m in range(len(row))]
+    u = u if isinstance(u, jax.Array) else np.asarray(u)
+    known = {(0,) * features.n_label: module_of(u).ones_like(u[..., 0])}
+    zero = module_of(u).zeros_like(u[..., 0])
+    columns = [factor * _monomial(row, u, known) if factor else zero for factor, row in terms]
+    return module_of(u).stack(columns, -1).reshape(*u.shape[:-1], features.size, *[features.n_label] * degree)
+
+
+_derivative_compiled = jax.jit(_derivative, static_argnums=(0, 2))
+
+
+def _lowered(row: tuple[int, ...], m: int) -> tuple[int, ...]:
+    return tuple(e - (i == m) for i, e in enumerate(row))
+
+
 def _monomial(row: tuple[int, ...], u: Array, known: dict[tuple[int, ...], Array]) -> Array:
     """prod_m u_m ** row[m], built from lower monomials that are kept in `known`."""
     if row not in known:
         m = next(i for i in reversed(range(len(row))) if row[i])
-        lowered = tuple(e - (i == m) for i, e in enumerate(row))
-        known[row] = _monomial(lowered, u, known) * u[..., m]
+        known[row] = _monomial(_lowered(row, m), u, known) * u[..., m]
     return known[row]
 
 

@@ -112,7 +112,10 @@ def learn(
             grown = np.linalg.eigh(np.eye(k) + part * towards)
             half = root @ (grown[1] * np.sqrt(grown[0]))
             moved = mean + part * root @ shift, half @ half.T
-            trial = visit(*moved)
+            try:
+                trial = visit(*moved)
+            except np.linalg.LinAlgError:  # a covariance that rounding has made singular
+                continue
             if trial[2] >= density - 1e-13 * abs(density):
                 break
         else:

@@ -1,4 +1,8 @@
-"""Float64 on demand, packed symmetric products and batched solves."""
+"""Float64 on demand, packed symmetric products and batched solves.
+
+What is called on arrays of NumPy is computed by NumPy: compiling would take longer than the work, and a program for
+every number of stars.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def in_float64(function: F) -> F:
-    """Run `function` with JAX in float64 and otherwise as by default, whatever the caller's settings, which stay."""
+    """Run `function` with JAX in float64 and otherwise as by default, whatever the caller's settings, which stay.
+
+    NaN marks what is missing or cannot be computed, and is flagged: NumPy passes it on without a word, as JAX does.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with settings_as_usual(), jax.enable_x64(True):
+        with settings_as_usual(), jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
             return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -83,11 +90,6 @@ def after(x: Array, before: Array) -> Array:
     return x + 0 * jnp.nan_to_num(before.ravel()[0])
 
 
-def solve_psd(a: Array, b: Array) -> Array:
-    """x of a x = b for symmetric positive definite a (..., k, k) and b (..., k), with one step of refinement."""
-    return solve_and_invert(a, b)[0]
-
-
 def solve_and_invert(a: Array, b: Array) -> tuple[Array, Array]:
     """x of a x = b, with one step of refinement, and a^-1, from one factorisation."""
     inverse = inverse_psd(a)
@@ -95,20 +97,40 @@ def solve_and_invert(a: Array, b: Array) -> tuple[Array, Array]:
     return x + jnp.einsum("...jk,...k->...j", inverse, b - jnp.einsum("...jk,...k->...j", a, x)), inverse
 
 
+def module_of(x: Array) -> Any:
+    """The module that computes with x: `jax.numpy` or `numpy`."""
+    return jnp if isinstance(x, jax.Array) else np
+
+
 def inverse_psd(a: Array) -> Array:
-    """Inverse of symmetric positive definite matrices (..., k, k)."""
-    k = a.shape[-1]
-    scale = 1 / jnp.sqrt(jnp.maximum(jnp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
-    factor = jnp.linalg.cholesky(a * scale[..., :, None] * scale[..., None, :])
-    half = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(jnp.eye(k, dtype=a.dtype), a.shape), lower=True)
-    return jnp.swapaxes(half, -1, -2) @ half * scale[..., :, None] * scale[..., None, :]
+    """Inverse of symmetric positive definite matrices (..., k, k); NaN of others."""
+    xp = module_of(a)
+    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(a, axis1=-2, axis2=-1), 1e-300))
+    both = scale[..., :, None] * scale[..., None, :]
+    if xp is np:
+        half: Array = np.linalg.inv(cholesky(a * both))
+    else:
+        factor, eye = jnp.linalg.cholesky(a * both), jnp.eye(a.shape[-1], dtype=a.dtype)
+        half = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(eye, a.shape), lower=True)
+    return xp.swapaxes(half, -1, -2) @ half * both
+
+
+def cholesky(a: np.ndarray) -> np.ndarray:
+    """Lower factors of matrices (..., k, k) of NumPy; NaN of those that are not positive definite."""
+    try:
+        return np.linalg.cholesky(a)
+    except np.linalg.LinAlgError:
+        if a.ndim == 2:
+            return np.full(a.shape, np.nan)
+        return np.stack([cholesky(x) for x in a])
 
 
 def inverse_observed(covariance: Array, observed: Array) -> Array:
     """Precision (..., m, m) of the observed entries of each row, zero in the rows and columns not observed."""
+    xp = module_of(covariance)
     both = observed[..., :, None] & observed[..., None, :]
-    eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
-    return jnp.where(both, inverse_psd(jnp.where(both, covariance, eye)), 0.0)
+    eye = xp.eye(covariance.shape[-1], dtype=covariance.dtype)
+    return xp.where(both, inverse_psd(xp.where(both, covariance, eye)), 0.0)
 
 
 def leading_directions(x: np.ndarray, n: int) -> np.ndarray:

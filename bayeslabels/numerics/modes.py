@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .linalg import Array, after, inverse_psd
+from .linalg import Array, inverse_psd, module_of
 from .lockstep import solve_small
 
 FIRST_STEPS = 8
@@ -47,9 +47,11 @@ class Modes(NamedTuple):
     @property
     def weight(self) -> Array:
         """Laplace estimate of the probability of each mode, (J, N)."""
-        _, logdet = jnp.linalg.slogdet(self.covariance)
-        score = jnp.where(jnp.isfinite(self.objective), -self.objective + 0.5 * logdet, -jnp.inf)
-        return jax.nn.softmax(score, axis=0)
+        xp = module_of(self.objective)
+        _, logdet = xp.linalg.slogdet(self.covariance)
+        score = xp.where(xp.isfinite(self.objective), -self.objective + 0.5 * logdet, -xp.inf)
+        share = xp.exp(score - score.max(0))
+        return share / share.sum(0)
 
 
 class Energy(ABC):
@@ -159,19 +161,18 @@ def distinct(
     """
     remaining = jnp.where(jnp.isfinite(f), jnp.where(done, f, f + 1e6), jnp.inf)
     best = remaining.min(0)
-    locations, covariances, objectives, converged = [], [], [], []
-    for _ in range(keep):
+
+    def next_best(remaining: Array, _: None) -> tuple[Array, Modes]:
         pick = jnp.argmin(remaining, axis=0)
         at = jnp.take_along_axis(u, pick[None, :, None], 0)[0]
         value = jnp.take_along_axis(remaining, pick[None], 0)[0]
         curvature = curvature_at(at, pick)
-        locations.append(at)
-        covariances.append(inverse_psd(curvature))
-        objectives.append(jnp.where(value > best + threshold, jnp.inf, value))
-        converged.append(jnp.take_along_axis(done, pick[None], 0)[0])
+        within = jnp.where(value > best + threshold, jnp.inf, value)
+        found = Modes(at, inverse_psd(curvature), within, jnp.take_along_axis(done, pick[None], 0)[0])
         distance = jnp.einsum("jnm,nmk,jnk->jn", u - at, curvature, u - at)
-        remaining = after(jnp.where(distance < 1.0, jnp.inf, remaining), covariances[-1])
-    return Modes(*map(jnp.stack, (locations, covariances, objectives, converged)))
+        return jnp.where(distance < 1.0, jnp.inf, remaining), found
+
+    return jax.lax.scan(next_best, remaining, None, length=keep)[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

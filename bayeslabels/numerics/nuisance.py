@@ -29,23 +29,22 @@ class NuisanceSums(NamedTuple):
 
     def given(self, phi: Array) -> tuple[Array, Array]:
         """Mean (N, Q) and covariance (N, Q, Q) of v given the features phi (N, K)."""
-        covariance = inverse_psd(self.gram + jnp.eye(self.gram.shape[-1]))
-        return jnp.einsum("nqr,nr->nq", covariance, self.linear - jnp.einsum("nqk,nk->nq", self.cross, phi)), covariance
+        covariance = inverse_psd(self.gram + np.eye(self.gram.shape[-1]))
+        rest = self.linear - (self.cross @ phi[..., None])[..., 0]
+        return (covariance @ rest[..., None])[..., 0], covariance
 
 
-@jax.jit
 def marginalise(statistics: Statistics, sums: NuisanceSums) -> Statistics:
     """The statistics of the labels, v integrated out."""
-    total = sums.gram + jnp.eye(sums.gram.shape[-1])
-    covariance = inverse_psd(total)
-    half = covariance @ sums.cross
-    own = jnp.einsum("nqr,nr->nq", covariance, sums.linear)
-    gram = statistics.gram - jnp.swapaxes(sums.cross, 1, 2) @ half
+    covariance = inverse_psd(sums.gram + np.eye(sums.gram.shape[-1]))
+    own = (covariance @ sums.linear[..., None])[..., 0]
+    across = np.swapaxes(sums.cross, 1, 2)
+    gram = statistics.gram - across @ covariance @ sums.cross
     explained = (own * sums.linear).sum(1)
     return Statistics(
-        0.5 * (gram + jnp.swapaxes(gram, 1, 2)),
-        statistics.linear - jnp.einsum("nqk,nq->nk", sums.cross, own),
-        statistics.constant - 0.5 * explained - 0.5 * jnp.linalg.slogdet(covariance)[1],
+        0.5 * (gram + np.swapaxes(gram, 1, 2)),
+        statistics.linear - (across @ own[..., None])[..., 0],
+        statistics.constant - 0.5 * explained - 0.5 * np.linalg.slogdet(covariance)[1],
         statistics.square - explained,
         statistics.n_pixel,
     )
@@ -79,15 +78,15 @@ def compress_nuisances(
     scatter2 = (np.asarray(scatter) * unit) ** 2
     trace = None
     pad = -n % STARS
-    phi = jnp.pad(jnp.asarray(phi), ((0, pad), (0, 0)))
+    phi = np.pad(phi, ((0, pad), (0, 0)))
     if theta_covariance is not None and feature_pairs is not None:
         trace = np.where(use[:, None], pack(np.asarray(theta_covariance)), 0.0) * (unit**2 * pairs(k)[2])
-        feature_pairs = jnp.pad(jnp.asarray(feature_pairs), ((0, pad), (0, 0)))
+        feature_pairs = np.pad(feature_pairs, ((0, pad), (0, 0)))
     found = []
     for first in range(0, n, STARS):
         rows, own = slice(first, min(first + STARS, n)), slice(first, first + STARS)
         empty = STARS - (rows.stop - rows.start)
-        total = NuisanceSums(jnp.zeros((STARS, q, q)), jnp.zeros((STARS, q, k)), jnp.zeros((STARS, q)))
+        total = NuisanceSums(np.zeros((STARS, q, q)), np.zeros((STARS, q, k)), np.zeros((STARS, q)))
         for start in range(0, n_pixel, TILE):
             columns = slice(start, min(start + TILE, n_pixel))
             some = ((0, empty), (0, TILE - (columns.stop - columns.start)))
@@ -97,11 +96,11 @@ def compress_nuisances(
             s2 = np.pad(scatter2[columns], some[1], constant_values=np.nan)
             t, products = None, None
             if trace is not None and feature_pairs is not None:
-                t, products = jnp.asarray(np.pad(trace[columns], across)), feature_pairs[own]
+                t, products = np.pad(trace[columns], across), feature_pairs[own]
             shape = np.pad(shapes[:, columns], ((0, 0), *across))
             total = _add(total, y, e, np.pad(theta[columns], across), s2, shape, phi[own], t, products)
         found.append(total)
-    return NuisanceSums(*(jnp.concatenate(x)[:n] for x in zip(*found, strict=True)))
+    return NuisanceSums(*(np.concatenate(x)[:n] for x in zip(*found, strict=True)))
 
 
 @jax.jit

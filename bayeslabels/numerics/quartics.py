@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compress import STARS, Statistics
+from .compress import Statistics, by_blocks
 from .features import Monomials
 from .linalg import Array, in_float64, inverse_psd, outer_pairs, pack, pairs
 from .lockstep import solve_small
@@ -16,6 +17,8 @@ from .modes import Modes, definite_or, distinct
 
 FIRST_STEPS = 4
 """Iterations that all starts get together."""
+SIDE_BY_SIDE = 4
+"""Starts of a star are filled up to a multiple of this, where there is more than one."""
 
 TOLERANCE = 1e-10
 """Newton decrement, in nats, of a star that has arrived at its mode."""
@@ -83,8 +86,7 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
     jac = features.jacobian(u)
     gauss_newton = jnp.einsum("nkm,nkl,nlj->nmj", jac, statistics.gram, jac) + precision
     slope = jnp.einsum("nkl,nl->nk", statistics.gram, features(u)) - statistics.linear
-    second = jax.vmap(jax.jacfwd(features.jacobian))(u)
-    hessian = gauss_newton + jnp.einsum("nk,nkmj->nmj", slope, second)
+    hessian = gauss_newton + jnp.einsum("nk,nkmj->nmj", slope, features.hessian(u))
     return definite_or(hessian, gauss_newton)
 
 
@@ -101,8 +103,10 @@ def linear_posterior(gram, linear, precision, information, features: Monomials):
     return jnp.einsum("nij,nj->ni", covariance, information), covariance
 
 
-@functools.partial(jax.jit, static_argnames=("features", "groups"))
-def choose_starts(candidates, statistics: Statistics, precision, information, features: Monomials, groups: int):
+def choose_starts(
+    candidates: np.ndarray, statistics: Statistics, precision: np.ndarray, information: np.ndarray,
+    features: Monomials, groups: int,
+) -> np.ndarray:  # fmt: skip
     """Of candidates (S, M), neighbours alike, the best of each of `groups` stretches: (groups, N, M).
 
     The objective of all candidates and stars is one matrix product.
@@ -113,8 +117,15 @@ def choose_starts(candidates, statistics: Statistics, precision, information, fe
     prior = (outer_pairs(candidates) * pairs(candidates.shape[1])[2]) @ pack(precision).T
     f = 0.5 * (quadratic + prior) - phi @ statistics.linear.T - candidates @ information.T
     size = -(-len(candidates) // groups)
-    picks = [i * size + jnp.argmin(f[i * size : (i + 1) * size], axis=0) for i in range(groups)]
-    return jnp.stack([candidates[pick] for pick in picks])
+    return np.stack([candidates[i * size + f[i * size : (i + 1) * size].argmin(0)] for i in range(groups)])
+
+
+class _Problem(NamedTuple):
+    """What the densities of N stars depend on."""
+
+    statistics: Statistics
+    precision: Array
+    information: Array
 
 
 @in_float64
@@ -132,42 +143,72 @@ def find_quartic_modes(
     """Distinct optima reached from starts (J, N, M), at most `keep` per star and `threshold` nats from the best.
 
     Most starts arrive within a few steps; the few that do not go on by themselves. Features of first order have one
-    mode, found at once.
+    mode, found at once. Arrays of NumPy, in and out.
     """
+    problem = _Problem(statistics, precision, information)
     if features.order == 1:
-        prior = (jnp.asarray(precision), jnp.asarray(information))
-        location, covariance = linear_posterior(statistics.gram, statistics.linear, *prior, features)
-        at = objective(location, statistics, *prior, features)
-        return Modes(location[None], covariance[None], at[None], jnp.isfinite(at)[None])
-    j, n, _ = starts.shape
-    problem = (statistics, jnp.asarray(precision), jnp.asarray(information))
-    u, f, done = _descend_starts(jnp.asarray(starts), *problem, tolerance, features)
-    late = np.flatnonzero(~np.asarray(done))
+        location, covariance, at = by_blocks(functools.partial(_only_mode, features), problem)
+        return Modes(location[None], covariance[None], at[None], np.isfinite(at)[None])
+    several, j = np.moveaxis(np.asarray(starts), 0, 1), len(starts)
+    if j > 1:
+        several = np.pad(several, ((0, 0), (0, -j % SIDE_BY_SIDE), (0, 0)), mode="edge")
+    u, f, done = by_blocks(functools.partial(_descend_starts, features, tolerance), several, problem)
+    late, which = np.nonzero(~done)
     if len(late):
-        rows = np.resize(late, len(late) + -len(late) % STARS)
-        u, f, done = _descend_late(u, f, done, rows // n, rows % n, *problem, tolerance, features)
-    return _distinct(u, f, done, *problem, features, min(keep, j), threshold)
+        own = jax.tree.map(lambda x: np.asarray(x)[late], problem)
+        found = by_blocks(functools.partial(_descend_late, features, tolerance), u[late, which], own)
+        for x, y in zip((u, f, done), found, strict=True):
+            x[late, which] = y
+    found = by_blocks(functools.partial(_distinct, features, 1 if j == 1 else keep, threshold), u, f, done, problem)
+    return Modes(*(np.moveaxis(x, 1, 0)[:j] for x in found))
 
 
-@functools.partial(jax.jit, static_argnames=("features",))
-def _descend_starts(starts, statistics, precision, information, tolerance, features):
-    """All starts (J, N, M) of a star side by side, so that its matrices are read once for all of them."""
-    u, _, f, done = jax.vmap(
-        lambda u: descend(u, statistics, precision, information, features, FIRST_STEPS, tolerance=tolerance)
-    )(starts)
+@functools.partial(jax.jit, static_argnums=0)
+def _only_mode(features, problem):
+    location, covariance = linear_posterior(
+        problem.statistics.gram, problem.statistics.linear, problem.precision, problem.information, features
+    )
+    at = objective(location, problem.statistics, problem.precision, problem.information, features)
+    return location, covariance, at
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _descend_starts(features, tolerance, starts, problem):
+    """All starts (N, J, M) of a star side by side, so that its matrices are read once for all of them."""
+
+    def one(u):
+        u, _, f, done = descend(u, *problem, features, FIRST_STEPS, tolerance=tolerance)
+        return u, f, done
+
+    return jax.vmap(one, 1, 1)(starts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _descend_late(features, tolerance, u, problem):
+    u, _, f, done = descend(u, *problem, features, 100, True, tolerance)
     return u, f, done
 
 
-@functools.partial(jax.jit, static_argnames=("features",))
-def _descend_late(u, f, done, start, star, statistics, precision, information, tolerance, features):
-    own = jax.tree.map(lambda x: x[star], (statistics, precision, information))
-    at, _, value, arrived = descend(u[start, star], *own, features, 100, True, tolerance)
-    return tuple(x.at[start, star].set(y) for x, y in zip((u, f, done), (at, value, arrived), strict=True))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distinct(features, keep, threshold, u, f, done, problem):
+    """`Modes` with the stars first."""
+    u, f, done = (jnp.moveaxis(x, 1, 0) for x in (u, f, done))
+    found = distinct(u, f, done, lambda at, _: newton_curvature(at, *problem, features), keep, threshold)
+    return tuple(jnp.moveaxis(x, 1, 0) for x in found)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "keep"))
-def _distinct(u, f, done, statistics, precision, information, features, keep, threshold):
-    curvature = functools.partial(
-        newton_curvature, statistics=statistics, precision=precision, information=information, features=features
-    )
-    return distinct(u, f, done, lambda at, _: curvature(at), keep, threshold)
+def settle(
+    u: np.ndarray, statistics: Statistics, precision: np.ndarray, information: np.ndarray, features: Monomials,
+    iterations: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Mean (N, M) and covariance (N, M, M): exact where phi is linear, else Gaussian at the mode that u leads to."""
+    problem = _Problem(statistics, precision, information)
+    if features.order == 1:
+        return by_blocks(functools.partial(_only_mode, features), problem)[:2]
+    return by_blocks(functools.partial(_settle, features, iterations), u, problem)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _settle(features, iterations, u, problem):
+    u, *_ = descend(u, *problem, features, iterations)
+    return u, inverse_psd(newton_curvature(u, *problem, features))
