@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from .bad_stars import drop_bad_errors, readable, widened
 from .devices import one_each
 from .errors import CannotDo, bad_input
 from .family import family_of
-from .fit import even_batches, gathered, infer_batch
+from .fit import even_batches, gathered, infer_batch, with_nuisances
 from .inference.base import Inference
 from .inference.batches import ahead
 from .numerics.linalg import in_float64
@@ -70,6 +70,8 @@ def infer_catalog(
     inference: Inference | None = None,
     *,
     columns: Mapping[str, Any] | None = None,
+    nuisances: Sequence[Any] | None = None,
+    save: Sequence[str] = (),
     batch_size: int | str = "auto",
     resume: bool = True,
     overwrite: bool = False,
@@ -84,6 +86,8 @@ def infer_catalog(
         inference: as in `infer`.
         columns: names of columns as in `Stars.from_table`, ``{"flux": "FLUX", "flux_ivar": "IVAR", "id": "NAME"}``, and
             "hdu" and "wavelength"; those left out are as in the training step, or named like the blocks.
+        nuisances: as in `infer`.
+        save: further columns, vectors: "flux", the star's own model spectrum, and "latents", each with its error.
         batch_size: stars at a time, which with a row's size bounds the memory.
         resume: go on where an earlier run of the same model, source and settings stopped; False: start again.
         overwrite: put a file in the place of one that exists, at the end.
@@ -98,10 +102,12 @@ def infer_catalog(
     """
     if jax.process_count() > 1:
         raise CannotDo("infer_catalog in several processes of jax.distributed: partitions.infer_partition does that")
+    posterior = with_nuisances(posterior, nuisances)
     family = family_of(posterior.model)
     inference = inference or family.infer_by
     family.require(inference, posterior.model, "infer")
-    plan = _Plan.of(posterior, source, destination, inference, dict(columns or {}), batch_size, seed)
+    save = family.require_saved(posterior.model, save)
+    plan = _Plan.of(posterior, source, destination, inference, dict(columns or {}), save, batch_size, seed)
     parts = plan.parts()
     parts.refuse(overwrite, list(plan.stream.paths))
     start, flags = time.perf_counter(), dict.fromkeys(Flags.__members__, 0)
@@ -152,7 +158,7 @@ class _Plan:
     @classmethod
     def of(
         cls, posterior: Posterior, source: Any, destination: Any, inference: Inference, given: Columns,
-        batch_size: int | str, seed: int,
+        save: tuple[str, ...], batch_size: int | str, seed: int,
     ) -> _Plan:  # fmt: skip
         hdu = given.get("hdu", posterior.info.get("columns", {}).get("hdu"))
         path = os.fspath(source)
@@ -169,7 +175,7 @@ class _Plan:
         size = min(int(batch_size), stream.n_row)
         notes = {
             "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row,
-            "columns": table.columns,
+            "columns": table.columns, "save": save,
             "inference": type(inference).__name__, "settings": inference.settings(), "batch_size": size, "seed": seed,
         }  # fmt: skip
         return cls(posterior, table, Path(destination), inference, size, seed, json.loads(json.dumps(notes)))
@@ -220,14 +226,15 @@ def _inferred(plan: _Plan, first: int, stop: int, table: Table) -> tuple[int, in
     """Where a batch begins and ends, the rows of its result, and how many of its stars have bad errors."""
     source = plan.source
     found = infer_table(
-        plan.posterior, table, source.columns, source.coords, plan.inference, plan.seed, first, plan.batch_size
-    )
+        plan.posterior, table, source.columns, source.coords, plan.inference, plan.seed, first, plan.batch_size,
+        plan.notes["save"],
+    )  # fmt: skip
     return first, stop, *found
 
 
 def infer_table(
     posterior: Posterior, table: Table, columns: Columns, coords: Mapping[str, Any], inference: Inference, seed: int,
-    first: int, size: int,
+    first: int, size: int, save: Sequence[str] = (),
 ) -> tuple[QTable, int]:  # fmt: skip
     """The rows of the result for a batch of at most `size` stars, and how many have errors that cannot be.
 
@@ -241,7 +248,7 @@ def infer_table(
     posterior.model.check(stars)
     part = infer_batch(posterior, stars, inference, seed, first, size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
-    return gathered(posterior, stars, [part], inference, seed).table(), int(bad.sum())
+    return gathered(posterior, stars, [part], inference, seed).table(save), int(bad.sum())
 
 
 def _count(flags: dict[str, int], values: Any) -> None:

@@ -127,6 +127,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
     _output_options(p, "CATALOGUE", "to write: a table in .ecsv, .fits or .parquet, or a folder of Parquet files")
     p.add_argument("--batch-size", metavar="N", type=_positive, help="stars at a time (default: some 200 MB)")
+    p.add_argument(
+        "--save", metavar="A,B", type=_names, default=(),
+        help="further columns, vectors: flux (the star's own model spectrum), latents",
+    )  # fmt: skip
     p.add_argument("--restart", action="store_true", help="start again, where an interrupted run would go on")
     _run_options(p)
     p.set_defaults(run=_infer, interrupted="what was done is kept: the same command goes on from there")
@@ -193,8 +197,8 @@ def _infer(a: argparse.Namespace, written: list[Path]) -> None:
     inference = INFERENCES[a.inference]() if a.inference else None
     size = a.batch_size or "auto"
     run = infer_catalog(
-        posterior, a.table, a.output, inference, columns=_given(a), batch_size=size, resume=not a.restart,
-        overwrite=a.overwrite, seed=a.seed, progress=_progress(a),
+        posterior, a.table, a.output, inference, columns=_given(a), save=a.save, batch_size=size,
+        resume=not a.restart, overwrite=a.overwrite, seed=a.seed, progress=_progress(a),
     )  # fmt: skip
     written.append(a.output)
     _say(f"wrote {run}")

@@ -6,7 +6,7 @@ A family is found by the base class of a model (`family_of`): nothing else branc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -58,6 +58,10 @@ class Quantities(NamedTuple):
     units: tuple[str, ...]
 
 
+Usable = Callable[[Stars], np.ndarray]
+"""Which of N stars (N,) are trained on."""
+
+
 class Family(ABC):
     """A kind of models: how they are trained, what is inferred of a star, and how both are told."""
 
@@ -76,6 +80,8 @@ class Family(ABC):
 
     beside: ClassVar[tuple[str, ...]] = ()
     """Quantities of every star beside its labels, whose names labels cannot have."""
+    saved: ClassVar[tuple[str, ...]] = ()
+    """What `StarPosterior.table` can hold of a star beside its quantities, errors and diagnostics."""
     unbounded: ClassVar[tuple[str, ...]] = ()
     """Moments that may be infinite."""
 
@@ -109,6 +115,10 @@ class Family(ABC):
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         """(N,): stars that say anything of the model."""
         return np.ones(len(stars), bool)
+
+    def inliers(self, model: Any, stars: Stars, seed: int, progress: bool | None) -> Usable | None:
+        """Which of any stars are no outliers, learned from some; None: the model asks for none to be left out."""
+        return None
 
     def train_by_batches(
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
@@ -180,6 +190,14 @@ class Family(ABC):
     @abstractmethod
     def log_density(self, posterior: Any, result: Any, stars: Stars) -> np.ndarray:
         """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""
+
+    def require_saved(self, model: Any, names: Sequence[str]) -> tuple[str, ...]:
+        """The names, if all are of those that can be saved."""
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if odd := [name for name in names if name not in self.saved]:
+            can = f"some of {self.saved}" if self.saved else f"nothing: {type(model).__name__} has no further columns"
+            raise bad_input(f"save={tuple(odd)}", can)
+        return names
 
     def predict_stars(self, posterior: Any, result: Any, name: str | None, with_error: bool) -> Any:
         """What the model makes of the stars of a result, given all that was inferred of them."""

@@ -18,7 +18,7 @@ from .bad_stars import without_failures
 from .checkpoint import Checkpoint
 from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
-from .family import Choice, family_of
+from .family import Choice, Usable, family_of
 from .inference.base import Inference, Trained
 from .model import Model
 from .nuisances import require_nuisances
@@ -79,7 +79,11 @@ def fit(
             f"{type(inference).__name__} of {type(model).__name__} takes no {what}: it holds all stars in memory, "
             "Stars.from_table(table, ...), and is done in one go"
         )
-    choice = family.choose(model, stars, inference, seed, progress)
+    inliers = family.inliers(model, stars, seed, progress)
+    used = stars if inliers is None else stars[inliers(stars)]
+    choice = family.choose(model, used, inference, seed, progress)
+    if inliers is not None:
+        choice.info[family.lost] = len(stars) - len(used)
     trained = family.train(choice.model, choice.stars, inference, seed, progress)
     return _posterior(trained, choice, inference, seed, len(choice.stars), stacklevel=3)
 
@@ -90,14 +94,20 @@ def _fit_by_batches(
 ) -> Posterior:  # fmt: skip
     """Of stars in memory or in files: the model is bound to a sample, and trained block after block."""
     family = family_of(model)
-    usable = functools.partial(family.usable, model)
-    if isinstance(stars, Stars):
-        if columns:
-            raise bad_input("columns for stars in memory", "columns of a file", fix="Stars.from_table(table, ...)")
-        training: TrainingStars = StarsInMemory(stars, usable, seed)
-    else:
-        training = StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
+    if isinstance(stars, Stars) and columns:
+        raise bad_input("columns for stars in memory", "columns of a file", fix="Stars.from_table(table, ...)")
+
+    def those(usable: Usable) -> TrainingStars:
+        if isinstance(stars, Stars):
+            return StarsInMemory(stars, usable, seed)
+        return StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
+
+    training = those(functools.partial(family.usable, model))
+    if not isinstance(stars, Stars):
         _refuse_early(model, training.sample)
+    inliers = family.inliers(model, training.sample, seed, progress)
+    if inliers is not None:
+        training = those(lambda some: family.usable(model, some) & inliers(some))
     kept = None
     if checkpoint is not None:
         notes = {
@@ -109,7 +119,7 @@ def _fit_by_batches(
         choice = family.choose(model, training.sample, inference, seed, progress)
         trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
     n = int(training.usable.sum())
-    if n < training.n:
+    if n < training.n or inliers is not None:
         choice.info[family.lost] = training.n - n
     if training.columns is not None:
         choice.info["columns"] = training.columns

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from arviz_base import convert_to_datatree
 from astropy.table import QTable
@@ -55,9 +56,13 @@ class Posterior:
             data["sample_stats"] = xr.DataTree(xr.Dataset(traces))
         return cls(model, data, trained.moments, {**info, **trained.stats})
 
-    def with_moments(self, moments: Any) -> Posterior:
-        """This posterior with other moments for the test step."""
+    def with_moments(self, moments: Any, **point: np.ndarray) -> Posterior:
+        """This posterior with other moments for the test step; point: sites of a point estimate that go with them."""
         data = self.data.copy()
+        draws = data["posterior"].to_dataset()
+        if draws.sizes["chain"] * draws.sizes["draw"] == 1:
+            new = {name: (draws[name].dims, x[None, None]) for name, x in point.items() if name in draws}
+            data["posterior"] = xr.DataTree(draws.assign(new))
         dims = family_of(self.model).layout(self.model).moments
         group = data["moments"].to_dataset().assign(_present(moments, dims))
         data["moments"] = xr.DataTree(group)

@@ -144,8 +144,11 @@ class StarPosterior:
         values = next(x for x in draws.values() if along in x.dims).sel({along: name}).values
         return values.reshape(-1, values.shape[-1])
 
-    def table(self) -> QTable:
+    def table(self, also: Sequence[str] = ()) -> QTable:
         """One row per star: id, labels with errors and percentiles in their units, chi2, n_pixel, diagnostics, flags.
+
+        also: of models of spectra "flux", every star's own model spectrum as `predict` has it, and "latents", each with
+        its error: columns of vectors, which are long.
 
         `<label>` is the posterior mean of the true label and `<label>_error` its standard deviation;
         `<label>_catalogue_error` adds tau: the sd with which a label of the training catalogue's kind, free of its
@@ -175,6 +178,16 @@ class StarPosterior:
         for extra in EXTRA:
             if extra in stars:
                 put(extra, stars[extra].values)
+        for name in also:
+            if name == "latents" and name in stars:
+                value = stars[name].values
+                error = np.sqrt(np.einsum("npp->np", stars["latents_covariance"].values))
+                unit = None
+            else:
+                value, error = self.predict(name, with_error=True)
+                unit = self.info.get(f"{name}_unit")
+            put(name, value, unit)
+            put(f"{name}_error", error, unit)
         meta: dict[str, Any] = {
             key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
         }

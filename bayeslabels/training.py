@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from astropy.table import Table
 
 from .errors import bad_input
+from .family import Usable
 from .inference.batches import Range, Rows, RowsInMemory, at_once, pieces_of, split, width_of
 from .model import Model
 from .progress import bar
@@ -28,8 +29,6 @@ SAMPLE, SAMPLE_NUMBERS = 50_000, 2**24
 """Stars, and their measured numbers, that a model takes its scales, populations and start from, at most."""
 AT_ONCE = 16_384
 """Rows at a time in the first pass."""
-
-Usable = Callable[[Stars], np.ndarray]
 
 
 class TrainingStars(ABC):

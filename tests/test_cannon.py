@@ -137,15 +137,25 @@ def test_noisy_labels_of_simulated_stars_are_modelled_jointly():
     assert scores["label_noise='free'"] > scores["label_noise='cut'"]
 
 
-def test_outliers_among_the_training_labels_are_dropped_and_counted():
+@pytest.mark.parametrize("way", ["memory", "minibatches", "file"])
+def test_outliers_among_the_training_labels_are_dropped_and_counted(way, tmp_path):
     stars, _ = survey(label_error=0.1)
     labels, planted = stars.labels.value.copy(), [3, 50, 99, 120, 180]
     labels[planted] += 3 * SPREAD * np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [1, 1]])
     dirty = stars.with_block(labels=bl.Block(labels, stars.labels.error, names=NAMES))
-    posterior = bl.fit(Cannon(order=2, label_noise=False, outlier_sigma=10), dirty)
+    clean = stars[np.delete(np.arange(200), planted)]
+    by = bl.SVI(steps=200) if way == "minibatches" else bl.MAP()
+    if way == "file":
+        for name, some in (("dirty", dirty), ("clean", clean)):
+            some.to_table().write(tmp_path / f"{name}.fits")
+        dirty, clean = tmp_path / "dirty.fits", tmp_path / "clean.fits"
+    named = {"columns": {"labels": NAMES, "labels_error": [f"{x}_error" for x in NAMES]}} if way == "file" else {}
+    posterior = bl.fit(Cannon(order=2, label_noise=False, outlier_sigma=10), dirty, by, **named)
     assert posterior.info["n_outlier"] == 5
     assert posterior.info["n_star"] == 195
-    clean = bl.fit(Cannon(order=2, label_noise=False), stars[np.delete(np.arange(200), planted)])
+    if way == "minibatches":  # in another order than those of a table without them
+        return
+    clean = bl.fit(Cannon(order=2, label_noise=False), clean, by, **named)
     np.testing.assert_allclose(posterior.moments.coefficients, clean.moments.coefficients, rtol=1e-10)
 
 
@@ -248,6 +258,25 @@ def test_noisy_labels_and_spectra_together_are_the_product_of_gaussians():
     np.testing.assert_allclose(result.cov, np.broadcast_to(covariance, result.cov.shape), rtol=1e-6)
     for block in ("labels", "flux"):
         assert (bl.infer(posterior, test.drop(block)).error > 1.1 * result.error).all()
+
+
+@pytest.mark.parametrize("label_noise", ["free", "cut", "joint"])
+def test_the_label_scatter_is_one_number(label_noise):
+    posterior = bl.fit(Cannon(order=1, label_noise=label_noise), survey(label_error=0.3)[0])
+    site = posterior.data["posterior"]["label_scatter"].values[0, 0]
+    np.testing.assert_array_equal(site, list(posterior.label_scatter().values()))
+
+
+def test_which_error_to_quote_is_told_where_the_catalogue_is_noisier_than_it_states(caplog):
+    stars, truth = survey(label_error=0.1)
+    bl.fit(Cannon(order=2, label_noise="joint"), stars)
+    assert not caplog.records
+    noisy = stars.labels.value + np.array([300.0, 0.0]) * np.random.default_rng(3).normal(size=truth.shape)
+    bl.fit(Cannon(order=2, label_noise="joint"), stars.with_block(labels=bl.Block(noisy, [30, 0.05], names=NAMES)))
+    (record,) = caplog.records
+    assert "TEFF" in record.getMessage()
+    assert "LOGG" not in record.getMessage()
+    assert "<label>_catalogue_error" in record.getMessage()
 
 
 def test_what_was_learned_of_the_labels_in_their_units(exact, classic):

@@ -124,6 +124,26 @@ def test_any_source_gives_the_numbers_of_memory(sky, in_memory, run, tmp_path, k
     assert "NO_DATA 1" in str(done)
 
 
+@pytest.mark.parametrize("name", ["out", "out.parquet", "out.fits", "out.ecsv"])
+def test_model_spectra_and_latents_are_saved_and_nuisances_inferred(sky, trained, run, tmp_path, name):
+    stars = bl.Stars.from_table(sky, flux="FLUX", flux_error="FLUX_ERR", id="NAME")
+    flux = bl.Block(stars.flux.value, stars.flux.error, coords=trained_coords(trained))
+    options = {"nuisances": (bl.nuisances.Continuum(0.01, degree=1),), "seed": 3, "batch_size": SIZE}
+    result = bl.infer(trained, stars.with_block(flux=flux), **options)
+    run(write_parquet(sky, tmp_path / "in.parquet"), name, save=("flux", "latents"), **options)
+    found = read(tmp_path / name)
+    assert_same(found, result.table(("flux", "latents")))
+    value, error = result.predict("flux", with_error=True)
+    np.testing.assert_array_equal(found["flux"], value)
+    np.testing.assert_array_equal(found["flux_error"], error)
+    assert {"latents", "latents_error", "continuum_1", "continuum_1_error"} <= set(found.colnames)
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_computed(sky, run, tmp_path):
+    with pytest.raises(bl.BadInput, match=r"save=\('spectrum',\).*some of \('flux', 'latents'\)"):
+        run(write_parquet(sky, tmp_path / "in.parquet"), save="spectrum")
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.fits", "out.ecsv"])
 def test_one_file_if_asked(sky, in_memory, run, tmp_path, name):
     run(write_parquet(sky, tmp_path / "in.parquet"), name)

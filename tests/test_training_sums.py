@@ -256,12 +256,12 @@ def test_a_run_that_was_killed(tmp_path, small):
 
 def test_what_cannot_be_is_said(tmp_path, small):
     source = write_parquet(table(spectra()), tmp_path / "in.parquet")
-    for change, told in (({"outlier_sigma": 4.0}, "outlier_sigma"), ({}, "in files")):
+    for change, told in (({"nuisances": (bl.nuisances.Continuum(0.01),)}, "nuisances"), ({}, "in files")):
         inference = bl.MAP() if change else bl.NUTS()
         with pytest.raises(CannotDo, match=told):
             bl.fit(CLASSIC.replace(**change), source, inference, columns=NAMES)
-    with pytest.raises(CannotDo, match=r"outlier_sigma.*SVI"):
-        bl.fit(CLASSIC.replace(outlier_sigma=4.0), spectra(), bl.SVI())
+    with pytest.raises(CannotDo, match=r"nuisances.*SVI"):
+        bl.fit(CLASSIC.replace(nuisances=(bl.nuisances.Continuum(0.01),)), spectra(), bl.SVI())
     with pytest.raises(bl.BadInput, match="SVI takes minibatches"):
         bl.fit(CLASSIC, source, bl.MAP(batch_size=10), columns=NAMES)
     with pytest.raises(bl.BadInput, match="flux"):

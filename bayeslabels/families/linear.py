@@ -17,7 +17,7 @@ from astropy.table import QTable
 from ..calibration import log_density
 from ..checkpoint import Checkpoint
 from ..errors import bad_input
-from ..family import Choice, Family, Layout
+from ..family import Choice, Family, Layout, Usable
 from ..inference.base import Inference, Moments, Trained
 from ..inference.batches import Rows
 from ..inference.draws import moments_from_draws
@@ -35,7 +35,7 @@ from ..linear import LinearModel
 from ..model import Frame
 from ..posterior import Posterior
 from ..stars import Stars
-from .linear_choice import select, with_fit_quality, with_label_scatter, within
+from .linear_choice import select, tell_which_error, with_fit_quality, with_label_scatter, within
 from .linear_stars import finish, joined, latents, masked, predicted_flux
 
 GAUSSIAN_DRAWS = 200
@@ -53,6 +53,8 @@ class LinearFamily(Family):
     infer_by: ClassVar = Laplace()
     from_files: ClassVar = (MAP, SVI)
     by_batches: ClassVar = (SVI,)
+    lost: ClassVar = "n_outlier"
+    saved: ClassVar = ("flux", "latents")
 
     def choose(
         self, model: LinearModel, stars: Stars, inference: Inference, seed: int, progress: bool | None
@@ -61,16 +63,13 @@ class LinearFamily(Family):
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
         model.bind(stars)
-        if model.outlier_sigma is not None:
-            kept = within(model, stars, model.outlier_sigma, seed, progress)
-            info["n_outlier"] = int((~kept).sum())
-            stars = stars[kept]
         chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
         return Choice(chosen.bind(stars), stars, info, seen)
 
     def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
         if choice.held_out is not None and choice.model.scatter_from_held_out:
             posterior = with_label_scatter(posterior, choice.stars, choice.held_out)
+        tell_which_error(posterior, choice.stars)
         return with_fit_quality(posterior, choice.stars)
 
     def train(self, model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
@@ -84,9 +83,12 @@ class LinearFamily(Family):
             return f"{type(model).__name__} finds no hidden labels (hidden=0)"
         if model.nuisances:
             return f"{type(model).__name__} has no nuisances in training (nuisances=(); `infer` takes its own)"
+        return ""
+
+    def inliers(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Usable | None:
         if model.outlier_sigma is None:
-            return ""
-        return f"{type(model).__name__} drops no outliers (outlier_sigma={model.outlier_sigma}; None keeps all)"
+            return None
+        return within(model, stars, model.outlier_sigma, seed, progress)
 
     def train_by_batches(
         self, rows: Rows, inference: Any, seed: int, progress: bool | None, checkpoint: Checkpoint | None
@@ -185,6 +187,7 @@ class LinearFamily(Family):
             "integrated_over": "coefficients and label system of the training posterior",
             "label_scatter": posterior.moments.label_scatter.tolist(),
             "label_scatter_included": posterior.model.scatter_is_own,
+            "flux_unit": posterior.model.require_frame().flux_unit,
         }
 
     def asked(self, model: LinearModel) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import t as student_t
 
 from ..errors import BadInput
+from ..family import Usable
 from ..fit import fit, fold_of, infer
 from ..inference.free_labels import with_label_curve
 from ..inference.map import MAP
@@ -21,6 +23,8 @@ from ..stars import Stars
 from .linear_hidden import with_hidden
 from .linear_order import choose_order
 from .linear_stars import finish, fit_quality
+
+LOG = logging.getLogger("bayeslabels")
 
 FOLDS = 5
 """Folds of the training set for held-out labels."""
@@ -180,7 +184,24 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
     scatter = np.sqrt(tau2) * model.require_frame().scale
     if model.label_curve and model.integrates_labels:  # stated errors tell tau in training
         scatter = np.where(measured.stated, posterior.moments.label_scatter, scatter)
-    return posterior.with_moments(posterior.moments._replace(label_scatter=scatter))
+    return posterior.with_moments(posterior.moments._replace(label_scatter=scatter), label_scatter=scatter)
+
+
+def tell_which_error(posterior: Posterior, stars: Stars) -> None:
+    """A line in the log of labels whose catalogue scatters by more than it states: which column of a table to quote."""
+    model, tau = posterior.model, posterior.moments.label_scatter
+    if model.scatter_is_own or not len(tau):
+        return
+    frame = model.require_frame()
+    variance = np.einsum("nmm->nm", model.catalogue(stars).covariance)
+    stated = frame.scale * np.sqrt(np.nanmedian(np.where(model.catalogue(stars).observed, variance, np.nan), 0))
+    rows = list(zip(frame.names, frame.units, tau, stated, strict=True))
+    if noisy := [f"{name} {t:.3g} {unit}".rstrip() for name, unit, t, error in rows if t > error]:
+        LOG.warning(
+            "The catalogue's labels scatter by more than their stated errors (%s): <label>_catalogue_error is the "
+            "error of a label on the catalogue's scale, <label>_error leaves this scatter out.",
+            ", ".join(noisy),
+        )
 
 
 QUALITY_STARS = 1000
@@ -198,11 +219,16 @@ def with_fit_quality(posterior: Posterior, stars: Stars) -> Posterior:
     return posterior.with_moments(moments._replace(fit_quality=fit_quality(chi2, np.asarray(statistics.n_pixel))))
 
 
-def within(model: Any, stars: Stars, limit: float, seed: int, progress: bool | None) -> np.ndarray:
-    """Stars of which every catalogue label is within `limit` robust scatters of a first pass (Ho+17, section 3)."""
+def within(model: Any, stars: Stars, limit: float, seed: int, progress: bool | None) -> Usable:
+    """Of any stars those of which every catalogue label is within `limit` robust scatters of what a model that was
+    trained on `stars` makes of their spectra (Ho+17, section 3)."""
     first = fit(model.replace(outlier_sigma=None), stars, seed=seed, progress=progress)
-    result = infer(first, stars.drop(*model.label_blocks), MAP(), seed=seed, progress=False)
-    catalogue = first.model.catalogue(stars)
-    offset = first.model.require_frame().scaled(result.mean) - np.where(catalogue.observed, catalogue.value, np.nan)
-    low, middle, high = np.nanpercentile(offset, [15.87, 50, 84.13], axis=0)
-    return ~(np.abs(offset - middle) > limit * (high - low) / 2).any(1)
+    frame = first.model.require_frame()
+
+    def offset(some: Stars) -> np.ndarray:
+        found = infer(first, some.drop(*model.label_blocks), MAP(), seed=seed, progress=False).mean
+        catalogue = first.model.catalogue(some)
+        return frame.scaled(found) - np.where(catalogue.observed, catalogue.value, np.nan)
+
+    low, middle, high = np.nanpercentile(offset(stars), [15.87, 50, 84.13], axis=0)
+    return lambda some: ~(np.abs(offset(some) - middle) > limit * (high - low) / 2).any(1)
