@@ -26,7 +26,7 @@ from .bad_stars import drop_bad_errors, readable, widened
 from .devices import one_each
 from .errors import CannotDo, bad_input
 from .family import family_of
-from .fit import even_batches, gathered, infer_batch, with_nuisances
+from .fit import even_batches, for_stars_with, gathered, infer_batch
 from .inference.base import Inference
 from .inference.batches import ahead
 from .numerics.linalg import in_float64
@@ -71,6 +71,7 @@ def infer_catalog(
     *,
     columns: Mapping[str, Any] | None = None,
     nuisances: Sequence[Any] | None = None,
+    flux_error_factor: str | None = None,
     save: Sequence[str] = (),
     batch_size: int | str = "auto",
     resume: bool = True,
@@ -86,7 +87,7 @@ def infer_catalog(
         inference: as in `infer`.
         columns: names of columns as in `Stars.from_table`, ``{"flux": "FLUX", "flux_ivar": "IVAR", "id": "NAME"}``, and
             "hdu" and "wavelength"; those left out are as in the training step, or named like the blocks.
-        nuisances: as in `infer`.
+        nuisances, flux_error_factor: as in `infer`.
         save: further columns, vectors: "flux", the star's own model spectrum, and "latents", each with its error.
         batch_size: stars at a time, which with a row's size bounds the memory.
         resume: go on where an earlier run of the same model, source and settings stopped; False: start again.
@@ -102,7 +103,7 @@ def infer_catalog(
     """
     if jax.process_count() > 1:
         raise CannotDo("infer_catalog in several processes of jax.distributed: partitions.infer_partition does that")
-    posterior = with_nuisances(posterior, nuisances)
+    posterior = for_stars_with(posterior, nuisances, flux_error_factor)
     family = family_of(posterior.model)
     inference = inference or family.infer_by
     family.require(inference, posterior.model, "infer")

@@ -143,6 +143,7 @@ def infer(
     inference: Inference | None = None,
     *,
     nuisances: Sequence[Any] | None = None,
+    flux_error_factor: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
     batch_size: int | None = None,
@@ -157,12 +158,14 @@ def infer(
         nuisances: of models of spectra: what else varies from star to star in these spectra, such as
             `nuisances.Continuum(0.01)`; None: as in training. A continuum that is off by 1 per cent costs a factor of
             three in the labels, integrated out it costs nothing. What is found of them (a velocity) is in the table.
+        flux_error_factor: of models of spectra "star": the stated flux errors are wrong by a factor f, which is learned
+            of every star, ln f ~ N(0, 1), and stands in the table; None: as in training.
         batch_size: stars at a time; None: as many as take some 200 MB, at most.
 
     Returns:
         A row for every star, in order; a star without an answer has NaN and a flag.
     """
-    posterior = with_nuisances(posterior, nuisances)
+    posterior = for_stars_with(posterior, nuisances, flux_error_factor)
     model = posterior.model
     _check_arguments(model, stars, seed)
     family = family_of(model)
@@ -183,17 +186,26 @@ def infer(
     return gathered(posterior, stars, parts, inference, seed)
 
 
-def with_nuisances(posterior: Posterior, nuisances: Sequence[Any] | None) -> Posterior:
-    """The posterior for stars that vary in these respects, too; None: as in training."""
-    if nuisances is None:
+def for_stars_with(
+    posterior: Posterior, nuisances: Sequence[Any] | None = None, flux_error_factor: str | None = None
+) -> Posterior:
+    """The posterior for stars that vary in these respects, too, or of which the errors may be wrong; None: as in
+    training."""
+    asked = {"nuisances": nuisances, "flux_error_factor": flux_error_factor}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
         return posterior
+    kind = type(posterior.model).__name__
     if not hasattr(posterior.model, "nuisances"):
-        raise CannotDo(f"nuisances are of models of spectra, such as Cannon: {type(posterior.model).__name__} has none")
-    chosen = require_nuisances(nuisances)
-    names = posterior.model.require_frame().names
-    if twice := [name for x in chosen for name in x.names if name in names]:
-        raise bad_input(f"nuisances named {twice}", "other names than the labels'", fix="rename the labels")
-    return posterior.with_model(nuisances=chosen)
+        raise CannotDo(f"{' and '.join(asked)} are of models of spectra, such as Cannon: {kind} has none")
+    if flux_error_factor not in (None, "star"):
+        raise bad_input(f"flux_error_factor={flux_error_factor!r} of the test step", "'star', or None: as in training")
+    if nuisances is not None:
+        asked["nuisances"] = chosen = require_nuisances(nuisances)
+        names = posterior.model.require_frame().names
+        if twice := [name for x in chosen for name in x.names if name in names]:
+            raise bad_input(f"nuisances named {twice}", "other names than the labels'", fix="rename the labels")
+    return posterior.with_model(**asked)
 
 
 EVEN = 128

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from .columns import same_unit
 from .errors import bad_input
 from .model import Frame, Model, scaling
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
+from .numerics.error_factor import WIDTH
 from .numerics.features import Monomials
 from .numerics.linalg import Array, constant
 from .priors import Flat, HalfNormal, Prior, require_half_normal
@@ -73,8 +74,11 @@ class LinearModel(Model):
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters; None: none.
         nuisances: what else varies from star to star (`bayeslabels.nuisances`), integrated out of every spectrum.
+        flux_error_factor: a factor f on the stated errors of the flux, sigma_nl -> f sigma_nl, to be learned: "star":
+            every star's own, "survey": one of all training stars, for the test stars too; None: 1.
     """
 
+    flux_error_factor: Literal["star", "survey"] | None = field(default=None, kw_only=True)
     nuisances: tuple[Nuisance, ...] = field(default=(), kw_only=True)
     scatter: float | np.ndarray | None = field(default=None, kw_only=True)
     scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
@@ -228,6 +232,7 @@ class LinearModel(Model):
     def bind(self, stars: Stars) -> Self:
         for name in ("scatter_distribution", "label_scatter_distribution"):
             require_half_normal(name, getattr(self, name))
+        require_error_factor(self.flux_error_factor)
         bound = self.replace(nuisances=require_nuisances(self.nuisances), frame=_frame(stars, self.label_blocks))
         model = bound.variants()[0]
         if model.orders:
@@ -294,6 +299,12 @@ class LinearModel(Model):
             return constant(fixed)
         return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
 
+    def error_factor_site(self, of: str) -> Array | None:
+        """f of "star", (N,), or "survey", (), where it is learned."""
+        if self.flux_error_factor != of:
+            return None
+        return numpyro.sample("flux_error_factor", dist.LogNormal(0.0, WIDTH))
+
     def label_scatter_site(self) -> Array:
         """tau (M,), in label units."""
         width = self.label_scatter_width * constant(self.require_frame().scale)
@@ -324,12 +335,17 @@ class LinearModel(Model):
         v = numpyro.sample("nuisances", dist.Normal(0.0, 1.0).expand([len(shapes)]).to_event(1))
         return flux + jnp.einsum("nq,nk,qlk->nl", v, phi, shapes)
 
-    def flux_site(self, flux: Array, scatter: Array, stars: Stars, rows: Array) -> None:
-        """flux_nl ~ N(flux_nl, sigma_nl^2 + s_l^2), observed where present."""
+    def flux_site(self, flux: Array, scatter: Array, factor: Array | None, stars: Stars, rows: Array) -> None:
+        """flux_nl ~ N(flux_nl, f_n^2 sigma_nl^2 + s_l^2), observed where present; factor: that of the survey."""
+        own = self.error_factor_site("star")
         if "flux" not in stars:
             numpyro.sample("flux", dist.Normal(flux, scatter).to_event(1))
             return
         value, variance, observed = (constant(x)[rows] for x in stars["flux"].filled())
+        if own is not None:
+            variance = variance * own[:, None] ** 2
+        if factor is not None:
+            variance = variance * factor**2
         numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
 
     def first_guess(self, stars: Stars) -> np.ndarray:
@@ -342,6 +358,11 @@ class LinearModel(Model):
             return self.catalogue(stars)
         n, p = len(stars), self.features.n_label
         return Measured(np.zeros((n, p)), np.zeros((n, p, p)), np.zeros((n, p), bool))
+
+
+def require_error_factor(of: str | None) -> None:
+    if of not in (None, "star", "survey"):
+        raise bad_input(f"flux_error_factor={of!r}", "None, 'star' or 'survey'")
 
 
 def _frame(stars: Stars, label_blocks: tuple[str, ...]) -> Frame:

@@ -83,6 +83,8 @@ class LinearFamily(Family):
             return f"{type(model).__name__} finds no hidden labels (hidden=0)"
         if model.nuisances:
             return f"{type(model).__name__} has no nuisances in training (nuisances=(); `infer` takes its own)"
+        if model.flux_error_factor is not None:
+            return f"{type(model).__name__} has no flux_error_factor in training (`infer` takes its own)"
         return ""
 
     def inliers(self, model: LinearModel, stars: Stars, seed: int, progress: bool | None) -> Usable | None:
@@ -144,6 +146,7 @@ class LinearFamily(Family):
             "true_labels": ["star", "labels"],
             names.get("label_coefficients", "label_coefficients"): ["labels", "feature"],
             "label_curve": ["labels", own_features],
+            "flux_error_factor": ["star"] if model.flux_error_factor == "star" else [],
         }
         moments = {
             "coefficients": ["pixel", "feature"],
@@ -152,6 +155,7 @@ class LinearFamily(Family):
             "label_system_covariance": ["labels", own_features, "labels_bis", f"{own_features}_bis"],
             "training_u": ["training_star", own],
             "fit_quality": ["quality"],
+            "flux_error_factor": ["survey"],
         }
         return Layout(coords, shared | sites, shared | moments)
 

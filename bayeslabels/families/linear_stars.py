@@ -101,6 +101,10 @@ def finish(
         table |= {name: (("star",), value, {"unit": unit}), f"{name}_error": (("star",), error, {"unit": unit})}
     if problem.own.nuisances is not None:
         table |= inferred_nuisances(model, problem.own.nuisances, latent, latent_covariance)
+    if problem.own.error_factor is not None:
+        ln_f, sd = (np.where(failed, np.nan, x) for x in problem.own.error_factor)
+        table["flux_error_factor"] = (("star",), np.exp(ln_f), {"unit": ""})
+        table["flux_error_factor_error"] = (("star",), np.exp(ln_f) * sd, {"unit": ""})
     names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
     coords |= {"latent": names, "latent_bis": names}
     table["latents"] = (("star", "latent"), latent)

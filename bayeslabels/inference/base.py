@@ -22,6 +22,7 @@ class Moments(NamedTuple):
     training stars' latents; label_resistance (M, K, M, K), of the training step alone and in no file: the precision
     with which the spectra of the training stars resist a bend of the labels, if they do. fit_quality (4,): what is
     usual of the training stars' reduced chi^2 (`families.linear_stars.fit_quality`), None: not known.
+    flux_error_factor (1,): f of the survey, None: 1.
     """
 
     coefficients: np.ndarray
@@ -35,6 +36,7 @@ class Moments(NamedTuple):
     training_u: np.ndarray
     label_resistance: np.ndarray | None = None
     fit_quality: np.ndarray | None = None
+    flux_error_factor: np.ndarray | None = None
 
 
 @dataclass

@@ -54,7 +54,11 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
         population = model.fixed_population
     else:
         population = flat["population_mean"].mean(0), flat["population_covariance"].mean(0).reshape(p, p)
-    return Moments(mean, covariance, scatter, tau, *population, coefficients, system, u)
+    factor = None
+    if model.flux_error_factor == "survey":
+        factor = np.sqrt((flat["flux_error_factor"] ** 2).mean(keepdims=True))
+    found = Moments(mean, covariance, scatter, tau, *population, coefficients, system, u)
+    return found._replace(flux_error_factor=factor)
 
 
 def _aligned(flat: dict[str, np.ndarray], model: LinearModel) -> dict[str, np.ndarray]:

@@ -86,6 +86,8 @@ def _refuse(model: LinearModel) -> None:
         )
     if model.nuisances:
         raise CannotDo("Gibbs does not sample nuisances in training: use MAP() or NUTS()")
+    if model.flux_error_factor is not None:
+        raise CannotDo("Gibbs does not sample a factor on the flux errors: use MAP() or NUTS()")
     if model.label_curve and model.integrates_labels:
         raise CannotDo("Gibbs does not sample the curve of free labels: use MAP() or NUTS(), or label_noise='joint'")
     if np.isfinite(model.coefficient_bounds()).any():

@@ -13,7 +13,6 @@ coefficients that is learned across pixels is at its own mode, given the rest, i
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,7 +25,6 @@ from ..linear import LinearModel
 from ..nuisances import shapes_of
 from ..numerics.compress import (
     Statistics,
-    by_blocks,
     known,
     pad_stars,
     padded,
@@ -34,7 +32,8 @@ from ..numerics.compress import (
     pixels_at_once,
     power_of_two,
 )
-from ..numerics.features import Monomials
+from ..numerics.error_factor import error_factors, expected_residual2
+from ..numerics.features import feature_moments
 from ..numerics.hierarchy import coefficients_given, learn
 from ..numerics.linalg import Array, in_float64, outer_pairs, pack, unpack
 from ..numerics.nuisance import compress_nuisances, marginalise
@@ -50,6 +49,8 @@ from .starwise import StarProblem, modes_of
 MANY = 4_000_000
 """Numbers in the spectra from which a first solution in float32 saves more than it costs."""
 
+ERROR_STEPS = 2
+"""Of the factor on the flux errors, at most, each time that the pixels are trained."""
 PRIOR_STEPS, LATENT_STEPS = 100, 5
 """Of the learned prior, at most, each time that the pixels are trained: of labels that are exact, and where the latents
 change as well."""
@@ -122,7 +123,8 @@ class EM:
         m, k = self.features.n_label, self.features.size
         self.labels = (LatentLabels if model.labels_are_latent else LabelOutputs)(model, model.catalogue(stars))
         self.observed = self.value = value
-        self.error = error
+        self.error = self.stated = error
+        self.ln_factor = np.zeros(self.n_star)
         ok = np.isfinite(value) & (np.isfinite(error) if error is not None else True)
         self.known = known = model.measured(stars).observed
         self.has_latents = model.integrates_labels or not known.all()
@@ -163,12 +165,17 @@ class EM:
     @property
     def iterates(self) -> bool:
         """Whether one training of all pixels is not all."""
-        return self.has_latents or isinstance(self.model.prior, Learned) or bool(self.model.nuisances)
+        learned = isinstance(self.model.prior, Learned)
+        return self.has_latents or learned or bool(self.model.nuisances) or self.model.flux_error_factor is not None
 
     @property
     def knows_objective(self) -> bool:
         """Whether what expectation-maximisation increases is known in closed form."""
-        return self.features.order == 1 and self.model.fixed_population is not None and not self.model.nuisances
+        return (
+            self.features.order == 1
+            and self.model.fixed_population is not None
+            and not (self.model.nuisances or self.model.flux_error_factor)
+        )
 
     def run(self, max_iterations: int, tolerance: float, shown: Any) -> tuple[list[float], bool]:
         """Train from the start until nothing changes by more; the changes, and whether they came to that."""
@@ -226,6 +233,8 @@ class EM:
         if learned:
             self.learn_prior(gram, linear, unit)
         moved = self.correct() if self.model.nuisances else 0.0
+        if self.model.flux_error_factor is not None and self.stated is not None:
+            moved = max(moved, self.learn_error_factor(phi, second))
         if self.has_latents:
             self.compress(size)
             self.labels.learn_coefficients(phi, unpack(second, k))
@@ -251,6 +260,18 @@ class EM:
         variance = np.where(ok, error**2 + self.scatter2, 1.0)
         residual = np.where(ok, self.value, 0.0)
         return self.prior_evidence - 0.5 * float(np.where(ok, residual**2 / variance + np.log(variance), 0.0).sum())
+
+    def learn_error_factor(self, phi: np.ndarray, second: np.ndarray) -> float:
+        """f of the stars, or of the survey, a step or two towards its mode; returns the change of ln f, in sds."""
+        use = self.trained
+        assert self.stated is not None
+        residual2 = expected_residual2(self.value, phi, second, self.theta * self.allowed, self.covariance)[:, use]
+        stars = residual2, self.stated[:, use] ** 2, self.scatter2[use], self.ln_factor
+        together = self.model.flux_error_factor == "survey"
+        ln_f, sd = error_factors(*stars, together=together, steps=ERROR_STEPS)
+        change = float(np.sqrt(np.mean(((ln_f - self.ln_factor) / sd) ** 2)))
+        self.ln_factor, self.error = ln_f, self.stated * np.exp(ln_f)[:, None]
+        return change
 
     def correct(self) -> float:
         """Spectra without what is expected of their nuisances; returns the change of these, in prior sds."""
@@ -337,9 +358,11 @@ class EM:
         resistance = None
         if self.model.label_curve and isinstance(self.labels, LatentLabels):
             resistance = self.labels.resistance(self.u, gram)
+        of_survey = self.model.flux_error_factor == "survey"
         return Moments(
             theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.labels.tau2) * frame.scale,
             self.mean, self.population, coefficients, system, self.u, resistance,
+            flux_error_factor=np.exp(self.ln_factor[:1]) if of_survey else None,
         )  # fmt: skip
 
     def point(self) -> dict[str, np.ndarray]:
@@ -350,6 +373,9 @@ class EM:
             sites |= {"population_mean": self.mean, "population_covariance": self.population}
         if self.learn_scatter:
             sites["scatter"] = moments.scatter
+        if model.flux_error_factor is not None:
+            factor = np.exp(self.ln_factor)
+            sites["flux_error_factor"] = factor if model.flux_error_factor == "star" else factor[0]
         if "label_coefficients" in names:
             sites[names["label_coefficients"]] = moments.label_coefficients
         if model.integrates_labels:
@@ -435,17 +461,3 @@ def expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
     logs = jnp.where(ok, jnp.log(2 * jnp.pi * (variance + scatter2[:, None])), 0.0)
     constant = 0.5 * (w * value**2 + logs * keep[:, None]).sum(0)
     return w.T @ second, (w * value).T @ theta, constant
-
-
-def feature_moments(features: Monomials, u: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """E[phi] and packed E[phi phi']; plain products where the labels are exact."""
-    if not np.any(covariance):
-        phi = features(u)
-        return phi, outer_pairs(phi)
-    return by_blocks(functools.partial(_gaussian_moments, features), u, covariance)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _gaussian_moments(features, u, covariance):
-    first, second = features.moments(u, covariance)
-    return first, pack(second)

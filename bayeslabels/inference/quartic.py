@@ -8,14 +8,15 @@ stars, is added to the draws afterwards (`fit.infer`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..linear import LinearModel
 from ..nuisances import shapes_of
 from ..numerics.compress import Statistics, compress
-from ..numerics.features import Monomials
+from ..numerics.error_factor import error_factors, expected_residual2
+from ..numerics.features import Monomials, feature_moments
 from ..numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ..numerics.modes import Energy, Modes
 from ..numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
@@ -37,6 +38,8 @@ class Compressed(NamedTuple):
     precision: Array
     information: Array
     nuisances: NuisanceSums | None = None
+    error_factor: tuple[np.ndarray, np.ndarray] | None = None
+    """ln f (N,) of the stars' own, and its sd."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     if "flux" in stars:
         spectra = _Spectra(model, moments, *model.output(stars))
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
-        rough = integrate or spectra.shapes is not None
+        rough = integrate or spectra.shapes is not None or spectra.own_factor
         # a first estimate does not need every pixel of a long spectrum
         typical = features(moments.population_mean)
         statistics, sums = spectra.draft(np.broadcast_to(typical, (len(stars), features.size)), integrate)
@@ -79,10 +82,13 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     if not model.labels_are_latent and model.catalogue(stars).observed.any():
         precision, information = label_terms(model, moments, stars, features(modes.location[0]))
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes), tolerance=tolerance)
+    factor = None
     if rough:
+        if spectra.own_factor:
+            factor = spectra.learn_factor(features, modes, sums)
         statistics, sums = spectra.compressed(features(modes.location[0]), integrate)
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes))
-    own = Compressed(statistics, precision, information, sums)
+    own = Compressed(statistics, precision, information, sums, factor)
     return StarProblem(Quartic(features), None, own, modes)
 
 
@@ -91,6 +97,9 @@ class _Spectra:
 
     def __init__(self, model: LinearModel, moments: Moments, value: np.ndarray, error: np.ndarray | None):
         self.moments, self.value, self.error = moments, value, error
+        self.own_factor = model.flux_error_factor == "star" and error is not None
+        if moments.flux_error_factor is not None and error is not None and not self.own_factor:
+            self.error = error * moments.flux_error_factor
         self.shapes = None
         if model.nuisances:
             self.shapes = shapes_of(model.nuisances, model.require_frame(), moments.coefficients)
@@ -106,6 +115,20 @@ class _Spectra:
             return statistics, None
         sums = compress_nuisances(*shown, theta, scatter, self.shapes[:, some], typical)
         return marginalise(statistics, sums), sums
+
+    def learn_factor(self, features: Monomials, modes: Modes, sums: NuisanceSums | None) -> Any:
+        """ln f (N,) of the stars and its sd, from their spectra about those of the modes; the errors go with it."""
+        phi, second = feature_moments(features, modes.location[0], modes.covariance[0])
+        value, use = self.value, np.isfinite(self.moments.scatter)
+        theta, covariance = self.moments.coefficients[use], self.moments.coefficient_covariance[use]
+        if self.shapes is not None and sums is not None:
+            v = sums.given(phi)[0]
+            value = value - sum(x[:, None] * (phi @ t.T) for x, t in zip(v.T, self.shapes, strict=True))
+        residual2 = expected_residual2(value[:, use], phi, second, theta, covariance)
+        assert self.error is not None
+        found = error_factors(residual2, self.error[:, use] ** 2, self.moments.scatter[use] ** 2)
+        self.error = self.error * np.exp(found[0])[:, None]
+        return found
 
     def compressed(self, phi: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:
         """Statistics with all pixels, the coefficients integrated out, and nuisances about each star's own spectrum, at

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..linear import LinearModel, Measured, Spectra
 from ..numerics.compress import STARS, Statistics, known, power_of_two
+from ..numerics.features import feature_moments
 from ..numerics.linalg import Array, unpack
 from ..numerics.regression import CoefficientPrior, PixelSums, pixel_sums, pixels_from_sums
 from ..priors import Learned
@@ -32,7 +33,6 @@ from .map import (
     PRIOR_STEPS,
     evidence,
     expected_statistics,
-    feature_moments,
     latents_given,
     learn_prior,
 )

@@ -73,6 +73,8 @@ class Cannon(LinearModel):
             (Casey+16 section 2.3).
         nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
             the test stars alone: `infer(..., nuisances=...)`.
+        flux_error_factor: a factor on the stated errors of the flux, learned beside the scatter: "star" of every star
+            or "survey" of all training stars; of the test stars alone: `infer(..., flux_error_factor="star")`.
         hidden: labels that no catalogue states (an abundance that is left out, a drift of the instrument), learned from
             what the training spectra have in common beside the labels; their number, or "auto": as many as the
             residuals ask for, up to 4. They follow the labels in results: columns hidden_0, ..., in units of their own.
@@ -98,6 +100,7 @@ class Cannon(LinearModel):
         "coefficients",
         "scatter",
         "label_scatter",
+        "flux_error_factor",
         "population_mean",
         "population_covariance",
     )
@@ -136,7 +139,7 @@ class Cannon(LinearModel):
 
         theta = model.prior.sample("coefficients", frame.n_pixel, features.size, frame.flux_scale)
         theta = theta * model.allowed()
-        scatter = model.scatter_site()
+        scatter, factor = model.scatter_site(), model.error_factor_site("survey")
         if model.fixed_population is not None:
             mean, covariance = map(constant, model.fixed_population)
         else:
@@ -166,7 +169,7 @@ class Cannon(LinearModel):
             if tau is not None:
                 model.label_sites(true, tau, stars, rows)
             phi = features(u)
-            model.flux_site(model.disturbed(phi @ theta.T, phi, theta), scatter, stars, rows)
+            model.flux_site(model.disturbed(phi @ theta.T, phi, theta), scatter, factor, stars, rows)
 
     @property
     def label_blocks(self) -> tuple[str, ...]:

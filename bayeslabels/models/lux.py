@@ -65,6 +65,8 @@ class Lux(LinearModel):
             scatters; None: none.
         nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
             the test stars alone: `infer(..., nuisances=...)`.
+        flux_error_factor: a factor on the stated errors of the flux, learned beside the scatter: "star" of every star
+            or "survey" of all training stars; of the test stars alone: `infer(..., flux_error_factor="star")`.
         masks: {label: (L,) mask of the pixels that it may be inferred from} (section 5). Conditions the test step;
             other labels use all pixels.
 
@@ -80,7 +82,7 @@ class Lux(LinearModel):
     offset: tuple[float, float] | None = None
     masks: Mapping[str, np.ndarray] | None = None
 
-    global_sites: ClassVar[tuple[str, ...]] = ("A", "B", "scatter", "label_scatter")
+    global_sites: ClassVar[tuple[str, ...]] = ("A", "B", "scatter", "label_scatter", "flux_error_factor")
     sites: ClassVar[dict[str, str]] = {"coefficients": "B", "latents": "z", "label_coefficients": "A"}
     smaller: ClassVar[str] = "Lux(2)"
     labels_are_latent: ClassVar[bool] = False
@@ -108,7 +110,7 @@ class Lux(LinearModel):
         wide = dist.Normal(0.0, model.label_coefficient_width).expand([len(frame.names), features.size]).to_event(2)
         a = numpyro.sample("A", wide)
         b = model.prior.sample("B", frame.n_pixel, features.size, frame.flux_scale)
-        scatter = model.scatter_site()
+        scatter, factor = model.scatter_site(), model.error_factor_site("survey")
         tau = model.label_scatter_site()
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
@@ -120,7 +122,7 @@ class Lux(LinearModel):
             numpyro.deterministic("true_labels", frame.physical(labels))
             model.label_sites(labels, tau, stars, rows)
             phi = features(z)
-            model.flux_site(model.disturbed(phi @ b.T, phi, b), scatter, stars, rows)
+            model.flux_site(model.disturbed(phi @ b.T, phi, b), scatter, factor, stars, rows)
 
     def bind(self, stars: Stars) -> Self:
         """As every model of spectra; the labels' centre leaves to the offset, or to A z, what is theirs."""

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .linalg import Array, module_of
+from .compress import by_blocks
+from .linalg import Array, module_of, outer_pairs, pack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,20 @@ def _monomial(row: tuple[int, ...], u: Array, known: dict[tuple[int, ...], Array
         m = next(i for i in reversed(range(len(row))) if row[i])
         known[row] = _monomial(_lowered(row, m), u, known) * u[..., m]
     return known[row]
+
+
+def feature_moments(features: Monomials, u: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E[phi] and packed E[phi phi']; plain products where the labels are exact."""
+    if not np.any(covariance):
+        phi = features(u)
+        return phi, outer_pairs(phi)
+    return by_blocks(functools.partial(_gaussian_moments, features), u, covariance)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gaussian_moments(features, u, covariance):
+    first, second = features.moments(u, covariance)
+    return first, pack(second)
 
 
 def cubature(n: int) -> tuple[np.ndarray, np.ndarray]:
