@@ -106,3 +106,15 @@ def test_the_scale_of_the_hyperprior_does_not_matter():
 def test_a_scale_that_is_none_is_refused():
     with pytest.raises(errors.BadInput, match="scale"):
         bl.priors.Learned(scale=0.0)
+
+
+def test_a_start_that_rounding_has_made_singular_is_no_end():
+    equations = normal_equations(*pixels(200, 4)[:3])
+    singular = np.ones((K, K)) + 1e-17 * np.eye(K)
+    singular[0, 1] = singular[1, 0] = 1 + 1e-15
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(singular)
+    found = learn(*equations, np.zeros(K), singular, Hyperprior(10.0, K + 2.0, 1e-4 * np.eye(K)))
+    usual = learn(*equations, *start(), Hyperprior(10.0, K + 2.0, 1e-4 * np.eye(K)))
+    assert found.converged
+    assert found.log_density == pytest.approx(usual.log_density, abs=0.1)

@@ -11,7 +11,7 @@ from scipy.stats import halfnorm, invwishart, multivariate_normal, norm
 import bayeslabels as bl
 from bayeslabels.errors import BadInput
 from bayeslabels.inference.diagnostics import ess, rhat
-from bayeslabels.inference.quartic import prepare
+from bayeslabels.inference.quartic import flux_given_labels, prepare
 from bayeslabels.models.lux import derivative_spectra
 from bayeslabels.numerics.linalg import in_float64
 
@@ -140,6 +140,32 @@ def test_more_latents_than_needed_do_no_harm(train):
 
 
 @pytest.mark.slow
+@in_float64
+def test_flux_given_labels_against_dense_algebra(trained):
+    """ln p(flux, labels) - ln p(labels), the joint Gaussian of both built whole."""
+    stars = simulate(5, seed=9)[0]
+    stars = stars.with_block(flux=with_gaps(stars.flux, 0.2, 4), labels=with_gaps(stars.labels, 0.3, 5))
+    moments = trained.moments._replace(
+        coefficient_covariance=0 * trained.moments.coefficient_covariance,
+        label_system_covariance=0 * trained.moments.label_system_covariance,
+    )
+    frame, phi = trained.model.frame, trained.model.features(np.zeros((5, 4)))
+    found = flux_given_labels(trained.model, moments, stars, phi)
+    both = np.concatenate([frame.scale[:, None] * moments.label_coefficients, moments.coefficients])
+    value = np.concatenate([stars.labels.value - frame.centre, stars.flux.value], 1)
+    error = np.concatenate([stars.labels.error, stars.flux.error], 1)
+    variance = error**2 + np.concatenate([moments.label_scatter, moments.scatter]) ** 2
+    for n in range(5):
+        ok = np.isfinite(value[n])
+        n_label = ok[: len(frame.names)].sum()
+        total = both[ok, 1:] @ both[ok, 1:].T + np.diag(variance[n, ok])
+        offset = value[n, ok] - both[ok, 0]
+        dense = multivariate_normal(cov=total).logpdf(offset)
+        if n_label:
+            dense -= multivariate_normal(cov=total[:n_label, :n_label]).logpdf(offset[:n_label])
+        assert found[n] == pytest.approx(dense, abs=1e-5)
+
+
 def test_latent_size_by_held_out_density():
     stars = simulate(240, n_pixel=30, n_latent=6)[0]
     posterior = bl.fit(bl.Lux(), stars, seed=0)

@@ -14,7 +14,7 @@ from ..family import Usable
 from ..fit import fit, fold_of, infer
 from ..inference.free_labels import with_label_curve
 from ..inference.map import MAP
-from ..inference.quartic import prepare
+from ..inference.quartic import flux_given_labels, prepare
 from ..linear import LinearModel
 from ..numerics.linalg import in_float64
 from ..posterior import Posterior
@@ -37,10 +37,12 @@ ITERATIONS = 40
 
 
 class HeldOut(NamedTuple):
-    """Labels of stars that were not in the training set: scaled mean (N, M) and covariance (N, M, M)."""
+    """Labels of stars that were not in the training set: scaled mean (N, M) and covariance (N, M, M); flux (N,):
+    ln p(flux | labels) where labels are outputs, else 0."""
 
     mean: np.ndarray
     covariance: np.ndarray
+    flux: np.ndarray
 
 
 @in_float64
@@ -62,8 +64,9 @@ def held_out(
     fold = fold_of(len(stars), folds, seed)
     mean = np.full((len(stars), len(frame.names)), np.nan)
     covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
+    flux = np.zeros(len(stars))
     if before is not None:
-        mean[:], covariance[:] = before
+        mean[:], covariance[:], flux[:] = before
     to_run = [f for f in range(folds if n_run is None else min(n_run, folds)) if np.isnan(mean[fold == f]).all()]
     with bar(len(to_run), "held-out folds", progress) as shown:
         for f in to_run:
@@ -72,19 +75,24 @@ def held_out(
             trained = MAP(max_iterations=ITERATIONS, tolerance=0.03).fit(bound, stars[~out], seed, False)
             moments = with_label_curve(bound, trained, stars[~out]).moments
             assert moments is not None
+            whole = moments
             moments = moments._replace(label_scatter=0 * moments.label_scatter)
             test = stars[out].drop(*model.label_blocks)
             problem = prepare(bound, moments, test, seed, 4)
             finished = finish(bound, moments, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
             mean[out] = frame.scaled(finished["mean"].values)
             covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
+            if not model.labels_are_latent:
+                phi = bound.features(np.where(np.isfinite(z := problem.modes.location[0]), z, 0.0))
+                flux[out] = flux_given_labels(bound, whole, stars[out], phi)
             shown.update()
-    return HeldOut(mean, covariance)
+    return HeldOut(mean, covariance, flux)
 
 
 def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
-    """The variant of highest held-out density of the catalogue labels, if it is better than the first as surely as the
-    model asks; the stars, with starting values of hidden labels; held-out labels, and all scores.
+    """The variant of highest held-out density, of the catalogue labels given the flux and where labels are outputs of
+    the flux given the labels, too (Lux, appendix A), if it is better than the first as surely as the model asks; the
+    stars, with starting values of hidden labels; held-out labels, and all scores.
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
     run where tau is learned from them.
@@ -114,7 +122,7 @@ def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[
             own.append({"variant": variant.choice, "refused": str(problem)})
             continue
         outs.append(out)
-        densities.append(density_of_labels(variant.bind(stars), stars, out))
+        densities.append(density_of_labels(variant.bind(stars), stars, out) + out.flux)
         own.append({"variant": variant.choice})
     compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
     means = [float(d[compared].mean()) for d in densities]

@@ -92,6 +92,30 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     return StarProblem(Quartic(features), None, own, modes)
 
 
+@in_float64
+def flux_given_labels(model: LinearModel, moments: Moments, stars: Stars, phi: np.ndarray) -> np.ndarray:
+    """ln p(flux_n | labels_n) (N,) of a model whose labels are outputs of the latents, which are integrated out.
+
+    Given the labels z ~ N(P^-1 h, P^-1), and ln p(flux | z) = b' phi - 1/2 phi' G phi - c with phi = phi_0 + J z:
+
+        -c + b' phi_0 - 1/2 phi_0' G phi_0 + 1/2 k' (P + F)^-1 k - 1/2 h' P^-1 h + 1/2 ln |P| - 1/2 ln |P + F|,
+
+    F = J' G J, k = h + J' (b - G phi_0). phi (N, K): features at which the coefficients are integrated out.
+    """
+    value, error = model.output(stars)
+    spread = {"theta_covariance": moments.coefficient_covariance, "feature_pairs": outer_pairs(phi)}
+    gram, linear, constant, *_ = compress(value, error, moments.coefficients, moments.scatter, constant=True, **spread)
+    precision, information = label_terms(model, moments, stars.drop("flux"), phi)
+    origin = np.zeros(model.features.n_label)
+    at_zero, jacobian = model.features(origin), model.features.jacobian(origin)
+    total = precision + jacobian.T @ gram @ jacobian
+    own = information + (linear - gram @ at_zero) @ jacobian
+    solved, known = (np.linalg.solve(a, b[..., None])[..., 0] for a, b in ((total, own), (precision, information)))
+    logs = np.linalg.slogdet(precision)[1] - np.linalg.slogdet(total)[1]
+    fixed = linear @ at_zero - 0.5 * gram @ at_zero @ at_zero - constant
+    return fixed + 0.5 * ((own * solved).sum(1) - (information * known).sum(1) + logs)
+
+
 class _Spectra:
     """Spectra of N stars and the trained parameters that they are compressed with; shapes (Q, L, K): of nuisances."""
 

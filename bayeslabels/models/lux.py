@@ -47,7 +47,7 @@ class Lux(LinearModel):
 
     Args:
         latent_size: P; "auto": that of 1, 2, 4 and 8 times the number of labels with the highest held-out density of
-            the labels.
+            the labels given the flux and of the flux given the labels (appendix A).
         outputs: further blocks of stars that are linear in the latents, such as a second survey's labels or
             magnitudes; beside `labels` they are inferred, reported and, where a star has them, data.
         label_scatter: "joint": tau as the training stars have it; "held-out": from stars left out of training, a

@@ -3,7 +3,7 @@
 ln p(r_n | f) = -1/2 sum_l [ln(f^2 sigma_nl^2 + s_l^2) + r_nl^2 / (f^2 sigma_nl^2 + s_l^2)],   ln f ~ N(0, 1)
 
 r_nl^2 is the expected square of the residual, over what is not known of the star and of the coefficients. Where the
-errors of all stars have one pattern along the spectrum, sigma_nl = a_n b_l, the training step cannot tell the factors of
+errors of all stars have one pattern along the spectrum, sigma_nl = a_n b_l, training cannot tell the factors of
 its stars from a scatter of that pattern: only the variances f_n^2 sigma_nl^2 + s_l^2 are known then.
 """
 

@@ -23,6 +23,8 @@ SMALLEST, LARGEST = 0.1, 10.0
 """Factors, at most, by which a variance falls or grows in a step."""
 FURTHEST = 32.0
 """Times the step of Fisher scoring, at most."""
+SINGULAR = 1e-13
+"""Eigenvalue of a matrix of correlations that rounding may have made."""
 HALVINGS = 12
 """Of a step that lowers the density, before the search is given up."""
 
@@ -92,6 +94,7 @@ def learn(
         sums = _sums(gram, linear, root, mean)
         return root, sums, sums.evidence + hyperprior.log_density(mean, covariance)
 
+    covariance = _definite(covariance)
     root, sums, density = visit(mean, covariance)
     pull, reach = hyperprior.freedom + k + 1, 1.0
     for count in range(steps):
@@ -124,6 +127,15 @@ def learn(
         reach = 1.0 if halving else min(2 * reach, FURTHEST) if trial[2] - density > 0.7 * gain else max(1.0, reach / 2)
         (mean, covariance), (root, sums, density) = moved, trial
     return Learned(mean, covariance, density, sums.evidence, False, steps)
+
+
+def _definite(covariance: np.ndarray) -> np.ndarray:
+    """A covariance (K, K), or the nearest of the same variances that is one where rounding has undone it."""
+    sd = np.sqrt(np.diagonal(covariance))
+    values, vectors = np.linalg.eigh(covariance / (sd[:, None] * sd))
+    if values[0] > SINGULAR:
+        return covariance
+    return (vectors * np.maximum(values, SINGULAR)) @ vectors.T * (sd[:, None] * sd)
 
 
 def _sums(gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarray) -> _Sums:
