@@ -1,7 +1,7 @@
 """Which inferences give posteriors: simulation-based calibration of every model, small enough for hundreds of fits.
 
     python benchmarks/sbc.py [cannon cannon-wide cannon-exact lux parallax translator photometry cannon-stars]
-                             [--n 300] [--by Gibbs ...] [--worst]
+                             [--n 300] [--by Gibbs ...] [--worst] [--stars 60] [--pixels 60]
 
 One row per model and inference: simulations, p-value, verdict at p > 0.01, CPU seconds. `-stars` and `photometry`
 judge the test step alone, a star per simulation; the others whole training steps, with the test step (`Laplace`) of
@@ -37,8 +37,13 @@ SMALLER_STEPS = replace(MORE, target_accept=0.99)
 SCATTER = priors.HalfNormal(0.03)
 
 
-def spectra(n: int = 23, n_pixel: int = 10) -> Stars:
-    """Errors and gaps of the training and test stars; their values are not used but for names and scales."""
+TRAINING = {"n_star": 20, "n_pixel": 10}
+"""Of spectra: training stars, and pixels."""
+
+
+def spectra() -> Stars:
+    """Errors and gaps of the training stars and three test stars; the values only give names and scales."""
+    n, n_pixel = TRAINING["n_star"] + 3, TRAINING["n_pixel"]
     rng = np.random.default_rng(0)
     labels = np.array([5000.0, 3.0]) + rng.standard_normal((n, 2)) * [300, 0.5]
     flux = 1 + 0.05 * rng.standard_normal((n, n_pixel))
@@ -147,9 +152,12 @@ def main() -> None:
     arguments.add_argument("models", nargs="*", help=f"of {', '.join(CASES)}; all by default")
     arguments.add_argument("--n", type=int, default=300, help="simulations")
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--stars", type=int, default=20, help="training stars of models of spectra")
+    arguments.add_argument("--pixels", type=int, default=10, help="of their spectra")
     arguments.add_argument("--by", nargs="*", help="only these inferences")
     arguments.add_argument("--worst", action="store_true", help="and the quantities of the smallest p-values")
     given = arguments.parse_args()
+    TRAINING.update(n_star=given.stars, n_pixel=given.pixels)
     print(f"{'model':13} {'inference':19} {'n_sim':>6} {'left out':>8} {'p':>9} {'verdict':>8} {'CPU s':>6}  worst")
     for name in given.models or CASES:
         for inference, run in CASES[name]():

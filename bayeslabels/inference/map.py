@@ -51,6 +51,8 @@ MANY = 4_000_000
 
 ERROR_STEPS = 2
 """Of the factor on the flux errors, at most, each time that the pixels are trained."""
+PRIOR_PIXELS, PIXELS_PER_TERM = 1024, 16
+"""So many, or twice that at most, of all pixels tell the learned prior; more of them where it has more terms."""
 PRIOR_STEPS, LATENT_STEPS = 100, 5
 """Of the learned prior, at most, each time that the pixels are trained: of labels that are exact, and where the latents
 change as well."""
@@ -411,11 +413,16 @@ def learn_prior(
     learned: Learned, prior: CoefficientPrior, gram: np.ndarray, linear: np.ndarray, trained: np.ndarray,
     flux_scale: float, unit: float, steps: int,
 ) -> LearnedPrior:  # fmt: skip
-    """From `Pixels.gram` and `linear` of flux times unit, and the prior before; trained (L,): pixels that count."""
+    """From `Pixels.gram` and `linear` of flux times unit, and the prior before; trained (L,): pixels that count.
+
+    Of a long spectrum every second, third, ... pixel tells m and Sigma well enough.
+    """
     start = np.linalg.inv(np.asarray(prior.precision))
     mean, covariance = start @ np.asarray(prior.information) * unit, start * unit**2
     hyper = learned.hyper(len(mean), flux_scale * unit)
-    found = learn(gram[trained], linear[trained], mean, covariance, hyper, steps=steps)
+    some = np.flatnonzero(trained)
+    some = some[:: max(1, len(some) // max(PRIOR_PIXELS, PIXELS_PER_TERM * len(mean)))]
+    found = learn(gram[some], linear[some], mean, covariance, hyper, steps=steps)
     mean, covariance = found.mean / unit, found.covariance / unit**2
     theta, spread = coefficients_given(gram, linear, found.mean, found.covariance)
     prior = learned.given(prior, mean, covariance)
