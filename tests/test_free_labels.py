@@ -217,7 +217,7 @@ def test_scatter_of_labels_without_errors_is_that_of_held_out_ones(trained):
     scale, z = trained.model.frame.scale, np.random.default_rng(0).normal(size=(200, 2))
     mean = trained.model.frame.scaled(stars.labels.value) - z * np.array([0.3, 0.2])
     mean[150:] = np.nan  # folds that were not run
-    out = HeldOut(mean, np.zeros((200, 2, 2)))
+    out = HeldOut(mean, np.zeros((200, 2, 2)), np.zeros(200))
     bare = stars.with_block(labels=bl.Block(stars.labels.value, names=NAMES))
     told = with_label_scatter(trained, bare, out).moments
     inside = (np.abs(z[:150] * np.array([0.3, 0.2]) * scale) < told.label_scatter).mean(0)
