@@ -6,6 +6,7 @@ Files are the business of `tables`; blocks are made, and their numbers checked, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all col
 
 MAX_NAMED = 64  # wider blocks are spectra: their columns have coords, not names
 META = "BLBLOCKS"  # at most eight characters, so that a FITS header holds it
+LOG_UNIT = re.compile(r"log(?:10)?\((.+)\)")
 SUFFIXES = ("error", "ivar", "unit", "names", "coords")
 
 
@@ -48,6 +50,21 @@ def numbers(data: Any, what: str) -> Numbers:
     return array, [unit]
 
 
+def unit_of(text: str) -> Any:
+    """The unit of a text, also as the Gaia archive writes it: 'dex' in quotes, log(cm.s**-2) for dex(cm / s2).
+
+    Raises:
+        ValueError: if it is none that astropy knows.
+    """
+    plain = text.strip().strip("'\"")
+    try:
+        return u.Unit(plain)
+    except ValueError:
+        if not (inside := LOG_UNIT.fullmatch(plain)):
+            raise
+        return u.dex(u.Unit(inside[1].replace(".", " ")))
+
+
 def unit_strings(unit: Any, n_dim: int, what: str) -> Any:
     """Units as strings, which can be compared and hashed; one string where all columns agree."""
     units = [unit] if unit is None or isinstance(unit, str) or hasattr(unit, "to_string") else list(unit)
@@ -56,7 +73,8 @@ def unit_strings(unit: Any, n_dim: int, what: str) -> Any:
     strings = []
     for x in units:
         try:
-            strings.append("" if x is None else u.Unit(str(x) if isinstance(x, u.UnrecognizedUnit) else x).to_string())
+            known = isinstance(x, u.UnitBase | u.FunctionUnitBase) and not isinstance(x, u.UnrecognizedUnit)
+            strings.append("" if x is None else (x if known else unit_of(str(x))).to_string())
         except (ValueError, TypeError):
             fix = f'unit="K" (from_table: {what}_unit="K"), or unit="" for none'
             raise bad_input(f"unit {str(x)!r} of {what}", "one that astropy knows", fix=fix) from None
@@ -94,6 +112,8 @@ def convert(data: Numbers, unit: Any, what: str, spread: bool = False) -> np.nda
         if pair[0] is None or isinstance(pair[0], u.UnrecognizedUnit):
             continue
         at = [i for i, other in enumerate(pairs) if other == pair]
+        if getattr(u.Unit(pair[0]), "function_unit", None) == u.Unit(pair[1] or ""):
+            continue  # mag(AB) as plain magnitudes, dex(cm / s2) as plain dex, if that is asked for
         try:
             array[..., at] = of(pair[0]).to(of(pair[1] or ""), array[..., at])
         except u.UnitConversionError:
@@ -203,8 +223,9 @@ def _stack(table: Any, columns: Any) -> Numbers:
     if isinstance(table, FITS_rec):
         header = table.columns[columns]
         units = [header.unit and u.Unit(header.unit, format="fits", parse_strict="silent")]
-        if header.null not in (None, ""):
-            array[array == header.null] = np.nan
+        stored = table.view(np.ndarray)[columns]
+        if header.null not in (None, "") and stored.dtype.kind in "iu":  # a number as stored, before any scaling
+            array[stored == int(header.null)] = np.nan
     return array, units
 
 

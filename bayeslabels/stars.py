@@ -412,7 +412,13 @@ def _identifiers(id: Any) -> np.ndarray:
     masked = isinstance(id, np.ma.MaskedArray) and np.ma.getmaskarray(id).any()
     array = np.asarray(id)
     if array.dtype.kind in "OST":
-        array = np.array([x.decode() if isinstance(x, bytes) else x for x in array.tolist()])
+        every = [x.decode() if isinstance(x, bytes) else x for x in array.tolist()]
+        if n := sum(not isinstance(x, str | int) for x in every):
+            raise bad_input(
+                f"{n} ids that are missing", "one string or integer per star", "None or NaN in the column",
+                "table = table[table[...].notna()], or omit id",
+            )  # fmt: skip
+        array = np.array(every)
     if masked or array.ndim != 1 or array.dtype.kind not in "iuU":
         raise bad_input(f"id {'masked' if masked else array.dtype}", "one string or integer per star")
     unique, counts = np.unique(array, return_counts=True)

@@ -13,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 from astropy.io import fits
-from astropy.table import Column, Table, vstack
+from astropy.table import Column, MaskedColumn, Table, vstack
 
 from .errors import BadInput, bad_input
-from .tables import first_table, open_fits, parquet_module, read_table, table_of_arrow
+from .tables import Written, first_table, fits_nulls, open_fits, parquet_module, read_table, table_of_arrow
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 FITS = (".fits", ".fit")
@@ -50,14 +50,15 @@ def open_stream(path: str | os.PathLike[str], hdu: int | str | None = None) -> S
         raise bad_input(f"no file or folder {path}", "a Parquet, FITS or HDF5 table")
     if path.is_dir() or suffix in (".parquet", ".pq"):
         return ParquetStream(path)
-    if suffix in FITS:
+    if suffix in FITS or (suffix == ".gz" and Path(path.stem).suffix.lower() in FITS):
         return FitsStream(path, hdu)
     if suffix in HDF5:
         return Hdf5Stream(path, hdu)
     if suffix == ".ecsv":
         return TextStream(path)
     raise bad_input(
-        f"the file name {str(path)!r}", f"a folder, or one that ends in {', '.join(FITS + HDF5)} or .parquet"
+        f"the file name {str(path)!r}",
+        f"a folder, or one that ends in {', '.join(FITS + HDF5)}, .fits.gz, .ecsv or .parquet",
     )
 
 
@@ -73,6 +74,7 @@ class ParquetStream(Stream):
             if not found:
                 raise bad_input(f"the folder {path} without Parquet files", "some")
         self.rows, self.groups, names = [], [], []
+        self.written: list[Written] = []
         self.widths: dict[str, int] = {}
         for file in found:
             try:
@@ -83,7 +85,9 @@ class ParquetStream(Stream):
                 raise bad_input(what, "a whole file", "it is cut short") from problem
             self.rows.append(head.num_rows)
             self.groups += [head.row_group(i).num_rows for i in range(head.num_row_groups)]
-            names.append(tuple(head.schema.to_arrow_schema().names))
+            schema = head.schema.to_arrow_schema()
+            self.written.append(Written.of(schema))
+            names.append(tuple(x for x in schema.names if x not in self.written[-1].masks.values()))
         for file, own in zip(found, names, strict=True):
             if set(own) != set(names[0]):
                 odd = sorted(set(own) ^ set(names[0]))
@@ -96,7 +100,8 @@ class ParquetStream(Stream):
 
     def read(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
         parquet, held, n_held = parquet_module(), [], 0
-        for path, rows in zip(self.paths, self.rows, strict=True):
+        for path, rows, written in zip(self.paths, self.rows, self.written, strict=True):
+            stored = [*columns, *(mask for name, mask in written.masks.items() if name in columns)]
             if start >= rows:
                 start -= rows
                 continue
@@ -106,13 +111,13 @@ class ParquetStream(Stream):
                     if start >= inside:
                         start -= inside
                         continue
-                    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
+                    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=stored):
                         skipped, start = min(start, batch.num_rows), max(start - batch.num_rows, 0)
                         batch = batch.slice(skipped)
                         while batch.num_rows:
                             piece = batch.slice(0, size - n_held)
                             batch = batch.slice(piece.num_rows)
-                            held.append(self._widened(table_of_arrow(piece)))
+                            held.append(self._widened(written.applied(table_of_arrow(piece))))
                             n_held += piece.num_rows
                             if n_held == size:
                                 yield joined(held)
@@ -147,7 +152,7 @@ class FitsStream(Stream):
             self.number, self.n_row = hdus.index(table), int(table.header["NAXIS2"])
             self.names = tuple(table.columns.names)
             needed = table._data_offset + int(table.header["NAXIS1"]) * self.n_row
-        if path.stat().st_size < needed:
+        if path.suffix.lower() != ".gz" and path.stat().st_size < needed:
             raise bad_input(f"{path} of {path.stat().st_size} bytes", f"at least {needed}", "it is cut short")
 
     @staticmethod
@@ -170,11 +175,10 @@ class FitsStream(Stream):
             for first in range(start, self.n_row, size):
                 part, out = table.data[first : first + size], Table()
                 for name in columns:
-                    values, header = np.array(part[name]), table.columns[name]
-                    if header.null not in (None, "") and values.dtype.kind in "iu":
-                        values = np.where(values == header.null, np.nan, values)
+                    values, null = np.array(part[name]), fits_nulls(part, name)
                     native = values.astype(values.dtype.newbyteorder("="))
-                    out[name] = Column(native, unit=header.unit or None)
+                    column = Column(native, unit=table.columns[name].unit or None)
+                    out[name] = column if null is None else MaskedColumn(column, mask=null)
                 yield out
 
 

@@ -7,16 +7,20 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Column, MaskedColumn, Table
+from astropy.table.meta import get_header_from_yaml
 from astropy.units import Unit, UnitsWarning, UnrecognizedUnit
 
+from .columns import unit_of
 from .errors import bad_input
 from .files import in_one_piece
 
+MASK = ".mask"
+"""End of the name of a column that astropy writes beside a masked one."""
 FORMATS = {
     ".fits": "fits", ".fit": "fits", ".fz": "fits", ".gz": "fits",
     ".ecsv": "ascii.ecsv", ".parquet": "parquet", ".pq": "parquet",
@@ -36,7 +40,7 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
     """An astropy table with units; list columns of Parquet become vector columns.
 
     Args:
-        hdu: of a FITS file, number or name; None: the first table.
+        hdu: of a FITS file, number or name; None: the first table that has rows.
     """
     kind, path = format_of(path), Path(path)
     if not path.is_file():
@@ -53,11 +57,14 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
                 if not isinstance(found, fits.BinTableHDU | fits.TableHDU):
                     raise bad_input(f"HDU {hdu} of {path}, which is no table", f"one of {_tables(hdus)}")
                 number = hdus.index(found)
+                nulls = {name: x for name in found.columns.names if (x := fits_nulls(found.data, name)) is not None}
             table = Table.read(path, format="fits", hdu=number, mask_invalid=False, unit_parse_strict="silent")
+            for name, null in nulls.items():
+                table[name] = MaskedColumn(np.ma.getdata(table[name]), mask=null, unit=table[name].unit)
             for column in table.itercols():
                 if isinstance(column.unit, UnrecognizedUnit):
                     with contextlib.suppress(ValueError):
-                        column.unit = Unit(str(column.unit))
+                        column.unit = unit_of(str(column.unit))
             return table
         except (OSError, ValueError, TypeError, KeyError) as problem:
             if "expected" in str(problem) and "got" in str(problem):
@@ -170,11 +177,22 @@ def first_table(hdus: Any, hdu: int | str | None, path: Path) -> Any:
         found = [x for x in hdus if isinstance(x, fits.BinTableHDU | fits.TableHDU)]
         if not found:
             raise bad_input(f"{path} without a table", "a FITS table in one of its HDUs")
-        return found[0]
+        return next((x for x in found if x.header["NAXIS2"]), found[0])  # some surveys begin with an empty one
     try:
         return hdus[hdu]
     except (KeyError, IndexError):
         raise bad_input(f"HDU {hdu} of {path}", f"one of {_tables(hdus)}") from None
+
+
+def fits_nulls(rows: Any, name: str) -> np.ndarray | None:
+    """Where an integer column of a FITS table has its null, which is a number as stored, before any scaling; None: it
+    has no null, or none of these rows has it."""
+    null = rows.columns[name].null
+    stored = rows.view(np.ndarray)[name]
+    if null in (None, "") or stored.dtype.kind not in "iu":
+        return None
+    found = stored == int(null)
+    return found if found.any() else None
 
 
 def _tables(hdus: Any) -> str:
@@ -224,13 +242,59 @@ def table_of_arrow(data: Any) -> Table:
         elif "list" in kind:
             out[name] = _vectors(name, column)
         elif "string" in kind:
-            out[name] = np.array([x or "" for x in column.to_pylist()], str)
+            texts = column.to_pylist()
+            out[name] = _but_for(np.array([x or "" for x in texts], str), np.array([x is None for x in texts], bool))
+        elif (
+            "int" in kind and column.null_count
+        ):  # as floats, which Arrow would make of them, long ids are no longer one
+            null = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
+            out[name] = _but_for(column.fill_null(0).to_numpy(zero_copy_only=False), null)
         else:
             out[name] = column.to_numpy(zero_copy_only=False)
         unit = (field.metadata or {}).get(b"unit")
         if unit:
             out[name].unit = unit.decode()
     return out
+
+
+def _but_for(values: np.ndarray, missing: np.ndarray) -> Column:
+    return MaskedColumn(values, mask=missing) if missing.any() else Column(values)
+
+
+class Written(NamedTuple):
+    """What astropy wrote beside the columns of a Parquet file: units, and columns that are masks of others."""
+
+    units: dict[str, str]
+    masks: dict[str, str]
+
+    @classmethod
+    def of(cls, schema: Any) -> Written:
+        """Of the schema of a file; nothing, if it is not astropy's."""
+        text = (schema.metadata or {}).get(b"table_meta_yaml")
+        if text is None:
+            return cls({}, {})
+        header = get_header_from_yaml(text.decode().splitlines())
+        units = {x["name"]: str(x["unit"]) for x in header["datatype"] if x.get("unit")}
+        masks = {name.removesuffix(MASK): name for name in schema.names if name.endswith(MASK)}
+        masks = {name: mask for name, mask in masks.items() if name in schema.names}
+        for name in masks:  # of a masked Quantity the unit stands with the class
+            own = header.get("meta", {}).get("__serialized_columns__", {}).get(name, {})
+            if "unit" in own:
+                units[name] = str(own["unit"])
+        return cls(units, masks)
+
+    def applied(self, table: Table) -> Table:
+        """The table with masks and units, without the columns that were masks."""
+        for name, mask in self.masks.items():
+            if name in table.colnames and mask in table.colnames:
+                hidden = np.asarray(table[mask], bool)
+                if hidden.any():
+                    table[name] = MaskedColumn(table[name], mask=hidden)
+                table.remove_column(mask)
+        for name, unit in self.units.items():
+            if name in table.colnames:
+                table[name].unit = Unit(unit, parse_strict="silent")
+        return table
 
 
 def _vectors(name: str, column: Any) -> np.ndarray:

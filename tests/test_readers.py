@@ -1,0 +1,204 @@
+"""Every way into the package, of every format: units, what is missing, and ids come through as they were written."""
+
+from __future__ import annotations
+
+import gzip
+
+import h5py
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.table import MaskedColumn, QTable, Table
+
+import bayeslabels as bl
+from bayeslabels.sources import Source, read_stars, stars_of
+from bayeslabels.streams import open_stream
+from bayeslabels.tables import read_table
+
+pytest.importorskip("pyarrow")
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LONG = 4611686018427387905  # as a float it is its neighbours, too
+COLUMNS = {"magnitudes": ["G", "COUNT"], "flux": "FLUX", "id": "ID"}
+
+
+def table(n, ids="integer"):
+    """A magnitude in mmag with a gap, an integer column with a gap, spectra with gaps, and ids."""
+    gap = np.arange(n) == 1
+    names = {
+        "integer": LONG + 2 * np.arange(n), "text": np.array([f"star{i}{'x' * i}" for i in range(n)]),
+        "masked integer column": MaskedColumn(LONG + 2 * np.arange(n), mask=np.zeros(n, bool)),
+    }  # fmt: skip
+    out = Table({"ID": names[ids]})
+    out["G"] = MaskedColumn(12000.0 + np.arange(n), mask=gap, unit="mmag")
+    out["COUNT"] = MaskedColumn(np.arange(n), mask=gap)
+    flux = 1 + 0.01 * np.arange(4.0 * n).reshape(n, 4)
+    flux[gap, 2] = np.nan
+    out["FLUX"] = flux
+    return out
+
+
+def as_arrow(rows, path):
+    arrays, fields = [], []
+    for name in rows.colnames:
+        column = rows[name]
+        values, mask = np.ma.getdata(column), np.ma.getmaskarray(column)
+        if np.ndim(values) == 2:
+            arrays.append(pa.array([None if np.isnan(x).all() else x.tolist() for x in np.asarray(values)]))
+        else:
+            arrays.append(pa.array(np.asarray(values).tolist(), mask=mask))
+        unit = {"unit": str(column.unit)} if column.unit else None
+        fields.append(pa.field(name, arrays[-1].type, metadata=unit))
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), path)
+
+
+def as_hdf5(rows, path):
+    with h5py.File(path, "w") as file:
+        for name in rows.colnames:
+            column = rows[name]
+            values = np.asarray(np.ma.filled(column.astype(float), np.nan) if np.ma.is_masked(column) else column)
+            file[name] = values.astype(h5py.string_dtype()) if values.dtype.kind == "U" else values
+            if column.unit:
+                file[name].attrs["unit"] = str(column.unit)
+
+
+WRITERS = {
+    "a.fits": lambda rows, path: rows.write(path),
+    "a.fits.gz": lambda rows, path: rows.write(path, format="fits"),
+    "a.ecsv": lambda rows, path: rows.write(path),
+    "astropy.parquet": lambda rows, path: rows.write(path),
+    "arrow.parquet": as_arrow,
+    "a.hdf5": as_hdf5,
+}
+
+
+def whole(path):
+    return stars_of(read_table(path), COLUMNS, {})
+
+
+def streamed(path):
+    source = Source.of(path, None, lambda names: COLUMNS)
+    parts = [source.stars(part) for part in source.tables(0, 2)]
+    return parts
+
+
+@pytest.mark.parametrize("ids", ["integer", "text", "masked integer column"])
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("name", WRITERS)
+def test_units_gaps_and_ids_come_through(tmp_path, name, n, ids):
+    rows = table(n, ids)
+    path = tmp_path / name
+    WRITERS[name](rows, path)
+    ways = {"streamed": streamed(path)}
+    if not name.endswith("hdf5"):  # which is read in streams alone
+        ways["whole"] = [whole(path)]
+    for way, parts in ways.items():
+        magnitudes = np.concatenate([x.magnitudes.value for x in parts])
+        expected = np.column_stack([12000.0 + np.arange(n), np.arange(n)])
+        expected[np.arange(n) == 1] = np.nan
+        np.testing.assert_allclose(magnitudes, expected, err_msg=way)
+        assert parts[0].magnitudes.units[0] == "mmag"
+        found = np.concatenate([x.id for x in parts])
+        assert [str(x) for x in found] == [str(x) for x in rows["ID"]]
+        flux = np.concatenate([x.flux.value for x in parts])
+        np.testing.assert_array_equal(flux, rows["FLUX"])
+
+
+@pytest.mark.filterwarnings("ignore:The unit 'dex' could not be saved")
+@pytest.mark.parametrize("name", [x for x in WRITERS if not x.endswith("hdf5")])
+def test_the_packages_own_tables_come_back(tmp_path, name):
+    if name.startswith("arrow"):
+        pytest.skip("Arrow alone keeps nothing of an astropy table's meta")
+    stars = bl.Stars(
+        labels=bl.Block([[5000.0, 2.0], [np.nan, 3.0]], [[50.0, 0.1]] * 2, names=("T", "L"), unit=("K", "dex")),
+        flux=bl.Block(np.ones((2, 3)), 0.1), id=["a", "b"],
+    )  # fmt: skip
+    path = tmp_path / name
+    stars.to_table().write(path, **({"format": "fits"} if name.endswith("gz") else {}))
+    back = bl.Stars.from_table(read_table(path))
+    for block in ("labels", "flux"):
+        for of in ("value", "error"):
+            np.testing.assert_array_equal(getattr(back[block], of), getattr(stars[block], of))
+        assert (back[block].names, back[block].units) == (stars[block].names, stars[block].units)
+    assert back.id.tolist() == ["a", "b"]
+    named = {"labels": ["T", "L"], "labels_error": ["T_error", "L_error"], "flux": "flux", "id": "id"}
+    np.testing.assert_array_equal(read_stars(str(path), named).labels.value, stars.labels.value)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_quantities_of_astropy_in_parquet(tmp_path, masked):
+    values = np.array([1.0, 2.0]) * u.mas
+    if masked:
+        from astropy.utils.masked import Masked
+
+        values = Masked(values, mask=[False, True])
+    QTable({"plx": values}).write(tmp_path / "q.parquet")
+    part = next(open_stream(tmp_path / "q.parquet").read(0, 2, ["plx"]))
+    block = bl.Stars.from_table(part, parallax="plx").parallax
+    assert block.units == ("mas",)
+    np.testing.assert_array_equal(block.value[:, 0], [1.0, np.nan if masked else 2.0])
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0])
+def test_the_null_of_a_scaled_fits_column_is_as_stored(tmp_path, scale):
+    hdu = fits.BinTableHDU.from_columns(
+        [fits.Column(name="MAG", format="I", array=np.array([12345, -32768, 11000], np.int16), null=-32768)]
+    )
+    hdu.header["TSCAL1"], hdu.header["TZERO1"] = scale, 0.0
+    hdu.writeto(tmp_path / "s.fits")
+    expected = np.array([12345 * scale, np.nan, 11000 * scale])
+    with fits.open(tmp_path / "s.fits") as hdus:
+        for rows in (
+            read_table(tmp_path / "s.fits"),
+            next(open_stream(tmp_path / "s.fits").read(0, 3, ["MAG"])),
+            hdus[1].data,
+        ):
+            np.testing.assert_allclose(bl.Stars.from_table(rows, magnitudes="MAG").magnitudes.value[:, 0], expected)
+
+
+def test_an_empty_first_table_is_passed_over(tmp_path):
+    empty, full = fits.table_to_hdu(Table({"A": np.zeros(0)})), fits.table_to_hdu(Table({"A": np.arange(3.0)}))
+    fits.HDUList([fits.PrimaryHDU(), empty, full]).writeto(tmp_path / "two.fits")
+    assert len(read_table(tmp_path / "two.fits")) == 3
+    assert open_stream(tmp_path / "two.fits").n_row == 3
+    assert open_stream(tmp_path / "two.fits", 1).n_row == 0
+
+
+def test_a_damaged_gz_is_refused(tmp_path):
+    table(5).write(tmp_path / "a.fits.gz", format="fits")
+    data = gzip.decompress((tmp_path / "a.fits.gz").read_bytes())
+    (tmp_path / "b.fits.gz").write_bytes(gzip.compress(data)[:200])
+    with pytest.raises(bl.BadInput):
+        open_stream(tmp_path / "b.fits.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [("log(cm.s**-2)", u.dex(u.cm / u.s**2)), ("'dex'", u.dex), ("log10(K)", u.dex(u.K)), ("km/s", u.km / u.s)],
+)
+def test_units_as_archives_write_them(text, unit):
+    block = bl.Block([1.0, 2.0], unit=text)
+    assert u.Unit(block.units[0]) == unit
+
+
+def test_units_that_are_none_are_refused():
+    for text in ("log(furlong.s)", "quux"):
+        with pytest.raises(bl.BadInput, match="astropy knows"):
+            bl.Block([1.0], unit=text)
+
+
+def test_magnitudes_of_a_system_are_plain_ones_if_asked_for():
+    magnitudes = np.array([12.0, 13.0]) * u.ABmag
+    np.testing.assert_array_equal(bl.Block(magnitudes, unit="mag").value[:, 0], [12.0, 13.0])
+    assert bl.Block(magnitudes, unit="mag").units == ("mag",)
+    assert bl.Block(magnitudes).units == ("mag(AB)",)
+    with pytest.raises(bl.BadInput, match=r"mag\(AB\)"):
+        bl.Block(magnitudes, unit="K")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_ids_are_refused(missing):
+    with pytest.raises(bl.BadInput, match="1 ids that are missing"):
+        bl.Stars(id=np.array(["a", missing, "c"], object), m=bl.Block([1.0, 2.0, 3.0]))
