@@ -315,7 +315,7 @@ def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tup
     """Precision (N, P, P) and information (N, P) of the latents from labels (N, M) of precision (N, M, M)."""
     slope = coefficients @ jacobian
     half = slope.T @ precision
-    return half @ slope, np.einsum("npm,nm->np", half, value - coefficients @ at_zero)
+    return half @ slope, (half @ (value - coefficients @ at_zero)[..., None])[..., 0]
 
 
 def regress_labels(value, precision, phi, second, width, times=1.0):
