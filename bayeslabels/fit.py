@@ -46,8 +46,8 @@ def fit(
     """Training step: the posterior of the model's parameters given training stars.
 
     Args:
-        model: such as `Cannon(order=2)`. What its settings leave open (`Cannon(label_noise=True)`) is decided by
-            held-out density; the scores stand in the result's `info["selection"]`.
+        model: such as `Cannon()`. What its settings leave open (an order, `label_noise=True`, a latent size) is decided
+            by the evidence of the flux or by held-out stars; the scores stand in the result's `info["selection"]`.
         stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
             features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or folder as
             `infer_catalog` does, larger than memory: read anew in every epoch.

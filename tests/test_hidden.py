@@ -79,7 +79,7 @@ def test_catalogue_labels_of_the_test_star_help(posterior, held_out):
     assert (both.error[:, :2] <= alone.error[:, :2] * 1.01).all()
 
 
-@pytest.mark.parametrize("hidden", [-1, 11, "some", 1.5])
+@pytest.mark.parametrize("hidden", [True, -1, 11, "some", 1.5])
 def test_a_number_is_asked_for(hidden):
     with pytest.raises(errors.BadInput, match="hidden"):
         Cannon(hidden=hidden)

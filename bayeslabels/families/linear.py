@@ -1,8 +1,8 @@
 """The family of `LinearModel`: labels from spectra.
 
-Before training, the variant of highest held-out density is chosen; after it tau is learned from held-out labels where
-the training labels say too little of it. The test step is that of `inference.quartic`, to whose result the uncertainty
-of the label system is added.
+Before training, what the model's settings leave open is chosen (`linear_choice.select`); after it tau is learned from
+held-out labels where the training labels say too little of it. The test step is that of `inference.quartic`, to whose
+result the uncertainty of the label system is added.
 """
 
 from __future__ import annotations

@@ -57,9 +57,9 @@ class Cannon(LinearModel):
         terms: instead of `order`, the monomials one by one: ``[{}, {"TEFF": 1}, {"TEFF": 1, "LOGG": 2}]``; ``{}`` is
             the constant. The powers are those of the scaled labels u.
         label_noise: True: the catalogue's labels are noisy, by tau beyond their stated errors, and the true labels are
-            u + C psi(u), psi a cubic and C shrunk towards 0 as the catalogue allows. Whether the spectra may move the
-            training stars' u ("free") or not ("cut": better where the spectra hold more variance than the labels
-            explain) is decided by held-out density of the labels. "joint": "free" without the curve, the full
+            u + C psi(u), psi a cubic and C shrunk towards 0 as the catalogue allows. The spectra may move the training
+            stars' u ("free") unless held-out labels are clearly better where they may not ("cut": where the spectra
+            hold more variance than the labels explain). "joint": "free" without the curve, the full
             posterior that `Gibbs` and `NUTS` sample. False: the classic Cannon, training labels exact.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Learned()` by default: terms that the spectra do not need are shrunk to nothing.
@@ -115,7 +115,7 @@ class Cannon(LinearModel):
         if isinstance(self.hidden, list):
             object.__setattr__(self, "hidden", tuple(self.hidden))
         number = len(self.hidden) if isinstance(self.hidden, tuple) else self.hidden
-        if number != "auto" and not (isinstance(number, int) and 0 <= number <= MOST_HIDDEN):
+        if number != "auto" and (isinstance(number, bool) or number not in range(MOST_HIDDEN + 1)):
             raise bad_input(f"hidden={self.hidden!r}", f"'auto', or a number of labels from 0 to {MOST_HIDDEN}")
         if self.hidden and self.label_noise in (False, "cut"):
             raise bad_input(
