@@ -112,7 +112,7 @@ def convert(data: Numbers, unit: Any, what: str, spread: bool = False) -> np.nda
         if pair[0] is None or isinstance(pair[0], u.UnrecognizedUnit):
             continue
         at = [i for i, other in enumerate(pairs) if other == pair]
-        if getattr(u.Unit(pair[0]), "function_unit", None) == u.Unit(pair[1] or ""):
+        if spread_unit(pair[0]) == u.Unit(pair[1] or ""):
             continue  # mag(AB) as plain magnitudes, dex(cm / s2) as plain dex, if that is asked for
         try:
             array[..., at] = of(pair[0]).to(of(pair[1] or ""), array[..., at])
@@ -212,6 +212,17 @@ def column_of(table: Any, column: str) -> Any:
     return table[column]
 
 
+def fits_nulls(rows: Any, name: str) -> np.ndarray | None:
+    """Where an integer column of a FITS table has its null, which is a number as stored, before any scaling; None: it
+    has no null, or none of these rows has it."""
+    null = rows.columns[name].null
+    stored = rows.view(np.ndarray)[name]
+    if null in (None, "") or stored.dtype.kind not in "iu":
+        return None
+    found = stored == int(null)
+    return found if found.any() else None
+
+
 def _stack(table: Any, columns: Any) -> Numbers:
     """The numbers of one vector column, or of several scalar ones."""
     if not isinstance(columns, str):
@@ -223,9 +234,8 @@ def _stack(table: Any, columns: Any) -> Numbers:
     if isinstance(table, FITS_rec):
         header = table.columns[columns]
         units = [header.unit and u.Unit(header.unit, format="fits", parse_strict="silent")]
-        stored = table.view(np.ndarray)[columns]
-        if header.null not in (None, "") and stored.dtype.kind in "iu":  # a number as stored, before any scaling
-            array[stored == int(header.null)] = np.nan
+        if (null := fits_nulls(table, columns)) is not None:
+            array[null] = np.nan
     return array, units
 
 

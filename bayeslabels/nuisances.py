@@ -239,6 +239,14 @@ def shapes_of(nuisances: Sequence[Nuisance], grid: Grid, theta: np.ndarray) -> n
     return np.concatenate([x.shapes(grid, filled) for x in nuisances])
 
 
+def disturbance(v: np.ndarray, phi: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+    """What nuisances v (N, Q) of shapes (Q, L, K) add to spectra of features phi (N, K): sum_q v_nq t_ql . phi_n."""
+    total = np.zeros((len(phi), shapes.shape[1]))
+    for one, shape in zip(v.T, shapes, strict=True):
+        total += one[:, None] * (phi @ shape.T)
+    return total
+
+
 def _positive(what: str, x: Any, fix: str) -> None:
     if isinstance(x, bool) or not isinstance(x, int | float | np.number) or not 0 < x < np.inf:
         raise bad_input(what.replace("...", repr(x)), "a number above 0", fix=fix)

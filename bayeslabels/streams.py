@@ -15,8 +15,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, vstack
 
+from .columns import fits_nulls
 from .errors import BadInput, bad_input
-from .tables import Written, first_table, fits_nulls, open_fits, parquet_module, read_table, table_of_arrow
+from .tables import Written, first_table, open_fits, parquet_module, read_table, table_of_arrow
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 FITS = (".fits", ".fit")

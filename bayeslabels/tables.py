@@ -15,7 +15,7 @@ from astropy.table import Column, MaskedColumn, Table
 from astropy.table.meta import get_header_from_yaml
 from astropy.units import Unit, UnitsWarning, UnrecognizedUnit
 
-from .columns import unit_of
+from .columns import fits_nulls, unit_of
 from .errors import bad_input
 from .files import in_one_piece
 
@@ -184,17 +184,6 @@ def first_table(hdus: Any, hdu: int | str | None, path: Path) -> Any:
         raise bad_input(f"HDU {hdu} of {path}", f"one of {_tables(hdus)}") from None
 
 
-def fits_nulls(rows: Any, name: str) -> np.ndarray | None:
-    """Where an integer column of a FITS table has its null, which is a number as stored, before any scaling; None: it
-    has no null, or none of these rows has it."""
-    null = rows.columns[name].null
-    stored = rows.view(np.ndarray)[name]
-    if null in (None, "") or stored.dtype.kind not in "iu":
-        return None
-    found = stored == int(null)
-    return found if found.any() else None
-
-
 def _tables(hdus: Any) -> str:
     return ", ".join(f"{i} ({x.name})" if x.name else str(i) for i, x in enumerate(hdus))
 
@@ -244,9 +233,7 @@ def table_of_arrow(data: Any) -> Table:
         elif "string" in kind:
             texts = column.to_pylist()
             out[name] = _but_for(np.array([x or "" for x in texts], str), np.array([x is None for x in texts], bool))
-        elif (
-            "int" in kind and column.null_count
-        ):  # as floats, which Arrow would make of them, long ids are no longer one
+        elif "int" in kind and column.null_count:  # Arrow makes floats of them, as which long ids are equal
             null = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
             out[name] = _but_for(column.fill_null(0).to_numpy(zero_copy_only=False), null)
         else:

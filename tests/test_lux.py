@@ -84,21 +84,27 @@ def _same_unit(block):
     return bl.Block(block.value / SPREAD, block.error / SPREAD, names=block.names, unit="mag")
 
 
+def whole(trained, n, seed):
+    """Stars with gaps; moments without the coefficients' uncertainty; and labels and flux as one linear output of the
+    latents: coefficients (M + L, K), values and variances (N, M + L)."""
+    stars = simulate(n, seed=seed)[0]
+    stars = stars.with_block(flux=with_gaps(stars.flux, 0.2, 4), labels=with_gaps(stars.labels, 0.3, 5))
+    moments, frame = trained.moments, trained.model.frame
+    moments = moments._replace(
+        coefficient_covariance=0 * moments.coefficient_covariance,
+        label_system_covariance=0 * moments.label_system_covariance,
+    )
+    both = np.concatenate([frame.scale[:, None] * moments.label_coefficients, moments.coefficients])
+    value = np.concatenate([stars.labels.value - frame.centre, stars.flux.value], 1)
+    error = np.concatenate([stars.labels.error, stars.flux.error], 1)
+    return stars, moments, both, value, error**2 + np.concatenate([moments.label_scatter, moments.scatter]) ** 2
+
+
 @in_float64
 def test_latents_of_a_star_against_dense_algebra(trained):
     """The test step against the joint Gaussian of latents, flux and labels, built whole."""
-    stars = simulate(6, seed=8)[0]
-    stars = stars.with_block(flux=with_gaps(stars.flux, 0.2, 4), labels=with_gaps(stars.labels, 0.3, 5))
-    moments = trained.moments._replace(
-        coefficient_covariance=0 * trained.moments.coefficient_covariance,
-        label_system_covariance=0 * trained.moments.label_system_covariance,
-    )
+    stars, moments, both, value, variance = whole(trained, 6, 8)
     problem = prepare(trained.model, moments, stars, 0)
-    frame = trained.model.frame
-    both = np.concatenate([moments.coefficients, frame.scale[:, None] * moments.label_coefficients])
-    value = np.concatenate([stars.flux.value, stars.labels.value - frame.centre], 1)
-    error = np.concatenate([stars.flux.error, stars.labels.error], 1)
-    variance = error**2 + np.concatenate([moments.scatter, moments.label_scatter]) ** 2
     for n in range(6):
         ok = np.isfinite(value[n])
         b = both[ok]
@@ -139,25 +145,14 @@ def test_more_latents_than_needed_do_no_harm(train):
     assert (rms[1] < 1.1 * rms[0]).all()
 
 
-@pytest.mark.slow
 @in_float64
 def test_flux_given_labels_against_dense_algebra(trained):
     """ln p(flux, labels) - ln p(labels), the joint Gaussian of both built whole."""
-    stars = simulate(5, seed=9)[0]
-    stars = stars.with_block(flux=with_gaps(stars.flux, 0.2, 4), labels=with_gaps(stars.labels, 0.3, 5))
-    moments = trained.moments._replace(
-        coefficient_covariance=0 * trained.moments.coefficient_covariance,
-        label_system_covariance=0 * trained.moments.label_system_covariance,
-    )
-    frame, phi = trained.model.frame, trained.model.features(np.zeros((5, 4)))
-    found = flux_given_labels(trained.model, moments, stars, phi)
-    both = np.concatenate([frame.scale[:, None] * moments.label_coefficients, moments.coefficients])
-    value = np.concatenate([stars.labels.value - frame.centre, stars.flux.value], 1)
-    error = np.concatenate([stars.labels.error, stars.flux.error], 1)
-    variance = error**2 + np.concatenate([moments.label_scatter, moments.scatter]) ** 2
+    stars, moments, both, value, variance = whole(trained, 5, 9)
+    found = flux_given_labels(trained.model, moments, stars, trained.model.features(np.zeros((5, 4))))
     for n in range(5):
         ok = np.isfinite(value[n])
-        n_label = ok[: len(frame.names)].sum()
+        n_label = ok[: stars.labels.n_dim].sum()
         total = both[ok, 1:] @ both[ok, 1:].T + np.diag(variance[n, ok])
         offset = value[n, ok] - both[ok, 0]
         dense = multivariate_normal(cov=total).logpdf(offset)
@@ -166,6 +161,7 @@ def test_flux_given_labels_against_dense_algebra(trained):
         assert found[n] == pytest.approx(dense, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_latent_size_by_held_out_density():
     stars = simulate(240, n_pixel=30, n_latent=6)[0]
     posterior = bl.fit(bl.Lux(), stars, seed=0)

@@ -75,16 +75,15 @@ def held_out(
             trained = MAP(max_iterations=ITERATIONS, tolerance=0.03).fit(bound, stars[~out], seed, False)
             moments = with_label_curve(bound, trained, stars[~out]).moments
             assert moments is not None
-            whole = moments
-            moments = moments._replace(label_scatter=0 * moments.label_scatter)
+            bare = moments._replace(label_scatter=0 * moments.label_scatter)
             test = stars[out].drop(*model.label_blocks)
-            problem = prepare(bound, moments, test, seed, 4)
-            finished = finish(bound, moments, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+            problem = prepare(bound, bare, test, seed, 4)
+            finished = finish(bound, bare, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
             mean[out] = frame.scaled(finished["mean"].values)
             covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
             if not model.labels_are_latent:
                 phi = bound.features(np.where(np.isfinite(z := problem.modes.location[0]), z, 0.0))
-                flux[out] = flux_given_labels(bound, whole, stars[out], phi)
+                flux[out] = flux_given_labels(bound, moments, stars[out], phi)
             shown.update()
     return HeldOut(mean, covariance, flux)
 
@@ -200,9 +199,9 @@ def tell_which_error(posterior: Posterior, stars: Stars) -> None:
     model, tau = posterior.model, posterior.moments.label_scatter
     if model.scatter_is_own or not len(tau):
         return
-    frame = model.require_frame()
-    variance = np.einsum("nmm->nm", model.catalogue(stars).covariance)
-    stated = frame.scale * np.sqrt(np.nanmedian(np.where(model.catalogue(stars).observed, variance, np.nan), 0))
+    frame, catalogue = model.require_frame(), model.catalogue(stars)
+    variance = np.where(catalogue.observed, np.einsum("nmm->nm", catalogue.covariance), np.nan)
+    stated = frame.scale * np.sqrt(np.nanmedian(variance, 0))
     rows = list(zip(frame.names, frame.units, tau, stated, strict=True))
     if noisy := [f"{name} {t:.3g} {unit}".rstrip() for name, unit, t, error in rows if t > error]:
         LOG.warning(

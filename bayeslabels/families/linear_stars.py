@@ -16,7 +16,7 @@ from ..inference.labels import labels_at, variables_at
 from ..inference.quartic import prepare
 from ..inference.starwise import StarProblem
 from ..linear import HOPELESS, LinearModel
-from ..nuisances import shapes_of
+from ..nuisances import disturbance, shapes_of
 from ..numerics.linalg import outer_pairs, pack, pairs
 from ..numerics.neighbours import farthest, label_distance
 from ..numerics.nuisance import NuisanceSums
@@ -193,8 +193,7 @@ def predicted_flux(
     theta = moments.coefficients
     mean = phi @ theta.T
     if v is not None:
-        for one, shape in zip(v.T, shapes_of(model.nuisances, model.require_frame(), theta), strict=True):
-            mean += one[:, None] * (phi @ shape.T)
+        mean += disturbance(v, phi, shapes_of(model.nuisances, model.require_frame(), theta))
     if not with_error:
         return mean
     jacobian = model.features.jacobian(u)

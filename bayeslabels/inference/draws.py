@@ -35,7 +35,7 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     coefficients, g = np.zeros((m, features.size)), None
     if curved:
         coefficients = flat["label_curve"].mean(0)
-        phi = np.asarray(psi(jnp.asarray(u)))
+        phi = psi(u)
         off = frame.scaled(flat["true_labels"]) - (u + phi @ coefficients.T)
         g = np.linalg.lstsq(phi, np.moveaxis(off, 1, 0).reshape(len(u), -1), rcond=None)[0]
         g = np.moveaxis(g.reshape(-1, n_draw, m), 0, 2)
@@ -44,7 +44,7 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
         coefficients = g.mean(0)
         g = g - coefficients
     elif model.integrates_labels and names["latents"] in flat:
-        phi = np.asarray(features(jnp.asarray(u)))
+        phi = features(u)
         g = np.linalg.lstsq(phi, np.moveaxis(flat[names["latents"]] - u, 1, 0).reshape(len(u), -1), rcond=None)[0]
         g = np.moveaxis(g.reshape(-1, n_draw, m), 0, 2)
     system = np.zeros((m, psi.size, m, psi.size))
@@ -57,8 +57,9 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     factor = None
     if model.flux_error_factor == "survey":
         factor = np.sqrt((flat["flux_error_factor"] ** 2).mean(keepdims=True))
-    found = Moments(mean, covariance, scatter, tau, *population, coefficients, system, u)
-    return found._replace(flux_error_factor=factor)
+    return Moments(
+        mean, covariance, scatter, tau, *population, coefficients, system, u, flux_error_factor=factor
+    )  # fmt: skip
 
 
 def _aligned(flat: dict[str, np.ndarray], model: LinearModel) -> dict[str, np.ndarray]:

@@ -38,6 +38,9 @@ class Moving(NamedTuple):
     right: Array
 
 
+System = tuple[np.ndarray, np.ndarray | None]
+
+
 class LabelSums(NamedTuple):
     """Sums over stars from which tau and C follow.
 
@@ -115,8 +118,9 @@ class CatalogueLabels(ABC):
         return LabelSums(slope, fisher, np.zeros((m, k, m, k)), np.zeros((m, k)))
 
     @abstractmethod
-    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
-        """Covariance (M, K, M, K) of the label system.
+    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> System:
+        """Covariance (M, K, M, K) of the label system; and the part of its precision, of these N stars alone, that the
+        spectra tell, None: nothing.
 
         u (N, P): latents; gram (N, K, K), linear (N, K): what the spectra say of phi_n; n_star: of the training stars,
         for which these N stand.
@@ -227,21 +231,13 @@ class LatentLabels(CatalogueLabels):
     def seen(self, u: Array, covariance: Array, slope: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
         return u @ slope.T + offset, slope @ covariance @ slope.T
 
-    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
+    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> System:
         if not self.noisy:
             m, k = len(self.coefficients), self.curve.size
-            return np.zeros((m, k, m, k))
-        catalogue, spectra = self._system_precision(u, gram, n_star)
-        return _inverted(catalogue + spectra)
-
-    def resistance(self, u: np.ndarray, gram: Array) -> np.ndarray | None:
-        """The part of the label system's precision (M, K, M, K) that the spectra tell; None: nothing."""
-        if not self.noisy:
-            return None
-        return self._system_precision(u, gram, len(u))[1]
-
-    def _system_precision(self, u: np.ndarray, gram: np.ndarray, n_star: int) -> tuple[np.ndarray, np.ndarray]:
-        return label_system_precision(self.features, self.curve, u, self.precision(), gram.mean(0), n_star)
+            return np.zeros((m, k, m, k)), None
+        stars = self.features, self.curve, u, self.precision()
+        catalogue, spectra = label_system_precision(*stars, gram.mean(0))
+        return _inverted((catalogue + spectra) * (n_star / len(u))), spectra
 
 
 class LabelOutputs(CatalogueLabels):
@@ -294,7 +290,7 @@ class LabelOutputs(CatalogueLabels):
         self.coefficients = self.coefficients @ np.linalg.inv(forth)
         return prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
 
-    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> np.ndarray:
+    def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> System:
         """Covariance of C, from what the labels say of every star's latents as its flux alone has them.
 
         label_n | flux_n ~ N(C E[phi_n], V_n + tau^2 + slope Cov(u_n | flux_n) slope'). Given the latents, which the
@@ -308,7 +304,7 @@ class LabelOutputs(CatalogueLabels):
         total = noise + np.diag(self.tau2 + 1e-10) + self.slope @ spread @ self.slope.T
         precision = inverse_observed(total, observed)
         second, times = phi[:, :, None] * phi[:, None, :], n_star / len(u)
-        return regress_labels(value, precision, phi, second, self.width, times)[1]
+        return regress_labels(value, precision, phi, second, self.width, times)[1], None
 
 
 def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tuple[Array, Array]:
@@ -347,7 +343,7 @@ def moved_features(features: Monomials, slope: np.ndarray, offset: np.ndarray) -
 
 
 def label_system_precision(
-    features: Monomials, psi: Monomials, u: np.ndarray, precision: np.ndarray, flux_gram: np.ndarray, n_star: int
+    features: Monomials, psi: Monomials, u: np.ndarray, precision: np.ndarray, flux_gram: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (M, K, M, K) of the label system, of g_m where every true label is u_m + g_m . psi(u): what the
     catalogue says of it, and what the spectra do.
@@ -363,9 +359,9 @@ def label_system_precision(
     absorb; the bracket leaves out what star n's own labels absorb.
 
     u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
-    (K, K). n_star: of the stars that these stand for.
+    (K, K).
     """
-    step, times = max(1, len(u) // 1500), n_star / len(u)
+    step = max(1, len(u) // 1500)
     u, precision = u[::step], precision[::step]
     n, m = u.shape
     phi, jacobian, bend = features(u), features.jacobian(u), psi(u)
@@ -381,8 +377,7 @@ def label_system_precision(
     spectra = flat.T @ (flux_gram @ move).reshape(-1, m * k) - _summed(shift, own @ shift)
     given = np.einsum("nij,nk,nl->ikjl", precision, bend, bend, optimize=True).reshape(m * k, m * k)
     catalogue = given - _summed(asked, own @ asked)
-    times *= step
-    return (times * catalogue).reshape(m, k, m, k), (times * spectra).reshape(m, k, m, k)
+    return (step * catalogue).reshape(m, k, m, k), (step * spectra).reshape(m, k, m, k)
 
 
 def _summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -22,16 +22,8 @@ import numpy as np
 
 from ..errors import bad_input
 from ..linear import LinearModel
-from ..nuisances import shapes_of
-from ..numerics.compress import (
-    Statistics,
-    known,
-    pad_stars,
-    padded,
-    pixel_blocks,
-    pixels_at_once,
-    power_of_two,
-)
+from ..nuisances import disturbance, shapes_of
+from ..numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ..numerics.error_factor import error_factors, expected_residual2
 from ..numerics.features import feature_moments
 from ..numerics.hierarchy import coefficients_given, learn
@@ -283,7 +275,7 @@ class EM:
         phi = self.features(self.u)
         self.sums = compress_nuisances(self.observed, self.error, theta, scatter, shapes, phi)
         v = self.sums.given(phi)[0]
-        self.value = self.observed - sum(one[:, None] * (phi @ t.T) for one, t in zip(v.T, shapes, strict=True))
+        self.value = self.observed - disturbance(v, phi, shapes)
         moved = float(np.sqrt(np.mean((v - self.nuisances) ** 2)))
         self.nuisances = v
         return moved
@@ -354,16 +346,14 @@ class EM:
         theta = np.where(blank[:, None], np.nan, effective)
         covariance = np.where(blank[:, None, None], np.nan, self.covariance * both)
         gram, linear = self.statistics[:2] if self.has_latents else [None, None]
-        system = self.labels.system(self.u, gram, linear, self.stands_for)
+        system, resistance = self.labels.system(self.u, gram, linear, self.stands_for)
         latent = self.model.labels_are_latent
         coefficients = np.zeros(system.shape[:2]) if latent else self.labels.coefficients
-        resistance = None
-        if self.model.label_curve and isinstance(self.labels, LatentLabels):
-            resistance = self.labels.resistance(self.u, gram)
         of_survey = self.model.flux_error_factor == "survey"
         return Moments(
             theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.labels.tau2) * frame.scale,
-            self.mean, self.population, coefficients, system, self.u, resistance,
+            self.mean, self.population, coefficients, system, self.u,
+            label_resistance=resistance if self.model.label_curve else None,
             flux_error_factor=np.exp(self.ln_factor[:1]) if of_survey else None,
         )  # fmt: skip
 

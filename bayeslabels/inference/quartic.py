@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..linear import LinearModel
-from ..nuisances import shapes_of
+from ..nuisances import disturbance, shapes_of
 from ..numerics.compress import Statistics, compress
 from ..numerics.error_factor import error_factors, expected_residual2
 from ..numerics.features import Monomials, feature_moments
@@ -146,8 +146,7 @@ class _Spectra:
         value, use = self.value, np.isfinite(self.moments.scatter)
         theta, covariance = self.moments.coefficients[use], self.moments.coefficient_covariance[use]
         if self.shapes is not None and sums is not None:
-            v = sums.given(phi)[0]
-            value = value - sum(x[:, None] * (phi @ t.T) for x, t in zip(v.T, self.shapes, strict=True))
+            value = value - disturbance(sums.given(phi)[0], phi, self.shapes)
         residual2 = expected_residual2(value[:, use], phi, second, theta, covariance)
         assert self.error is not None
         found = error_factors(residual2, self.error[:, use] ** 2, self.moments.scatter[use] ** 2)
