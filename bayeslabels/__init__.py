@@ -1,21 +1,22 @@
 """Data-driven models of stars, with error bars that hold."""
 
-from . import families as _families  # noqa: F401  (registers every kind of models)
-from . import nuisances, priors
+from . import kinds as _kinds  # noqa: F401  (registers every kind of models)
 from .calibration import cross_validate
-from .catalog import infer_catalog
+from .catalogues.catalog import infer_catalog
+from .core import priors
+from .data.stars import Block, Stars
 from .errors import BadInput, NotConverged
 from .fit import fit, infer
 from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
-from .models.cannon import Cannon
-from .models.lux import Lux
-from .models.parallax import Parallax
-from .models.photometry import Photometry
-from .models.translator import Translator
+from .kinds.parallax.parallax import Parallax
+from .kinds.photometry.photometry import Photometry
+from .kinds.spectra import nuisances
+from .kinds.spectra.cannon import Cannon
+from .kinds.spectra.lux import Lux
+from .kinds.translator.translator import Translator
 from .numerics.neighbours import label_distance
-from .posterior import Posterior, load, version_of
-from .star_posterior import StarPosterior, flag_names
-from .stars import Block, Stars
+from .results.posterior import Posterior, load, version_of
+from .results.star_posterior import StarPosterior, flag_names
 
 __version__ = version_of("bayeslabels")
 

@@ -18,20 +18,20 @@ from typing import Any, get_args
 
 from . import demo, reports
 from . import inference as inferences
-from .catalog import infer_catalog
-from .columns import default_names
+from .catalogues.catalog import infer_catalog
+from .core.model import Model, models
+from .core.priors import HalfNormal, Prior
+from .data.columns import default_names
+from .data.stars import Stars
 from .errors import BadInput, CannotDo, bad_input, index_of
-from .family import family_of
-from .files import refuse_unwritable
+from .files.sources import read_stars
+from .files.whole import refuse_unwritable
 from .fit import fit
-from .model import MODELS, Model
-from .posterior import Posterior, load, version_of
-from .priors import HalfNormal, Prior
-from .sources import read_stars
-from .stars import Stars
+from .kind import kind_of
+from .results.posterior import Posterior, load, version_of
 
 INFERENCES = {name.lower(): getattr(inferences, name) for name in sorted(inferences.__all__)}
-_BY_NAME = {name.lower(): model for name, model in sorted(MODELS.items())}
+_BY_NAME = {name.lower(): model for name, model in models().items() if model.offered}
 _PRIORS = {prior.__name__: prior for prior in (*get_args(Prior), HalfNormal)}
 COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
 """Options that say where things stand in a table; a model file remembers those of its training."""
@@ -210,7 +210,7 @@ def _info(a: argparse.Namespace, written: list[Path]) -> None:
     size = Path(a.model).stat().st_size / 1e6
     _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
     _say(reports.training(posterior))
-    for line in family_of(posterior.model).details(posterior):
+    for line in kind_of(posterior.model).details(posterior):
         _say(f"  {line}")
     table = posterior.summary()
     for name in table.colnames:

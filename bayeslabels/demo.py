@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import plots, reports
-from .files import in_one_piece
+from .data.stars import Stars
+from .files.tables import write_table
+from .files.whole import in_one_piece
 from .fit import fit, infer
 from .inference import MAP, Importance
-from .models.cannon import Cannon
-from .posterior import Posterior
+from .kinds.spectra.cannon import Cannon
+from .results.posterior import Posterior
+from .results.star_posterior import StarPosterior
 from .simulate import simulate
-from .star_posterior import StarPosterior
-from .stars import Stars
-from .tables import write_table
 
 LABEL_SCATTER = (30.0, 0.06, 0.02)
 """Noise in the simulated training labels that their stated errors do not cover."""

@@ -1,4 +1,4 @@
-"""The two verbs: `fit`, the training step, and `infer`, the test step; what each kind of models does: families/."""
+"""The two verbs: `fit`, the training step, and `infer`, the test step; what each kind of models does: kinds/."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,28 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .bad_stars import without_failures
-from .checkpoint import Checkpoint
+from .core.model import Model
+from .data.batches import Usable
+from .data.sentinels import refuse_sentinels
+from .data.stars import Stars
 from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
-from .family import Choice, Usable, family_of
+from .files.bad_stars import without_failures
+from .files.checkpoint import Checkpoint
+from .files.training import StarsInFiles, StarsInMemory, TrainingStars
 from .inference.base import Inference, Trained
-from .model import Model
-from .nuisances import require_nuisances
+from .inference.map import MAP
+from .kind import Choice, kind_of
+from .kinds.program.program import as_model
 from .numerics.linalg import in_float64
-from .posterior import Posterior, provenance
 from .progress import bar
-from .sentinels import refuse_sentinels
-from .star_posterior import Flags, StarPosterior, refuse_names
-from .stars import Stars
-from .training import StarsInFiles, StarsInMemory, TrainingStars
+from .results.posterior import Posterior, provenance
+from .results.star_posterior import Flags, StarPosterior, refuse_names
 
 
 @in_float64
 def fit(
-    model: Model,
+    model: Model | Callable[..., Any],
     stars: Stars | str | os.PathLike[str],
     inference: Inference | None = None,
     *,
@@ -47,7 +49,9 @@ def fit(
 
     Args:
         model: such as `Cannon()`. What its settings leave open (an order, `label_noise=True`, a latent size) is decided
-            by the evidence of the flux or by held-out stars; the scores stand in the result's `info["selection"]`.
+            by the evidence of the flux or by held-out stars; the scores stand in the result's `info["selection"]`. Or a
+            NumPyro program of your own, a function of stars (how it is written: `kinds.program.OwnProgram`), or a
+            subclass of a model with a program of its own; `NUTS` and `SVI` train these, slowly.
         stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
             features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or folder as
             `infer_catalog` does, larger than memory: read anew in every epoch.
@@ -61,39 +65,40 @@ def fit(
     Raises:
         BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.
     """
-    _check_arguments(model, None if isinstance(stars, str | os.PathLike) else stars, seed)
-    family = family_of(model)
-    inference = inference or family.fit_by
-    family.require(inference, model, "fit")
+    model = as_model(model)
+    _check_arguments(None if isinstance(stars, str | os.PathLike) else stars, seed)
+    kind = kind_of(model)
+    inference = inference or kind.fit_by
+    kind.require(inference, model, "fit")
     if isinstance(stars, Stars):
         _refuse_early(model, stars)
     large = not isinstance(stars, Stars) or checkpoint is not None
-    if isinstance(inference, family.from_files if large else family.by_batches):
-        if odd := family.not_by_batches(model):
+    if kind.by_rows(inference, large):
+        if odd := kind.not_by_rows(model):
             why = "stars are in files or a checkpoint is kept" if large else f"{type(inference).__name__} trains it"
             raise CannotDo(f"{odd} where {why}")
-        return _fit_by_batches(model, stars, inference, seed, progress, columns, checkpoint, every)
+        return _fit_by_rows(model, stars, inference, seed, progress, columns, checkpoint, every)
     if not isinstance(stars, Stars) or checkpoint or columns:
         what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"
         raise CannotDo(
             f"{type(inference).__name__} of {type(model).__name__} takes no {what}: it holds all stars in memory, "
             "Stars.from_table(table, ...), and is done in one go"
         )
-    inliers = family.inliers(model, stars, seed, progress)
+    inliers = _inliers(model, stars, seed, progress)
     used = stars if inliers is None else stars[inliers(stars)]
-    choice = family.choose(model, used, inference, seed, progress)
+    choice = kind.choose(model, used, inference, seed, progress)
     if inliers is not None:
-        choice.info[family.lost] = len(stars) - len(used)
-    trained = family.train(choice.model, choice.stars, inference, seed, progress)
+        choice.info[kind.lost] = len(stars) - len(used)
+    trained = kind.train(choice.model, choice.stars, inference, seed, progress)
     return _posterior(trained, choice, inference, seed, len(choice.stars), stacklevel=3)
 
 
-def _fit_by_batches(
+def _fit_by_rows(
     model: Model, stars: Any, inference: Inference, seed: int, progress: bool | None, columns: Any, checkpoint: Any,
     every: float,
 ) -> Posterior:  # fmt: skip
     """Of stars in memory or in files: the model is bound to a sample, and trained block after block."""
-    family = family_of(model)
+    kind = kind_of(model)
     if isinstance(stars, Stars) and columns:
         raise bad_input("columns for stars in memory", "columns of a file", fix="Stars.from_table(table, ...)")
 
@@ -102,12 +107,12 @@ def _fit_by_batches(
             return StarsInMemory(stars, usable, seed)
         return StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
 
-    training = those(functools.partial(family.usable, model))
+    training = those(functools.partial(kind.usable, model))
     if not isinstance(stars, Stars):
         _refuse_early(model, training.sample)
-    inliers = family.inliers(model, training.sample, seed, progress)
+    inliers = _inliers(model, training.sample, seed, progress)
     if inliers is not None:
-        training = those(lambda some: family.usable(model, some) & inliers(some))
+        training = those(lambda some: kind.usable(model, some) & inliers(some))
     kept = None
     if checkpoint is not None:
         notes = {
@@ -116,14 +121,32 @@ def _fit_by_batches(
         }  # fmt: skip
         kept = Checkpoint(Path(checkpoint), every, notes)
     with kept.alone() if kept else nullcontext():
-        choice = family.choose(model, training.sample, inference, seed, progress)
-        trained = family.train_by_batches(training.rows(choice.model), inference, seed, progress, kept)
+        choice = kind.choose(model, training.sample, inference, seed, progress)
+        trained = kind.train_rows(training.rows(choice.model), inference, seed, progress, kept)
     n = int(training.usable.sum())
     if n < training.n or inliers is not None:
-        choice.info[family.lost] = training.n - n
+        choice.info[kind.lost] = training.n - n
     if training.columns is not None:
         choice.info["columns"] = training.columns
     return _posterior(trained, choice, inference, seed, n, stacklevel=4)
+
+
+def _inliers(model: Model, stars: Stars, seed: int, progress: bool | None) -> Usable | None:
+    """Which of any stars are no outliers, by a first pass of the training step on some; None: the model asks for no
+    such pass."""
+    kind = kind_of(model)
+    asked = kind.first_pass(model)
+    if asked is None:
+        return None
+    first, limit = asked
+    trained = fit(first, stars, seed=seed, progress=progress)
+
+    def offsets(some: Stars) -> np.ndarray:
+        answered = infer(trained, kind.held_out_view(trained.model, some), MAP(), seed=seed, progress=False)
+        return kind.offsets(trained.model, answered, some)
+
+    low, middle, high = np.nanpercentile(offsets(stars), [15.87, 50, 84.13], axis=0)
+    return lambda some: ~(np.abs(offsets(some) - middle) > limit * (high - low) / 2).any(1)
 
 
 def _posterior(
@@ -133,7 +156,7 @@ def _posterior(
         advice = trained.stats.get("advice", "more draws, steps or iterations")
         warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=stacklevel + 1)
     info = {**provenance(seed, inference), **choice.info, "n_star": n_star}
-    return family_of(choice.model).complete(Posterior.from_training(choice.model, trained, info), choice)
+    return kind_of(choice.model).complete(Posterior.from_training(choice.model, trained, info), choice)
 
 
 @in_float64
@@ -167,10 +190,10 @@ def infer(
     """
     posterior = for_stars_with(posterior, nuisances, flux_error_factor)
     model = posterior.model
-    _check_arguments(model, stars, seed)
-    family = family_of(model)
-    inference = inference or family.infer_by
-    family.require(inference, model, "infer")
+    _check_arguments(stars, seed)
+    kind = kind_of(model)
+    inference = inference or kind.infer_by
+    kind.require(inference, model, "infer")
     model.check(stars)
     size = min(batch_size or even_batches(model, len(stars)), len(stars))
 
@@ -195,17 +218,7 @@ def for_stars_with(
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
         return posterior
-    kind = type(posterior.model).__name__
-    if not hasattr(posterior.model, "nuisances"):
-        raise CannotDo(f"{' and '.join(asked)} are of models of spectra, such as Cannon: {kind} has none")
-    if flux_error_factor not in (None, "star"):
-        raise bad_input(f"flux_error_factor={flux_error_factor!r} of the test step", "'star', or None: as in training")
-    if nuisances is not None:
-        asked["nuisances"] = chosen = require_nuisances(nuisances)
-        names = posterior.model.require_frame().names
-        if twice := [name for x in chosen for name in x.names if name in names]:
-            raise bad_input(f"nuisances named {twice}", "other names than the labels'", fix="rename the labels")
-    return posterior.with_model(**asked)
+    return posterior.with_model(**kind_of(posterior.model).test_settings(posterior.model, asked))
 
 
 EVEN = 128
@@ -213,9 +226,9 @@ EVEN = 128
 
 
 def even_batches(model: Model, n: int) -> int:
-    """Stars at a time, of n: as many as a family takes, or fewer where the last batch would be emptier than the rest,
+    """Stars at a time, of n: as many as a kind takes, or fewer where the last batch would be emptier than the rest,
     which costs as much as a full one."""
-    most = family_of(model).batch_size(model)
+    most = kind_of(model).batch_size(model)
     even = -(-n // max(1, -(-n // most)))
     return min(most, even + -even % EVEN)
 
@@ -223,14 +236,14 @@ def even_batches(model: Model, n: int) -> int:
 def few_batches(model: Model) -> list[int]:
     """Stars at a time where their number is not known beforehand: few sizes, that each is compiled once, of which the
     smallest that holds them wastes at most three quarters of it."""
-    most = family_of(model).batch_size(model)
+    most = kind_of(model).batch_size(model)
     return sorted({most, *(max(EVEN, most // part) for part in (4, 16) if most > EVEN)})
 
 
 def infer_batch(
     posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, size: int, progress: bool | None
 ) -> dict[str, xr.Dataset]:
-    """`Family.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
+    """`Kind.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
 
     A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it.
 
@@ -239,8 +252,8 @@ def infer_batch(
     n = len(stars)
     if n < size:
         stars = stars[np.minimum(np.arange(size), n - 1)]
-    family = family_of(posterior.model)
-    part, failed = without_failures(lambda x: family.infer(posterior, x, inference, seed, first, progress), stars)
+    kind = kind_of(posterior.model)
+    part, failed = without_failures(lambda x: kind.infer(posterior, x, inference, seed, first, progress), stars)
     if failed.any():
         flags = part["stars"]["flags"]
         part["stars"]["flags"] = flags.where(~failed, (flags & ~int(Flags.NO_DATA)) | int(Flags.NOT_CONVERGED))
@@ -251,23 +264,16 @@ def gathered(
     posterior: Posterior, stars: Stars, parts: list[dict[str, xr.Dataset]], inference: Inference, seed: int
 ) -> StarPosterior:
     """The result of the test step of all stars from those of its batches; stars: some of them."""
-    family = family_of(posterior.model)
+    kind = kind_of(posterior.model)
     data = xr.DataTree.from_dict({name: xr.concat([p[name] for p in parts], "star") for name in ("posterior", "stars")})
     info = {
         **provenance(seed, inference),
-        **family.about(posterior),
+        **kind.about(posterior),
         "trained_by": posterior.info.get("inference", ""),
         "n_star": data["stars"].sizes["star"],
     }
-    predictor = functools.partial(family.predict_stars, posterior)
-    return StarPosterior(data, family.quantities(posterior.model, stars), info, predictor)
-
-
-def fold_of(n_star: int, folds: int, seed: int) -> np.ndarray:
-    """The fold of each star, balanced and shuffled by seed."""
-    if not 2 <= folds <= n_star:
-        raise bad_input(f"folds={folds} for {n_star} stars", "at least 2 folds, and a star for each")
-    return np.random.default_rng([seed, 2718]).permutation(n_star) % folds
+    predictor = functools.partial(kind.predict_stars, posterior)
+    return StarPosterior(data, kind.quantities(posterior.model, stars), info, predictor)
 
 
 def described(model: Model) -> dict[str, str]:
@@ -280,13 +286,11 @@ def _refuse_early(model: Model, stars: Stars) -> None:
     """Refuse names that would be lost in the result, and sentinels, before anything is computed."""
     for block in {"labels", "target_labels", *getattr(model, "label_blocks", ())} & set(model.blocks):
         if block in stars:
-            refuse_names(stars[block].names or (), family_of(model).beside)
+            refuse_names(stars[block].names or (), kind_of(model).beside)
     refuse_sentinels(stars, model.blocks)
 
 
-def _check_arguments(model: Any, stars: Any, seed: Any) -> None:
-    if not isinstance(model, Model):
-        raise bad_input(f"a {type(model).__name__}", "a model", fix="fit(Cannon(order=2), stars)")
+def _check_arguments(stars: Any, seed: Any) -> None:
     if not isinstance(stars, Stars | None):
         raise bad_input(
             f"stars as a {type(stars).__name__}", "Stars", fix='Stars.from_table(table, labels=(...), flux="FLUX")'

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from .calibration import compared, label_scatter, z_scores
-from .family import family_of
-from .posterior import Posterior
-from .star_posterior import StarPosterior
-from .stars import Stars
+from .data.stars import Stars
+from .kind import kind_of
+from .results.posterior import Posterior
+from .results.star_posterior import StarPosterior
 
 
 def significant(x: float, digits: int = 2) -> str:
@@ -29,7 +29,7 @@ def training(posterior: Posterior, seconds: float | None = None) -> str:
     state = "converged" if converged else "DID NOT CONVERGE" if converged is not None else "done"
     lines = [
         f"  {state}{took}: {type(posterior.model).__name__} by {info.get('inference')}, {info.get('n_star')} stars, "
-        f"{family_of(posterior.model).describe(posterior.model)}" + _dropped(info)
+        f"{kind_of(posterior.model).describe(posterior.model)}" + _dropped(info)
     ]
     lines += selection(info)
     tau = getattr(posterior.moments, "label_scatter", np.zeros(0))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .astro.extinction import PASSBANDS, extinction_law
+from .data.stars import Block, Stars
 from .errors import bad_input
-from .stars import Block, Stars
 
 UNITS = {"TEFF": "K", "LOGG": "dex", "FE_H": "dex", "MG_FE": "dex"}
 """Labels that can be simulated, and their units."""

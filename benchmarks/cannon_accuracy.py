@@ -23,7 +23,7 @@ from astropy.io import fits
 import bayeslabels as bl
 from bayeslabels import calibration
 from bayeslabels.astro.spectra import normalize_gaussian
-from bayeslabels.star_posterior import Flags
+from bayeslabels.results.star_posterior import Flags
 
 UNITS = ("K", "dex", "dex", "dex", "dex")
 CLASSIC = bl.Cannon(order=2, label_noise=False, coefficient_prior=bl.priors.Flat())

@@ -27,7 +27,7 @@ from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels.astro.extinction import PASSBANDS
-from bayeslabels.checkpoint import Checkpoint
+from bayeslabels.files.checkpoint import Checkpoint
 from bayeslabels.fit import even_batches
 from bayeslabels.inference.guide import Guided
 from bayeslabels.simulate import simulate_photometry

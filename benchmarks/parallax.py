@@ -27,8 +27,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 import bayeslabels as bl
-from bayeslabels.family import family_of
-from bayeslabels.inference.loglinear import data_of
+from bayeslabels.kind import kind_of
+from bayeslabels.kinds.parallax.training import data_of
 from bayeslabels.numerics.sparse import subgradient
 
 BANDS = ("G", "BP", "RP", "J", "H", "K", "W1", "W2")
@@ -99,7 +99,7 @@ def heldout(a):
         print(f"{name}: {time.process_time() - start:.1f} CPU s")
         result = bl.infer(posterior, test, progress=False)
         report(posterior, result, true)
-        density = family_of(posterior.model).log_density(posterior, result, test)
+        density = kind_of(posterior.model).log_density(posterior, result, test)
         print(f"  ln density of the measured parallaxes {density.mean():.4f} per star")
 
 
@@ -372,7 +372,7 @@ def survey(a):
         posterior = bl.fit(bl.Parallax(), train, inference, progress=False)
         cpu = time.process_time() - start
         result = bl.infer(posterior, test, progress=False)
-        density = family_of(posterior.model).log_density(posterior, result, test).mean()
+        density = kind_of(posterior.model).log_density(posterior, result, test).mean()
         print(f"{name}: {cpu:.0f} CPU s, peak memory {peak():.1f} GiB, held-out ln density {density:.4f} per star")
         report(posterior, result, true)
 

@@ -23,7 +23,7 @@ from scipy.stats import kstest
 
 import bayeslabels as bl
 from bayeslabels.astro.extinction import band_extinction
-from bayeslabels.families.photometric_stars import label_prior
+from bayeslabels.kinds.photometry.stars import label_prior
 from bayeslabels.numerics import dusty
 from bayeslabels.simulate import simulate_photometry
 

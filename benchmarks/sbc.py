@@ -9,7 +9,7 @@ test stars of the same truth. All priors are proper; those of coefficients are a
 
 In `cannon` the catalogue is known to scatter by less than the stars do. In `cannon-wide` it may scatter as far, as the
 default has it, and twenty stars do not always tell labels from their reflections: the posterior has several modes.
-`Gibbs` finds them, since its affine moves leap (`inference.sweep`); the test step, which takes the coefficients for
+`Gibbs` finds them, since its affine moves leap (`kinds.spectra.sweep`); the test step, which takes the coefficients for
 Gaussian, then errs on the wide side.
 """
 
@@ -23,9 +23,10 @@ from functools import cached_property
 import numpy as np
 
 import bayeslabels as bl
-from bayeslabels import MAP, NUTS, SVI, Block, Gibbs, Importance, Laplace, Stars, priors
+from bayeslabels import MAP, NUTS, SVI, Block, Gibbs, Importance, Laplace, Stars
 from bayeslabels.calibration import SBC, sbc
-from bayeslabels.model import Model
+from bayeslabels.core import priors
+from bayeslabels.core.model import Model
 from bayeslabels.simulate import simulate, simulate_photometry
 
 Rows = Iterator[tuple[str, Callable[[int, int], SBC]]]

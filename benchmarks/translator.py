@@ -88,7 +88,7 @@ def compare(a, stars, state, settings):
         seconds = time.process_time() - start
         target = stars[test].target_labels
         result = bl.infer(posterior, stars[test].drop("target_labels"), seed=seed, progress=False)
-        density = bl.family.family_of(posterior.model).log_density(posterior, result, stars[test]).mean()
+        density = bl.kind.kind_of(posterior.model).log_density(posterior, result, stars[test]).mean()
         print(f"seed {seed}: {len(train)} training stars, {seconds:.1f} CPU s, {posterior.info['epochs']} epochs, "
               f"ln density {density:.4f}, held out in training {posterior.info['held_out_log_density']:.4f}, "
               f"flags {({k: v for k, v in result.flag_counts().items() if v})}")  # fmt: skip
@@ -123,7 +123,7 @@ def sampled(a):
             posterior = bl.fit(bl.Translator(**SEISMIC, **settings), stars[train], inference, seed=seed, progress=False)
             seconds = time.process_time() - start
             result = bl.infer(posterior, stars[test].drop("target_labels"), seed=seed, progress=False)
-            density = bl.family.family_of(posterior.model).log_density(posterior, result, stars[test]).mean()
+            density = bl.kind.kind_of(posterior.model).log_density(posterior, result, stars[test]).mean()
             rhat = posterior.info.get("rhat_max", np.nan)
             print(f"seed {seed}, {type(inference).__name__}, {settings}: {seconds:.0f} CPU s, density {density:.4f}, "
                   f"R-hat {rhat:.2f}", flush=True)  # fmt: skip
@@ -317,8 +317,8 @@ def extrinsic(a):
     import jax
     import jax.numpy as jnp
 
-    from bayeslabels.models.translator import importances
-    from bayeslabels.models.translator_frame import known_inputs, measured
+    from bayeslabels.kinds.translator.frame import known_inputs, measured
+    from bayeslabels.kinds.translator.translator import importances
 
     stars, _, _ = simulated(2000, 0, 0.2)
     posterior = bl.fit(bl.Translator(extrinsic=("FE_H",)), stars, seed=0, progress=False)

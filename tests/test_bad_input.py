@@ -19,7 +19,8 @@ from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels.errors import BadInput
-from bayeslabels.star_posterior import Flags
+from bayeslabels.kinds.spectra import training as training_step
+from bayeslabels.results.star_posterior import Flags
 
 CLASSIC = bl.Cannon(order=1, label_noise=False, coefficient_prior=bl.priors.Flat())
 NAMES = ("TEFF", "LOGG")
@@ -268,7 +269,7 @@ def test_interrupted_and_used_again(trained, training, spectra, monkeypatch, wid
 
     with jax.enable_x64(wide):
         with monkeypatch.context() as patch:
-            patch.setattr(bl.MAP, "fit", interrupt)
+            patch.setattr(training_step.EM, "train", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 bl.fit(CLASSIC, training)
             patch.setattr(bl.MAP, "infer", interrupt)
@@ -286,7 +287,7 @@ def test_signal_in_a_long_fit(tmp_path):
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
         import numpy as np, bayeslabels as bl
-        from bayeslabels.inference.map import EM
+        from bayeslabels.kinds.spectra.training import EM
         rng = np.random.default_rng(0)
         u = rng.normal(size=(40, 2))
         stars = bl.Stars(labels=bl.Block(u, 0.1), flux=bl.Block(1 + u @ rng.normal(size=(2, 5)), 0.01))

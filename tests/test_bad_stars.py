@@ -9,13 +9,13 @@ from astropy.table import QTable, Table
 from test_catalog import SIZE, N, read, run, sky, write_parquet  # noqa: F401
 
 import bayeslabels as bl
-from bayeslabels import bad_stars
-from bayeslabels.catalog import infer_catalog
-from bayeslabels.family import family_of
-from bayeslabels.partitions import infer_partition
-from bayeslabels.star_posterior import Flags
-from bayeslabels.streams import open_stream
-from bayeslabels.tables import write_table
+from bayeslabels.catalogues.catalog import infer_catalog
+from bayeslabels.catalogues.partitions import infer_partition
+from bayeslabels.files import bad_stars
+from bayeslabels.files.streams import open_stream
+from bayeslabels.files.tables import write_table
+from bayeslabels.kind import kind_of
+from bayeslabels.results.star_posterior import Flags
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa
@@ -122,8 +122,8 @@ def test_one_covariance_that_is_none(simulated, tmp_path):
 
 
 def test_a_star_at_which_linear_algebra_fails(trained, spectra, monkeypatch):
-    family, calls = family_of(trained.model), []
-    infer = family.infer
+    kind, calls = kind_of(trained.model), []
+    infer = kind.infer
     marked = spectra.flux.value[[3, 31], 0]
 
     def failing(posterior, stars, *rest):
@@ -133,7 +133,7 @@ def test_a_star_at_which_linear_algebra_fails(trained, spectra, monkeypatch):
         return infer(posterior, stars, *rest)
 
     whole = bl.infer(trained, spectra)
-    monkeypatch.setattr(type(family), "infer", lambda self, *x: failing(*x))
+    monkeypatch.setattr(type(kind), "infer", lambda self, *x: failing(*x))
     found = bl.infer(trained, spectra)
     assert list(np.flatnonzero(found.flags & Flags.NOT_CONVERGED)) == [3, 31]
     assert np.isnan(found.mean[[3, 31]]).all()

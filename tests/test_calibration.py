@@ -7,8 +7,8 @@ from scipy.stats import kstest, multivariate_normal
 
 import bayeslabels as bl
 from bayeslabels import calibration
+from bayeslabels.core.model import Frame
 from bayeslabels.errors import BadInput
-from bayeslabels.model import Frame
 
 FRAME = Frame(("TEFF", "LOGG"), ("K", "dex"), np.zeros(2), np.ones(2), 3, 1.0)
 

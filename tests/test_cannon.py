@@ -9,10 +9,11 @@ from numpyro.infer.util import log_density
 from scipy.optimize import minimize_scalar
 
 import bayeslabels as bl
-from bayeslabels import MAP, Cannon, priors
-from bayeslabels.inference.labels import scatter_of_labels
+from bayeslabels import MAP, Cannon
+from bayeslabels.core import priors
+from bayeslabels.kinds.spectra.labels import scatter_of_labels
 from bayeslabels.numerics.linalg import in_float64
-from bayeslabels.star_posterior import Flags
+from bayeslabels.results.star_posterior import Flags
 
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])
 EXPONENTS = np.array([(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)])

@@ -15,12 +15,12 @@ from astropy.io import fits
 from astropy.table import QTable, Table, vstack
 
 import bayeslabels as bl
-from bayeslabels import catalog, parts
-from bayeslabels.catalog import infer_catalog
-from bayeslabels.parts import DIGESTS, NOTES
-from bayeslabels.star_posterior import Flags
-from bayeslabels.streams import open_stream
-from bayeslabels.tables import read_table, write_table
+from bayeslabels.catalogues import catalog, parts
+from bayeslabels.catalogues.catalog import infer_catalog
+from bayeslabels.catalogues.parts import DIGESTS, NOTES
+from bayeslabels.files.streams import open_stream
+from bayeslabels.files.tables import read_table, write_table
+from bayeslabels.results.star_posterior import Flags
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import bayeslabels as bl
-from bayeslabels.checkpoint import Checkpoint
-from bayeslabels.files import locked
+from bayeslabels.files.checkpoint import Checkpoint
+from bayeslabels.files.whole import locked
 
 STATE = {"x": jnp.arange(40.0), "n": np.arange(3)}
 

@@ -10,7 +10,7 @@ from astropy import units as u
 from test_bad_input import CLASSIC, changed
 
 import bayeslabels as bl
-from bayeslabels import sentinels
+from bayeslabels.data import sentinels
 from bayeslabels.errors import BadInput
 
 

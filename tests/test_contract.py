@@ -21,10 +21,10 @@ from numpyro.util import format_shapes
 
 import bayeslabels as bl
 from bayeslabels import inference
-from bayeslabels.collapsed import CollapsedModel
+from bayeslabels.core.collapsed import CollapsedModel
+from bayeslabels.core.model import Bound, models
 from bayeslabels.errors import CannotDo
-from bayeslabels.family import family_of
-from bayeslabels.model import MODELS, Bound
+from bayeslabels.kind import kind_of
 from bayeslabels.numerics.linalg import constant
 
 EXAMPLES = {
@@ -60,6 +60,7 @@ QUICK = {
 """Settings that end soon, where an inference has them."""
 WHOLE_PROGRAM = ("NUTS", "SVI")
 
+MODELS = {name: x for name, x in models().items() if x.offered and x.__module__.startswith("bayeslabels")}
 MODEL_NAMES = sorted(MODELS)
 INFERENCE_NAMES = sorted(inference.__all__)
 
@@ -113,7 +114,7 @@ def abstract_trace(model, stars):
 
 
 def accepts(model, method, verb):
-    return family_of(model).accepts(method, verb)
+    return kind_of(model).serves(type(method), verb)
 
 
 def asked(name):
@@ -179,7 +180,7 @@ def test_infer(name, strategy, of, posterior_of, monkeypatch):
     result = bl.infer(posterior, seen, method, seed=5)
     assert isinstance(result, bl.StarPosterior)
     names, first = result.frame.names, result.frame.names[0]
-    assert names == family_of(posterior.model).quantities(posterior.model).names
+    assert names == kind_of(posterior.model).quantities(posterior.model).names
     (draws,) = result.data["posterior"].to_dataset().values()
     assert draws.dims[:3] == ("chain", "draw", "star")
     assert draws.sizes["star"] == len(result) == len(seen)

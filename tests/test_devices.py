@@ -13,10 +13,10 @@ import pytest
 from conftest import simulate
 
 import bayeslabels as bl
-from bayeslabels.inference.batches import Batches, Passes, RowsInMemory
-from bayeslabels.inference.loglinear_sums import GaussianBySums
+from bayeslabels.data.batches import Batches, Passes, RowsInMemory
 from bayeslabels.inference.passes import Stochastic, Sweeps
-from bayeslabels.inference.spectra_sums import SpectraBySums
+from bayeslabels.kinds.parallax.sums import GaussianBySums
+from bayeslabels.kinds.spectra.sums import SpectraBySums
 
 SCRIPT = """
 import sys

@@ -10,7 +10,7 @@ from scipy import integrate
 from scipy.special import log_ndtr
 from scipy.stats import kstest, multivariate_normal, norm
 
-from bayeslabels import priors
+from bayeslabels.core import priors
 from bayeslabels.numerics import dusty, truncated
 from bayeslabels.numerics.density import density_of, peak_density
 from bayeslabels.numerics.modes import find_modes

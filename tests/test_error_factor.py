@@ -13,7 +13,7 @@ import bayeslabels as bl
 from bayeslabels.errors import CannotDo
 from bayeslabels.numerics.error_factor import error_factors, expected_residual2
 from bayeslabels.numerics.linalg import outer_pairs, pack
-from bayeslabels.star_posterior import Flags
+from bayeslabels.results.star_posterior import Flags
 
 NAMES = ("TEFF", "LOGG")
 CENTRE, SPREAD = np.array([5000.0, 3.0]), np.array([300.0, 0.5])

@@ -15,12 +15,16 @@ from numpyro.infer.util import log_density
 from scipy import stats as distributions
 
 import bayeslabels as bl
-from bayeslabels import MAP, NUTS, Block, Cannon, Gibbs, Importance, Laplace, Stars, priors
+from bayeslabels import MAP, NUTS, Block, Cannon, Gibbs, Importance, Laplace, Stars
+from bayeslabels.core import priors
+from bayeslabels.core.model import Model
 from bayeslabels.inference import nuts
 from bayeslabels.inference.diagnostics import ess, rhat
-from bayeslabels.inference.quartic import label_terms
 from bayeslabels.inference.starwise import StarProblem
-from bayeslabels.model import Model
+from bayeslabels.kind import kind_of
+from bayeslabels.kinds.spectra.moments import Moments
+from bayeslabels.kinds.spectra.quartic import label_terms
+from bayeslabels.kinds.spectra.training import by_em
 from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
@@ -79,7 +83,7 @@ def test_compressed_likelihood_is_the_programs(incomplete):
     values = parameters(model, 30)
     other = values | {"u": np.random.default_rng(7).normal(size=(30, 2))}
     statistics = compress(*model.output(incomplete), values["coefficients"], values["scatter"], constant=True)
-    moments = bl.inference.base.Moments(
+    moments = Moments(
         values["coefficients"], np.zeros((20, 6, 6)), values["scatter"], values["label_scatter"],
         values["population_mean"], values["population_covariance"], np.zeros((2, 6)), np.zeros((2, 6, 2, 6)),
         values["u"],
@@ -143,7 +147,7 @@ def test_gradient_is_zero_at_the_classic_mode():
     flux[np.random.default_rng(0).random(flux.shape) < 0.05] = np.nan
     stars = stars.with_block(flux=Block(flux, stars.flux.error))
     model = Cannon(order=2, label_noise=False, coefficient_prior=priors.Flat()).bind(stars)
-    draws = MAP().fit(model, stars, 0, False).draws
+    draws = by_em(model, stars, MAP(), 0, False).draws
     theta, scatter = draws["coefficients"][0, 0], draws["scatter"][0, 0]
     inner = scatter > 1e-4
     assert inner.sum() >= 5
@@ -186,7 +190,7 @@ def identified(model, draws):
 
 def compare_training(stars, model, gibbs, nuts, nuts_rhat):
     model = model.bind(stars)
-    a = gibbs.fit(model, stars, 0, False)
+    a = kind_of(model).train(model, stars, gibbs, 0, False)
     b = nuts.fit(model, stars, 1, False)
     assert b.stats["n_divergent"] == 0
     a, b = identified(model, a.draws), identified(model, b.draws)

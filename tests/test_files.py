@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import bayeslabels as bl
-from bayeslabels import files, model_file
+from bayeslabels.files import whole as files
+from bayeslabels.results import model_file
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden_cannon_v1.nc"
@@ -84,7 +85,7 @@ def test_a_torn_write_leaves_the_old_file(trained, training, tmp_path, monkeypat
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bayeslabels.files.os.replace", interrupted)
+    monkeypatch.setattr("bayeslabels.files.whole.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained.save(path)
     assert path.read_bytes() == before
@@ -366,7 +367,8 @@ def in_progress(path):
 
 
 def test_a_lock_is_for_one_and_ends_with_it(tmp_path):
-    code = "import sys, pathlib; from bayeslabels.files import locked\nwith locked(pathlib.Path(sys.argv[1]), 'x'):\n"
+    code = "import sys, pathlib\nfrom bayeslabels.files.whole import locked\n"
+    code += "with locked(pathlib.Path(sys.argv[1]), 'x'):\n"
     path = tmp_path / "lock"
     held = [sys.executable, "-c", code + "    print('held', flush=True); input()", str(path)]
     with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:

@@ -11,17 +11,11 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
-from bayeslabels.families.linear_choice import (
-    HeldOut,
-    asks_held_out,
-    first_or_clearly_better,
-    select,
-    with_label_scatter,
-)
-from bayeslabels.inference.draws import moments_from_draws
-from bayeslabels.inference.free_labels import _regress, doubt_of
-from bayeslabels.inference.labels import labels_at, variables_at
-from bayeslabels.inference.map import settled
+from bayeslabels.kinds.spectra.choice import HeldOut, asks_held_out, first_or_clearly_better, select, with_label_scatter
+from bayeslabels.kinds.spectra.draws import moments_from_draws
+from bayeslabels.kinds.spectra.label_curve import _regress, doubt_of
+from bayeslabels.kinds.spectra.labels import labels_at, variables_at
+from bayeslabels.kinds.spectra.training import settled
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
 

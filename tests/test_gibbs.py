@@ -10,11 +10,13 @@ import pytest
 from scipy import stats
 
 import bayeslabels as bl
-from bayeslabels import Block, Cannon, Gibbs, Stars, priors
+from bayeslabels import Block, Cannon, Gibbs, Stars
+from bayeslabels.core import priors
 from bayeslabels.errors import CannotDo
-from bayeslabels.inference import gibbs
-from bayeslabels.inference import sweep as sweeps
 from bayeslabels.inference.map import MAP
+from bayeslabels.kinds.spectra import gibbs
+from bayeslabels.kinds.spectra import sweep as sweeps
+from bayeslabels.kinds.spectra.training import by_em
 from bayeslabels.numerics import variates
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
@@ -48,7 +50,7 @@ SHORT = Gibbs(chains=2, draws=25, warmup=20)
 
 @in_float64
 def train(model, stars, inference=SHORT, seed=0):
-    return inference.fit(model.bind(stars), stars, seed, False)
+    return gibbs.by_gibbs(model.bind(stars), stars, inference, seed, False)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -97,7 +99,7 @@ def assert_prior(prior, move, n_move, n):
     stars = stars.with_block(flux=Block(flux, stars.flux.error))
     known = priors.HalfNormal(0.5)
     model = Cannon(order=1, label_noise="joint", coefficient_prior=prior, label_scatter_distribution=known).bind(stars)
-    start = MAP(max_iterations=1).fit(model, stars, 0, False)
+    start = by_em(model, stars, MAP(max_iterations=1), 0, False)
     plan, data, _ = gibbs._prepare(model, stars, start, 1, 0)
     assert plan.affine
     data = data._replace(guess2=jnp.full_like(data.guess2, data.width_scatter**2))
@@ -186,6 +188,15 @@ def test_draws_are_the_sites_of_the_program(settings):
     assert all(np.isfinite(x).all() for x in trained.draws.values())
     assert trained.stats["n_star"] == 40
     assert trained.stats["n_pixel_trained"] == 8
+
+
+def test_labels_taken_as_they_are_have_a_curve_beside_the_draws():
+    stars = simulate()
+    posterior = bl.fit(Cannon(order=1, label_noise="cut"), stars, SHORT, progress=False)
+    draws = posterior.data["posterior"].to_dataset()
+    assert draws["label_curve"].shape[:2] == draws["coefficients"].shape[:2] == (2, 25)
+    result = bl.infer(posterior, stars.drop("labels"), bl.MAP())
+    assert np.isfinite(result.mean).all()
 
 
 def test_same_seed_same_draws_other_seed_others():

@@ -1,4 +1,4 @@
-"""Imports point one way: what a file may know of the rest of the package."""
+"""Imports point one way: what a file may know of the rest of the package (ARCHITECTURE.md)."""
 
 from __future__ import annotations
 
@@ -8,67 +8,42 @@ from pathlib import Path
 import pytest
 
 import bayeslabels
+from bayeslabels.core.model import models
+from bayeslabels.kind import KINDS
 
 ROOT = Path(bayeslabels.__file__).parent
-MAY_KNOW = {
-    "errors": set(),
-    "files": {"errors"},
-    "progress": set(),
-    "process": {"errors"},
-    "numerics": {"numerics", "process"},
-    "astro": {"astro", "errors"},
-    "columns": {"errors"},
-    "stars": {"columns", "errors"},
-    "priors": {"numerics", "errors"},
-    "program": {"errors", "numerics", "stars"},
-    "model": {"errors", "numerics", "program", "stars"},
-    "linear": {"columns", "errors", "model", "nuisances", "numerics", "priors", "stars"},
-    "nuisances": {"errors"},
-    "loglinear_frame": {"columns", "errors", "model", "numerics", "stars"},
-    "loglinear": {"columns", "errors", "loglinear_frame", "model", "numerics", "priors", "stars"},
-    "collapsed": {"model", "numerics", "stars"},
-    "models": {
-        "collapsed",
-        "columns",
-        "linear",
-        "loglinear",
-        "numerics",
-        "astro",
-        "model",
-        "models",
-        "priors",
-        "stars",
-        "errors",
-    },
-    "checkpoint": {"devices", "errors", "files"},
-    "devices": {"process"},
-    "inference": {
-        "checkpoint",
-        "devices",
-        "collapsed",
-        "linear",
-        "loglinear",
-        "model",
-        "nuisances",
-        "numerics",
-        "stars",
-        "priors",
-        "process",
-        "progress",
-        "errors",
-        "inference",
-    },
-}
+FLOORS = [
+    {"errors", "progress"},
+    {"process"},
+    {"devices"},
+    {"numerics", "astro"},
+    {"data"},
+    {"core", "simulate"},
+    {"files"},
+    {"inference"},
+    {"kind"},
+    {"results"},
+    {"kinds"},
+    {"fit"},
+    {"calibration"},
+    {"catalogues", "reports"},
+    {"plots"},
+    {"demo", "tables", "streams"},
+    {"cli"},
+]
+"""From the ground up: what stands on a floor knows those below it, and of its own what is in the same folder."""
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))
+WINGS = sorted(path.name for path in (ROOT / "kinds").iterdir() if (path / "__init__.py").exists())
 
 
-def layer(path: Path) -> str:
+def place(path: Path) -> str:
     """The file at the top of the package, or the folder."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def known_to(path: Path) -> set[str]:
-    """Layers of bayeslabels that a file imports, at its top or inside functions; '' for the package itself."""
+def known_to(path: Path) -> set[tuple[str, ...]]:
+    """The parts of bayeslabels that a file imports, at its top or inside functions: ("kinds", "spectra", ...)."""
     package = ["bayeslabels", *path.relative_to(ROOT).parts[:-1]]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -80,35 +55,43 @@ def known_to(path: Path) -> set[str]:
             names = [".".join([*base, alias.name]) for alias in node.names]
         else:
             continue
-        for name in names:
-            first, *rest = name.split(".")
-            if first == "bayeslabels":
-                found.add(rest[0] if rest and ((ROOT / rest[0]).exists() or (ROOT / f"{rest[0]}.py").exists()) else "")
+        found |= {tuple(name.split(".")[1:]) for name in names if name.split(".")[0] == "bayeslabels"}
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    known = known_to(path)
-    if layer(path) in MAY_KNOW:
-        excess = known - MAY_KNOW[layer(path)]
-        assert not excess, f"{path.name} must not import {sorted(excess)}"
-    elif layer(path) in ("family", "fit", "posterior", "model_file", "star_posterior", "state"):
-        excess = known & {"", "calibration", "catalog", "families", "plots", "cli", "demo"}
-        assert not excess, f"{path.name} must not import {sorted(excess)}"
+def test_imports_point_down(path):
+    here = place(path)
+    if here == "__init__":
+        return
+    assert here in FLOOR, f"{path.name} has no floor in ARCHITECTURE.md"
+    for known in known_to(path):
+        there = known[0] if known else "__init__"
+        allowed = there in FLOOR and (FLOOR[there] < FLOOR[here] or there == here)
+        assert allowed, f"{here} must not import {there}"
 
 
-def test_inference_names_no_model():
+@pytest.mark.parametrize("path", [p for p in FILES if place(p) == "kinds"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_wings_do_not_know_one_another(path):
+    own = path.relative_to(ROOT).parts[1]
+    if own not in WINGS:
+        return
+    others = {known[1] for known in known_to(path) if known[:1] == ("kinds",) and len(known) > 1} - {own}
+    assert not others
+
+
+def test_inferences_know_no_kind():
+    names = {*models(), *(kind.__name__ for kind in KINDS), *(type(kind).__name__ for kind in KINDS.values())}
     for path in FILES:
-        if layer(path) == "inference":
+        if place(path) == "inference":
             words = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
-            assert not words & set(bayeslabels.model.MODELS), path.name
+            assert not words & names, path.name
 
 
 def test_the_reader_of_imports_reads_them():
-    assert {"linear", "numerics", "stars"} <= known_to(ROOT / "inference" / "map.py")
-    assert "stars" in known_to(ROOT / "models" / "cannon.py")
-    assert "fit" in known_to(ROOT / "__init__.py")
+    assert ("data", "stars", "Stars") in known_to(ROOT / "inference" / "nuts.py")
+    assert ("fit", "fit") in known_to(ROOT / "__init__.py")
+    assert ("kinds", "spectra", "model", "LinearModel") in known_to(ROOT / "kinds" / "spectra" / "kind.py")
 
 
 def test_public_names():

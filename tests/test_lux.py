@@ -11,8 +11,8 @@ from scipy.stats import halfnorm, invwishart, multivariate_normal, norm
 import bayeslabels as bl
 from bayeslabels.errors import BadInput
 from bayeslabels.inference.diagnostics import ess, rhat
-from bayeslabels.inference.quartic import flux_given_labels, prepare
-from bayeslabels.models.lux import derivative_spectra
+from bayeslabels.kinds.spectra.lux import derivative_spectra
+from bayeslabels.kinds.spectra.quartic import flux_given_labels, prepare
 from bayeslabels.numerics.linalg import in_float64
 
 NAMES, UNITS = ("TEFF", "LOGG", "FE_H"), ("K", "dex", "dex")

@@ -10,8 +10,9 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
-from bayeslabels import Cannon, errors, nuisances
-from bayeslabels.inference.quartic import prepare
+from bayeslabels import Cannon, errors
+from bayeslabels.kinds.spectra import nuisances
+from bayeslabels.kinds.spectra.quartic import prepare
 from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.numerics.nuisance import compress_nuisances, marginalise

@@ -7,7 +7,7 @@ import pytest
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
-from bayeslabels.families.linear_order import choose_order
+from bayeslabels.kinds.spectra.order import choose_order
 
 L = 80
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([300.0, 0.5])

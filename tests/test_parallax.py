@@ -13,10 +13,10 @@ from scipy.stats import norm
 
 import bayeslabels as bl
 from bayeslabels.errors import BadInput, CannotDo
-from bayeslabels.family import family_of
-from bayeslabels.inference.loglinear_start import start_of
 from bayeslabels.inference.whitened import Whitened
-from bayeslabels.star_posterior import Flags
+from bayeslabels.kind import kind_of
+from bayeslabels.kinds.parallax.start import start_of
+from bayeslabels.results.star_posterior import Flags
 
 BANDS = ("a", "b", "c")
 ERROR = 0.03
@@ -275,7 +275,7 @@ def test_start_of_many_coefficients_is_nearly_that_of_few(case, monkeypatch):
     stars = case.stars[:600]
     model = bl.Parallax().bind(stars)
     exact = start_of(model, stars)
-    monkeypatch.setattr("bayeslabels.inference.loglinear_start.DENSE", 0)
+    monkeypatch.setattr("bayeslabels.kinds.parallax.start.DENSE", 0)
     rough = start_of(model, stars)
     assert rough.names == exact.names
     x = model.design(stars).value
@@ -316,7 +316,7 @@ def test_files(case, posterior, result, tmp_path):
 
 
 def test_log_density_is_of_the_measured_parallax(case, posterior, result):
-    density = family_of(posterior.model).log_density(posterior, result, case.stars[600:])
+    density = kind_of(posterior.model).log_density(posterior, result, case.stars[600:])
     n, m = 5, posterior.moments
     eta, sd = (result.stars[x].values[n] for x in ("ln_parallax", "ln_parallax_error"))
     y, sigma = case.stars["parallax"].value[600 + n, 0], np.hypot(0.1, m.zero_point_error)

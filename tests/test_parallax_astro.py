@@ -8,13 +8,7 @@ from astropy import units
 from astropy.coordinates import Distance
 
 import bayeslabels as bl
-from bayeslabels.astro.parallax import (
-    PERCENTILES,
-    combine,
-    distance_modulus,
-    gaia_zero_point,
-    parallax_from_modulus,
-)
+from bayeslabels.astro.parallax import PERCENTILES, combine, distance_modulus, gaia_zero_point, parallax_from_modulus
 
 
 @pytest.mark.parametrize(

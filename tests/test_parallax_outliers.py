@@ -11,9 +11,9 @@ from scipy.stats import t as student
 from test_parallax import make, z_of
 
 import bayeslabels as bl
-from bayeslabels.inference.loglinear import data_of
-from bayeslabels.inference.loglinear_outliers import first_rows, misfit
-from bayeslabels.loglinear import outlier_density
+from bayeslabels.kinds.parallax.model import outlier_density
+from bayeslabels.kinds.parallax.outliers import first_rows, misfit
+from bayeslabels.kinds.parallax.training import data_of
 
 N, WRONG = 700, 21
 KINDS = {

@@ -7,11 +7,11 @@ import pytest
 from test_parallax import BANDS
 
 import bayeslabels as bl
-from bayeslabels.inference.loglinear_predict import coordinates
-from bayeslabels.loglinear_frame import leading_directions
+from bayeslabels.kinds.parallax.frame import leading_directions
+from bayeslabels.kinds.parallax.predict import coordinates
 from bayeslabels.numerics import surroundings
 from bayeslabels.numerics.incomplete import Population
-from bayeslabels.star_posterior import Flags
+from bayeslabels.results.star_posterior import Flags
 
 
 def giants(n, seed=0, n_pixel=60):

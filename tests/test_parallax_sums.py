@@ -11,10 +11,10 @@ from test_training_stream import Stopped, stop_after
 from test_training_sums import minibatch_sums, small  # noqa: F401  (a fixture)
 
 import bayeslabels as bl
-from bayeslabels.inference.batches import Batches, RowsInMemory
-from bayeslabels.inference.loglinear import data_of, fit_mode
-from bayeslabels.inference.loglinear_sums import GaussianBySums, ModeBySums
+from bayeslabels.data.batches import Batches, RowsInMemory
 from bayeslabels.inference.passes import Sweeps, by_sweeps
+from bayeslabels.kinds.parallax.sums import GaussianBySums, ModeBySums
+from bayeslabels.kinds.parallax.training import data_of, fit_mode
 from bayeslabels.numerics import shrinkage
 
 N, FEW = 600, 250

@@ -7,10 +7,10 @@ import pytest
 from test_catalog import COLUMNS
 
 import bayeslabels as bl
-from bayeslabels.catalog import infer_table
-from bayeslabels.family import family_of
+from bayeslabels.catalogues.catalog import infer_table
+from bayeslabels.catalogues.partitions import infer_partition
 from bayeslabels.fit import few_batches
-from bayeslabels.partitions import infer_partition
+from bayeslabels.kind import kind_of
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -56,13 +56,13 @@ def test_small_partitions_are_small_batches(trained, frame, monkeypatch):
         sizes.append(arguments[-1])
         return infer_table(*arguments)
 
-    monkeypatch.setattr("bayeslabels.partitions.infer_table", noted)
-    monkeypatch.setattr("bayeslabels.partitions.few_batches", lambda model: [4, 16])
+    monkeypatch.setattr("bayeslabels.catalogues.partitions.infer_table", noted)
+    monkeypatch.setattr("bayeslabels.catalogues.partitions.few_batches", lambda model: [4, 16])
     for n in (3, 20, N):
         stars[n] = infer_partition(frame[:n], trained, columns=COLUMNS)
     assert sizes == [4, 16, 4, 16, 16]
     np.testing.assert_allclose(stars[3]["TEFF"], stars[N]["TEFF"][:3], rtol=1e-6)
-    assert few_batches(trained.model)[-1] == family_of(trained.model).batch_size(trained.model)
+    assert few_batches(trained.model)[-1] == kind_of(trained.model).batch_size(trained.model)
     assert 1 < len(few_batches(trained.model)) <= 3
 
 

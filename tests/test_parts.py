@@ -11,9 +11,9 @@ from astropy.table import Table
 from test_catalog import SIZE, N, assert_same, in_memory, read, run, sky, write_parquet  # noqa: F401
 
 import bayeslabels as bl
-from bayeslabels.catalog import infer_catalog
-from bayeslabels.files import locked
-from bayeslabels.parts import DIGESTS, LOCK, NOTES
+from bayeslabels.catalogues.catalog import infer_catalog
+from bayeslabels.catalogues.parts import DIGESTS, LOCK, NOTES
+from bayeslabels.files.whole import locked
 
 
 @pytest.fixture

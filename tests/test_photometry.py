@@ -11,10 +11,10 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels.astro.extinction import band_extinction, extinction_law
+from bayeslabels.data.batches import Batches, RowsInMemory
 from bayeslabels.errors import BadInput
-from bayeslabels.families.photometric_stars import prepare
-from bayeslabels.inference.batches import Batches, RowsInMemory
 from bayeslabels.inference.starwise import in_passing
+from bayeslabels.kinds.photometry.stars import prepare
 from bayeslabels.simulate import simulate_photometry
 
 BANDS = ("G", "BP", "RP", "J", "Ks")

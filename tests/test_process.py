@@ -12,8 +12,8 @@ from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels import process
-from bayeslabels.catalog import infer_catalog
-from bayeslabels.tables import read_table
+from bayeslabels.catalogues.catalog import infer_catalog
+from bayeslabels.files.tables import read_table
 
 FLAGS = {
     "jax_debug_nans": True,

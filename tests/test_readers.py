@@ -12,9 +12,9 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable, Table
 
 import bayeslabels as bl
-from bayeslabels.sources import Source, read_stars, stars_of
-from bayeslabels.streams import open_stream
-from bayeslabels.tables import read_table
+from bayeslabels.files.sources import Source, read_stars, stars_of
+from bayeslabels.files.streams import open_stream
+from bayeslabels.files.tables import read_table
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa

@@ -13,9 +13,9 @@ import bayeslabels as bl
 from bayeslabels import calibration
 from bayeslabels.calibration import Recalibration, recalibrate
 from bayeslabels.calibration.recalibrate import fit_width
+from bayeslabels.core.model import Frame
 from bayeslabels.errors import BadInput
-from bayeslabels.model import Frame
-from bayeslabels.star_posterior import Flags
+from bayeslabels.results.star_posterior import Flags
 
 NAMES, UNITS = ("TEFF", "LOGG"), ("K", "dex")
 FRAME = Frame(NAMES, UNITS, np.zeros(2), np.ones(2), 3, 1.0)

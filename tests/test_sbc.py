@@ -10,12 +10,12 @@ import pytest
 from scipy import stats
 
 import bayeslabels as bl
-from bayeslabels import priors
 from bayeslabels.calibration import SBC, sbc
 from bayeslabels.calibration.sbc import ranked
 from bayeslabels.calibration.verdict import ecdf_band, ranks_of
+from bayeslabels.core import priors
+from bayeslabels.core.program import Program
 from bayeslabels.errors import BadInput, CannotDo
-from bayeslabels.program import Program
 
 N_SIM, N_QUANTITY, N_DRAW = 300, 8, 99
 

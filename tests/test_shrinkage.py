@@ -8,7 +8,7 @@ import pytest
 from scipy.linalg import cho_solve
 
 from bayeslabels.errors import BadInput
-from bayeslabels.inference.loglinear import refused_in_words
+from bayeslabels.kinds.parallax.training import refused_in_words
 from bayeslabels.numerics.lognormal import log_likelihood
 from bayeslabels.numerics.shrinkage import averaged, factorised, fit_posterior, horseshoe, laplace, normal
 

@@ -12,8 +12,8 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
 
+from bayeslabels.data.stars import Block, Stars
 from bayeslabels.errors import BadInput, bad_input
-from bayeslabels.stars import Block, Stars
 
 nan, inf = np.nan, np.inf
 

@@ -18,13 +18,13 @@ from test_catalog import write_hdf5, write_parquet
 from test_collapsed import LineModel
 
 import bayeslabels as bl
-from bayeslabels.checkpoint import Checkpoint, differences
+from bayeslabels.core.model import Bound
+from bayeslabels.data import batches as batches_
+from bayeslabels.data.batches import Batches, RowsInMemory, split
 from bayeslabels.errors import CannotDo
-from bayeslabels.inference import batches as batches_
-from bayeslabels.inference.batches import Batches, RowsInMemory, split
+from bayeslabels.files.checkpoint import Checkpoint, differences
 from bayeslabels.inference.guide import Guided, fit_guide
 from bayeslabels.inference.minibatch import Members, Objective, fit_members
-from bayeslabels.model import Bound
 
 pytest.importorskip("pyarrow")
 
@@ -137,7 +137,7 @@ def test_files_train_as_memory_does(tmp_path, blocks_of_200, kind, monkeypatch):
         source, pieces = tmp_path / f"in.{kind}", 60
         write_hdf5(whole, source) if kind == "hdf5" else whole.write(source)
     if pieces:
-        for module in (batches_, sys.modules["bayeslabels.training"]):
+        for module in (batches_, sys.modules["bayeslabels.files.training"]):
             monkeypatch.setattr(module, "pieces_of", lambda n: [(i, min(i + pieces, n)) for i in range(0, n, pieces)])
     else:
         rows = [0, 90, 180, 250, 340, 430, 500, 590, 680, 750, 840, 900]
@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(line, tmp_path, block
 SCRIPT = """
 import importlib, os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from bayeslabels import checkpoint
+from bayeslabels.files import checkpoint
 test = importlib.import_module(sys.argv[2])
 for place in test.SMALL:
     setattr(*place)

@@ -13,12 +13,13 @@ from test_catalog import write_hdf5, write_parquet
 from test_training_stream import Stopped, killed_and_taken_up, stop_after
 
 import bayeslabels as bl
-from bayeslabels import training
+from bayeslabels.data import batches as batches_
+from bayeslabels.data.batches import Batches, Passes, RowsInMemory
 from bayeslabels.errors import CannotDo
-from bayeslabels.inference import batches as batches_
-from bayeslabels.inference.batches import Batches, Passes, RowsInMemory
+from bayeslabels.files import training
 from bayeslabels.inference.passes import Stochastic, Sweeps, by_minibatches, by_sweeps
-from bayeslabels.inference.spectra_sums import SpectraBySums
+from bayeslabels.kinds.spectra.sums import SpectraBySums
+from bayeslabels.kinds.spectra.training import by_em
 
 pytest.importorskip("pyarrow")
 
@@ -89,7 +90,7 @@ def test_passes_end_where_training_in_memory_does(case, small):
     bound = model.bind(stars)
     most = 2000
     with jax.enable_x64(True):
-        theirs = bl.MAP(max_iterations=most, tolerance=tolerance).fit(bound, stars, 0, False)
+        theirs = by_em(bound, stars, bl.MAP(max_iterations=most, tolerance=tolerance), 0, False)
         rows = RowsInMemory(bound, stars, sample=stars[:FEW])
         ours = by_sweeps(SpectraBySums(bound, rows.stars, tolerance), rows, most, False)
     assert ours.stats["converged"]
@@ -149,8 +150,8 @@ def test_minibatches_come_close_and_stop_by_held_out_stars(small):
     bound = CLASSIC.bind(stars)
     rows = RowsInMemory(bound, stars, sample=stars[:FEW])
     with jax.enable_x64(True):
-        exact = bl.MAP().fit(bound, stars, 0, False).moments
-        rough = bl.MAP().fit(bound, rows.stars, 0, False).moments
+        exact = by_em(bound, stars, bl.MAP(), 0, False).moments
+        rough = by_em(bound, rows.stars, bl.MAP(), 0, False).moments
         found = by_minibatches(
             SpectraBySums(bound, rows.stars, 1e-6), rows, bl.SVI(batch_size=100, epochs=12), 0, False
         )

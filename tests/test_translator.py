@@ -15,12 +15,13 @@ from scipy.stats import t as student
 
 import bayeslabels as bl
 from bayeslabels.errors import CannotDo
-from bayeslabels.family import family_of
-from bayeslabels.models.translator import importances
-from bayeslabels.models.translator_frame import known_inputs, measured
+from bayeslabels.kind import kind_of
+from bayeslabels.kinds.translator.frame import known_inputs, measured
+from bayeslabels.kinds.translator.translator import importances
 from bayeslabels.numerics import occupancy
 from bayeslabels.numerics.propagate import LN_PRECISIONS, log_normal, propagate, scale_mixture
 from bayeslabels.numerics.shapley import shapley_values
+from bayeslabels.results.star_posterior import Flags
 
 NAMES = ("TEFF", "LOGG", "V")
 UNITS = ("K", "dex", "km / s")
@@ -387,7 +388,7 @@ def test_out_of_range_is_flagged_with_the_pair_and_errors_grow():
     u = np.array([[0.0, 0.0], [0.0, 3.2], [4.0, 2.4], [8.0, 4.8], [16.0, 9.6]])
     planted = bl.Stars(labels=bl.Block(CENTRE[:2] + SPREAD[:2] * u, names=NAMES[:2], unit=UNITS[:2]))
     result = bl.infer(posterior, planted, progress=False)
-    outside = result.flags & bl.star_posterior.Flags.OUTSIDE_TRAINING > 0
+    outside = result.flags & Flags.OUTSIDE_TRAINING > 0
     assert outside.tolist() == [False, True, True, True, True]
     assert result.table()["outside"][1].split()[0] == "TEFF-LOGG"
     function = result.stars["error_function"].values
@@ -403,8 +404,8 @@ def test_files_and_seeds(extrinsic, tmp_path):
         bl.infer(again, test, progress=False).mean, bl.infer(posterior, test, progress=False).mean
     )
     assert again.model == posterior.model
-    density = family_of(posterior.model).log_density(posterior, None, stars)
-    np.testing.assert_array_equal(family_of(again.model).log_density(again, None, stars), density)
+    density = kind_of(posterior.model).log_density(posterior, None, stars)
+    np.testing.assert_array_equal(kind_of(again.model).log_density(again, None, stars), density)
     assert np.isfinite(density).all()
     assert list(posterior.summary()["corrects"]) == list(NAMES)
     mean, sd = posterior.predict(test, with_error=True)

@@ -14,7 +14,7 @@ from test_translator import NAMES, PLAIN, SPREAD, UNITS, surveys, theta_of, with
 
 import bayeslabels as bl
 from bayeslabels.errors import DoubtfulErrors
-from bayeslabels.models.translator_frame import plain_scatter
+from bayeslabels.kinds.translator.frame import plain_scatter
 
 
 def with_errors(stars, y, real, stated, seed=0):

@@ -11,9 +11,9 @@ from scipy.special import logsumexp
 from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
-from bayeslabels import priors
+from bayeslabels.core import priors
 from bayeslabels.errors import BadInput
-from bayeslabels.models.photometry import second_vector
+from bayeslabels.kinds.photometry.photometry import second_vector
 from bayeslabels.numerics import dusty
 from bayeslabels.numerics.two_vectors import log_marginal_of_both, of_shape
 from bayeslabels.simulate import simulate_photometry

@@ -11,14 +11,16 @@ import xarray as xr
 from astropy import units
 from astropy.table import QTable
 
+from ..core.model import Model
+from ..data.batches import fold_of
+from ..data.stars import Stars
 from ..errors import bad_input
-from ..family import family_of
-from ..fit import fit, fold_of, infer
+from ..fit import fit, infer
 from ..inference.base import Inference
-from ..model import Model
+from ..kind import kind_of
+from ..kinds.program.program import as_model
 from ..progress import bar
-from ..star_posterior import StarPosterior
-from ..stars import Stars
+from ..results.star_posterior import StarPosterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,8 @@ def cross_validate(
         model, stars, inference: as in `fit`. infer_with: the test step's inference, as in `infer`.
         folds: the stars are split at random, by seed, into so many equal parts.
     """
-    family = family_of(model)
+    model = as_model(model)
+    kind = kind_of(model)
     fold = fold_of(len(stars), folds, seed)
     n, parts = len(stars), []
     density = np.full(n, np.nan)
@@ -134,9 +137,9 @@ def cross_validate(
         for f in range(folds):
             out = fold == f
             posterior = fit(model, stars[~out], inference, seed=seed, progress=False)
-            test = family.held_out_view(posterior.model, stars[out])
+            test = kind.held_out_view(posterior.model, stars[out])
             result = infer(posterior, test, infer_with, seed=seed, progress=False)
-            density[out] = family.log_density(posterior, result, stars[out])
+            density[out] = kind.log_density(posterior, result, stars[out])
             parts.append(result)
             info["selection"].append(posterior.info.get("selection"))
             info["converged"].append(posterior.info.get("converged"))
@@ -152,7 +155,7 @@ def cross_validate(
     info |= {"inference": posterior.info["inference"], "settings": posterior.info["settings"]}
     info |= {"infer_with": result.info["inference"], "versions": result.info["versions"]}
     ids = np.arange(n) if stars.id is None else stars.id
-    frame = family.quantities(model.bind(stars))
+    frame = kind.quantities(model.bind(stars))
     return CrossValidation(
         ids, joined(lambda x: x.mean), joined(lambda x: x.cov), scatter, density, fold, joined(lambda x: x.flags),
         samples, frame, info, xr.concat([x.stars for x in parts], "star").isel(star=order),

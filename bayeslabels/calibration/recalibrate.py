@@ -22,7 +22,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from ..errors import bad_input
-from ..star_posterior import Flags, StarPosterior
+from ..results.star_posterior import Flags, StarPosterior
 from .bins import bin_of, binned, quantity
 from .scores import Labels, Result, compared
 

@@ -9,7 +9,7 @@ import numpy as np
 from astropy.table import QTable
 
 from ..errors import bad_input, index_of
-from ..star_posterior import StarPosterior
+from ..results.star_posterior import StarPosterior
 from .bins import binned
 from .scores import Labels, Result, compared, pit, shares, z_scores
 

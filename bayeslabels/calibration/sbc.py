@@ -4,7 +4,7 @@
 
 if and only if q, averaged over the prior, is the posterior (Talts et al. 2018, arXiv:1804.06788; Modrák et al. 2023).
 Parameters and data are drawn from the model's own program. Ranked are quantities that the data identify
-(`Family.identified`), and labels of test stars of the same truth.
+(`Kind.identified`), and labels of test stars of the same truth.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
+from ..core.model import Model
+from ..core.program import Program, refilled
+from ..data.stars import Stars
 from ..errors import CannotDo, bad_input, index_of
-from ..family import family_of
 from ..fit import infer
 from ..inference.base import Inference
 from ..inference.diagnostics import ess
-from ..model import Model
+from ..kind import kind_of
+from ..kinds.program.program import as_model
 from ..numerics.linalg import in_float64
-from ..posterior import Posterior, provenance
-from ..program import Program, refilled
 from ..progress import bar
-from ..star_posterior import StarPosterior
-from ..stars import Stars
+from ..results.posterior import Posterior, provenance
+from ..results.star_posterior import StarPosterior
 from .verdict import TESTS, Verdict, ecdf_band, ranks_of, uniform_verdict
 
 LEVEL = 0.01
@@ -200,9 +201,10 @@ def _of_training(
     model: Model, stars: Stars, inference: Any, n_sim: int, test: Any, infer_with: Any, n_draw: int, seed: int,
     progress: bool | None,
 ) -> tuple[list[Any], Inference]:  # fmt: skip
-    family, model = family_of(model), model.bound(stars)
-    inference = inference or family.fit_by
-    family.require(inference, model, "fit")
+    model = as_model(model).bound(stars)
+    kind = kind_of(model)
+    inference = inference or kind.fit_by
+    kind.require(inference, model, "fit")
     if len(model.variants()) > 1:
         options = ", ".join(str(getattr(x, "choice", "?")) for x in model.variants())
         raise bad_input(f"a {type(model).__name__} that leaves a setting open", f"one of {options}")
@@ -217,11 +219,11 @@ def _of_training(
     sites = [_arrays(draw(key)) for key in keys[:, 0]]
     sims = [program.stars(x) for x in sites]
     with bar(n_sim, "simulation-based calibration", progress) as shown:
-        for i, trained in enumerate(family.train_many(model, sims, inference, seed)):
+        for i, trained in enumerate(kind.train_many(model, sims, inference, seed)):
             site, posterior = sites[i], Posterior.from_training(model, trained, {**trained.stats, "n_star": len(stars)})
-            sampled = family.parameters(posterior, seed + i)
-            true = family.identified(model, {name: site[name][None] for name in sampled})
-            found = family.identified(model, {name: x.reshape(-1, *x.shape[2:]) for name, x in sampled.items()})
+            sampled = kind.parameters(posterior, seed + i)
+            true = kind.identified(model, {name: site[name][None] for name in sampled})
+            found = kind.identified(model, {name: x.reshape(-1, *x.shape[2:]) for name, x in sampled.items()})
             chains = next(iter(sampled.values())).shape[:2]
             sizes = (float(ess(x.reshape(*chains, 1))[0]) for x in found.values() if np.ptp(x) > 0)
             effective.append(min(sizes, default=np.inf))
@@ -229,7 +231,7 @@ def _of_training(
             if of_test is not None and draw_test is not None:
                 own = _arrays(draw_test(keys[i, 1], {name: site[name] for name in program.shared}))
                 result = infer(posterior, of_test.stars(own), infer_with, seed=seed + i, progress=False)
-                for name, x in family.true_quantities(model, own, of_test.template).items():
+                for name, x in kind.true_quantities(model, own, of_test.template).items():
                     of_stars = star_draws(result, name, n_draw, seed + i)
                     for n, value in enumerate(np.asarray(x)):
                         true[f"{name} of test star {n}"] = value[None]
@@ -249,16 +251,16 @@ def _of_training(
 def _of_test_step(
     posterior: Posterior, stars: Stars, inference: Any, n_sim: int, n_draw: int, seed: int
 ) -> tuple[list[Any], Inference]:
-    family, model = family_of(posterior.model), posterior.model
-    inference = inference or family.infer_by
-    family.require(inference, model, "infer")
+    kind, model = kind_of(posterior.model), posterior.model
+    inference = inference or kind.infer_by
+    kind.require(inference, model, "infer")
     model.check(stars)
     _require_priors(model)
     program = Program(model, stars)
     rng = np.random.default_rng([seed, 141650939])
     parameters = {
         name: x.reshape(-1, *x.shape[2:])[rng.integers(x.shape[0] * x.shape[1], size=n_sim)]
-        for name, x in family.parameters(posterior, seed).items()
+        for name, x in kind.parameters(posterior, seed).items()
         if name in program.shared
     }
     row = np.arange(n_sim) % len(stars)
@@ -267,7 +269,7 @@ def _of_test_step(
     def one(args: Any) -> Any:
         key, given, row = args
         sites = program.simulate(key, given)
-        true = family.true_quantities(model, sites, stars)
+        true = kind.true_quantities(model, sites, stars)
         return jax.tree.map(lambda x: x[row], (true, {name: sites[name] for name in program.observed}))
 
     keys = jax.random.split(jax.random.key(seed), n_sim)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binom, norm
 
+from ..data.stars import Stars
 from ..errors import bad_input
+from ..numerics.gaussian import log_density_of
+from ..results.star_posterior import StarPosterior
 from ..simulate import Truth
-from ..star_posterior import StarPosterior
-from ..stars import Stars
 from .cross_validation import CrossValidation
 
 Result = StarPosterior | CrossValidation
@@ -69,15 +70,7 @@ def label_scatter(result: Result) -> np.ndarray:
 def log_density(result: Result, labels: Labels, scatter: Any = None) -> np.ndarray:
     """Log density (N,) of labels under N(mean, C + labels' covariance + scatter^2); NaN where either is missing."""
     truth = compared(result, labels, None, scatter)
-    out = np.full(len(truth.value), np.nan)
-    for n, (x, centre) in enumerate(zip(truth.value, result.mean, strict=True)):
-        at = np.flatnonzero(np.isfinite(x))
-        if len(at) and np.isfinite(centre).all():
-            covariance = (result.cov[n] + truth.covariance[n])[np.ix_(at, at)]
-            offset = (x - centre)[at]
-            log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
-            out[n] = -0.5 * (offset @ np.linalg.solve(covariance, offset) + log_det)
-    return out
+    return log_density_of(truth.value - result.mean, result.cov + truth.covariance)
 
 
 def z_scores(result: Result, labels: Labels, errors: Any = None, scatter: Any = None) -> np.ndarray:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-
-from ..linear import LinearModel
 
 
 def rhat(draws: np.ndarray) -> np.ndarray:
@@ -26,10 +24,12 @@ def ess(draws: np.ndarray) -> np.ndarray:
         return np.asarray(effective_sample_size(np.asarray(draws)))
 
 
-def identified(model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The sites that chains can agree on: not latents, and what multiplies them, where any rotation serves as well."""
-    if not isinstance(model, LinearModel) or model.labels_are_latent:
-        return draws
-    hyper = {f"{model.sites['coefficients']}_{what}" for what in ("mean", "covariance")}
-    free = {*model.sites.values(), *hyper}
-    return {name: x for name, x in draws.items() if name not in free}
+def worst(draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`rhat_max` and `ess_min` of all numbers of sites {name: (chain, draw, ...)}; NaN where chains cannot tell."""
+    rhats = np.concatenate([rhat(x).ravel() for x in draws.values()])
+    sizes = np.concatenate([ess(x).ravel() for x in draws.values()])
+    known, counted = rhats[np.isfinite(rhats)], sizes[np.isfinite(sizes)]
+    return {
+        "rhat_max": float(known.max()) if known.size else np.nan,
+        "ess_min": float(counted.min()) if counted.size else np.nan,
+    }

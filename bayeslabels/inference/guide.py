@@ -20,13 +20,13 @@ from numpyro.distributions.transforms import IdentityTransform
 from numpyro.infer.initialization import init_to_uniform, init_to_value
 from numpyro.infer.util import initialize_model, potential_energy
 
-from ..checkpoint import Checkpoint
+from ..core.model import Bound
+from ..data.batches import Batches, Block, Rows
 from ..devices import of_all_processes, shared_out
-from ..model import Bound
+from ..files.checkpoint import Checkpoint
 from ..numerics.linalg import Array
 from ..progress import bar
 from .base import Trained
-from .batches import Batches, Block, Rows
 from .minibatch import PATIENCE, STEPS, train, transforms
 from .svi import SVI
 from .whitened import SITE, Start, StartOf, Whitened

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..linear import LinearModel
 from ..numerics.linalg import in_float64
 from ..numerics.modes import Modes
 from ..numerics.psis import smooth_weights
@@ -58,8 +57,6 @@ class Importance(Inference):
     starts: int = 4
     freedom: int = 8
     rescue: bool = True
-
-    infers: ClassVar = LinearModel
 
     def _weighted(self, problem: StarProblem, seed: int, progress: bool | None) -> Weighted:
         n, size = problem.n_star, problem.at_once

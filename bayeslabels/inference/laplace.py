@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from ..linear import LinearModel
 from .base import Inference, StarDraws
 from .starwise import StarProblem, draw_mixture
 
@@ -28,8 +26,6 @@ class Laplace(Inference):
 
     draws: int = 500
     starts: int = 4
-
-    infers: ClassVar = LinearModel
 
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
         u, _ = draw_mixture(problem, seed, self.draws)

@@ -21,13 +21,13 @@ from numpyro.handlers import seed as seeded
 from numpyro.handlers import trace
 from numpyro.infer.util import log_density
 
-from ..checkpoint import Checkpoint
-from ..collapsed import CollapsedModel
+from ..core.collapsed import CollapsedModel
+from ..core.model import Bound
+from ..data.batches import Batches, Block, Passes, Rows
 from ..devices import of_all_processes, shared_out
-from ..model import Bound
+from ..files.checkpoint import Checkpoint
 from ..progress import bar
 from .base import Trained
-from .batches import Batches, Block, Passes, Rows
 from .polish import Polisher, draws_about, polish
 
 STEPS = 48

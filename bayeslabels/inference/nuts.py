@@ -17,15 +17,13 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.initialization import init_to_value
 from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 
+from ..core.model import Model
+from ..data.stars import Stars
 from ..errors import bad_input
-from ..linear import LinearModel
-from ..model import Model
-from ..numerics.linalg import in_float64
+from ..numerics.linalg import Array, in_float64
 from ..progress import bar
-from ..stars import Stars
 from .base import Inference, StarDraws, Trained
-from .diagnostics import ess, identified, rhat
-from .draws import jittered
+from .diagnostics import ess, rhat, worst
 from .starwise import StarProblem, draw_mixture
 from .whitened import Start, StartOf, Whitened
 
@@ -66,8 +64,6 @@ class NUTS(Inference):
     max_tree_depth: int = 10
     starts: int = 4
 
-    trains: ClassVar = Model
-    infers: ClassVar = LinearModel
     many: ClassVar = True
 
     @in_float64
@@ -104,11 +100,10 @@ class NUTS(Inference):
         sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(sampler.get_samples(group_by_chain=True))
         draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
         extra = sampler.get_extra_fields(group_by_chain=True)
-        known = identified(model, draws)
+        known = model.comparable(draws)
         stats = {
             "n_divergent": int(extra["diverging"].sum()),
-            "rhat_max": max(float(np.nanmax(rhat(x))) for x in known.values()),
-            "ess_min": min(float(np.nanmin(ess(x))) for x in known.values()),
+            **worst(known),
         }
         stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
         return Trained(draws, None, stats, {"energy": np.asarray(extra["energy"])})
@@ -200,6 +195,15 @@ class NUTS(Inference):
         settings = (problem.energy, self.warmup or 150, self.draws, self.target_accept, depth)
         draws, diverging = _run(*settings, problem.shared, keys, z, args)
         return np.moveaxis(np.asarray(draws), 0, 2), np.asarray(diverging).sum((1, 2))
+
+
+def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) -> dict[str, Array]:
+    """Unconstrained starting points (n_chain, ...) dispersed around `values`."""
+    rng = np.random.default_rng([seed, 15485863])
+    return {
+        name: jnp.asarray(np.asarray(x) + width * rng.standard_normal((n_chain, *np.shape(x))))
+        for name, x in values.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

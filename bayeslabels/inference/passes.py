@@ -20,13 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..checkpoint import Checkpoint
+from ..data.batches import Batches, Block, Passes, Rows
 from ..devices import summed
+from ..files.checkpoint import Checkpoint
 from ..numerics.compress import STARS
 from ..numerics.linalg import in_float64
 from ..progress import bar
 from .base import Trained
-from .batches import Batches, Block, Passes, Rows
 from .minibatch import train
 from .svi import SVI
 

@@ -22,7 +22,7 @@ from numpyro.infer.util import log_density
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
-from ..collapsed import CollapsedModel
+from ..core.collapsed import CollapsedModel
 
 CHUNK = 1024
 """Stars at a time."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from ..model import Model
 from .base import Inference
 
 
@@ -42,5 +40,3 @@ class SVI(Inference):
     draws: int = 200
     start: str = "map"
     epochs: int | None = None
-
-    trains: ClassVar = Model

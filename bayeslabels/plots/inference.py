@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpyro.infer import Predictive
 
+from ..data.stars import Stars
 from ..errors import bad_input, index_of
 from ..numerics.linalg import in_float64
-from ..posterior import Posterior
-from ..star_posterior import StarPosterior
-from ..stars import Stars
+from ..results.posterior import Posterior
+from ..results.star_posterior import StarPosterior
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, matrix
 
 FEW = 6

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..data.stars import Stars
 from ..errors import bad_input
-from ..stars import Stars
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
 """Of Okabe and Ito's palette, which colour-blind readers can tell apart."""

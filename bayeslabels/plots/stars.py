@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..calibration import compared
+from ..data.stars import Block, Stars
 from ..errors import bad_input
-from ..posterior import Posterior
 from ..reports import significant
+from ..results.posterior import Posterior
+from ..results.star_posterior import StarPosterior
 from ..simulate import Truth
-from ..star_posterior import StarPosterior
-from ..stars import Block, Stars
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, kind, label, matrix, steps
 
 

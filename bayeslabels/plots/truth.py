@@ -12,9 +12,9 @@ from scipy.stats import norm
 
 from ..calibration import Labels, Result, compared, coverage, label_scatter, z_scores
 from ..calibration import reliability as by_bins
+from ..data.stars import Stars
 from ..errors import bad_input
 from ..reports import significant
-from ..stars import Stars
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, kind, label, paper
 
 ONE_SIGMA = 0.6827

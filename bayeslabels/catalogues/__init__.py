@@ -1,0 +1,1 @@
+"""The test step of catalogues larger than memory."""

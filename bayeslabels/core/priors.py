@@ -1,0 +1,267 @@
+"""Priors as printable data: what a model assumes, readable in its repr and stored in its file.
+
+A scale of None is set from the training data when the model is bound to it (`Frame.flux_scale`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ..errors import bad_input
+from ..numerics import horseshoe
+from ..numerics.dusty import LN10_5
+from ..numerics.hierarchy import Hyperprior
+from ..numerics.linalg import Array
+from ..numerics.regression import CoefficientPrior
+
+START_WIDTH = 1.0
+"""Prior sd of coefficients, in units of the typical flux, from which a learned prior starts."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """No preference: p(theta) constant. Improper, so the model cannot be simulated from it."""
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
+        improper = dist.ImproperUniform(dist.constraints.real, (), event_shape=(n_pixel, n_feature))
+        return numpyro.sample(name, improper)
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        return _gaussian(np.zeros(n_feature))
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Ridge: theta_lk ~ N(0, scale^2) for every feature but the constant, which stays nearly flat.
+
+    scale: in flux units per unit of the scaled labels' monomials; None: 0.3 of the typical flux.
+    """
+
+    scale: float | None = None
+
+    def _widths(self, n_feature: int, scale: float) -> np.ndarray:
+        widths = np.full(n_feature, 0.3 * scale if self.scale is None else self.scale)
+        widths[0] = max(widths[0], 100 * scale)
+        return widths
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
+        widths = jnp.asarray(self._widths(n_feature, scale))
+        return numpyro.sample(name, dist.Normal(0.0, widths).expand([n_pixel, n_feature]).to_event(2))
+
+    def sample_sparse(self, name: str, n: int) -> Array:
+        t = global_scale(self.scale)
+        return numpyro.sample(name, dist.Normal(0.0, t).expand([n]).to_event(1))
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        return _gaussian(self._widths(n_feature, scale) ** -2)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Sparse (L1): p(theta_lk) ~ exp(-|theta_lk| / scale) for every feature but the constant (Casey+16, eq. 4).
+
+    MAP gives exact zeros. scale: in flux units; None: 0.02 of the typical flux.
+    """
+
+    scale: float | None = None
+
+    def _scales(self, n_feature: int, scale: float) -> np.ndarray:
+        scales = np.full(n_feature, 0.02 * scale if self.scale is None else self.scale)
+        scales[0] = 1e6 * scale
+        return scales
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
+        scales = jnp.asarray(self._scales(n_feature, scale))
+        return numpyro.sample(name, dist.Laplace(0.0, scales).expand([n_pixel, n_feature]).to_event(2))
+
+    def sample_sparse(self, name: str, n: int) -> Array:
+        t = global_scale(self.scale)
+        return numpyro.sample(name, dist.Laplace(0.0, t).expand([n]).to_event(1))
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        prior = _gaussian(np.zeros(n_feature))
+        return prior._replace(l1=jnp.asarray(1 / self._scales(n_feature, scale)))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """theta_l ~ N(m, Sigma), with the mean m (K,) and the full covariance Sigma (K, K) learned across the pixels.
+
+    The one prior under which noisy training labels neither collapse nor rotate: it is equivariant under affine
+    maps of the labels. Terms that the spectra do not need get a variance near zero, so that a higher order costs no
+    precision. Hyperpriors: m ~ N(0, (10 f)^2), Sigma ~ InverseWishart(K + 2, (scale f)^2 I), f the typical flux.
+
+    Args:
+        scale: of the hyperprior of Sigma, in units of f. It is a floor: L pixels give every coefficient a prior sd of
+            at least scale f / sqrt(L), and a floor above what terms of high order have makes their noise pass for
+            information. Far below that, as by default, it does not matter.
+    """
+
+    scale: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise bad_input(f"Learned(scale={self.scale!r})", "scale > 0", fix="priors.Learned()")
+
+    def hyper(self, n_feature: int, scale: float) -> Hyperprior:
+        """Of m and Sigma; scale: the typical flux."""
+        return Hyperprior(10 * scale, n_feature + 2.0, (self.scale * scale) ** 2 * np.eye(n_feature))
+
+    def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
+        width, freedom, matrix = self.hyper(n_feature, scale)
+        mean = numpyro.sample(f"{name}_mean", dist.Normal(0.0, width).expand([n_feature]).to_event(1))
+        covariance = numpyro.sample(
+            f"{name}_covariance", dist.InverseWishart(freedom, scale_matrix=jnp.asarray(matrix))
+        )
+        with numpyro.plate("pixel", n_pixel):
+            return numpyro.sample(name, dist.MultivariateNormal(mean, covariance_matrix=covariance))
+
+    def numeric(self, n_feature: int, scale: float) -> CoefficientPrior:
+        """Where training starts: nearly flat."""
+        return _gaussian(np.full(n_feature, START_WIDTH**-2 / scale**2))
+
+    def given(self, prior: CoefficientPrior, mean: np.ndarray, covariance: np.ndarray) -> CoefficientPrior:
+        """`prior` with these m (K,) and Sigma (K, K)."""
+        precision = np.linalg.inv(covariance)
+        precision = 0.5 * (precision + precision.T)
+        return prior._replace(precision=precision, information=precision @ mean)
+
+
+@dataclass(frozen=True)
+class HalfNormal:
+    """A scatter ~ HalfNormal(scale), in the units that the model states; scale None: what is typical of the training
+    stars: their flux for s_l, the spread of each label for tau."""
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not self.scale > 0:
+            raise bad_input(f"HalfNormal(scale={self.scale!r})", "scale > 0, or None")
+
+    def width(self, scale: float) -> float:
+        return scale if self.scale is None else self.scale
+
+    def sample(self, name: str, n_pixel: int, scale: float) -> Array:
+        return numpyro.sample(name, dist.HalfNormal(self.width(scale)).expand([n_pixel]).to_event(1))
+
+
+def require_half_normal(name: str, prior: object) -> None:
+    """Refuse, as the argument `name` of a model, what is no prior of a scatter."""
+    if not isinstance(prior, HalfNormal):
+        fix = f"{name}=bayeslabels.priors.HalfNormal(0.1)"
+        raise bad_input(f"{name}={prior!r}", "priors.HalfNormal(scale)", fix=fix)
+
+
+@dataclass(frozen=True)
+class Horseshoe:
+    """theta_j ~ N(0, t^2 l_j^2), l_j ~ half-Cauchy(1), times a slab N(0, slab^2): most are nothing, some are free.
+
+    scale: t; None: learned, half-Cauchy(1) (Carvalho+2010; the slab as in Piironen & Vehtari 2017).
+    """
+
+    scale: float | None = None
+    slab: float = 2.0
+
+    def sample_sparse(self, name: str, n: int) -> Array:
+        t = global_scale(self.scale)
+        return numpyro.sample(name, HorseshoeDistribution(jnp.broadcast_to(t, (n,)), self.slab).to_event(1))
+
+
+class HorseshoeDistribution(dist.Distribution):
+    """The local scales integrated out. The density is that of the horseshoe times exp(-theta^2 / (2 slab^2)), up to
+    a factor that hardly depends on t while t << slab."""
+
+    arg_constraints = {"t": dist.constraints.positive}
+    support = dist.constraints.real
+
+    def __init__(self, t: Array, slab: float):
+        self.t, self.slab = t, slab
+        super().__init__(batch_shape=jnp.shape(t), validate_args=False)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        at, local = jax.random.split(key)
+        shape = (*sample_shape, *self.batch_shape)
+        width = self.t * jnp.abs(jax.random.cauchy(local, shape))
+        return jax.random.normal(at, shape) / jnp.sqrt(width**-2 + self.slab**-2)
+
+    def log_prob(self, value: Array) -> Array:
+        return horseshoe.log_density(value, self.t) - 0.5 * (value / self.slab) ** 2
+
+
+def global_scale(scale: float | None) -> Array:
+    """t, sampled where it is learned."""
+    return jnp.asarray(scale) if scale is not None else numpyro.sample("global_scale", dist.HalfCauchy(1.0))
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """p(E) = exp(-E / scale) / scale for E >= 0, mag; scale None: the mean reddening of the training stars."""
+
+    scale: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NormalModulus:
+    """Distance modulus mu ~ N(mean, sd^2), mag. Wide, it says next to nothing of the distance."""
+
+    mean: float = 10.0
+    sd: float = 5.0
+
+    def log_density(self, mu: Array) -> Array:
+        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - jnp.log(self.sd) - 0.5 * float(np.log(2 * np.pi))
+
+    def slopes(self, mu: Array) -> tuple[Array, Array]:
+        """d ln p / dmu and -d^2 ln p / dmu^2."""
+        return (self.mean - mu) / self.sd**2, self.sd**-2 + 0 * mu
+
+    def distribution(self) -> dist.Distribution:
+        return dist.Normal(self.mean, self.sd)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExponentialDisk:
+    """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially with distance from the Sun.
+
+    The simplest prior that knows of the growing volume and of the Galaxy's end (Bailer-Jones 2015, eq. 17).
+    """
+
+    length: float = 1.35
+
+    def log_density(self, mu: Array) -> Array:
+        """Of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
+        ln_d = (mu - 10) * LN10_5
+        return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(0.5 * LN10_5 / self.length**3)
+
+    def slopes(self, mu: Array) -> tuple[Array, Array]:
+        """d ln p / dmu and -d^2 ln p / dmu^2."""
+        d = jnp.exp((mu - 10) * LN10_5) / self.length
+        return LN10_5 * (3 - d), LN10_5**2 * d
+
+    def distribution(self) -> dist.Distribution:
+        to_modulus = [
+            dist.transforms.ExpTransform().inv,
+            dist.transforms.AffineTransform(10.0, 1 / LN10_5, domain=dist.constraints.real),
+        ]
+        return dist.TransformedDistribution(dist.Gamma(3.0, 1 / self.length), to_modulus)
+
+
+DistancePrior = NormalModulus | ExponentialDisk
+
+Prior = Flat | Normal | Laplace | Learned
+SparsePrior = Normal | Laplace | Horseshoe
+"""Of the coefficients of log-linear models."""
+
+
+def _gaussian(precision_diagonal: np.ndarray) -> CoefficientPrior:
+    k = len(precision_diagonal)
+    infinite = np.full(k, np.inf)
+    return CoefficientPrior(np.diag(precision_diagonal), np.zeros(k), np.zeros(k), -infinite, infinite)

@@ -1,0 +1,261 @@
+"""Columns: numbers with units and gaps out of table columns and arrays, and blocks as the columns of an astropy table.
+
+Files are the business of `tables`; blocks are made, and their numbers checked, in `stars`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from astropy import units as u
+from astropy.io.fits import FITS_rec
+from astropy.table import Column, QTable
+from astropy.utils.masked import Masked
+
+from ..errors import bad_input, index_of
+
+Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all columns, or one each
+
+MAX_NAMED = 64  # wider blocks are spectra: their columns have coords, not names
+META = "BLBLOCKS"  # at most eight characters, so that a FITS header holds it
+LOG_UNIT = re.compile(r"log(?:10)?\((.+)\)")
+SUFFIXES = ("error", "ivar", "unit", "names", "coords")
+
+
+def numbers(data: Any, what: str) -> Numbers:
+    """Native floats, NaN where masked, and their unit."""
+    unit, mask = getattr(data, "unit", None), None
+    if isinstance(data, Masked):
+        mask, data = np.asarray(data.mask), data.unmasked
+    elif isinstance(data, np.ma.MaskedArray):
+        mask, data = np.ma.getmaskarray(data), np.ma.getdata(data)
+    array = np.asarray(data)
+    try:
+        if array.dtype == object:
+            vectors = array.size and np.ndim(array.flat[0])
+            nullable = hasattr(data, "to_numpy") and not vectors
+            array = data.to_numpy(float, na_value=np.nan) if nullable else np.array(array.tolist(), float)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(array.dtype)
+    except (TypeError, ValueError) as why:
+        raise bad_input(f"{what} that is not numeric ({why})", "real numbers, NaN where missing") from None
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    array = np.array(array, np.float32 if single else np.float64)
+    if mask is not None:
+        array[mask] = np.nan
+    return array, [unit]
+
+
+def unit_of(text: str) -> Any:
+    """The unit of a text, also as the Gaia archive writes it: 'dex' in quotes, log(cm.s**-2) for dex(cm / s2).
+
+    Raises:
+        ValueError: if it is none that astropy knows.
+    """
+    plain = text.strip().strip("'\"")
+    try:
+        return u.Unit(plain)
+    except ValueError:
+        if not (inside := LOG_UNIT.fullmatch(plain)):
+            raise
+        return u.dex(u.Unit(inside[1].replace(".", " ")))
+
+
+def unit_strings(unit: Any, n_dim: int, what: str) -> Any:
+    """Units as strings, which can be compared and hashed; one string where all columns agree."""
+    units = [unit] if unit is None or isinstance(unit, str) or hasattr(unit, "to_string") else list(unit)
+    if len(units) not in (1, n_dim):
+        raise bad_input(f"{len(units)} units for {n_dim} columns of {what}", "one, or one per column")
+    strings = []
+    for x in units:
+        try:
+            known = isinstance(x, u.UnitBase | u.FunctionUnitBase) and not isinstance(x, u.UnrecognizedUnit)
+            strings.append("" if x is None else (x if known else unit_of(str(x))).to_string())
+        except (ValueError, TypeError):
+            fix = f'unit="K" (from_table: {what}_unit="K"), or unit="" for none'
+            raise bad_input(f"unit {str(x)!r} of {what}", "one that astropy knows", fix=fix) from None
+    if all(x is None for x in units):
+        return None
+    return strings[0] if len(set(strings)) == 1 else tuple(strings)
+
+
+def spread_unit(unit: Any) -> Any:
+    """The unit of an error: mag for mag(AB), dex for dex(cm / s2), else the unit itself."""
+    return getattr(u.Unit(unit), "function_unit", u.Unit(unit))
+
+
+def same_unit(a: str, b: str) -> bool:
+    return u.Unit(a) == u.Unit(b)
+
+
+def refuse_covariance(block: Any, name: str) -> None:
+    """Refuse covariances where a model would take their diagonal alone."""
+    if block.has_covariance and block.n_dim > 1:
+        raise bad_input(
+            f"{name} with covariances", f"one error per number: correlations of {name} are not used",
+            "correlated calibration or photometry", f"{name}_error=np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))",
+        )  # fmt: skip
+
+
+def convert(data: Numbers, unit: Any, what: str, spread: bool = False) -> np.ndarray:
+    """The numbers in the units of their block; numbers without a unit are taken to be in it."""
+    array, own = data
+    of = spread_unit if spread else u.Unit
+    n_dim = array.shape[-1]
+    to = unit if isinstance(unit, tuple) else (unit,) * n_dim
+    pairs = list(zip(own * n_dim if len(own) == 1 else own, to, strict=True))
+    for pair in set(pairs):
+        if pair[0] is None or isinstance(pair[0], u.UnrecognizedUnit):
+            continue
+        at = [i for i, other in enumerate(pairs) if other == pair]
+        if spread_unit(pair[0]) == u.Unit(pair[1] or ""):
+            continue  # mag(AB) as plain magnitudes, dex(cm / s2) as plain dex, if that is asked for
+        try:
+            array[..., at] = of(pair[0]).to(of(pair[1] or ""), array[..., at])
+        except u.UnitConversionError:
+            fix = f'unit="{pair[0]}" (in from_table <block>_unit=), if that is meant'
+            raise bad_input(
+                f"{what} in {str(pair[0])!r}", f"what converts to {pair[1] or 'no unit'!r}", fix=fix
+            ) from None
+    return array
+
+
+def error_from_ivar(ivar: Numbers, what: str) -> Numbers:
+    array, units = ivar
+    if array.ndim == 3:
+        raise bad_input("inverse covariances", "inverse variances", fix="error=np.linalg.inv(ivar)")
+    if (wrong := (array < 0) | np.isposinf(array)).any():
+        raise bad_input(f"{what} {where_wrong(wrong, 'negative or infinite')}", "0 or NaN where missing", "a sentinel")
+    units = [None if x is None or isinstance(x, u.UnrecognizedUnit) else u.Unit(x) ** -0.5 for x in units]
+    return np.where(array > 0, array, np.nan) ** -0.5, units
+
+
+def where_wrong(wrong: np.ndarray, how: str, names: Sequence[str] | None = None) -> str:
+    """How many entries of a mask are wrong, and the first of them."""
+    star, *column = np.argwhere(np.atleast_1d(wrong))[0].tolist()
+    at = f"star {star}" + "".join(f", column {names[i] if names else i}" for i in column)
+    return f"{how} in {wrong.sum()} of {wrong.size}, first at {at}"
+
+
+def default_names(n_dim: int) -> tuple[str, ...] | None:
+    return tuple(map(str, range(n_dim))) if n_dim <= MAX_NAMED else None
+
+
+def has_suffix(name: str) -> bool:
+    return "_" in name and name.rpartition("_")[2] in SUFFIXES
+
+
+def layout_of(table: Any, id: str | None, columns: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The columns of every block, as given or else as `table_of` left them in the table, and the column of the ids."""
+    layout = dict(columns)
+    if not layout and META in getattr(table, "meta", {}):
+        layout = json.loads(table.meta[META])
+        kept = layout.pop("id", None)
+        id = id or kept
+    names = [key for key in layout if not has_suffix(key)]
+    for key, spec in layout.items():
+        block, _, suffix = key.rpartition("_")
+        if suffix in SUFFIXES and block not in names:
+            raise bad_input(f"{key} without {block}", "both")
+        if suffix in ("err", "sigma", "cov") and block in names:
+            raise bad_input(key, "the whole word", fix=f"{block}_error={spec!r}")
+    return layout, id
+
+
+def read_blocks(table: Any, layout: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name, and value, error, names, unit and coords, of every block of a table."""
+    return ((name, _read(table, name, layout)) for name in layout if not has_suffix(name))
+
+
+def table_of(id: np.ndarray | None, blocks: Mapping[str, Any]) -> QTable:
+    """The astropy table of these blocks, which says in its header how to read it back."""
+    out: dict[str, Any] = {} if id is None else {"id": Column(id)}
+    layout: dict[str, Any] = {} if id is None else {"id": "id"}
+
+    def put(column: str, block: str, data: np.ndarray, unit: str | None) -> str:
+        column = column if column not in out else f"{block}_{column}"
+        if column in out:
+            raise bad_input(f"two columns {column!r}", "one", "blocks that share names", "rename one of them")
+        out[column] = Column(np.asarray(data), unit=unit or None)
+        return column
+
+    for name, block in blocks.items():
+        value, error, units = block.value, block.error, block.units
+        single = isinstance(block.unit, str) or block.n_dim == 1
+        coords = {key: array.tolist() for key, array in block.coords.items()}
+        layout |= {f"{name}_unit": block.unit, f"{name}_names": block.names, f"{name}_coords": coords}
+        if block.names is None or block.names == default_names(block.n_dim) or block.n_dim > MAX_NAMED:
+            layout[name] = put(name, name, value, units[0] if single else None)
+            if error is not None:
+                unit = spread_unit(units[0]).to_string() if single and not block.has_covariance else None
+                layout[f"{name}_error"] = put(f"{name}_error", name, error, unit)
+            continue
+        layout[name] = [put(x, name, value[:, i], units[i]) for i, x in enumerate(block.names)]
+        if block.has_covariance:
+            layout[f"{name}_error"] = put(f"{name}_error", name, error, None)
+        elif error is not None:
+            spread = [(f"{x}_error", i, spread_unit(units[i]).to_string()) for i, x in enumerate(layout[name])]
+            layout[f"{name}_error"] = [put(x, name, error[:, i], unit) for x, i, unit in spread]
+    return QTable(out, meta={META: json.dumps(layout)})
+
+
+def column_of(table: Any, column: str) -> Any:
+    """One column of whatever `Stars.from_table` takes for a table."""
+    if not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
+        raise bad_input(f"a {type(table).__name__}", "a table", fix="Stars.from_table(Table.read(path), ...)")
+    names = getattr(getattr(table, "dtype", None), "names", None)
+    index_of(column, getattr(table, "colnames", table) if names is None else names, "column")
+    return table[column]
+
+
+def fits_nulls(rows: Any, name: str) -> np.ndarray | None:
+    """Where an integer column of a FITS table has its null, which is a number as stored, before any scaling; None: it
+    has no null, or none of these rows has it."""
+    null = rows.columns[name].null
+    stored = rows.view(np.ndarray)[name]
+    if null in (None, "") or stored.dtype.kind not in "iu":
+        return None
+    found = stored == int(null)
+    return found if found.any() else None
+
+
+def _stack(table: Any, columns: Any) -> Numbers:
+    """The numbers of one vector column, or of several scalar ones."""
+    if not isinstance(columns, str):
+        parts = [_stack(table, column) for column in columns]
+        if any(array.ndim != 1 for array, _ in parts):
+            raise bad_input(f"a vector column among {columns}", "scalar columns, or one vector column")
+        return np.column_stack([array for array, _ in parts]), [units[0] for _, units in parts]
+    array, units = numbers(column_of(table, columns), columns)
+    if isinstance(table, FITS_rec):
+        header = table.columns[columns]
+        units = [header.unit and u.Unit(header.unit, format="fits", parse_strict="silent")]
+        if (null := fits_nulls(table, columns)) is not None:
+            array[null] = np.nan
+    return array, units
+
+
+def _named(columns: Any) -> bool:
+    some = [columns] if isinstance(columns, str) else columns if isinstance(columns, list | tuple) else []
+    return len(some) > 0 and all(isinstance(x, str) for x in some)
+
+
+def _read(table: Any, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    spec = columns[name]
+    error, ivar, unit, names, coords = (columns.get(f"{name}_{key}") for key in SUFFIXES)
+    if not _named(spec):
+        raise bad_input(f"{name}={spec!r}", "the name of a column, or several", fix=f'{name}="COLUMN"')
+    if error is not None and ivar is not None:
+        raise bad_input(f"both {name}_error and {name}_ivar", "one of them")
+    value = _stack(table, spec)
+    if names is None and (not isinstance(spec, str) or value[0].ndim == 1):
+        names = spec
+    if error is not None:
+        error = _stack(table, error) if _named(error) else numbers(error, f"{name}_error")
+    if ivar is not None:
+        error = error_from_ivar(_stack(table, ivar), f"{name}_ivar")
+    return {"value": value, "error": error, "names": names, "unit": unit, "coords": coords}

@@ -1,0 +1,1 @@
+"""Tables and streams, training stars and checkpoints in files."""

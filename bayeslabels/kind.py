@@ -1,0 +1,289 @@
+"""What the verbs, files and tables ask of a kind of models; each folder of kinds/ answers for its own.
+
+A kind is found by the base class of a model (`kind_of`): nothing else branches on what a model is. Its table `trainers`
+says which inferences train its models, and how: the refusals, the README and the tests read it there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import xarray as xr
+from astropy.table import QTable
+
+from .core.model import Model
+from .data.batches import Rows, RowsInMemory
+from .data.stars import Stars
+from .errors import CannotDo, bad_input
+from .files.checkpoint import Checkpoint
+from .inference.base import Inference, Trained
+from .inference.whitened import Start
+
+KINDS: dict[type[Model], Kind] = {}
+"""The kinds, by the base class of their models."""
+
+
+SHOWN = 3
+"""Numbers of a site that stand for all of them in simulation-based calibration."""
+
+
+@dataclass
+class Choice:
+    """What is settled before training: the model, bound to its training stars; the stars kept; what to tell of it.
+
+    `held_out`: whatever `Kind.complete` wants to know again.
+    """
+
+    model: Any
+    stars: Stars
+    info: dict[str, Any] = field(default_factory=dict)
+    held_out: Any = None
+
+
+class Layout(NamedTuple):
+    """Coordinates, and the dimensions of the sites' draws (after chain and draw) and of the moments, by name."""
+
+    coords: dict[str, Any]
+    sites: dict[str, list[str]]
+    moments: dict[str, list[str]]
+
+
+class Quantities(NamedTuple):
+    """What is inferred of every star."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+
+
+class Trainer(NamedTuple):
+    """How an inference trains the models of a kind.
+
+    stars: (model, stars, inference, seed, progress) -> Trained, of stars in memory.
+    rows: (rows, inference, seed, progress, checkpoint) -> Trained, of stars that may be more than memory holds; serves
+    stars in memory, too, where the other is None.
+    """
+
+    stars: Callable[[Any, Stars, Any, int, bool | None], Trained] | None = None
+    rows: Callable[[Rows, Any, int, bool | None, Checkpoint | None], Trained] | None = None
+
+
+class Kind(ABC):
+    """A kind of models: how they are trained, what is inferred of a star, and how both are told."""
+
+    models: ClassVar[type[Model]]
+    """The base class of its models."""
+    moments: ClassVar[Any]
+    """NamedTuple of arrays: what the test step integrates over."""
+    trainers: ClassVar[Mapping[type[Inference], Trainer]]
+    """The training step: inference -> how. What is not here is refused."""
+    answers: ClassVar[tuple[type[Inference], ...] | None] = None
+    """The inferences of the test step; None: the kind poses a `StarProblem`, which every inference that has a test step
+    solves."""
+    fit_by: ClassVar[Inference]
+    infer_by: ClassVar[Inference]
+    """The inferences where the user names none."""
+    lost: ClassVar[str] = "n_unusable"
+    """What the stars are called, in a result's `info`, that are not `usable`."""
+
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Quantities of every star beside its labels, whose names labels cannot have."""
+    saved: ClassVar[tuple[str, ...]] = ()
+    """What `StarPosterior.table` can hold of a star beside its quantities, errors and diagnostics."""
+    unbounded: ClassVar[tuple[str, ...]] = ()
+    """Moments that may be infinite."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        KINDS[cls.models] = cls()
+
+    def serving(self, verb: str) -> list[type[Inference]]:
+        """The inferences that serve these models, by name, for "fit" or "infer"."""
+        every = sorted(Inference.__subclasses__(), key=lambda x: x.__name__)
+        return [x for x in every if self.serves(x, verb)]
+
+    def serves(self, inference: type[Inference], verb: str) -> bool:
+        """Whether an inference serves these models, for "fit" or "infer"."""
+        if verb == "fit":
+            return inference in self.trainers
+        return inference.answers() if self.answers is None else inference in self.answers
+
+    def require(self, inference: Inference, model: Model, verb: str) -> None:
+        """Refuse an inference that does not serve this model, saying what does."""
+        if not self.serves(type(inference), verb):
+            others = " or ".join(f"{x.__name__}()" for x in self.serving(verb))
+            raise CannotDo(f"{type(inference).__name__} has no {verb} step for {type(model).__name__}: use {others}")
+
+    def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
+        """Settle what the model's settings leave open."""
+        return Choice(model.bind(stars), stars)
+
+    def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
+        """The training step, of stars in memory."""
+        how = self.trainers[type(inference)]
+        if how.stars is not None:
+            return how.stars(model, stars, inference, seed, progress)
+        return self.train_rows(RowsInMemory(model, stars), inference, seed, progress, None)
+
+    def train_rows(
+        self, rows: Rows, inference: Inference, seed: int, progress: bool | None, checkpoint: Checkpoint | None
+    ) -> Trained:
+        """The training step, of stars that may be more than memory holds."""
+        how = self.trainers[type(inference)].rows
+        assert how is not None
+        return how(rows, inference, seed, progress, checkpoint)
+
+    def by_rows(self, inference: Inference, large: bool) -> bool:
+        """Whether the stars are taken row after row: where they are `large`, in files or with a checkpoint, if that can
+        be, and where there is no other way."""
+        how = self.trainers[type(inference)]
+        return how.rows is not None and (large or how.stars is None)
+
+    def not_by_rows(self, model: Any) -> str:
+        """What of a model's settings training by rows cannot heed, and what to do; "": nothing."""
+        return ""
+
+    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+        """(N,): stars that say anything of the model."""
+        return np.ones(len(stars), bool)
+
+    def first_pass(self, model: Any) -> tuple[Any, float] | None:
+        """The model whose training tells outliers before the model itself is trained, and how many robust scatters away
+        these are; None: no star is left out."""
+        return None
+
+    def offsets(self, model: Any, result: Any, stars: Stars) -> np.ndarray:
+        """What is measured of stars less what a test step without it found, NaN where either is missing; where there
+        is a `first_pass`."""
+        raise NotImplementedError  # pragma: no cover - guarded by `first_pass`
+
+    def test_settings(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the model for the test step alone, checked: what `infer` was asked beside stars."""
+        raise CannotDo(
+            f"{' and '.join(asked)} are of models of spectra, such as Cannon: {type(model).__name__} has none"
+        )
+
+    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+        """Where samplers of the program begin."""
+        return Start(dict(model.starting_point(stars)))
+
+    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+        """What inferences of the program found, with the moments."""
+        return trained
+
+    def train_many(self, model: Any, sims: Sequence[Stars], inference: Any, seed: int) -> Iterator[Trained]:
+        """`train` of several sets of stars that differ in their measured values alone; side by side where it can be."""
+        if not inference.many:
+            for i, stars in enumerate(sims):
+                yield self.train(model, stars, inference, seed + i, False)
+            return
+        starts = [self.start(model, stars, seed + i) for i, stars in enumerate(sims)]
+        for stars, trained in zip(sims, inference.fit_many(model, sims, starts, seed), strict=True):
+            yield self.finish(model, stars, trained)
+
+    def complete(self, posterior: Any, choice: Choice) -> Any:
+        """The posterior with what only held-out stars could tell."""
+        return posterior
+
+    @abstractmethod
+    def layout(self, model: Any) -> Layout: ...
+
+    def sizes(self, model: Any) -> dict[str, int]:
+        """Sizes of dimensions of the moments that have no coordinates, where the model says them."""
+        return {}
+
+    def read_moments(self, arrays: dict[str, np.ndarray]) -> Any:
+        """The moments from the arrays of a file."""
+        return self.moments(**{name: arrays[name] for name in self.moments._fields if name in arrays})
+
+    @abstractmethod
+    def infer(
+        self, posterior: Any, stars: Stars, inference: Inference, seed: int, first: int, progress: bool | None
+    ) -> dict[str, xr.Dataset]:
+        """`posterior` (draws) and `stars` (summaries and flags) of a batch of stars, a row each; first: its place."""
+
+    def asked(self, model: Any) -> tuple[str, ...]:
+        """Blocks that the test step is asked for, and would take as data where they are present."""
+        return ()
+
+    def held_out_view(self, model: Any, stars: Stars) -> Stars:
+        """Stars without what the test step is asked for."""
+        return stars.drop(*[name for name in self.asked(model) if name in stars])
+
+    def batch_size(self, model: Any) -> int:
+        """Stars at a time."""
+        return 4096
+
+    @abstractmethod
+    def quantities(self, model: Any, stars: Stars | None = None) -> Any:
+        """`names` and `units` of what is inferred of every star, or of such stars as these."""
+
+    @abstractmethod
+    def about(self, posterior: Any) -> dict[str, Any]:
+        """For a result's `info`: what was integrated over."""
+
+    @abstractmethod
+    def log_density(self, posterior: Any, result: Any, stars: Stars) -> np.ndarray:
+        """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""
+
+    def require_saved(self, model: Any, names: Sequence[str]) -> tuple[str, ...]:
+        """The names, if all are of those that can be saved."""
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if odd := [name for name in names if name not in self.saved]:
+            can = f"some of {self.saved}" if self.saved else f"nothing: {type(model).__name__} has no further columns"
+            raise bad_input(f"save={tuple(odd)}", can)
+        return names
+
+    def predict_stars(self, posterior: Any, result: Any, name: str | None, with_error: bool) -> Any:
+        """What the model makes of the stars of a result, given all that was inferred of them."""
+        raise CannotDo(f"{type(posterior.model).__name__} predicts nothing further of a star: see table()")
+
+    def parameters(self, posterior: Any, seed: int) -> dict[str, np.ndarray]:
+        """Draws {site: (chain, draw, ...)} of the training posterior, as its moments tell it where it has one draw."""
+        return {str(name): x.values for name, x in posterior.data["posterior"].to_dataset().items()}
+
+    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Quantities (S,) that data identify, of sites {name: (S, ...)}: some of each site's numbers."""
+        out = {}
+        for name, x in draws.items():
+            flat = x.reshape(len(x), -1)
+            for i in np.unique(np.linspace(0, flat.shape[1] - 1, SHOWN).astype(int)):
+                place = ", ".join(map(str, np.unravel_index(i, x.shape[1:])))
+                out[f"{name}[{place}]" if place else name] = flat[:, i]
+        return out
+
+    @abstractmethod
+    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        """True values (N,) of what the test step infers, by name, from sites of a simulation of stars without it."""
+
+    @abstractmethod
+    def predict(self, posterior: Any, stars: Stars, name: str | None, with_error: bool) -> Any: ...
+
+    @abstractmethod
+    def summary(self, posterior: Any) -> QTable: ...
+
+    @abstractmethod
+    def describe(self, model: Any) -> str:
+        """What is made from what, in a line."""
+
+    def details(self, posterior: Any) -> list[str]:
+        """Lines for `bayeslabels info` that `summary` leaves out."""
+        return []
+
+
+def by_program(model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
+    """The trainer of inferences that take any program, from the start that the kind knows."""
+    kind = kind_of(model)
+    trained = inference.fit(model, stars, seed, progress, lambda: kind.start(model, stars, seed))
+    return kind.finish(model, stars, trained)
+
+
+def kind_of(model: Any) -> Kind:
+    """The kind of a model."""
+    for base in type(model).__mro__:
+        if base in KINDS:
+            return KINDS[base]
+    raise bad_input(f"a {type(model).__name__}", "a model", fix="fit(Cannon(order=2), stars)")

@@ -1,0 +1,1 @@
+"""Parallaxes from magnitudes and spectra."""

@@ -1,0 +1,141 @@
+"""What a log-linear model takes from its training stars: its features, their scales and their Gaussian population."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...core.model import ByValue
+from ...data.columns import default_names
+from ...data.stars import Block, Stars
+from ...errors import bad_input
+from ...numerics.incomplete import Population, learn
+
+FACTORS = 24
+"""Factors of the features' population, at most."""
+ROWS = 1024
+"""Stars whose features are computed at a time."""
+POPULATION_STARS = 3000
+"""Training stars that the population of many features is learned from."""
+LEADING, ABOVE_NOISE = 5, 3.0
+"""Leading directions, at most, and how far their squared loadings rise above those that noise makes."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureFrame(ByValue):
+    """What a log-linear model takes from its training stars: its features' names, units and scales.
+
+    x = (feature - centre) / scale; x_0 = 1, the constant. scale is 1 for logarithms and magnitudes, whose columns share
+    a meaning, and otherwise (p97.5 - p2.5) / 4 of each column.
+
+    Attributes:
+        names, units: of the D features, the constant first.
+        source: block of each feature, "" for the constant; log: whether its logarithm is taken; penalised: whether it
+            has the sparse prior; (D,) each.
+        columns: of each block, its column names as they must be met again, None for unnamed ones.
+        mean, loadings, noise: of the features' population, scaled (`numerics.incomplete.Population`).
+        leading: (K, Q) directions of the factors that tell the training stars apart, `leading_directions`.
+        unit: of the quantity predicted.
+        farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
+        outlier: location and scale of measured parallaxes that have nothing to do with the features: those of the
+            training stars, three times as wide, with the tails of a Student-t.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    source: tuple[str, ...]
+    columns: tuple[tuple[str, ...] | None, ...]
+    log: np.ndarray
+    penalised: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+    mean: np.ndarray
+    loadings: np.ndarray
+    noise: np.ndarray
+    leading: np.ndarray
+    unit: str
+    farthest: float
+    outlier: np.ndarray
+    taken_in: tuple[str, ...] = ()
+
+    @property
+    def population(self) -> Population:
+        return Population(self.mean, self.loadings, self.noise)
+
+
+def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (N, D) in their own units with the constant first, variances, and which are measured."""
+    blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
+    shape = len(stars), 1 + sum(block.n_dim for block in blocks)
+    value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)
+    start = 1
+    for spec, block in zip(specs, blocks, strict=True):  # block by block, in place: it may be most of the memory
+        columns = slice(start, start + block.n_dim)
+        start = columns.stop
+        for first in range(0, len(stars), ROWS):
+            rows = slice(first, first + ROWS)
+            x, v, observed = (np.asarray(a, float) for a in block[rows].filled())
+            known = observed > 0
+            if spec.startswith("ln "):
+                known &= x > 0
+                x = np.where(known, x, 1.0)
+                x, v = np.log(x), v / x**2
+            value[rows, columns], variance[rows, columns] = x, np.where(known, v, 0.0)
+            measured[rows, columns] = known
+    return value, variance, measured
+
+
+def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
+    names, units, source, log, penalised, shared, columns = ["1"], [""], [""], [False], [False], [True], []
+    for spec in model.feature_blocks:
+        block: Block = stars[spec.removeprefix("ln ")]
+        logarithm = spec.startswith("ln ")
+        along = next(iter(block.coords.values()), np.arange(block.n_dim))
+        own = list(block.names or ())
+        if not own or block.coords or block.names == default_names(block.n_dim):
+            own = [f"{spec.removeprefix('ln ')} {x}" for x in along]
+        names += [f"ln {name}" if logarithm else name for name in own]
+        units += [""] * block.n_dim if logarithm else list(block.units)
+        source += [spec.removeprefix("ln ")] * block.n_dim
+        log += [logarithm] * block.n_dim
+        penalised += [spec in model.sparse_blocks] * block.n_dim
+        shared += [logarithm or unit == "mag" for unit in block.units]
+        columns.append(block.names)
+    value, variance, measured = raw_features(model.feature_blocks, stars)
+    del variance
+    if (empty := measured.sum(0) < 2).any():
+        raise bad_input(
+            f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
+            "features that are measured", "a constant or empty column, or fluxes <= 0, which have no logarithm",
+        )  # fmt: skip
+    centre = value.sum(0, where=measured) / measured.sum(0)
+    centre[0], many = 0.0, value.shape[1] > 100
+    few = slice(None, None, max(1, len(value) // POPULATION_STARS) if many else 1)
+    value, measured = value[few].copy(), measured[few].copy()  # and let go of the whole
+    low, high = np.nanpercentile(np.where(measured, value, np.nan), [2.5, 97.5], axis=0)
+    scale = np.where(shared, 1.0, np.where(high > low, (high - low) / 4, 1.0))
+    x, seen = np.where(measured, (value - centre) / scale, 0.0)[:, 1:], measured[:, 1:]
+    population = learn(x, seen, FACTORS, iterations=30 if many else 200)
+    own = (population.factors(x, seen)[0] ** 2).sum(1)
+    target = stars[model.predicted]
+    low, middle, high = np.percentile(target.value[target.observed], [15.87, 50, 84.13])
+    outlier = np.array([middle, 1.5 * (high - low)])
+    farthest = 2 * float(np.quantile(own, 0.99))
+    return FeatureFrame(
+        tuple(names), tuple(units), tuple(source), tuple(columns), np.array(log), np.array(penalised), centre, scale,
+        *population, leading_directions(population, len(x)), stars[model.predicted].units[0], farthest,
+        outlier, ("", *(unit for spec in model.feature_blocks for unit in stars[spec.removeprefix("ln ")].units)),
+    )  # fmt: skip
+
+
+def leading_directions(population: Population, n_star: int) -> np.ndarray:
+    """(K, Q): turned factors, the first the one that the features measure best, while they rise above noise.
+
+    Of n stars, noise alone makes factors whose loadings, in units of the noise, have squares up to
+    (1 + sqrt(D / n))^2 - 1 (Marchenko & Pastur 1967).
+    """
+    _, size, turn = np.linalg.svd(population.loadings / np.sqrt(population.noise)[:, None], full_matrices=False)
+    edge = (1 + np.sqrt(len(population.noise) / n_star)) ** 2 - 1
+    return turn[: max(1, min(LEADING, int((size**2 > ABOVE_NOISE * edge).sum())))]

@@ -1,0 +1,1 @@
+"""Dust-aware photometry."""

@@ -1,0 +1,189 @@
+"""The posterior density of one star's labels given its magnitudes, distance modulus and reddening integrated out.
+
+    p(u | data) ~ p(u) p(labels | u) int dmu p(mu) p(parallax | mu) int dE p(E) N(E_0 | E) p(m | M + mu + E R)
+    p(m | .) = (1 - f) N(m | ., C) + f N(m | ., C + w^2 I)
+    C = diag(sigma^2 + s_b^2) + s_M^2 1 1' + Cov[M + E R]
+
+w: the scatter of outliers, which a star may be with the probability f. With a second dust vector (R + x R_2 for R) the
+star's x ~ N(0, 1) is one more unknown after its labels. Arrays of the K kinds of star (good ones, and outliers if there
+may be any) have the axis K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...numerics.dusty import (
+    LN10_5,
+    DistancePrior,
+    Others,
+    Place,
+    Quadratic,
+    log_marginal_at,
+    parallax_at,
+    place,
+    project,
+)
+from ...numerics.linalg import Array
+from ...numerics.modes import Energy
+from ...numerics.network import Function
+
+
+class Shared(NamedTuple):
+    """What the posteriors of all stars have in common; ensemble: the mean function (`Function.ensemble`); of the
+    population ln weight - ln det F, mean and F^-1; second: R_2 if there is one."""
+
+    ensemble: Any
+    baseline: Array
+    spread: Array
+    reddening_log: Array
+    reddening_slope: Array
+    second: Array | None
+    log_weight: Array
+    mean: Array
+    whiten: Array
+    prior: DistancePrior
+
+
+def precision_of(shared: Shared) -> Any:
+    """The type of the ensemble's weights, in which M and R are computed."""
+    return jax.tree.leaves(shared.ensemble)[0].dtype
+
+
+class Noise(NamedTuple):
+    """Of N stars of K kinds: 1 / sd of the magnitudes (N, K, B), the basis of the directions in which they are
+    uncertain (N, K, Q, B + Q), and ln of how probable the kind is, times its normalisation (N, K)."""
+
+    root: Array
+    basis: Array
+    log_norm: Array
+
+
+class Told(NamedTuple):
+    """What the magnitudes say of modulus and reddening at labels (S,), of every kind (S, K), and the log odds (S,) that
+    the star is an outlier, if it may be."""
+
+    place: Place
+    log_odds: Array | None
+
+
+class Own(NamedTuple):
+    """What belongs to each of N stars: the magnitudes less mu_0, their noise, `Others`, and the catalogue labels with
+    their precision, scaled."""
+
+    magnitudes: Array
+    mu_0: Array
+    noise: Noise
+    others: Others
+    labels: Array
+    label_precision: Array
+
+
+@dataclass(frozen=True)
+class LabelEnergy(Energy):
+    """-ln p(u | data) of points u (S, M) of one star, up to a constant."""
+
+    net: Function
+    nodes: int = 9
+
+    def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
+        """M and R (S, B), means of the members; as precise as their weights."""
+        dtype = precision_of(shared)
+        points, base, spread = self.labels(u).astype(dtype), shared.baseline.astype(dtype), shared.spread.astype(dtype)
+        m = base[0] + points @ base[1:] + self.net.mean(shared.ensemble, points) @ spread
+        log_vector = shared.reddening_log.astype(dtype) + points @ shared.reddening_slope.T.astype(dtype)
+        vector = jnp.exp(log_vector).astype(u.dtype)
+        if u.shape[-1] > self.net.n_in:
+            vector = vector + u[:, -1:] * shared.second
+        return m.astype(u.dtype), vector
+
+    def labels(self, u: Array) -> Array:
+        return u[..., : self.net.n_in]
+
+    def white(self, u: Array, shared: Shared) -> Array:
+        """Labels (K, M, S) in every component of their population; one product for all components."""
+        n = self.net.n_in
+        centre = (shared.whiten @ shared.mean[..., None]).reshape(-1, 1)
+        return (shared.whiten.reshape(-1, n) @ self.labels(u).T - centre).reshape(-1, n, len(u))
+
+    def log_prior(self, u: Array, shared: Shared, own: Own) -> Array:
+        off = self.labels(u) - own.labels
+        known = -0.5 * ((off @ own.label_precision) * off).sum(-1) - 0.5 * (u[:, self.net.n_in :] ** 2).sum(-1)
+        in_each = shared.log_weight[:, None] - 0.5 * (self.white(u, shared) ** 2).sum(1)
+        return jax.scipy.special.logsumexp(in_each, axis=0) + known
+
+    def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
+        return self.in_passing(u, shared, own)[0]
+
+    def in_passing(self, u: Array, shared: Shared, own: Own) -> tuple[Array, Told]:
+        """The same, and what the magnitudes say."""
+        q = told_by(*self.at(u, shared), own)
+        at, log_norm = place(q, own.others, shared.prior, precision_of(shared))
+        each = log_marginal_at(at, log_norm, own.others, shared.prior, self.nodes) + own.noise.log_norm[:, None]
+        log_p, log_odds = each[0], None
+        if len(each) == 2:
+            log_p, log_odds = jnp.logaddexp(each[0], each[1]), each[1] - each[0]
+        by_point = jax.tree.map(lambda x: jnp.broadcast_to(x, each.shape).T, at)
+        return -log_p - self.log_prior(u, shared, own), Told(by_point, log_odds)
+
+
+def told_by(m: Array, vector: Array, own: Own) -> Quadratic:
+    """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these: (K, S), E_0 = 0, up to a
+    constant in log_norm. In float64: it subtracts.
+
+    The squares of 1, R and m - M over their sd, less those of their parts along the basis of what is projected out.
+    """
+    z, n_band = own.magnitudes - m, m.shape[-1]
+    weight = own.noise.root**2
+    along = own.noise.root[:, None] * own.noise.basis[..., :n_band]
+    both = jnp.concatenate([weight[:, None], along], 1)
+    n_kind, n_part, _ = both.shape
+    onto = both.reshape(-1, n_band) @ jnp.concatenate([vector, z]).T
+    of_r, of_z = jnp.moveaxis(onto.reshape(n_kind, n_part, 2, -1), 2, 0)
+    squares = weight @ jnp.concatenate([vector**2, vector * z, z**2]).T
+    one, (rr, rz, zz) = both.sum(-1)[..., None], jnp.moveaxis(squares.reshape(n_kind, 3, -1), 1, 0)
+    less = lambda first, a, b: first - (a[:, 1:] * b[:, 1:]).sum(1)  # noqa: E731
+    return Quadratic(
+        less(one[:, 0], one, one), less(of_r[:, 0], one, of_r), less(rr, of_r, of_r),
+        less(of_z[:, 0], one, of_z), less(rz, of_r, of_z),
+        -0.5 * less(zz, of_z, of_z), own.mu_0, jnp.zeros_like(own.mu_0),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelCurvature:
+    """Gauss-Newton curvature (S, M, M) of a `LabelEnergy`, mu and E as free as parallax and reddening leave them; of an
+    outlier, if the star is more probably one."""
+
+    energy: LabelEnergy
+
+    def __call__(self, u: Array, shared: Shared, own: Own, told: Told) -> Array:
+        n, n_label = u.shape[-1], self.energy.net.n_in
+        push = lambda t: jax.jvp(lambda u: self.energy.at(u, shared), (u,), (jnp.broadcast_to(t, u.shape),))  # noqa: E731
+        (m, vector), (of_m, of_vector) = jax.vmap(push, out_axes=(None, 0))(jnp.eye(n))
+        others, noise = own.others, jax.tree.map(lambda x: x[0], own.noise)
+        mu, e = told.place.mu[:, 0], told.place.e[:, 0]
+        if told.log_odds is not None:
+            wrong = told.log_odds > 0
+            noise = jax.tree.map(lambda x: jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), x[1], x[0]), own.noise)
+            mu, e = (jnp.where(wrong, x[:, 1], x[:, 0]) for x in (told.place.mu, told.place.e))
+        tangent = LN10_5 * parallax_at(mu) * others.parallax_weight
+        of_mu, of_e = 1 / jnp.sqrt(tangent**2 + 0.04), 1 / jnp.sqrt(others.reddening_weight**2 + others.rate**2)
+        slopes = jnp.moveaxis(of_m + e[:, None] * of_vector, 0, 1)
+        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e * vector], 1)
+        columns = jnp.concatenate([free, slopes], 1) * jnp.broadcast_to(noise.root, m.shape)[:, None]
+        n_band = m.shape[-1]
+        top = jnp.swapaxes(noise.basis[..., :n_band], -1, -2)
+        columns = jnp.concatenate([columns, jnp.zeros((*columns.shape[:2], top.shape[-1]))], -1)
+        columns = columns - (columns[..., :n_band] @ top) @ noise.basis
+        _, rest, _ = project(columns[:, :2], columns[:, 2:])
+        z = self.energy.white(u, shared)
+        part = jax.nn.softmax(shared.log_weight[:, None] - 0.5 * (z**2).sum(1), axis=0)
+        of_prior = jnp.einsum("ks,kij,kil->sjl", part, shared.whiten, shared.whiten) + own.label_precision
+        extra = n - n_label
+        of_prior = jnp.pad(of_prior, ((0, 0), (0, extra), (0, extra))) + jnp.diag(jnp.arange(n) >= n_label)
+        return jnp.einsum("sib,sjb->sij", rest, rest) + of_prior

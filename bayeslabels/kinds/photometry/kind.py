@@ -1,0 +1,325 @@
+"""Labels, reddening and distance of stars from their magnitudes.
+
+All inferences work on the labels alone (`photometric_stars`); distance modulus and reddening are drawn, exactly, given
+each draw of the labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from astropy.table import QTable
+
+from ...data.batches import Rows, RowsInMemory
+from ...data.stars import Stars
+from ...errors import bad_input
+from ...files.checkpoint import Checkpoint
+from ...inference import MAP, NUTS, SVI, Importance
+from ...inference.base import StarDraws, Trained
+from ...inference.guide import fit_guide
+from ...inference.importance import KHAT_LIMIT
+from ...inference.minibatch import fit_members
+from ...inference.starwise import StarProblem, draw_mixture
+from ...inference.whitened import Start
+from ...kind import Kind, Layout, Quantities, Trainer, by_program
+from ...numerics.density import density_of
+from ...numerics.dusty import summary  # fmt: skip
+from ...numerics.linalg import in_float64
+from ...numerics.mixture import Mixture
+from ...results.posterior import Posterior
+from ...results.star_posterior import Flags
+from .frame import PhotometryFrame
+from .photometry import Photometry
+from .stars import PhotometricMoments, distances, misfit, moments_of, prepare
+
+STEPS = 30
+"""Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
+
+
+START = 4000
+"""Stars from which a guide or a sampler is given its first place."""
+
+
+def _map(rows: Rows, inference: MAP, seed: int, progress: bool | None, checkpoint: Checkpoint | None) -> Trained:
+    epochs, size = inference.max_iterations, inference.batch_size or batch_size(rows)
+    trained = fit_members(
+        rows, seed, progress, epochs=epochs, patience=epochs, batch_size=size, bootstrap=rows.model.members > 1,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    return _finished(rows.model, trained)
+
+
+def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoint: Checkpoint | None) -> Trained:
+    trained = fit_guide(rows, inference, seed, progress, checkpoint, lambda: start_of(rows, seed))
+    return _finished(rows.model, trained)
+
+
+def _finished(model: Photometry, trained: Trained) -> Trained:
+    trained.moments = moments_of(model, trained.draws)
+    return trained
+
+
+class PhotometryKind(Kind):
+    """Labels, reddening and distance from magnitudes."""
+
+    models: ClassVar = Photometry
+    moments: ClassVar = PhotometricMoments
+    beside: ClassVar = ("reddening", "distance_modulus", "distance", "reddening_variation")
+    trainers: ClassVar = {MAP: Trainer(rows=_map), SVI: Trainer(rows=_svi), NUTS: Trainer(by_program)}
+    fit_by: ClassVar = MAP()
+    infer_by: ClassVar = Importance()
+
+    def start(self, model: Photometry, stars: Stars, seed: int) -> Start:
+        return start_of(RowsInMemory(model, stars), seed)
+
+    def finish(self, model: Photometry, stars: Stars, trained: Trained) -> Trained:
+        return _finished(model, trained)
+
+    def sizes(self, model: Photometry) -> dict[str, int]:
+        return {"weight": model.net.size}
+
+    def layout(self, model: Photometry) -> Layout:
+        frame = model.require_frame()
+        coords = {"band": list(frame.bands), "labels": list(frame.names)}
+        sites: dict[str, list[str]] = {
+            "weights": ["weight"], "reddening_log": ["band"], "reddening_slope": ["band", "labels"],
+            "scatter": ["band"], "luminosity_scatter": [], "outlier_fraction": [], "zero_point": [],
+        }  # fmt: skip
+        member = ("coefficients", "reddening_log", "reddening_slope", "reddening_second")
+        moments = {"coefficients": ["weight"], **sites, "zero_point_error": []}
+        del moments["weights"]
+        if model.dust_vectors == 2:
+            sites["reddening_second"] = moments["reddening_second"] = ["band"]
+        return Layout(coords, sites, {k: ["member", *d] if k in member else d for k, d in moments.items()})
+
+    def infer(
+        self, posterior: Posterior, stars: Stars, inference: Any, seed: int, first: int, progress: bool | None
+    ) -> dict[str, xr.Dataset]:
+        if not any(name in stars for name in ("magnitudes", "labels")):
+            raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes or labels")
+        problem = prepare(posterior, stars, seed, inference.starts)
+        out = inference.infer(problem, seed + first, progress)
+        return _finish(posterior, stars, problem, out, seed + first)
+
+    def asked(self, model: Photometry) -> tuple[str, ...]:
+        return ("labels",)
+
+    def batch_size(self, model: Photometry) -> int:
+        return 2048
+
+    def quantities(self, model: Photometry, stars: Stars | None = None) -> Quantities:
+        names = posterior_names(model)
+        return Quantities(names, (*model.require_frame().units, "mag", "mag", "kpc", "")[: len(names)])
+
+    def about(self, posterior: Posterior) -> dict[str, Any]:
+        model, moments = posterior.model, posterior.moments
+        return {
+            "integrated_over": "the members of the ensemble, the zero point, and scatter",
+            "zero_point": float(moments.zero_point),
+            "luminosity_scatter": float(moments.luminosity_scatter),
+            "distance_prior": repr(model.distance_prior),
+            "reddening_prior": f"Exponential(scale={model.reddening_scale:.4g})",
+            "label_prior": model.label_prior,
+        }
+
+    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+        """Of the catalogue labels, under a Gaussian of the posterior's mean and covariance."""
+        model = posterior.model
+        value, noise, observed = model.measured(stars)["labels"]
+        n_label, scale = value.shape[1], model.require_frame().scale
+        mean = model.require_frame().scaled(result.mean[:, :n_label])
+        spread = result.cov[:, :n_label, :n_label] / (scale[:, None] * scale)
+        out = np.full(len(value), np.nan)
+        good = np.isfinite(mean).all(1) & observed.any(1)
+        given = [
+            Mixture(np.ones(1), m[None], s[None]).given(v[None], c[None], o[None]).log_density[0]
+            for m, s, v, c, o in zip(*(x[good] for x in (mean, spread, value, noise, observed)), strict=True)
+        ]
+        out[good] = given - (np.log(scale) * observed[good]).sum(1)
+        return out
+
+    def true_quantities(self, model: Photometry, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        frame, modulus = model.require_frame(), sites["distance_modulus"]
+        labels = frame.physical(sites["u"])
+        out = {name: labels[:, i] for i, name in enumerate(frame.names)}
+        if model.dust_vectors == 2:
+            out["reddening_variation"] = sites["reddening_variation"]
+        return out | {"reddening": sites["true_reddening"], "distance_modulus": modulus}
+
+    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+        name = name or "absolute_magnitudes"
+        known = ("absolute_magnitudes", "reddening_vector", "magnitudes")
+        if name not in known:
+            raise bad_input(f"predict(..., {name!r})", f"one of {known}")
+        if "labels" not in stars:
+            raise bad_input("stars without labels", f"labels to predict {name} from",
+                            fix="infer(posterior, stars).table() gives labels")  # fmt: skip
+        posterior.model.check(stars)
+        mean, error = _predict(posterior, stars, name)
+        blank = ~stars["labels"].observed.any(1)
+        mean[blank] = error[blank] = np.nan
+        return (mean, error) if with_error else mean
+
+    def summary(self, posterior: Posterior) -> QTable:
+        """Per band: scatter, and R at the median labels with the error that the members or draws give."""
+        frame = posterior.model.require_frame()
+        draws = posterior.data["posterior"].to_dataset()
+        at_median = np.exp(draws["reddening_log"].values.reshape(-1, len(frame.bands)))
+        error = at_median.std(0, ddof=1) if len(at_median) > 1 else np.full(len(frame.bands), np.nan)
+        slope = posterior.moments.reddening_slope.mean(0)
+        columns = {
+            "band": list(frame.bands),
+            "scatter": posterior.moments.scatter,
+            "reddening_vector": at_median.mean(0),
+            "reddening_vector_error": error,
+        }
+        if (second := posterior.moments.reddening_second) is not None:
+            columns["second_vector"] = second.mean(0)
+            columns["second_vector_error"] = (
+                second.std(0, ddof=1) if len(second) > 1 else np.full(len(second[0]), np.nan)
+            )
+        columns |= {f"d_ln_R_d_{label}": slope[:, i] / frame.scale[i] for i, label in enumerate(frame.names)}
+        return QTable(columns)
+
+    def describe(self, model: Photometry) -> str:
+        frame = model.require_frame()
+        return f"{len(frame.bands)} bands ({', '.join(frame.bands)}) from {', '.join(frame.names)}"
+
+
+def batch_size(rows: Rows) -> int:
+    return int(np.clip(rows.n // STEPS, 16, 4096))
+
+
+def start_of(rows: Rows, seed: int) -> Start:
+    """About the mode: of `START` of the stars that the model is bound to, one member."""
+    some = np.sort(np.random.default_rng([seed, 715225739]).permutation(len(rows.stars))[:START])
+    one = RowsInMemory(rows.model.replace(members=1), rows.stars[some])
+    point = fit_members(one, seed, False, epochs=30, batch_size=batch_size(one)).draws
+    return Start({name: x[0, 0] for name, x in point.items()})
+
+
+def _finish(
+    posterior: Posterior, stars: Stars, problem: StarProblem, out: StarDraws, seed: int
+) -> dict[str, xr.Dataset]:
+    """Draw modulus and reddening given the labels, turn into the user's units, and flag."""
+    model, frame = posterior.model, posterior.model.require_frame()
+    n, n_label = problem.n_star, len(frame.names)
+    u = np.asarray(out.u)
+    few = u.shape[0] * u.shape[1] == 1
+    if few:  # one draw, the mode: its errors are those of the Gaussians at the modes
+        u = np.moveaxis(np.asarray(draw_mixture(problem, seed, 200)[0]), 1, 0)[None]
+    q, wrong = distances(problem, u, seed, out.beside)
+    chi2 = misfit(problem)
+    draws = _quantities_of(frame, u, q)
+    flat = draws.reshape(-1, n, draws.shape[-1])
+    mean = flat.mean(0)
+    off = flat - mean
+    covariance = np.einsum("snq,snr->nqr", off, off, optimize=True) / max(len(flat) - 1, 1)
+    by_star = np.ascontiguousarray(np.moveaxis(flat, 0, -1))  # sorted where they lie, several times faster
+    p16, p50, p84 = np.percentile(by_star, [15.865, 50, 84.135], axis=-1, overwrite_input=True)
+    if few:
+        at = np.asarray(out.u)
+        draws = _quantities_of(frame, at, distances(problem, at, seed)[0])
+    observed = {name: stars[name].observed for name in ("labels", "magnitudes") if name in stars}
+    n_band = observed["magnitudes"].sum(1) if "magnitudes" in observed else np.zeros(n, int)
+    blank = (n_band == 0) & ~(observed["labels"].any(1) if "labels" in observed else np.zeros(n, bool))
+    failed = out.failed | blank
+    for x in (mean, covariance, p16, p50, p84, chi2):
+        x[failed] = np.nan
+    draws[:, :, failed] = np.nan
+    density = density_of(frame.training_u, frame.training_seen, frame.training_peak, frame.scaled(mean[:, :n_label]))
+    used = np.where(observed["magnitudes"], density, np.nan) if n_band.any() else density
+    flags = np.zeros(n, int)
+    weight = np.asarray(problem.modes.weight)
+    flags |= Flags.NOT_CONVERGED * (out.failed & ~blank)
+    flags |= Flags.NO_DATA * blank
+    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
+    with np.errstate(invalid="ignore"):
+        lowest = np.nanmin(np.where(np.isfinite(used), used, np.inf), axis=1)
+        flags |= Flags.OUTSIDE_TRAINING * (lowest < OUTSIDE)
+        flags |= Flags.POOR_FIT * (chi2 > 3 * np.maximum(n_band, 1))
+    flags |= Flags.OUTLIER * (wrong > 0.5)
+    flags |= Flags.MISSING_BAND * ((n_band > 0) & (n_band < len(frame.bands)))
+    star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
+    if "khat" in star_stats:
+        rescued = out.star_stats.get("rescued", np.zeros(n, bool))
+        flags |= Flags.KHAT_HIGH * ((star_stats["khat"] > KHAT_LIMIT) & ~rescued)
+    if "rhat" in star_stats:
+        flags |= Flags.RHAT_HIGH * (star_stats["rhat"] > 1.02)
+    ids = stars.id if stars.id is not None else np.arange(n)
+    names = list(posterior_names(model))
+    coords = {"star": ids, "quantity": names, "quantity_bis": names, "band": list(frame.bands)}
+    per_quantity = {"mean": mean, "p16": p16, "p50": p50, "p84": p84}
+    table: dict[str, Any] = {name: (("star", "quantity"), x) for name, x in per_quantity.items()}
+    table["covariance"] = (("star", "quantity", "quantity_bis"), covariance)
+    table["training_density"] = (("star", "band"), density)
+    per_star = {
+        "chi2": chi2, "n_band": n_band, "outlier_probability": wrong, "label_density": lowest,
+        "second_mode": weight[1:].sum(0), "flags": flags, **star_stats,
+    }  # fmt: skip
+    table |= {name: (("star",), x) for name, x in per_star.items()}
+    sampled = xr.Dataset(
+        {"quantities": (("chain", "draw", "star", "quantity"), draws)},
+        coords={"star": ids, "quantity": names, "chain": np.arange(draws.shape[0]), "draw": np.arange(draws.shape[1])},
+    )
+    return {"posterior": sampled, "stars": xr.Dataset(table, coords=coords)}
+
+
+OUTSIDE = 1e-3
+"""Of the peak density of the training stars: below it colours are not to be trusted (Green+21, section 6)."""
+
+
+def posterior_names(model: Photometry) -> tuple[str, ...]:
+    second = ("reddening_variation",) if model.dust_vectors == 2 else ()
+    return (*model.require_frame().names, "reddening", "distance_modulus", "distance", *second)
+
+
+def _quantities_of(frame: PhotometryFrame, u: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """`posterior_names` (..., Q) of u (..., M), and of reddening, modulus and distance (..., 3)."""
+    n_label = len(frame.names)
+    return np.concatenate([frame.physical(u[..., :n_label]), q, u[..., n_label:]], -1)
+
+
+@in_float64
+def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes all else."""
+    model, moments = posterior.model, posterior.moments
+    if name == "magnitudes" and name in stars:
+        stars = stars.drop(name)
+    data = jax.tree.map(jnp.asarray, model.arrays(stars))
+    if name == "absolute_magnitudes":
+        data = data._replace(reddening_guess=jnp.zeros(len(stars)))
+    members = [
+        {"weights": jnp.asarray(w), "reddening_log": jnp.asarray(r), "reddening_slope": jnp.asarray(s),
+         "luminosity_scatter": jnp.asarray(moments.luminosity_scatter), "scatter": jnp.asarray(moments.scatter),
+         "zero_point": jnp.asarray(moments.zero_point)}
+        for w, r, s in zip(moments.coefficients, moments.reddening_log, moments.reddening_slope, strict=True)
+    ]  # fmt: skip
+    values, variances = [], []
+    for theta in members:
+        at = model.predicted(theta, data)
+        if name == "reddening_vector":
+            slope = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], data.label_root) * at.vector[:, None]
+            values.append(at.vector)
+            variances.append((slope**2).sum(1))
+            continue
+        own = (at.factors**2).sum(1) + moments.scatter**2
+        second = 0.0 if moments.reddening_second is None else moments.reddening_second.mean(0)
+        if name == "absolute_magnitudes":
+            values.append(at.mean)
+            variances.append(own)
+            continue
+        q = model.seen_in(theta, data, at)
+        told = summary(q, model.others(theta, data), model.distance_prior)
+        values.append(at.mean + told.modulus[:, None] + told.reddening[:, None] * at.vector)
+        variances.append(
+            own + told.modulus_error[:, None] ** 2 + (told.reddening_error[:, None] * at.vector) ** 2
+            + (told.reddening**2 + told.reddening_error**2)[:, None] * second**2
+        )  # fmt: skip
+    stacked = np.stack([np.asarray(x) for x in values])
+    error = np.sqrt(np.mean([np.asarray(x) for x in variances], 0) + stacked.var(0, ddof=min(1, len(stacked) - 1)))
+    return stacked.mean(0), error

@@ -1,0 +1,458 @@
+"""Dust-aware photometry: absolute magnitudes as functions of the labels, and the vector along which dust moves them.
+
+magnitudes_n = M(u_n) + mu_n + E_n R(u_n) + noise        (Green+21, eq. 2)
+ln R_b(u) = r_b + r'_b . u                               (section 2.1)
+optionally E_n R + E_n x_n R_2 for E_n R                 (eq. 20, E_2 = E x)
+parallax_n = 10^((10 - mu_n) / 5) + zero + noise         (mas; any sign)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ...core.collapsed import CollapsedModel
+from ...core.priors import DistancePrior, Exponential, ExponentialDisk
+from ...data.columns import refuse_covariance
+from ...data.stars import Stars
+from ...errors import bad_input
+from ...numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
+from ...numerics.linalg import Array, constant
+from ...numerics.network import Function, Network, Polynomial
+from ...numerics.two_vectors import log_marginal_of_both
+from .frame import PhotometryFrame, frame_of
+
+STEP = float(np.sqrt(3.0))
+"""In sd: at the mean and at so many sd to either side, a quadrature of third order in each direction of label space."""
+
+
+class Rows(NamedTuple):
+    """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
+
+    label_mean (N, L), label_root (N, L, L): of the true labels given the catalogue's, covariance root root';
+    label_density (N,): ln p(catalogue labels). reddening_guess (N,): where the model is linear in E.
+    """
+
+    magnitudes: Array
+    variance: Array
+    seen: Array
+    label_mean: Array
+    label_root: Array
+    label_density: Array
+    parallax: Array
+    parallax_weight: Array
+    reddening: Array
+    reddening_weight: Array
+    reddening_guess: Array
+
+
+class Predicted(NamedTuple):
+    """Absolute magnitudes (N, B), reddening vector (N, B), and the directions (N, L + 1, B) of their uncertainty."""
+
+    mean: Array
+    vector: Array
+    factors: Array
+
+
+@dataclass(frozen=True)
+class Photometry(CollapsedModel):
+    """Magnitudes in any bands from labels, distance and dust; and labels, distances and dust from magnitudes.
+
+    ======== ========================= ========================================================================
+    symbol   site                      meaning, shape, unit
+    ======== ========================= ========================================================================
+    M        ``weights``               of the function from scaled labels to absolute magnitudes (B,), mag
+    r        ``reddening_log``         (B,), ln of mag per mag of reddening at the median labels
+    r'       ``reddening_slope``       (B, L), per unit of the scaled labels
+    R_2      ``reddening_second``      (B,), with `dust_vectors=2`, at right angles to R, mag per mag of reddening
+    s_b      ``scatter``               (B,), of every band about M, mag
+    s_M      ``luminosity_scatter``    that all bands share (ages, companions), mag
+    f        ``outlier_fraction``      of stars whose magnitudes scatter by `outlier_width` in every band
+    zero     ``zero_point``            of the parallaxes, measured less true, mas
+    u_n      ``u``                     (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
+    E_n      ``true_reddening``        its reddening ~ `reddening_prior`, mag
+    x_n      ``reddening_variation``   of its extinction curve from the mean, in sd (as R_V is) ~ N(0, 1)
+    mu_n     ``distance_modulus``      its distance modulus ~ `distance_prior`, mag
+    ======== ========================= ========================================================================
+
+    Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns,
+    NaN for a band that a star has not), `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). The
+    length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
+
+    Args:
+        function: of labels to absolute magnitudes: "network", or "polynomial" of this `order`.
+        width, depth: of the network's hidden layers.
+        members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
+        dust_vectors: 1, or 2 for dust that differs between stars: the extinction is E (R + x R_2). The sign of R_2,
+            and of all x with it, means nothing: compare it with how R varies with R_V.
+        reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
+        outliers: whether there are any. outlier_width: their scatter, mag.
+        zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
+        distance_prior: of the Galaxy's stars, not of the sample's. Where stars were selected by their magnitudes, the
+            distances at given magnitudes are still those of the Galaxy; a prior that is flat in mu would make
+            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave.
+        reddening_prior: of E; the mean of the training stars by default.
+        label_prior: of the test step: the training stars' "population", or "flat" within twice its extent.
+        components: Gaussians of the labels' population, at most.
+
+    Source: Green, Rix, Tschesche et al. 2021 (arXiv:2006.16258). Departures: errors of the labels act through the true
+    labels behind them, parallaxes of any S/N enter as parallaxes, E is never negative, outliers are a mixture.
+    """
+
+    function: Literal["network", "polynomial"] = "network"
+    order: int = 3
+    width: int = 32
+    depth: int = 2
+    members: int = 4  # type: ignore[assignment]
+    dust_vectors: Literal[1, 2] = 1
+    reddening_slope: float = 0.05
+    outliers: bool = True
+    outlier_width: float = 0.5
+    zero_point: tuple[float, float] = (0.0, 0.05)
+    distance_prior: DistancePrior = field(default_factory=ExponentialDisk)
+    reddening_prior: Exponential = field(default_factory=Exponential)
+    label_prior: Literal["population", "flat"] = "population"
+    components: int = 8
+
+    frame: PhotometryFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    global_sites: ClassVar[tuple[str, ...]] = (
+        "weights",
+        "reddening_log",
+        "reddening_slope",
+        "reddening_second",
+        "scatter",
+        "luminosity_scatter",
+        "outlier_fraction",
+        "zero_point",
+    )
+    blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "parallax", "reddening")  # type: ignore[assignment]
+    stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"magnitudes": len(self.require_frame().bands)}
+
+    def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
+        """The NumPyro program; each of `labels`, `magnitudes`, `parallax` and `reddening` is observed where present."""
+        model = self.bound(stars)
+        frame, theta = model.require_frame(), model.parameters()
+        weight, mean, covariance = map(constant, frame.population)
+        population = dist.MixtureSameFamily(
+            dist.Categorical(weight), dist.MultivariateNormal(mean, covariance_matrix=covariance)
+        )
+        rows_of = model.measured(stars)
+        with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
+            u = numpyro.sample("u", population)
+            e = numpyro.sample("true_reddening", dist.Exponential(1 / model.reddening_scale))
+            mu = numpyro.sample("distance_modulus", model.distance_prior.distribution())
+            offset = theta["luminosity_scatter"] * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
+            vector = model.vector(theta, u)
+            if model.dust_vectors == 2:
+                x = numpyro.sample("reddening_variation", dist.Normal(0.0, 1.0))
+                vector = vector + x[:, None] * second_vector(theta["reddening_second"], theta["reddening_log"])
+            m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * vector
+            seen = {name: tuple(constant(x)[rows] for x in block) for name, block in rows_of.items()}
+            model.sites(seen, u, m, mu, e, theta)
+
+    def sites(self, seen: dict[str, Any], u: Array, m: Array, mu: Array, e: Array, theta: Mapping[str, Array]) -> None:
+        """What is measured of the stars, about what is true of them."""
+        frame = self.require_frame()
+        if "labels" in seen:
+            value, covariance, observed = seen["labels"]
+            scale = constant(frame.scale)
+            true, both = frame.physical(u), observed[:, :, None] & observed[:, None, :]
+            value = jnp.where(observed, frame.physical(value), true)
+            covariance = covariance * jnp.where(both, scale[:, None] * scale, 1.0)
+            numpyro.sample("labels", dist.MultivariateNormal(true, covariance_matrix=covariance), obs=value)
+        else:
+            error = constant(frame.label_error)
+            numpyro.sample("labels", dist.Normal(frame.physical(u), error).to_event(1))
+        wide = self.outlier_width if self.outliers else 0.0
+        value, variance, observed = seen.get("magnitudes", (None, constant(frame.magnitude_error) ** 2, True))
+        numpyro.sample(
+            "magnitudes", Scattered(m, variance + theta["scatter"] ** 2, wide, theta["outlier_fraction"], observed),
+            obs=value,
+        )  # fmt: skip
+        for name, true, error in (
+            ("parallax", parallax_at(mu) + theta["zero_point"], frame.parallax_error),
+            ("reddening", e, frame.reddening_error),
+        ):
+            value, variance, observed = seen.get(name, (None, jnp.asarray(error) ** 2, None))
+            measured = dist.Normal(true[:, None], jnp.sqrt(variance))
+            measured = measured if observed is None else measured.mask(observed)
+            numpyro.sample(name, measured.to_event(1), obs=value)
+
+    def parameters(self) -> dict[str, Array]:
+        f, (n_label, n_band) = self.net, self.shape
+        out = {"weights": numpyro.sample("weights", dist.Normal(0.0, jnp.asarray(f.prior_sd)).to_event(1))}
+        out["reddening_log"] = numpyro.sample("reddening_log", dist.Normal(0.0, 2.0).expand([n_band]).to_event(1))
+        slope = dist.Normal(0.0, self.reddening_slope).expand([n_band, n_label]).to_event(2)
+        out["reddening_slope"] = numpyro.sample("reddening_slope", slope)
+        if self.dust_vectors == 2:
+            out["reddening_second"] = numpyro.sample(
+                "reddening_second", dist.Normal(0.0, 0.3).expand([n_band]).to_event(1)
+            )
+        out["scatter"] = numpyro.sample("scatter", dist.HalfNormal(0.05).expand([n_band]).to_event(1))
+        out["luminosity_scatter"] = numpyro.sample("luminosity_scatter", dist.HalfNormal(0.3))
+        out["outlier_fraction"] = jnp.zeros(())
+        if self.outliers:
+            out["outlier_fraction"] = numpyro.sample("outlier_fraction", dist.Beta(1.0, 20.0))
+        mean, sd = self.zero_point
+        out["zero_point"] = jnp.asarray(mean)
+        if sd > 0:
+            out["zero_point"] = numpyro.sample("zero_point", dist.Normal(mean, sd))
+        return out
+
+    @property
+    def polished(self) -> dict[str, Any]:
+        """All but the network's hidden layers."""
+        sites = [name for name in self.global_sites if name != "weights"]
+        sites = [name for name in sites if self.outliers or name != "outlier_fraction"]
+        sites = [name for name in sites if self.zero_point[1] > 0 or name != "zero_point"]
+        sites = [name for name in sites if self.dust_vectors == 2 or name != "reddening_second"]
+        return {"weights": slice(self.net.linear), **dict.fromkeys(sites, ...)}
+
+    @cached_property
+    def net(self) -> Function:
+        n_label, n_band = self.shape
+        if self.function == "polynomial":
+            return Polynomial(n_label, n_band, self.order)
+        return Network(n_label, n_band, self.width, self.depth)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of labels and bands."""
+        frame = self.require_frame()
+        return len(frame.names), len(frame.bands)
+
+    @property
+    def reddening_scale(self) -> float:
+        given = self.reddening_prior.scale
+        return self.require_frame().reddening_scale if given is None else given
+
+    def absolute(self, weights: Array, u: Array) -> Array:
+        """M (..., B) of scaled labels u (..., L)."""
+        frame = self.require_frame()
+        dtype = u.dtype
+        base, spread = jnp.asarray(frame.baseline, dtype), jnp.asarray(frame.spread, dtype)
+        return base[0] + u @ base[1:] + self.net(weights, u) @ spread
+
+    def vector(self, theta: Mapping[str, Array], u: Array) -> Array:
+        """R (..., B) of scaled labels u (..., L)."""
+        return jnp.exp(theta["reddening_log"] + u @ theta["reddening_slope"].T)
+
+    def predicted(self, theta: Mapping[str, Array], data: Rows) -> Predicted:
+        """What the stars' labels, true ones integrated over, say of their magnitudes."""
+        u, root = data.label_mean, data.label_root
+        either = jnp.concatenate([u[None], u + STEP * jnp.moveaxis(root, -1, 0), u - STEP * jnp.moveaxis(root, -1, 0)])
+        m = self.absolute(theta["weights"], either)
+        n_label = u.shape[-1]
+        up, down = m[1 : 1 + n_label], m[1 + n_label :]
+        mean = m[0] + (up + down - 2 * m[0]).sum(0) / (2 * STEP**2)
+        vector = self.vector(theta, u)
+        slope = jnp.moveaxis(up - down, 0, -2) / (2 * STEP)
+        turned = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], root)
+        slope = slope + (data.reddening_guess[:, None] * vector)[:, None, :] * turned
+        shared = jnp.broadcast_to(theta["luminosity_scatter"], (*u.shape[:-1], 1, vector.shape[-1]))
+        return Predicted(mean, vector, jnp.concatenate([slope, shared], -2))
+
+    def others(self, theta: Mapping[str, Array], data: Rows) -> Others:
+        rate = jnp.full_like(data.reddening, 1 / self.reddening_scale)
+        parallax = data.parallax - theta["zero_point"]
+        return Others(parallax, data.parallax_weight, data.reddening, data.reddening_weight, rate)
+
+    def seen_in(self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0) -> Quadratic:
+        """What the magnitudes say of modulus and reddening."""
+        variance = data.variance + theta["scatter"] ** 2 + wide**2
+        return quadratic(data.magnitudes - at.mean, at.vector, at.factors, variance, data.seen, data.reddening_guess)
+
+    def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
+        """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
+        catalogue's, all else exactly."""
+        at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance_prior
+
+        def density(wide):
+            if self.dust_vectors == 1:
+                return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
+            second = jnp.broadcast_to(second_vector(theta["reddening_second"], theta["reddening_log"]), at.vector.shape)
+            variance = data.variance + theta["scatter"] ** 2 + wide**2
+            given = (at.vector, second, at.factors, variance, data.seen, data.reddening_guess)
+            return log_marginal_of_both(data.magnitudes - at.mean, *given, others, prior)
+
+        if not self.outliers:
+            return density(0.0) + data.label_density
+        good, bad = jax.vmap(density)(jnp.array([0.0, self.outlier_width], data.variance.dtype))
+        f = jnp.clip(theta["outlier_fraction"], 1e-9, 1 - 1e-6)
+        return jnp.logaddexp(jnp.log1p(-f) + good, jnp.log(f) + bad) + data.label_density
+
+    def measured(self, stars: Stars) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Value, variance and mask of the blocks that the stars have; labels scaled, with covariances."""
+        frame, out = self.require_frame(), {}
+        for name in self.blocks:
+            if name not in stars:
+                continue
+            value, variance, observed = stars[name].filled()
+            if name == "labels":
+                value = np.where(observed, frame.scaled(value), 0.0)
+                variance = stars[name].filled_covariance() / np.where(
+                    observed[:, :, None] & observed[:, None, :], frame.scale[:, None] * frame.scale, 1.0
+                )
+            out[name] = (value, variance, observed)
+        return out
+
+    def arrays(self, stars: Stars) -> Rows:
+        frame, seen, n = self.require_frame(), self.measured(stars), len(stars)
+        n_label, n_band = self.shape
+        none = np.zeros((n, n_label)), np.tile(np.eye(n_label), (n, 1, 1)), np.zeros((n, n_label), bool)
+        given = frame.mixture.given(*seen.get("labels", none))
+        mean, covariance = given.moments()
+        value, vector = np.linalg.eigh(covariance)
+        root = vector * np.sqrt(np.maximum(value, 0.0))[:, None, :]
+        dark = np.zeros((n, n_band)), np.ones((n, n_band)), np.zeros((n, n_band), bool)
+        m, variance, observed = seen.get("magnitudes", dark)
+        w, w_weight = _one(seen.get("parallax"), n)
+        e, e_weight = _one(seen.get("reddening"), n)
+        scale = self.reddening_scale
+        prior = 1 / scale**2  # as wide as the exponential, about its mean: good enough for a place to be linear at
+        guess = np.maximum((e * e_weight**2 + scale * prior) / (e_weight**2 + prior), 0.0)
+        return Rows(
+            m, variance, observed.astype(float), mean, root, given.log_density,
+            w, w_weight, e, e_weight, guess,
+        )  # fmt: skip
+
+    def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
+        frame, (n_label, n_band) = self.require_frame(), self.shape
+        out: dict[str, np.ndarray] = {
+            "weights": self.net.initial(seed),
+            "reddening_log": np.log(frame.vector),
+            "reddening_slope": np.zeros((n_band, n_label)),
+            "scatter": np.full(n_band, 0.03),
+            "luminosity_scatter": np.array(0.1),
+        }
+        if self.dust_vectors == 2:  # not 0, where the density is level
+            out["reddening_second"] = 0.1 * np.random.default_rng([seed, 86028121]).standard_normal(n_band)
+        if self.outliers:
+            out["outlier_fraction"] = np.array(0.02)
+        if self.zero_point[1] > 0:
+            out["zero_point"] = np.array(self.zero_point[0])
+        return out
+
+    def bind(self, stars: Stars) -> Self:
+        for name in ("labels", "magnitudes"):
+            if name not in stars:
+                raise bad_input(
+                    f"stars with the blocks {', '.join(stars.blocks)}",
+                    f"a block {name!r}, which the training step needs",
+                    fix=f"Stars({name}=..., ...) or Stars.from_table(table, {name}=(...), {name}_error=(...))",
+                )
+        for name in self.blocks:
+            if name in stars and stars[name].error is None:
+                raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
+        refuse_covariance(stars["magnitudes"], "magnitudes")
+        _check_units(stars)
+        return self.replace(frame=frame_of(self.components, stars))
+
+    def __post_init__(self) -> None:
+        if self.function not in ("network", "polynomial"):
+            raise bad_input(f"function={self.function!r}", "'network' or 'polynomial'", fix='function="network"')
+        if self.dust_vectors not in (1, 2):
+            raise bad_input(f"dust_vectors={self.dust_vectors!r}", "1 or 2", fix="dust_vectors=2")
+        if self.order < 0 or self.depth < 0 or self.width < 1:
+            raise bad_input(f"order={self.order}, depth={self.depth}, width={self.width}", ">= 0, >= 0 and >= 1")
+        if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
+            raise bad_input(f"zero_point={self.zero_point!r}", "(mean, sd) with sd >= 0", fix="zero_point=(0.0, 0.05)")
+        for name in ("reddening_slope", "outlier_width", "members", "components"):
+            if not getattr(self, name) > 0:
+                raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
+        if self.label_prior not in ("population", "flat"):
+            raise bad_input(f"label_prior={self.label_prior!r}", "'population' or 'flat'")
+        if not isinstance(self.distance_prior, DistancePrior):
+            raise bad_input(f"distance_prior={self.distance_prior!r}", "priors.ExponentialDisk or NormalModulus",
+                            fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
+        if not isinstance(self.reddening_prior, Exponential):
+            raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential",
+                            fix="reddening_prior=priors.Exponential(0.1)")  # fmt: skip
+
+    def check(self, stars: Stars) -> None:
+        frame = self.require_frame()
+        for name, names in (("labels", frame.names), ("magnitudes", frame.bands)):
+            if name not in stars:
+                continue
+            own = stars[name].names
+            if own != names:
+                raise bad_input(
+                    f"{name} {own}", f"{names}, as in training", "columns swapped, renamed or left out",
+                    f"Stars.from_table(table, {name}={names}, ...), NaN for what was not observed",
+                )  # fmt: skip
+        if "labels" in stars and stars["labels"].units != frame.units:
+            raise bad_input(f"labels in {stars['labels'].units}", f"{frame.units}, as in training")
+        for name in self.blocks:
+            if name in stars and stars[name].error is None:
+                raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
+        if "magnitudes" in stars:
+            refuse_covariance(stars["magnitudes"], "magnitudes")
+        _check_units(stars)
+
+
+def second_vector(free: Array, log_vector: Array) -> Array:
+    """R_2 (..., B): what of a free vector is at right angles to R at the median labels, whose part E measures."""
+    vector = jnp.exp(log_vector)
+    along = (free * vector).sum(-1, keepdims=True) / (vector**2).sum(-1, keepdims=True)
+    return free - along * vector
+
+
+class Scattered(dist.Distribution):
+    """N(mean_b, variance_b) in every observed band, or with probability f N(mean_b, variance_b + wide^2) in all."""
+
+    support = dist.constraints.real_vector
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, mean: Array, variance: Array, wide: float, f: Array, observed: Array):
+        self.mean_, self.variance_, self.wide, self.f = mean, jnp.broadcast_to(variance, mean.shape), wide, f
+        self.observed = observed
+        super().__init__(batch_shape=mean.shape[:-1], event_shape=mean.shape[-1:], validate_args=False)
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        which, noise = jax.random.split(key)
+        shape = (*sample_shape, *self.batch_shape)
+        wrong = jax.random.bernoulli(which, self.f, shape)[..., None] if self.wide else 0.0
+        sd = jnp.sqrt(self.variance_ + wrong * self.wide**2)
+        return self.mean_ + sd * jax.random.normal(noise, (*shape, *self.event_shape))
+
+    def log_prob(self, value: Array) -> Array:
+        def density(variance):
+            terms = dist.Normal(self.mean_, jnp.sqrt(variance)).log_prob(value)
+            return jnp.where(self.observed, terms, 0.0).sum(-1)
+
+        good = density(self.variance_)
+        if not self.wide:
+            return good
+        bad = density(self.variance_ + self.wide**2)
+        return jnp.logaddexp(jnp.log1p(-self.f) + good, jnp.log(self.f) + bad)
+
+
+def _one(block: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Value and 1 / error (N,) of a block of one column, 0 where it was not measured."""
+    if block is None:
+        return np.zeros(n), np.zeros(n)
+    value, variance, observed = (x[:, 0] for x in block)
+    return np.where(observed, value, 0.0), observed / np.sqrt(variance)
+
+
+def _check_units(stars: Stars) -> None:
+    for name, unit in (("magnitudes", "mag"), ("parallax", "mas"), ("reddening", "mag")):
+        if name not in stars:
+            continue
+        if name != "magnitudes" and stars[name].n_dim != 1:
+            raise bad_input(f"{name} of {stars[name].n_dim} columns", "one number per star")
+        if wrong := set(stars[name].units) - {unit, ""}:
+            raise bad_input(f"{name} in {sorted(wrong)}", unit, fix=f"Block(..., unit={unit!r})")

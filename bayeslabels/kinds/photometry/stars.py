@@ -1,0 +1,304 @@
+"""The posteriors of many stars from their magnitudes: their modes, and distance and reddening drawn given the labels.
+
+Starts are the best of many draws from the labels' population, tried for all stars by matrix products: dwarfs and giants
+alike. What the members of the ensemble disagree about is that at a first estimate of the labels and of E.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...data.stars import Stars
+from ...inference.starwise import StarProblem
+from ...numerics.dusty import Others, Quadratic, draw, place, project, rough
+from ...numerics.linalg import in_float64
+from ...numerics.mixture import Mixture
+from ...numerics.modes import find_modes
+from ...results.posterior import Posterior
+from .density import LabelCurvature, LabelEnergy, Noise, Own, Shared, Told, told_by
+from .photometry import Photometry, second_vector
+
+CANDIDATES = 1024
+"""Labels drawn from their population, of which every star tries all for a start."""
+CHUNK, FEW = 256, 32
+"""Stars whose starts are chosen side by side, and where there are no more than so many."""
+MEMBERS = 8
+"""Functions kept of a training posterior that was sampled."""
+
+
+class PhotometricMoments(NamedTuple):
+    """E members of an ensemble; L labels, B bands.
+
+    coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
+    luminosity_scatter, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second (E, B): R_2 if there
+    is one, of equal sign in all members.
+    """
+
+    coefficients: np.ndarray
+    reddening_log: np.ndarray
+    reddening_slope: np.ndarray
+    scatter: np.ndarray
+    luminosity_scatter: np.ndarray
+    outlier_fraction: np.ndarray
+    zero_point: np.ndarray
+    zero_point_error: np.ndarray
+    reddening_second: np.ndarray | None = None
+
+
+def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMoments:
+    """From draws {site: (chain, draw, ...)} or members, of which at most `MEMBERS` functions are kept."""
+    flat = {name: np.asarray(x, float).reshape(-1, *x.shape[2:]) for name, x in draws.items()}
+    some = np.unique(np.linspace(0, len(flat["weights"]) - 1, MEMBERS).astype(int))
+    zero = flat.get("zero_point", np.array([model.zero_point[0]]))
+    fraction = flat.get("outlier_fraction", np.zeros(1))
+    second = None
+    if "reddening_second" in flat:
+        second = np.asarray(second_vector(flat["reddening_second"], flat["reddening_log"]))[some]
+        second = second * np.where(second @ second[0] < 0, -1.0, 1.0)[:, None]
+    return PhotometricMoments(
+        flat["weights"][some], flat["reddening_log"][some], flat["reddening_slope"][some],
+        np.sqrt((flat["scatter"] ** 2).mean(0)), np.sqrt((flat["luminosity_scatter"] ** 2).mean()),
+        fraction.mean(), zero.mean(), zero.std(), second,
+    )  # fmt: skip
+
+
+def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
+    frame = model.require_frame()
+    mixture = label_prior(model)
+    factor = np.linalg.cholesky(mixture.covariance)
+    log_weight = np.log(mixture.weight) - np.log(np.einsum("kii->ki", factor)).sum(1)
+    return Shared(
+        model.net.ensemble(jnp.asarray(moments.coefficients)), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
+        jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
+        None if moments.reddening_second is None else jnp.asarray(moments.reddening_second.mean(0)),
+        jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
+        jax.tree.map(jnp.asarray, model.distance_prior),
+    )  # fmt: skip
+
+
+def label_prior(model: Photometry) -> Mixture:
+    """Of the test step: the training labels' population; "flat": one Gaussian five times as wide in every direction."""
+    population = model.require_frame().mixture
+    if model.label_prior == "population":
+        return population
+    mean = population.weight @ population.mean
+    offset = population.mean - mean
+    spread = population.covariance + offset[:, :, None] * offset[:, None, :]
+    return Mixture(np.ones(1), mean[None], 25 * np.einsum("k,kij->ij", population.weight, spread)[None])
+
+
+@in_float64
+def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarProblem:
+    """The label posteriors of N stars with their modes."""
+    model, moments = posterior.model, posterior.moments
+    energy = LabelEnergy(model.net)
+    shared = shared_of(model, moments)
+    tried = label_prior(model).draw(CANDIDATES, seed)
+    if shared.second is not None:
+        x = np.random.default_rng([seed, 32452843]).standard_normal((CANDIDATES, 1))
+        tried = np.concatenate([tried, x], 1)
+    candidates = jnp.asarray(tried)
+    at = _at(energy, candidates, shared)
+    rows = _rows_of(model, moments, stars)
+    members = jax.tree.map(
+        jnp.asarray,
+        (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second),
+    )
+    grey = jnp.asarray(moments.luminosity_scatter)
+    f = float(moments.outlier_fraction) if model.outliers else 0.0
+    wide = model.outlier_width if f > 0 else None
+    odds = jnp.asarray(np.log(f / (1 - f)) if f > 0 else 0.0)
+    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
+    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
+    parts, n = [], len(stars)
+    size = FEW if n <= FEW else CHUNK  # two sizes: each is compiled
+    for start in range(0, n, size):
+        index = np.minimum(np.arange(start, start + size), n - 1)
+        mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
+        first = _choose(starts, wide, odds, shared.prior, mine, grey, candidates, *at)
+        own = _own(energy, wide, odds, members, shared, mine, grey, first[:, 0])
+        parts.append(jax.tree.map(lambda x, k=n - start: np.asarray(x)[:k], (own, first)))
+    own, first = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
+    return StarProblem(energy, fast, own, modes, 8)
+
+
+def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
+    """Arrays with a row per star: magnitudes and variances, the catalogue labels and their precision, `Others`."""
+    seen, n = model.measured(stars), len(stars)
+    n_label = model.shape[0]
+    data = model.arrays(stars)
+    labels, precision = np.zeros((n, n_label)), np.zeros((n, n_label, n_label))
+    if "labels" in seen:
+        labels, covariance, observed = seen["labels"]
+        both = observed[:, :, None] & observed[:, None, :]
+        precision = np.where(both, np.linalg.inv(covariance), 0.0)
+    # the zero point's own error is common to all stars: it widens every parallax
+    sigma = np.where(data.parallax_weight > 0, 1 / np.maximum(data.parallax_weight, 1e-300), 1.0)
+    weight = np.where(data.parallax_weight > 0, 1 / np.hypot(sigma, moments.zero_point_error), 0.0)
+    parallax = np.where(weight > 0, data.parallax - moments.zero_point, 0.0)
+    rate = np.full(n, 1 / model.reddening_scale)
+    return {
+        "magnitudes": data.magnitudes, "variance": data.variance + moments.scatter**2, "seen": data.seen,
+        "labels": labels, "precision": precision, "label_mean": data.label_mean,
+        "others": Others(parallax, weight, data.reddening, data.reddening_weight, rate),
+    }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at(energy, u, shared):
+    return energy.at(u, shared)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vector):
+    """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
+    y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
+
+    def density(variance):
+        """ln p(magnitudes, ... | candidate) (N, S), by matrix products."""
+        w = rows["seen"] / variance
+        total = w.sum(1)
+        mu_0 = (w * y).sum(1) / jnp.maximum(total, 1e-12) - 4.0
+        z = rows["seen"] * (y - mu_0[:, None])
+        wz = w * z
+        rr = (wz * z).sum(1)[:, None] - 2 * wz @ m.T + w @ (m**2).T
+        b_mu, b_e = wz.sum(1)[:, None] - w @ m.T, wz @ vector.T - w @ (m * vector).T
+        a_both, a_e = w @ vector.T, w @ (vector**2).T
+        # the scatter that all bands share
+        k = luminosity**2 / (1 + luminosity**2 * total)[:, None]
+        t = total[:, None]
+        log_det = (rows["seen"] * jnp.log(2 * np.pi * variance)).sum(1) + jnp.log1p(luminosity**2 * total)
+        q = Quadratic(
+            t - k * t**2, a_both - k * t * a_both, a_e - k * a_both**2, b_mu - k * t * b_mu, b_e - k * a_both * b_mu,
+            -0.5 * (rr - k * b_mu**2 + log_det[:, None]), mu_0[:, None], jnp.zeros_like(t),
+        )  # fmt: skip
+        return rough(q, others, prior)
+
+    off = candidates[:, : rows["labels"].shape[1]] - rows["labels"][:, None]
+    score = density(rows["variance"])
+    if wide is not None:
+        score = jnp.logaddexp(score, log_odds + density(rows["variance"] + wide**2))
+    score = score - 0.5 * ((off @ rows["precision"]) * off).sum(-1)
+    has_labels = (rows["precision"] != 0).any((1, 2))
+    picks, nearest = [], jnp.full(score.shape, jnp.inf)
+    for j in range(starts):
+        apart = FAR if j <= starts // 2 else NEIGHBOUR
+        pick = candidates[jnp.where(nearest < apart**2, -jnp.inf, score).argmax(1)]
+        picks.append(pick)
+        nearest = jnp.minimum(nearest, ((candidates - pick[:, None]) ** 2).sum(-1))
+    known = jnp.pad(rows["label_mean"], ((0, 0), (0, candidates.shape[1] - off.shape[-1])))
+    picks[0] = jnp.where(has_labels[:, None], known, picks[0])
+    return jnp.stack(picks, 1)
+
+
+NEIGHBOUR, FAR = 0.6, 1.5
+"""Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
+    """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
+    coefficients, reddening_log, reddening_slope, second = members
+    n_member, seen = len(coefficients), rows["seen"]
+    root = seen / jnp.sqrt(rows["variance"])
+    total = jnp.maximum((root**2).sum(1), 1e-12)
+    mu_0 = (root**2 * rows["magnitudes"]).sum(1) / total - 4.0
+    z = seen * (rows["magnitudes"] - mu_0[:, None])
+
+    def own_with(factors, widths):
+        """Of a kind of star for each width."""
+
+        def noise_with(wide):
+            variance = rows["variance"] + wide**2
+            root = seen / jnp.sqrt(variance)
+            basis, _, log_det = project(factors * root[:, None], jnp.zeros((len(root), 0, root.shape[1])))
+            return Noise(root, basis, -0.5 * (log_det + (seen * jnp.log(variance)).sum(1)))
+
+        noise = jax.vmap(noise_with, out_axes=1)(jnp.asarray(widths, root.dtype))
+        log_norm = noise.log_norm - noise.log_norm[:, :1] + jnp.stack([0.0 * log_odds, log_odds])[: len(widths)]
+        return Own(z, mu_0, noise._replace(log_norm=log_norm), rows["others"], rows["labels"], rows["precision"])
+
+    shared_by_all = jnp.broadcast_to(luminosity, (*root.shape,))[:, None]
+    widths = [0.0] if wide is None else [0.0, wide]
+    if n_member == 1:
+        return own_with(shared_by_all, widths)
+    e = place(_of_good(energy, shared, own_with(shared_by_all, [0.0]), first), rows["others"], shared.prior)[0].e
+    labels = energy.labels(first)
+    of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
+    vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
+    if second is not None:
+        vectors = vectors + first[:, -1:] * second[:, None]
+    each = of_m + e[:, None] * vectors
+    apart = jnp.moveaxis(each - each.mean(0), 0, 1) / np.sqrt(n_member - 1)
+    return own_with(jnp.concatenate([shared_by_all, apart], 1), widths)
+
+
+def _of_good(energy, shared, own, u):
+    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M)."""
+
+    def one(u, own):
+        m, vector = energy.at(u[None], shared)
+        return told_by(m, vector, own)
+
+    q = jax.vmap(one)(u, own)
+    return jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], q)
+
+
+@in_float64
+def distances(
+    problem: StarProblem, u: np.ndarray, seed: int, told: Told | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reddening, modulus and distance (chain, draw, N, 3) given u (chain, draw, N, M), and the probability (N,) that a
+    star is an outlier; told: what the magnitudes say at these u, where that is known."""
+    n_chain, n_draw, n, _ = u.shape
+    by_star = lambda x: np.moveaxis(np.asarray(x).reshape(-1, *x.shape[2:]), 1, 0)  # noqa: E731
+    flat, known = by_star(u), None if told is None else jax.tree.map(by_star, told)
+    uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (3, *flat.shape[:2]))
+    out, wrong = np.empty((*flat.shape[:2], 3)), np.empty(n)
+    size = min(problem.at_once * max(1, 128 // flat.shape[1]), n)
+    for start in range(0, n, size):
+        rows = np.minimum(np.arange(start, start + size), n - 1)
+        own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
+        mine = None if known is None else jax.tree.map(lambda x, i=rows: x[i], known)
+        drawn, odds = _draw_distances(problem.energy, problem.shared, own, flat[rows], mine, uniform[:, rows])
+        out[start : start + size, :, :2] = np.asarray(drawn)[: n - start]
+        wrong[start : start + size] = np.asarray(odds)[: n - start]
+    out[..., 2] = 10 ** (0.2 * (out[..., 1] - 10))
+    return np.moveaxis(out, 0, 1).reshape(n_chain, n_draw, n, 3), wrong
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_distances(energy, shared, own, u, told, uniform):
+    def one(own, u, told, uniform):
+        told = energy.in_passing(u, shared, own)[1] if told is None else told
+        at, wrong = jax.tree.map(lambda x: x[:, 0], told.place), jnp.zeros(len(u))
+        if told.log_odds is not None:
+            wrong = jax.nn.sigmoid(told.log_odds)
+            at = jax.tree.map(lambda x: jnp.where(uniform[2] < wrong, x[:, 1], x[:, 0]), told.place)
+        mu, e = draw(at, own.others, shared.prior, (uniform[0], uniform[1]))
+        return jnp.stack([e, mu], -1), wrong.mean()
+
+    return jax.vmap(one, (0, 0, 0, 1))(own, u, told, uniform)
+
+
+@in_float64
+def misfit(problem: StarProblem) -> np.ndarray:
+    """chi^2 (N,) of the magnitudes at the best mode of the labels, the mode of mu and the mean of E there."""
+    n, best, out = problem.n_star, np.asarray(problem.modes.location[0]), []
+    for start in range(0, n, FEW):
+        rows = np.minimum(np.arange(start, start + FEW), n - 1)
+        own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
+        out.append(_misfit(problem.energy, problem.shared, own, best[rows]))
+    return np.concatenate(out)[:n]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _misfit(energy, shared, own, best):
+    _, log_p = place(_of_good(energy, shared, own, best), own.others, shared.prior)
+    return -2 * log_p

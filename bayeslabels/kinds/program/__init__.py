@@ -1,0 +1,1 @@
+"""A NumPyro program of the user's own."""

@@ -1,0 +1,166 @@
+"""Programs of the user's own: NUTS or variational inference, and a test step by the program's own density.
+
+Nothing is exact and nothing is fast here: every evaluation runs the program.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+from astropy.table import QTable
+
+from ...core.model import Model
+from ...data.stars import Stars
+from ...errors import CannotDo, bad_input
+from ...inference import NUTS, SVI, Importance
+from ...inference.base import Inference, Trained
+from ...inference.starwise import draw_mixture
+from ...inference.whitened import Start
+from ...kind import Kind, Layout, Quantities, Trainer, by_program, kind_of
+from ...numerics.gaussian import log_density_of
+from ...results.posterior import Posterior
+from ...results.rows import flags_of_solution, of_draws, star_rows
+from .program import OwnProgram
+from .sites import Site, sites_of
+from .stars import ProgramMoments, completed, prepare
+from .training import by_svi, described, with_moments
+
+MIXED = 200
+"""Draws from the Gaussians at the modes, where an inference gives the mode alone."""
+
+
+class ProgramKind(Kind):
+    """Whatever a program of the user's own infers."""
+
+    models: ClassVar = OwnProgram
+    moments: ClassVar = ProgramMoments
+    trainers: ClassVar = {NUTS: Trainer(by_program), SVI: Trainer(by_svi)}
+    fit_by: ClassVar = NUTS()
+    infer_by: ClassVar = Importance()
+
+    def start(self, model: OwnProgram, stars: Stars, seed: int) -> Start:
+        """Of a model whose program is changed, where the unchanged one would begin."""
+        if not isinstance(model.program, Model):
+            return super().start(model, stars, seed)
+        begin = kind_of(model.program).start(model.program, stars, seed)
+        known = dict(model.require_frame().shared) | dict(model.require_frame().star)
+        return Start({name: x for name, x in begin.sites.items() if name in known})
+
+    def finish(self, model: OwnProgram, stars: Stars, trained: Trained) -> Trained:
+        return with_moments(model, trained)
+
+    def layout(self, model: OwnProgram) -> Layout:
+        frame = model.require_frame()
+        shared = {name: [f"{name}_{i}" for i in range(len(shape))] for name, shape in frame.shared}
+        star = {name: ["training_star", *(f"{name}_{i}" for i in range(len(shape)))] for name, shape in frame.star}
+        return Layout({}, shared | star, {"shared": ["kept", "number"]})
+
+    def sizes(self, model: OwnProgram) -> dict[str, int]:
+        frame = model.require_frame()
+        axes = {f"{name}_{i}": n for name, shape in (*frame.shared, *frame.star) for i, n in enumerate(shape)}
+        number = sum(int(np.prod(shape, dtype=int)) for _, shape in frame.shared)
+        return axes | {"training_star": frame.n_star, "number": number}
+
+    def infer(
+        self, posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, progress: bool | None
+    ) -> dict[str, xr.Dataset]:
+        model = posterior.model
+        problem = prepare(model, posterior.moments, stars, seed, inference.starts)
+        out = inference.infer(problem, seed + first, progress)
+        u = np.asarray(out.u)
+        if u.shape[:2] == (1, 1):  # the mode: errors are those of the Gaussians at the modes
+            u = np.moveaxis(np.asarray(draw_mixture(problem, seed + first, MIXED)[0]), 1, 0)[None]
+        names, _ = _quantities(model, stars)
+        draws = _stacked(model, stars, completed(problem, u, seed + first))
+        summaries, covariance = of_draws(draws)
+        blank = ~np.any([stars[b].observed.any(1) for b in stars.blocks if b in model.require_frame().blocks], 0)
+        flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
+        failed = out.failed | blank
+        for x in (*summaries.values(), covariance):
+            x[failed] = np.nan
+        draws[:, :, failed] = np.nan
+        return star_rows(stars, names, draws, summaries, covariance, {**told, "flags": flags})
+
+    def batch_size(self, model: OwnProgram) -> int:
+        return 512
+
+    def asked(self, model: OwnProgram) -> tuple[str, ...]:
+        return () if model.asked is None else (model.asked,)
+
+    def held_out_view(self, model: OwnProgram, stars: Stars) -> Stars:
+        if model.asked is None:
+            raise CannotDo("a program without a block `labels` does not say what is to be held out")
+        return super().held_out_view(model, stars)
+
+    def quantities(self, model: OwnProgram, stars: Stars | None = None) -> Quantities:
+        if stars is None:
+            frame = model.require_frame()
+            at = frame.blocks.index(model.asked) if model.asked else 0
+            return Quantities(frame.columns[at], frame.column_units[at])
+        return Quantities(*_quantities(model, stars))
+
+    def about(self, posterior: Posterior) -> dict[str, Any]:
+        return described(posterior.model)
+
+    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+        """Of the block that is asked for, under a Gaussian of what the program draws of it."""
+        block = stars[posterior.model.asked]
+        value, variance, observed = block.filled()
+        names = posterior.model.require_frame().columns[posterior.model.require_frame().blocks.index("labels")]
+        at = [result.frame.names.index(name) for name in names]
+        noise = variance if block.has_covariance else variance[:, :, None] * np.eye(block.n_dim)
+        offset = np.where(observed, value, np.nan) - result.mean[:, at]
+        return log_density_of(offset, result.cov[:, at][:, :, at] + noise)
+
+    def true_quantities(self, model: OwnProgram, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for site in _told(model, stars):
+            names, _ = model.require_frame().named(site)
+            flat = sites[site.name].reshape(len(stars), -1)
+            out |= {name: flat[:, i] for i, name in enumerate(names)}
+        return out
+
+    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+        raise CannotDo(
+            f"{posterior.model.name} is a program of your own: numpyro.infer.Predictive(program, ...)(key, stars) "
+            "predicts every site"
+        )
+
+    def summary(self, posterior: Posterior) -> QTable:
+        """Mean and sd of every number that all stars share."""
+        draws = posterior.data["posterior"].to_dataset()
+        rows = []
+        for name, shape in posterior.model.require_frame().shared:
+            flat = draws[name].values.reshape(-1, int(np.prod(shape, dtype=int)))
+            for i, index in enumerate(np.ndindex(*shape)):
+                place = f"{name}[{', '.join(map(str, index))}]" if shape else name
+                rows.append((place, flat[:, i].mean(), flat[:, i].std(ddof=min(1, len(flat) - 1))))
+        return QTable(rows=rows, names=("site", "mean", "sd"), dtype=(str, float, float))
+
+    def describe(self, model: OwnProgram) -> str:
+        frame = model.require_frame()
+        star = ", ".join(name for name, _ in frame.star)
+        return f"the program {model.name}, {star or 'nothing'} of every star"
+
+
+def _told(model: OwnProgram, stars: Stars) -> list[Site]:
+    """The sites that a result tells of such stars: those that are not observed, but for a block of which the program
+    records the truth, `true_` and its name, as well."""
+    sites = [s for s in sites_of(model.program, stars[: min(len(stars), 2)]) if s.of_star and s.name not in stars]
+    recorded = {s.name for s in sites}
+    return [s for s in sites if f"true_{s.name}" not in recorded]
+
+
+def _quantities(model: OwnProgram, stars: Stars) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    named = [model.require_frame().named(site) for site in _told(model, stars)]
+    names, units = (tuple(x for parts in named for x in parts[i]) for i in (0, 1))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise bad_input(f"sites of the stars that give several columns {twice}", "names that are free")
+    return names, units
+
+
+def _stacked(model: OwnProgram, stars: Stars, found: dict[str, np.ndarray]) -> np.ndarray:
+    """(chain, draw, N, Q)"""
+    return np.concatenate([found[s.name].reshape(*found[s.name].shape[:3], -1) for s in _told(model, stars)], -1)

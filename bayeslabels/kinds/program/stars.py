@@ -1,0 +1,198 @@
+"""The test step of a program: the density of one star's own sites, those that all stars share integrated over.
+
+    p(x, d | D) = (1 / G) sum_g p(x, d | theta_g),   theta_g draws of the training posterior
+
+with x the star's sites that are not observed and d its data: all that `Energy` needs of the program is its trace.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...data.stars import Stars
+from ...errors import bad_input
+from ...inference.starwise import StarProblem
+from ...numerics.linalg import Array, in_float64
+from ...numerics.modes import Energy, find_modes
+from .program import OwnProgram
+from .sites import Site, sites_of, traced, transform_of, under_plate
+
+CANDIDATES, TRIED = 64, 4
+"""Points drawn from the program, of which the best are starts, and draws of theta with which they are judged."""
+AT_ONCE = 8
+"""Stars whose draws are weighed together."""
+
+
+class ProgramMoments(NamedTuple):
+    """theta_g, the shared sites one after the other, flat: (G, D)."""
+
+    shared: np.ndarray
+
+
+def unflattened(flat: Array, sites: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, Array]:
+    """{site: (..., *shape)} of numbers (..., D) one after the other."""
+    out, at = {}, 0
+    for name, shape in sites:
+        size = int(np.prod(shape, dtype=int))
+        out[name] = flat[..., at : at + size].reshape(*flat.shape[:-1], *shape)
+        at += size
+    return out
+
+
+@dataclass(frozen=True)
+class ProgramEnergy(Energy):
+    """Minus ln p(x, d | D) of unbounded coordinates u (S, M) of x.
+
+    sites: x, of stars with the blocks `blocks`.
+    """
+
+    model: OwnProgram
+    blocks: tuple[str, ...]
+    sites: tuple[Site, ...]
+
+    def __hash__(self) -> int:
+        return hash((id(self.model.program), self.model.frame, self.blocks, self.sites))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, ProgramEnergy) and hash(self) == hash(other)
+        return same and self.model.program is other.model.program  # type: ignore[attr-defined]
+
+    def __call__(self, u: Array, shared: Any, own: Any) -> Array:
+        each = jax.vmap(lambda u: jax.vmap(lambda theta: self.log_joint(u, theta, own))(shared))(u)
+        return jnp.log(each.shape[1]) - jax.scipy.special.logsumexp(each, axis=1)
+
+    @cached_property
+    def places(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return tuple((site.name, site.shape) for site in self.sites)
+
+    def values(self, u: Array, trace: Any) -> tuple[dict[str, Array], Array]:
+        """x (1, *shape) by site at u (M,), and the log Jacobian; trace: any, for the supports."""
+        out, jacobian = {}, jnp.zeros(())
+        for name, z in unflattened(u, self.places).items():
+            transform = transform_of(trace[name])
+            x = transform(z[None])
+            out[name] = x
+            jacobian += transform.log_abs_det_jacobian(z[None], x).sum()
+        return out, jacobian
+
+    def log_joint(self, u: Array, theta: Array, own: Any) -> Array:
+        """ln p(x, d | theta) at u (M,), with the Jacobian of u."""
+        star = jax.tree.map(lambda x: x[None], own)
+        trace, given, jacobian = self.at(u, theta, star)
+        found = traced(self.model.program, star, given)
+        del trace
+        terms = [_log_prob(site) for site in found.values() if site["type"] == "sample" and under_plate(site)]
+        return sum(terms, jacobian)
+
+    def at(self, u: Array, theta: Array, star: Stars) -> tuple[Any, dict[str, Array], Array]:
+        """A trace, and the values of all latent sites at u (M,) and theta (D,), with the log Jacobian."""
+        shared = unflattened(theta, self.model.require_frame().shared)
+        trace = traced(self.model.program, star, shared)
+        x, jacobian = self.values(u, trace)
+        return trace, {**shared, **x}, jacobian
+
+    def completed(self, u: Array, shared: Array, own: Any, uniform: Array) -> dict[str, Array]:
+        """Every site of the star (*shape) at u (M,), what is recorded included; uniform: picks theta."""
+        star = jax.tree.map(lambda x: x[None], own)
+        log_p = jax.vmap(lambda theta: self.log_joint(u, theta, own))(shared)
+        upper = jnp.cumsum(jax.nn.softmax(log_p))
+        theta = shared[jnp.minimum((uniform > upper).sum(), len(shared) - 1)]
+        found = traced(self.model.program, star, self.at(u, theta, star)[1])
+        return {name: site["value"][0] for name, site in found.items() if under_plate(site) and site["value"].ndim}
+
+    def candidate(self, key: Array, theta: Array, own: Any) -> Array:
+        """u (M,) of a draw of x from the program."""
+        star = jax.tree.map(lambda x: x[None], own)
+        shared = unflattened(theta, self.model.require_frame().shared)
+        trace = traced(self.model.program, star, shared, key)
+        parts = [transform_of(trace[name]).inv(trace[name]["value"])[0].reshape(-1) for name, _ in self.places]
+        return jnp.concatenate(parts)
+
+
+def _log_prob(site: Any) -> Array:
+    """Of a site of one star."""
+    log_p = site["fn"].log_prob(site["value"])
+    return (log_p if site["scale"] is None else log_p * site["scale"]).sum()
+
+
+@dataclass(frozen=True)
+class ProgramCurvature:
+    """The second derivatives of the energy, made positive."""
+
+    energy: ProgramEnergy
+
+    def __call__(self, u: Array, shared: Any, own: Any, beside: Any) -> Array:
+        hessian = jax.vmap(jax.hessian(lambda x: self.energy(x[None], shared, own)[0]))(u)
+        values, vectors = jnp.linalg.eigh(jnp.nan_to_num(hessian))
+        largest = jnp.maximum(jnp.abs(values).max(-1, keepdims=True), 1e-6)
+        values = jnp.maximum(jnp.abs(values), 1e-8 * largest)
+        return (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
+
+
+def asked_of(model: OwnProgram, stars: Stars) -> tuple[Site, ...]:
+    """The sites that are not known of such stars."""
+    few = stars[: min(len(stars), 2)]
+    return tuple(site for site in sites_of(model.program, few) if site.of_star and site.latent)
+
+
+@in_float64
+def prepare(model: OwnProgram, moments: ProgramMoments, stars: Stars, seed: int, starts: int) -> StarProblem:
+    """The stars' posteriors with their modes."""
+    sites = asked_of(model, stars)
+    if not sites:
+        raise bad_input(
+            "stars of which the program leaves nothing open", "some unknown", "all blocks are there",
+            'stars.drop("labels")',
+        )  # fmt: skip
+    energy = ProgramEnergy(model, tuple(stars.blocks), sites)
+    own = jax.tree.map(np.asarray, stars)
+    shared = jnp.asarray(moments.shared)
+    first = _starts(energy, shared, own, jax.random.key(seed), starts)
+    modes = find_modes(energy, ProgramCurvature(energy), shared, own, first)
+    return StarProblem(energy, shared, own, modes, AT_ONCE)
+
+
+def _starts(energy: ProgramEnergy, shared: Array, own: Any, key: Array, starts: int) -> np.ndarray:
+    """The best of points that the program draws (N, J, M), star by star."""
+    tried = shared[np.linspace(0, len(shared) - 1, min(TRIED, len(shared))).astype(int)]
+    return np.asarray(_best_draws(energy, starts, key, tried, jax.tree.map(jnp.asarray, own)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _best_draws(energy, starts, key, tried, own):
+    def of_star(own):
+        keys = jax.random.split(key, CANDIDATES)
+        u = jax.vmap(lambda key, i: energy.candidate(key, tried[i % len(tried)], own))(keys, jnp.arange(CANDIDATES))
+        f = jnp.nan_to_num(energy(u, tried, own), nan=jnp.inf)
+        return u[jnp.argsort(f)[:starts]]
+
+    return jax.lax.map(of_star, own)
+
+
+@in_float64
+def completed(problem: StarProblem, u: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Every site of the stars, {name: (chain, draw, N, *shape)}, at draws u (chain, draw, N, M)."""
+    n_chain, n_draw, n = u.shape[:3]
+    by_star = np.moveaxis(u.reshape(-1, *u.shape[2:]), 1, 0)
+    uniform = np.random.default_rng([seed, 49979687]).random(by_star.shape[:2])
+    arrays = jax.tree.map(jnp.asarray, (by_star, problem.own, uniform))
+    found = _completed(problem.energy, problem.shared, *arrays)
+    return {
+        name: np.moveaxis(np.asarray(x), 1, 0).reshape(n_chain, n_draw, n, *x.shape[2:]) for name, x in found.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _completed(energy, shared, u, own, uniform):
+    def of_star(star):
+        u, own, uniform = star
+        return jax.vmap(lambda u, x: energy.completed(u, shared, own, x))(u, uniform)
+
+    return jax.lax.map(of_star, (u, own, uniform))

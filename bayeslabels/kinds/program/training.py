@@ -1,0 +1,71 @@
+"""Training of a program: NumPyro's samplers and variational inference on all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.infer import SVI as NumPyroSVI
+from numpyro.infer import Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.initialization import init_to_value
+from numpyro.optim import Adam
+
+from ...data.stars import Stars
+from ...errors import CannotDo
+from ...inference.base import Trained
+from ...inference.svi import SVI
+from ...numerics.linalg import in_float64
+from .program import OwnProgram
+from .stars import ProgramMoments
+
+KEPT = 32
+"""Draws of the shared sites, at most, that the test step averages over."""
+SETTLED = 1e-3
+"""Of the loss: the last fifth of the steps may change it by no more."""
+
+
+@in_float64
+def by_svi(model: OwnProgram, stars: Stars, inference: SVI, seed: int, progress: bool | None) -> Trained:
+    """A mean-field Gaussian of all sites, by Adam on the evidence lower bound, all stars in every step."""
+    if inference.batch_size is not None or inference.epochs is not None:
+        raise CannotDo("SVI of a program of your own takes all stars in every step: SVI(steps=...)")
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values=model.starting_point(stars)))
+    svi = NumPyroSVI(model, guide, Adam(inference.learning_rate), Trace_ELBO())
+    keys = jax.random.split(jax.random.key(seed), 3)
+    state = svi.run(keys[0], inference.steps, stars, progress_bar=bool(progress))
+    draws = guide.sample_posterior(keys[1], state.params, sample_shape=(inference.draws,))
+    recorded = Predictive(model, posterior_samples=draws)(keys[2], stars)
+    every = {name: np.asarray(x, float)[None] for name, x in {**draws, **recorded}.items()}
+    loss = np.asarray(state.losses)
+    stats = {"converged": settled(loss), "advice": f"SVI(steps={4 * inference.steps})"}
+    return with_moments(model, Trained(every, None, stats, {"loss": loss}))
+
+
+def settled(loss: np.ndarray) -> bool:
+    """Whether the last fifth of the steps no longer changed the loss by more than its noise."""
+    half = len(loss) // 10
+    if half < 2:
+        return False
+    before, after = loss[-2 * half : -half], loss[-half:]
+    allowed = SETTLED * abs(after.mean()) + 3 * np.hypot(before.std(), after.std()) / np.sqrt(half)
+    return bool(abs(before.mean() - after.mean()) < allowed)
+
+
+def with_moments(model: OwnProgram, trained: Trained) -> Trained:
+    """Draws of the sites that the posterior keeps, and moments."""
+    frame = model.require_frame()
+    known = [name for name, _ in (*frame.shared, *frame.star)]
+    trained.draws = {name: trained.draws[name] for name in known if name in trained.draws}
+    flat = [trained.draws[name].reshape(-1, int(np.prod(shape, dtype=int))) for name, shape in frame.shared]
+    n = trained.draws[known[0]].shape[0] * trained.draws[known[0]].shape[1]
+    shared = np.concatenate(flat, 1) if flat else np.zeros((n, 0))
+    some = np.unique(np.linspace(0, len(shared) - 1, KEPT).astype(int))
+    trained.moments = ProgramMoments(np.asarray(shared[some], float))
+    return trained
+
+
+def described(model: OwnProgram) -> dict[str, Any]:
+    """For a result's `info`."""
+    return {"program": model.name, "integrated_over": f"{KEPT} draws of the sites that all stars share"}

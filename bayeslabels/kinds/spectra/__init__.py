@@ -1,0 +1,1 @@
+"""Spectra <-> labels: the Cannon and Lux."""

@@ -1,0 +1,292 @@
+"""The Cannon: spectra as polynomials in stellar labels, pixel by pixel, with noisy training labels.
+
+flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2)          (Ho+17 eq. 3-6; Ness+15)
+label_nm = true label_nm + N(0, sigma_nm^2 + tau_m^2)            u_n = (true label - centre) / scale
+u_n ~ N(mu, Lambda),   theta_l ~ N(m, Sigma)                     mu, Lambda, m, Sigma learned
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ...core.priors import Flat, Learned, Prior
+from ...data.stars import Stars
+from ...errors import bad_input
+from ...numerics.features import Monomials
+from ...numerics.linalg import constant
+from .model import FLAT_POPULATION, LinearModel, Measured
+
+LabelNoise = bool | Literal["joint", "free", "cut"]
+
+CURVE = 3
+"""Order of the polynomial psi that takes the variables of the spectra to labels."""
+MOST_HIDDEN = 10
+"""Hidden labels."""
+ORDERS = (1, 2, 3, 4)
+"""Of the polynomial phi: what "auto" chooses among."""
+
+
+@dataclass(frozen=True)
+class Cannon(LinearModel):
+    """The Cannon with priors on coefficients, scatter and true labels.
+
+    ======== ============================== =============================================
+    symbol   site                           meaning, shape, unit
+    ======== ============================== =============================================
+    theta    ``coefficients``               (L, K), flux
+    s        ``scatter``                    (L,), flux
+    tau      ``label_scatter``              (M,), label units: noise beyond the stated errors
+    u        ``u``                          (N, M), scaled true labels
+    mu       ``population_mean``            (M,), scaled
+    Lambda   ``population_covariance``      (M, M), scaled
+    C        ``label_curve``                (M, K'), scaled; "free" only
+    ======== ============================== =============================================
+
+    Args:
+        order: of the polynomial phi, all monomials of the labels up to it (1 to 4; Ho+17 eq. 6 is 2). "auto": the one
+            that the evidence of the flux asks for. Misfit of a polynomial that is too low is common to many
+            pixels, too small to be seen in any of them, and makes error bars too small.
+        terms: instead of `order`, the monomials one by one: ``[{}, {"TEFF": 1}, {"TEFF": 1, "LOGG": 2}]``; ``{}`` is
+            the constant. The powers are those of the scaled labels u.
+        label_noise: True: the catalogue's labels are noisy, by tau beyond their stated errors, and the true labels are
+            u + C psi(u), psi a cubic and C shrunk towards 0 as the catalogue allows. The spectra may move the training
+            stars' u ("free") unless held-out labels are clearly better where they may not ("cut": where the spectra
+            hold more variance than the labels explain). "joint": "free" without the curve, the full
+            posterior that `Gibbs` and `NUTS` sample. False: the classic Cannon, training labels exact.
+        scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
+        coefficient_prior: `priors.Learned()` by default: terms that the spectra do not need are shrunk to nothing.
+            `Flat()` or None (the textbook's), `Normal` (ridge), `Laplace` (sparse).
+        scatter_distribution: prior of the s_l where they are learned, in flux units.
+        label_scatter_distribution: prior of every tau_m, ``priors.HalfNormal(scale)`` in units of the label's spread
+            among the training stars: 1 by default, less for a catalogue that is known to be good.
+        population: prior of the true labels: "learned", a Gaussian of learned mean and covariance, or "flat"; "auto":
+            flat for the classic Cannon, learned otherwise.
+        censor: {label: (L,) mask of the pixels that the label may act on}; its monomials are zero elsewhere
+            (Casey+16 section 2.3).
+        nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
+            the test stars alone: `infer(..., nuisances=...)`.
+        flux_error_factor: a factor on the stated errors of the flux, learned beside the scatter: "star" of every star
+            or "survey" of all training stars; of the test stars alone: `infer(..., flux_error_factor="star")`.
+        hidden: labels that no catalogue states (an abundance that is left out, a drift of the instrument), learned from
+            what the training spectra have in common beside the labels; their number, or "auto": as many as the
+            residuals ask for, up to 4. They follow the labels in results: columns hidden_0, ..., in units of their own.
+            After training: their names.
+        bounds: {monomial, as in `feature_names`: (low, high)} on coefficients, in flux units.
+        outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
+            scatters (Ho+17 section 3: 4); None: none.
+
+    Sources: Ness+15 (ApJ 808, 16), Ho+17 (ApJ 836, 5; equations above), Casey+16 (arXiv:1603.03040).
+    """
+
+    order: int | Literal["auto"] = "auto"
+    terms: Sequence[Mapping[str, int]] | None = None
+    label_noise: LabelNoise = True
+    coefficient_prior: Prior | Literal["auto"] | None = "auto"
+    population: Literal["auto", "learned", "flat"] = "auto"
+    censor: Mapping[str, np.ndarray] | None = None
+    bounds: Mapping[str, tuple[float, float]] | None = None
+    hidden: int | Literal["auto"] | tuple[str, ...] = 0
+
+    surely: ClassVar[float] = 2.0  # "cut" takes tau for an error of the star's own
+    global_sites: ClassVar[tuple[str, ...]] = (
+        "coefficients",
+        "scatter",
+        "label_scatter",
+        "flux_error_factor",
+        "population_mean",
+        "population_covariance",
+    )
+
+    def __post_init__(self) -> None:
+        if self.terms is None and self.order not in (*ORDERS, "auto"):
+            raise bad_input(
+                f"order={self.order!r}", "1, 2, 3, 4 or 'auto'", fix="Cannon(order=2), or name the monomials in terms="
+            )
+        if self.label_noise not in (True, False, "joint", "free", "cut"):
+            raise bad_input(f"label_noise={self.label_noise!r}", "True, False, 'joint', 'free' or 'cut'")
+        if isinstance(self.hidden, list):
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        number = len(self.hidden) if isinstance(self.hidden, tuple) else self.hidden
+        if number != "auto" and (isinstance(number, bool) or number not in range(MOST_HIDDEN + 1)):
+            raise bad_input(f"hidden={self.hidden!r}", f"'auto', or a number of labels from 0 to {MOST_HIDDEN}")
+        if self.hidden and self.label_noise in (False, "cut"):
+            raise bad_input(
+                f"hidden={self.hidden!r} with label_noise={self.label_noise!r}", "training labels that are latent",
+                fix='label_noise=True, "free" or "joint"; labels that are exact: errors of 0',
+            )  # fmt: skip
+        if self.population not in ("auto", "learned", "flat"):
+            raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
+        if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
+            raise bad_input(
+                f"coefficient_prior={self.coefficient_prior!r}",
+                "'auto', None (flat) or one of priors.Flat, Normal, Laplace and Learned",
+                fix="Cannon(coefficient_prior=bayeslabels.priors.Normal())",
+            )
+
+    def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
+        """The NumPyro program; `labels` and `flux` are observed where present, `u` is sampled if labels are inexact."""
+        model = self.bound(stars)
+        frame = model.require_frame()
+        features, m = model.features, len(frame.names)
+
+        theta = model.prior.sample("coefficients", frame.n_pixel, features.size, frame.flux_scale)
+        theta = theta * model.allowed()
+        scatter, factor = model.scatter_site(), model.error_factor_site("survey")
+        if model.fixed_population is not None:
+            mean, covariance = map(constant, model.fixed_population)
+        else:
+            mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
+            covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
+        population = dist.MultivariateNormal(mean, covariance_matrix=covariance)
+        tau = None
+        if model.integrates_labels:
+            tau = model.label_scatter_site()
+
+        curve = None
+        if model.label_curve and model.integrates_labels:
+            wide = dist.Normal(0.0, 1.0).expand([m, model.label_features.size]).to_event(2)
+            curve = numpyro.sample("label_curve", wide)
+
+        exact = _completed(model.measured(stars)) if tau is None and "labels" in stars else None
+
+        with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
+            if exact is None:
+                u = numpyro.sample("u", population)
+            else:
+                place, scale = frame.physical(mean), constant(frame.scale)
+                in_units = dist.MultivariateNormal(place, scale[:, None] * covariance * scale)
+                u = frame.scaled(numpyro.sample("labels", in_units, obs=frame.physical(exact[rows])))
+            true = u if curve is None else u + model.label_features(u) @ curve.T
+            numpyro.deterministic("true_labels", frame.physical(true))
+            if tau is not None:
+                model.label_sites(true, tau, stars, rows)
+            phi = features(u)
+            model.flux_site(model.disturbed(phi @ theta.T, phi, theta), scatter, factor, stars, rows)
+
+    @property
+    def label_blocks(self) -> tuple[str, ...]:
+        return ("labels", "hidden") if self.hidden and not self.asks_hidden else ("labels",)
+
+    @property
+    def asks_hidden(self) -> bool:
+        return isinstance(self.hidden, int | str) and self.hidden != 0
+
+    def with_hidden(self, names: tuple[str, ...]) -> Self:
+        return self.replace(hidden=names)
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        return ORDERS if self.terms is None and self.order == "auto" else ()
+
+    def of_order(self, order: int) -> Self:
+        return self.replace(order=order)
+
+    def variants(self) -> tuple[Self, ...]:
+        kinds: tuple[Any, ...] = (self.label_noise,)
+        if self.label_noise is True:
+            kinds = ("free",) if self.hidden else ("free", "cut")
+        return tuple(self.replace(label_noise=kind) for kind in kinds)
+
+    def of_pixels(self, pixels: np.ndarray) -> Self:
+        censor = {name: np.asarray(mask)[pixels] for name, mask in (self.censor or {}).items()} or None
+        return super().of_pixels(pixels).replace(censor=censor)
+
+    def sampled(self) -> Self:
+        return self.replace(label_noise="joint") if self.label_noise is True else self
+
+    @property
+    def label_curve(self) -> bool:
+        return self.label_noise in (True, "free", "cut")
+
+    @cached_property
+    def label_features(self) -> Monomials:
+        return Monomials.up_to(CURVE, len(self.require_frame().names)) if self.label_curve else self.features
+
+    @cached_property
+    def features(self) -> Monomials:
+        names = self.require_frame().names
+        if self.terms is None:
+            if self.order == "auto":
+                raise bad_input("Cannon with order='auto'", "an order, which fit chooses", fix="Cannon(order=2)")
+            return Monomials.up_to(self.order, len(names))
+        unknown = {name for term in self.terms for name in term} - set(names)
+        if unknown:
+            raise bad_input(f"terms of {sorted(unknown)}", f"labels among {names}", "a misspelled label")
+        return Monomials(tuple(tuple(int(term.get(name, 0)) for name in names) for term in self.terms))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return self.features.names(self.require_frame().names)
+
+    @property
+    def integrates_labels(self) -> bool:
+        return self.label_noise in (True, "joint", "free")
+
+    @property
+    def fixed_population(self) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.population == "learned" or (self.population == "auto" and not self.exact_labels):
+            return None
+        m = len(self.require_frame().names)
+        return np.zeros(m), FLAT_POPULATION * np.eye(m)
+
+    @property
+    def exact_labels(self) -> bool:
+        return self.label_noise is False
+
+    @property
+    def scatter_from_held_out(self) -> bool:
+        return self.label_noise in ("free", "cut")
+
+    @property
+    def scatter_is_own(self) -> bool:
+        return self.label_noise == "cut"
+
+    @property
+    def choice(self) -> str:
+        return f"label_noise={self.label_noise!r}"
+
+    @property
+    def prior(self) -> Prior:
+        if isinstance(self.coefficient_prior, str):
+            return Learned()
+        return self.coefficient_prior or Flat()
+
+    def allowed(self) -> np.ndarray:
+        frame, exponents = self.require_frame(), np.array(self.features.exponents)
+        out = np.ones((frame.n_pixel, self.features.size), bool)
+        for name, mask in (self.censor or {}).items():
+            mask = np.asarray(mask, bool)
+            if name not in frame.names or mask.shape != (frame.n_pixel,):
+                raise bad_input(
+                    f"censor[{name!r}] of shape {mask.shape}",
+                    f"a mask of {frame.n_pixel} pixels for one of {frame.names}",
+                )
+            out &= mask[:, None] | (exponents[:, frame.names.index(name)] == 0)
+        return out
+
+    def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.full(self.features.size, -np.inf), np.full(self.features.size, np.inf)
+        for name, (a, b) in (self.bounds or {}).items():
+            if name not in self.feature_names or not a < b:
+                raise bad_input(f"bounds[{name!r}] = ({a}, {b})", f"low < high for one of {self.feature_names}")
+            k = self.feature_names.index(name)
+            low[k], high[k] = a, b
+        return low, high
+
+
+def _completed(measured: Measured) -> Any:
+    """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones."""
+    missing = np.nonzero(~np.asarray(measured.observed))
+    u = jnp.asarray(measured.value)
+    if not len(missing[0]):
+        return u
+    improper = dist.ImproperUniform(dist.constraints.real, (), event_shape=missing[0].shape)
+    return u.at[missing].set(numpyro.sample("labels_missing", improper))

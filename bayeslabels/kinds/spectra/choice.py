@@ -1,0 +1,226 @@
+"""What stars that were held out decide of a `LinearModel`: its variant, and tau."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import t as student_t
+
+from ...data.batches import fold_of
+from ...data.stars import Stars
+from ...errors import BadInput
+from ...inference.map import MAP
+from ...numerics.linalg import in_float64
+from ...progress import bar
+from ...results.posterior import Posterior
+from .hidden import with_hidden
+from .label_curve import with_label_curve
+from .model import LinearModel
+from .order import choose_order
+from .quartic import flux_given_labels, prepare
+from .stars import finish, fit_quality
+from .training import by_em
+
+LOG = logging.getLogger("bayeslabels")
+
+FOLDS = 5
+"""Folds of the training set for held-out labels."""
+
+COMPARED = 2
+"""Folds on which the variants of a model are compared."""
+
+ON_FOLDS = MAP(max_iterations=40, tolerance=0.03)
+"""How a fold is trained on."""
+
+
+class HeldOut(NamedTuple):
+    """Labels of stars that were not in the training set: scaled mean (N, M) and covariance (N, M, M); flux (N,):
+    ln p(flux | labels) where labels are outputs, else 0."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    flux: np.ndarray
+
+
+@in_float64
+def held_out(
+    model: Any,
+    stars: Stars,
+    folds: int,
+    seed: int,
+    progress: bool | None = None,
+    *,
+    n_run: int | None = None,
+    before: HeldOut | None = None,
+) -> HeldOut:
+    """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
+
+    n_run: run only so many folds; the stars of the others are NaN. before: of some folds, which are not run again.
+    """
+    frame = model.bind(stars).require_frame()
+    fold = fold_of(len(stars), folds, seed)
+    mean = np.full((len(stars), len(frame.names)), np.nan)
+    covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
+    flux = np.zeros(len(stars))
+    if before is not None:
+        mean[:], covariance[:], flux[:] = before
+    to_run = [f for f in range(folds if n_run is None else min(n_run, folds)) if np.isnan(mean[fold == f]).all()]
+    with bar(len(to_run), "held-out folds", progress) as shown:
+        for f in to_run:
+            out = fold == f
+            bound = model.bind(stars[~out])
+            trained = by_em(bound, stars[~out], ON_FOLDS, seed, False)
+            moments = with_label_curve(bound, trained, stars[~out]).moments
+            assert moments is not None
+            bare = moments._replace(label_scatter=0 * moments.label_scatter)
+            test = stars[out].drop(*model.label_blocks)
+            problem = prepare(bound, bare, test, seed, 4)
+            finished = finish(bound, bare, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+            mean[out] = frame.scaled(finished["mean"].values)
+            covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
+            if not model.labels_are_latent:
+                phi = bound.features(np.where(np.isfinite(z := problem.modes.location[0]), z, 0.0))
+                flux[out] = flux_given_labels(bound, moments, stars[out], phi)
+            shown.update()
+    return HeldOut(mean, covariance, flux)
+
+
+def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
+    """The variant of highest held-out density, of the catalogue labels given the flux and where labels are outputs of
+    the flux given the labels, too (Lux, appendix A), if it is better than the first as surely as the model asks; the
+    stars, with starting values of hidden labels; held-out labels, and all scores.
+
+    A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
+    run where tau is learned from them.
+    """
+    scores: list[dict[str, Any]] = []
+    if model.asks_hidden:  # first: what no label explains would pass for a higher order
+        model, stars, scores = with_hidden(model, stars, progress)
+    if model.orders:
+        order, found = choose_order(model, stars, seed, progress)
+        model, scores = model.of_order(order), scores + found
+    variants = model.bind(stars).variants()
+    if len(variants) == 1 and not asks_held_out(variants[0], stars):
+        return variants[0], stars, None, scores
+    folds = min(FOLDS, len(stars))
+    outs: list[HeldOut | None] = []
+    densities: list[np.ndarray] = []
+    own: list[dict[str, Any]] = []
+    for variant in variants:
+        n_run = COMPARED if len(variants) > 1 else None
+        try:
+            out = held_out(variant, stars, folds, seed, progress, n_run=n_run)
+        except BadInput as problem:
+            if len(variants) == 1:
+                raise
+            outs.append(None)
+            densities.append(np.full(len(stars), -np.inf))
+            own.append({"variant": variant.choice, "refused": str(problem)})
+            continue
+        outs.append(out)
+        densities.append(density_of_labels(variant.bind(stars), stars, out) + out.flux)
+        own.append({"variant": variant.choice})
+    compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
+    means = [float(d[compared].mean()) for d in densities]
+    best = first_or_clearly_better([d[compared] for d in densities], model.surely)
+    own[best]["chosen"] = True
+    for score, mean, density in zip(own, means, densities, strict=True):
+        if "refused" not in score:
+            difference = (density - densities[best])[compared]
+            score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
+    if len(variants) > 1 and asks_held_out(variants[best], stars):  # tau, of all folds
+        outs[best] = held_out(variants[best], stars, folds, seed, progress, before=outs[best])
+    return variants[best], stars, outs[best], scores + own
+
+
+def first_or_clearly_better(densities: list[np.ndarray], surely: float) -> int:
+    """Which of several variants, of log densities (N,) of the same stars: the first that could be trained (those of the
+    others are -inf), or the best of those that are better by so many standard errors."""
+    trained = [i for i, density in enumerate(densities) if np.isfinite(density).all()]
+    first = trained[0] if trained else 0
+    for i in sorted(trained, key=lambda i: -float(densities[i].mean())):
+        lead = densities[i] - densities[first]
+        if lead.mean() > surely * lead.std() / np.sqrt(len(lead)):
+            return i
+    return first
+
+
+def asks_held_out(model: LinearModel, stars: Stars) -> bool:
+    """Whether tau is to be learned from held-out labels: of labels that training integrates over only where errors are
+    not stated."""
+    integrated = model.label_curve and model.integrates_labels
+    return model.scatter_from_held_out and not (integrated and model.catalogue(stars).stated.all())
+
+
+def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: float = 4.0) -> np.ndarray:
+    """Log density (N,) of the catalogue labels under held-out predictions, tau fitted to them: Student-t, per label.
+
+    A star without a prediction counts as one of which nothing is known (twice the training stars' spread). The heavy
+    tails keep a few wrong catalogue entries from deciding.
+    """
+    measured = model.catalogue(stars)
+    total = np.zeros(len(stars))
+    for m in range(out.mean.shape[1]):
+        known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
+        offset = (measured.value - out.mean)[known, m]
+        variance = (measured.covariance + out.covariance)[known, m, m]
+
+        def loss(log_tau: float, r: np.ndarray = offset, v: np.ndarray = variance) -> float:
+            return -float(student_t.logpdf(r, freedom, scale=np.sqrt(v + np.exp(2 * log_tau))).sum())
+
+        best = minimize_scalar(loss, bounds=(-9.0, 2.0), method="bounded").x
+        total[known] += student_t.logpdf(offset, freedom, scale=np.sqrt(variance + np.exp(2 * best)))
+        unanswered = measured.observed[:, m] & ~np.isfinite(out.mean[:, m])
+        total[unanswered] += student_t.logpdf(measured.value[unanswered, m], freedom, scale=2.0)
+    return total
+
+
+def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Posterior:
+    """tau such that 68.27 per cent of held-out catalogue labels lie within their predictive sd."""
+    model = posterior.model
+    measured = model.catalogue(stars)
+    tau2 = np.zeros(out.mean.shape[1])
+    for m in range(len(tau2)):
+        known = measured.observed[:, m] & np.isfinite(out.mean[:, m])
+        offset2 = (measured.value - out.mean)[known, m] ** 2
+        variance = (measured.covariance + out.covariance)[known, m, m]
+        tau2[m] = max(0.0, float(np.quantile(offset2 - variance, 0.6827)))
+    scatter = np.sqrt(tau2) * model.require_frame().scale
+    if model.label_curve and model.integrates_labels:  # stated errors tell tau in training
+        scatter = np.where(measured.stated, posterior.moments.label_scatter, scatter)
+    return posterior.with_moments(posterior.moments._replace(label_scatter=scatter), label_scatter=scatter)
+
+
+def tell_which_error(posterior: Posterior, stars: Stars) -> None:
+    """A line in the log of labels whose catalogue scatters by more than it states: which column of a table to quote."""
+    model, tau = posterior.model, posterior.moments.label_scatter
+    if model.scatter_is_own or not len(tau):
+        return
+    frame, catalogue = model.require_frame(), model.catalogue(stars)
+    variance = np.where(catalogue.observed, np.einsum("nmm->nm", catalogue.covariance), np.nan)
+    stated = frame.scale * np.sqrt(np.nanmedian(variance, 0))
+    rows = list(zip(frame.names, frame.units, tau, stated, strict=True))
+    if noisy := [f"{name} {t:.3g} {unit}".rstrip() for name, unit, t, error in rows if t > error]:
+        LOG.warning(
+            "The catalogue's labels scatter by more than their stated errors (%s): <label>_catalogue_error is the "
+            "error of a label on the catalogue's scale, <label>_error leaves this scatter out.",
+            ", ".join(noisy),
+        )
+
+
+QUALITY_STARS = 1000
+"""Training stars, at most, whose chi^2 tells what is usual."""
+
+
+@in_float64
+def with_fit_quality(posterior: Posterior, stars: Stars) -> Posterior:
+    """With what is usual of the training stars' chi^2, by which the test step tells poor fits."""
+    model, moments = posterior.model, posterior.moments
+    some = stars[:: -(-len(stars) // QUALITY_STARS)].drop(*model.label_blocks)
+    problem = prepare(model, moments, some, 0, 1)
+    statistics = problem.own.statistics
+    chi2 = statistics.chi2(model.features(problem.modes.location[0]))
+    return posterior.with_moments(moments._replace(fit_quality=fit_quality(chi2, np.asarray(statistics.n_pixel))))

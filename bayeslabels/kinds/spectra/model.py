@@ -1,0 +1,458 @@
+"""Models of spectra that are linear in features of each star's latents: what they declare, and what they share.
+
+flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2),    u_n ~ N(mu, Lambda)
+
+With this structure declared, every exact fast route (compression, block solves, Gibbs) is a model's own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from ...core.model import Frame, Model, scaling
+from ...core.priors import Flat, HalfNormal, Prior, require_half_normal
+from ...data.columns import same_unit
+from ...data.stars import Block, Stars
+from ...errors import bad_input
+from ...numerics.error_factor import WIDTH
+from ...numerics.features import Monomials
+from ...numerics.linalg import Array, constant
+from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
+
+FLAT_POPULATION = 1e4
+"""Variance, in scaled labels, of a label prior that is flat for every purpose."""
+HOPELESS = 1e8
+"""Typical fluxes: an error above says nothing, and its weight would drown in rounding."""
+
+
+class Measured(NamedTuple):
+    """Catalogue labels of N stars in scaled units: value (N, M), covariance (N, M, M), observed (N, M).
+
+    Values that are not observed are 0, and so are their covariances.
+    """
+
+    value: Array
+    covariance: Array
+    observed: Array
+
+    @property
+    def stated(self) -> np.ndarray:
+        """(M,): labels of which the catalogue states errors."""
+        return np.einsum("nmm->nm", self.covariance).sum(0) > 0
+
+    def rows(self, index: Array) -> Measured:
+        return Measured(*(constant(x)[index] for x in self))
+
+
+class Spectra(NamedTuple):
+    """Of N stars: flux value and error (N, L), missing where either is not finite, and the catalogue labels."""
+
+    value: Array
+    error: Array
+    labels: Measured
+
+
+@dataclass(frozen=True)
+class LinearModel(Model):
+    """flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2), with latents u_n ~ N(mu, Lambda) of size P.
+
+    The catalogue's labels either measure the latents themselves (`labels_are_latent`, P = M) or are outputs of them
+    beside the flux, labels_n = C phi(u_n) + noise. Declares what the exact routes need: the features phi, the priors,
+    the catalogue labels and the flux.
+
+    Args:
+        scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
+        scatter_distribution: prior of the s_l where they are learned, in flux units.
+        label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`).
+        outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
+            scatters; None: none.
+        nuisances: what else varies from star to star (`bayeslabels.nuisances`), integrated out of every spectrum.
+        flux_error_factor: a factor f on the stated errors of the flux, sigma_nl -> f sigma_nl, to be learned: "star":
+            every star's own, "survey": one of all training stars, for the test stars too; None: 1.
+    """
+
+    flux_error_factor: Literal["star", "survey"] | None = field(default=None, kw_only=True)
+    nuisances: tuple[Nuisance, ...] = field(default=(), kw_only=True)
+    scatter: float | np.ndarray | None = field(default=None, kw_only=True)
+    scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
+    label_scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
+    outlier_sigma: float | None = field(default=None, kw_only=True)
+
+    stored: ClassVar[tuple[type, ...]] = (Continuum, Velocity, Broadening, Templates)
+    sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
+    """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
+    smaller: ClassVar[str] = "Cannon(order=1)"
+    """What to write for a model of fewer coefficients."""
+    surely: ClassVar[float] = 0.0
+    """Standard errors by which the held-out density of another variant must be above that of the first."""
+    labels_are_latent: ClassVar[bool] = True
+    """Whether the latents are the true labels, scaled. If not, tau is the scatter of the true labels about C phi."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return (*self.label_blocks, "flux")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"flux": self.require_frame().n_pixel}
+
+    @property
+    @abstractmethod
+    def features(self) -> Monomials:
+        """phi, of the latents; of first order where labels are outputs."""
+
+    @property
+    def label_curve(self) -> bool:
+        """Whether the true labels are a curved function u + C psi(u) of latents that they would be otherwise."""
+        return False
+
+    @property
+    def label_features(self) -> Monomials:
+        """Of which the labels, or the errors that all stars' labels share, are linear functions: psi, else phi."""
+        return self.features
+
+    @property
+    @abstractmethod
+    def prior(self) -> Prior:
+        """The coefficients' prior."""
+
+    @property
+    def scatter_prior(self) -> HalfNormal | np.ndarray:
+        """The scatter's prior, or its fixed values (L,)."""
+        if self.scatter is None:
+            return self.scatter_distribution
+        fixed = np.asarray(self.scatter, float)
+        n_pixel = self.require_frame().n_pixel
+        if (fixed.ndim and fixed.shape != (n_pixel,)) or not (fixed >= 0).all():
+            raise bad_input(f"scatter of shape {fixed.shape}", f"one number >= 0, or {n_pixel}, one per pixel")
+        return np.broadcast_to(fixed, (n_pixel,)).copy()
+
+    @property
+    def label_scatter_width(self) -> float:
+        """Width of the prior of tau, scaled labels."""
+        return self.label_scatter_distribution.width(1.0)
+
+    @property
+    def label_coefficient_width(self) -> float:
+        """Width of the Normal prior of C, scaled labels; where labels are outputs."""
+        return 1.0
+
+    @property
+    @abstractmethod
+    def integrates_labels(self) -> bool:
+        """Whether the training labels are noisy measurements of latent true labels."""
+
+    @property
+    def fixed_population(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean (P,) and covariance (P, P) of the latents' prior where they are not learned."""
+        return None
+
+    def comparable(self, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Not latents that are no labels, and what multiplies them, where any rotation serves as well."""
+        if self.labels_are_latent:
+            return draws
+        free = {*self.sites.values(), *(f"{self.sites['coefficients']}_{what}" for what in ("mean", "covariance"))}
+        return {name: x for name, x in draws.items() if name not in free}
+
+    @property
+    def improper(self) -> str:
+        if isinstance(self.prior, Flat):
+            return "coefficient_prior=priors.Normal(0.1) or priors.Learned()"
+        flat = self.fixed_population is not None and self.fixed_population[1][0, 0] >= FLAT_POPULATION
+        return 'population="learned"' if flat else ""
+
+    @property
+    def exact_labels(self) -> bool:
+        """Whether a label that is present is the true one, in the test step too."""
+        return False
+
+    @property
+    def scatter_from_held_out(self) -> bool:
+        """Whether tau is learned from held-out labels, because the training labels say too little of it."""
+        return False
+
+    @property
+    def scatter_is_own(self) -> bool:
+        """Whether tau is taken for an error of every star's inferred labels, not for noise of the catalogue."""
+        return not self.labels_are_latent
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """Orders of the features that the settings leave open, to be ranked by the evidence of the flux."""
+        return ()
+
+    def of_order(self, order: int) -> Self:
+        """The model with features of this order; where `orders` are open."""
+        raise NotImplementedError  # pragma: no cover - guarded by `orders`
+
+    @property
+    def asks_hidden(self) -> bool:
+        """Whether labels that no catalogue states are still to be found."""
+        return False
+
+    def with_hidden(self, names: tuple[str, ...]) -> Self:
+        """The model with hidden labels of these names, in a block "hidden" of training stars; where it asks."""
+        raise NotImplementedError  # pragma: no cover - guarded by `asks_hidden`
+
+    def of_pixels(self, pixels: np.ndarray) -> Self:
+        """The model, not bound, of some of the pixels."""
+        own = None if self.scatter is None or np.ndim(self.scatter) == 0 else np.asarray(self.scatter)[pixels]
+        return self.replace(frame=None, scatter=self.scatter if own is None else own)
+
+    def sampled(self) -> Self:
+        """The model whose whole posterior samplers draw from, where these settings leave that open."""
+        return self
+
+    @property
+    def choice(self) -> str:
+        """What distinguishes this variant from the others, for the record."""
+        return ""
+
+    @abstractmethod
+    def allowed(self) -> np.ndarray:
+        """(L, K): False where a coefficient is censored, that is, zero."""
+
+    @abstractmethod
+    def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value of each coefficient, (K,) each; infinite where free."""
+
+    def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:
+        """Groups of labels with the mask (L,) of the pixels that they are inferred from, None: all."""
+        return [(tuple(range(len(self.require_frame().names))), None)]
+
+    def further(self, moments: Any, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+        """What a star has beside its labels, {name: (mean (N,), sd (N,), unit)}, given its latents' posterior."""
+        return {}
+
+    @property
+    def label_blocks(self) -> tuple[str, ...]:
+        """The blocks whose columns together are the M labels."""
+        return ("labels",)
+
+    def bind(self, stars: Stars) -> Self:
+        for name in ("scatter_distribution", "label_scatter_distribution"):
+            require_half_normal(name, getattr(self, name))
+        require_error_factor(self.flux_error_factor)
+        bound = self.replace(nuisances=require_nuisances(self.nuisances), frame=_frame(stars, self.label_blocks))
+        model = bound.variants()[0]
+        if model.orders:
+            model = model.of_order(min(model.orders))
+        n_free = model.features.size
+        if isinstance(model.prior, Flat) and len(stars) <= n_free:
+            raise bad_input(
+                f"{len(stars)} training stars for {n_free} coefficients a pixel", f"at least {n_free + 1}",
+                "too high an order for this training set", f"{self.smaller} or coefficient_prior=priors.Normal()",
+            )  # fmt: skip
+        if len(stars) < 3:
+            raise bad_input(f"{len(stars)} training star(s)", "at least 3")
+        model.allowed(), model.coefficient_bounds(), model.scatter_prior
+        return bound
+
+    def check(self, stars: Stars) -> None:
+        frame = self.require_frame()
+        if "flux" in stars:
+            _check_flux(stars["flux"], frame)
+        for name in self.label_blocks:
+            if name in stars:
+                _check_labels(stars[name], name, frame)
+
+    def catalogue(self, stars: Stars) -> Measured:
+        """The catalogue labels, scaled; unobserved those of blocks that the stars have not."""
+        frame = self.require_frame()
+        n, m = len(stars), len(frame.names)
+        out = Measured(np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool))
+        for name in self.label_blocks:
+            if name not in stars:
+                continue
+            block, at = stars[name], frame.columns(name)
+            value, variance, observed = block.filled()
+            scale = frame.scale[at]
+            if block.has_covariance:
+                both = observed[:, :, None] & observed[:, None, :]
+                out.covariance[:, at, at] = np.where(both, block.error, 0.0) / (scale[:, None] * scale)
+            elif block.error is not None:
+                out.covariance[:, at, at] = np.where(observed, variance, 0.0)[:, :, None] * np.diag(scale**-2)
+            out.value[:, at] = np.where(observed, (value - frame.centre[at]) / scale, 0.0)
+            out.observed[:, at] = observed
+        return out
+
+    def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+        """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
+        block = stars["flux"]
+        if block.has_covariance:
+            raise bad_input(
+                "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
+            )
+        if block.error is None or not (hopeless := block.error > HOPELESS * self.require_frame().flux_scale).any():
+            return block.value, block.error
+        return block.value, np.where(hopeless, np.nan, block.error)
+
+    def arrays(self, stars: Stars) -> Spectra:
+        """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
+        value, error = self.output(stars)
+        return Spectra(value, np.zeros(value.shape) if error is None else error, self.catalogue(stars))
+
+    def scatter_site(self) -> Array:
+        """s_l (L,), sampled where it is learned."""
+        fixed, frame = self.scatter_prior, self.require_frame()
+        if isinstance(fixed, np.ndarray):
+            return constant(fixed)
+        return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+
+    def error_factor_site(self, of: str) -> Array | None:
+        """f of "star", (N,), or "survey", (), where it is learned."""
+        if self.flux_error_factor != of:
+            return None
+        return numpyro.sample("flux_error_factor", dist.LogNormal(0.0, WIDTH))
+
+    def label_scatter_site(self) -> Array:
+        """tau (M,), in label units."""
+        width = self.label_scatter_width * constant(self.require_frame().scale)
+        return numpyro.sample("label_scatter", dist.HalfNormal(width).to_event(1))
+
+    def label_sites(self, true: Array, tau: Array, stars: Stars, rows: Array) -> None:
+        """Catalogue labels about true scaled labels (N, M), observed where present: N(true, V_n + diag(tau^2))."""
+        frame = self.require_frame()
+        catalogue = LinearModel.catalogue(self, stars).rows(rows)
+        for name in self.label_blocks:
+            at = frame.columns(name)
+            labels, scale = frame.physical(true)[:, at], constant(frame.scale)[at]
+            if name not in stars:
+                numpyro.sample(name, dist.Normal(labels, tau[at]).to_event(1))
+                continue
+            eye, observed = jnp.eye(at.stop - at.start), catalogue.observed[:, at]
+            noise = catalogue.covariance[:, at, at] * (scale[:, None] * scale) + eye * tau[at] ** 2
+            noise = jnp.where(observed[:, :, None] & observed[:, None, :], noise, eye)
+            value = jnp.where(observed, frame.physical(catalogue.value)[:, at], labels)
+            numpyro.sample(name, dist.MultivariateNormal(labels, covariance_matrix=noise), obs=value)
+
+    def disturbed(self, flux: Array, phi: Array, theta: Array) -> Array:
+        """flux (N, L) with what nuisances add to it: sum_q v_nq t_ql . phi_n, v_n ~ N(0, I)."""
+        if not self.nuisances:
+            return flux
+        frame = self.require_frame()
+        shapes = jnp.concatenate([x.shapes(frame, theta) for x in self.nuisances])
+        v = numpyro.sample("nuisances", dist.Normal(0.0, 1.0).expand([len(shapes)]).to_event(1))
+        return flux + jnp.einsum("nq,nk,qlk->nl", v, phi, shapes)
+
+    def flux_site(self, flux: Array, scatter: Array, factor: Array | None, stars: Stars, rows: Array) -> None:
+        """flux_nl ~ N(flux_nl, f_n^2 sigma_nl^2 + s_l^2), observed where present; factor: that of the survey."""
+        own = self.error_factor_site("star")
+        if "flux" not in stars:
+            numpyro.sample("flux", dist.Normal(flux, scatter).to_event(1))
+            return
+        value, variance, observed = (constant(x)[rows] for x in stars["flux"].filled())
+        if own is not None:
+            variance = variance * own[:, None] ** 2
+        if factor is not None:
+            variance = variance * factor**2
+        numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
+
+    def first_guess(self, stars: Stars) -> np.ndarray:
+        """Latents (N, P) that the training step starts from."""
+        return np.array(self.catalogue(stars).value)
+
+    def measured(self, stars: Stars) -> Measured:
+        """What measures the latents themselves, with the shapes of `catalogue` for P latents."""
+        if self.labels_are_latent:
+            return self.catalogue(stars)
+        n, p = len(stars), self.features.n_label
+        return Measured(np.zeros((n, p)), np.zeros((n, p, p)), np.zeros((n, p), bool))
+
+
+def require_error_factor(of: str | None) -> None:
+    if of not in (None, "star", "survey"):
+        raise bad_input(f"flux_error_factor={of!r}", "None, 'star' or 'survey'")
+
+
+def _frame(stars: Stars, label_blocks: tuple[str, ...]) -> Frame:
+    """Names, units and scales of training stars; refuses stars that nothing can be learned from."""
+    for name in (*label_blocks, "flux"):
+        if name not in stars:
+            raise bad_input(
+                f"stars with the blocks {', '.join(stars.blocks)}",
+                f"a block {name!r}, which the training step needs",
+                fix=f"Stars({name}=..., ...) or Stars.from_table(table, {name}=...)",
+            )
+    names, units, centres, scales = [], [], [], []
+    for block_name in label_blocks:
+        labels = stars[block_name]
+        value = np.where(labels.observed, labels.value, np.nan).astype(float)
+        own = labels.names or tuple(str(i) for i in range(labels.n_dim))
+        for column, name in zip(value.T, own, strict=True):
+            known = column[np.isfinite(column)]
+            if len(known) < 2 or np.ptp(known) == 0:
+                raise bad_input(
+                    f"label {name!r} with {len(known)} values of which all are equal"
+                    if len(known)
+                    else f"no value of label {name!r}",
+                    "a label that varies between the training stars",
+                    "a constant or empty column",
+                    f"{block_name}={tuple(n for n in own if n != name)}",
+                )
+        centre, scale = scaling(value)
+        centres.append(centre)
+        scales.append(scale)
+        names += [name if name not in names else f"{block_name}_{name}" for name in own]
+        units += labels.units
+    flux = stars["flux"]
+    if not flux.observed.any():
+        raise bad_input("flux without a single known value", "spectra", "all errors infinite or all ivar zero")
+    few = flux[:: max(1, flux.value.size // 10**6)]
+    typical = float(np.nanmedian(np.abs(np.where(few.observed, few.value, np.nan)))) or 1.0
+    coordinate = next(iter(flux.coords.items()), (None, None))
+    blocks = tuple((name, stars[name].n_dim) for name in label_blocks)
+    return Frame(
+        tuple(names), tuple(units), np.concatenate(centres), np.concatenate(scales), flux.n_dim, typical,
+        flux.units[0], coordinate[1], coordinate[0], blocks,
+    )  # fmt: skip
+
+
+def _check_flux(flux: Block, frame: Frame) -> None:
+    fix = "bayeslabels.astro.spectra.resample(wavelength, flux, ivar, grid)"
+    if flux.n_dim != frame.n_pixel:
+        raise bad_input(
+            f"spectra of {flux.n_dim} pixels", f"{frame.n_pixel}, as in training", "another wavelength grid", fix
+        )
+    if wrong := [unit for unit in dict.fromkeys(flux.units) if not same_unit(unit, frame.flux_unit)]:
+        raise bad_input(
+            f"flux in {wrong[0] or 'no unit'}", f"{frame.flux_unit or 'no unit'}, as in training",
+            "another unit than in training", f'Block(flux, error, unit="{frame.flux_unit}") with Quantities, which are '
+            "converted",
+        )  # fmt: skip
+    grid = flux.coords.get(frame.coordinate_name or "", next(iter(flux.coords.values()), None))
+    if grid is None or frame.coordinate is None:
+        return
+    if grid.dtype.kind == frame.coordinate.dtype.kind == "U" and (grid == frame.coordinate).all():
+        return
+    if "U" in (grid.dtype.kind, frame.coordinate.dtype.kind):
+        raise bad_input(f"coords {', '.join(flux.coords)}", f"{frame.coordinate_name}, as in training")
+    if np.allclose(grid, frame.coordinate, rtol=1e-6, atol=0, equal_nan=True):
+        return
+    worst = np.argmax(np.abs(grid - frame.coordinate))
+    raise bad_input(
+        f"pixel {worst} at {grid[worst]:.6g}", f"{frame.coordinate[worst]:.6g}, as in training",
+        f"another wavelength grid, or coords {', '.join(flux.coords)} that are not {frame.coordinate_name}", fix,
+    )  # fmt: skip
+
+
+def _check_labels(labels: Block, name: str, frame: Frame) -> None:
+    at = frame.columns(name)
+    names = tuple(x.removeprefix(f"{name}_") if x not in (labels.names or ()) else x for x in frame.names[at])
+    if labels.names != names:
+        raise bad_input(
+            f"{name} {labels.names}", f"{names}, as in training", "columns swapped or renamed",
+            f"{name}.select({names!r}), or stars.drop({name!r}) to infer them",
+        )  # fmt: skip
+    if labels.units != frame.units[at]:
+        raise bad_input(
+            f"{name} in {labels.units}", f"{frame.units[at]}, as in training", "other units than in training",
+            "Block(value, error, names=..., unit=...) with Quantities, which are converted",
+        )  # fmt: skip

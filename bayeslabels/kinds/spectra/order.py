@@ -1,0 +1,82 @@
+"""The order of a polynomial in the labels, by the evidence of the flux.
+
+Misfit of a polynomial that is too low is common to many pixels: too small to be seen in any of them, it makes error
+bars too small by a factor that grows with S/N and the number of pixels. The density of the flux, the coefficients
+integrated out under a prior that is learned, shows it at the price of one exact solve of all pixels; held-out densities
+of a few noisy labels do not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...core.priors import Learned
+from ...data.stars import Stars
+from ...numerics.linalg import in_float64
+from ...progress import bar
+from .model import LinearModel
+from .training import EM
+
+MOST_STARS, MOST_PIXELS = 1500, 800
+"""Enough to tell orders apart."""
+MOST_FEATURES = 200
+"""Terms of a polynomial that is still tried."""
+ITERATIONS, TOLERANCE = 100, 0.01
+"""Of training at an order, at most: labels that have not settled at the lower order show more misfit than there is."""
+CLEARLY, PER_TERM = 10.0, 2.0
+"""Log evidence, in nats, by which a higher order must be better, and for every further term: mean and variance of terms
+that are nowhere, learned, add about one."""
+
+FALL = 30.0
+"""Every order adds far less than the one before: one that adds less than this times what it must is the last."""
+
+
+@in_float64
+def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[int, list[dict[str, Any]]]:
+    """The order, and the lead in log evidence of every order that was tried over the one below it.
+
+    All orders that are compared take the same labels: those of the training step at the present order, or of the
+    catalogue where these are exact. That favours the present order, which must be too low by enough to be seen.
+    """
+    rng = np.random.default_rng([seed, 86028157])
+    n_pixel = stars["flux"].n_dim
+    if len(stars) > MOST_STARS:
+        stars = stars[np.sort(rng.permutation(len(stars))[:MOST_STARS])]
+    if n_pixel > MOST_PIXELS:
+        some = np.unique(np.linspace(0, n_pixel - 1, MOST_PIXELS).astype(int))
+        model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
+    model = model.sampled().replace(coefficient_prior=Learned())
+    sizes = {x: model.of_order(x).replace(frame=None).bind(stars).features.size for x in model.orders}
+    order = min(sizes)
+    orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)]
+    scores: list[dict[str, Any]] = []
+    with bar(None, "order of the polynomial", progress) as shown:
+        while order + 1 in orders:
+            at = _labels(model.of_order(order), stars)
+            low, high = (_evidence(model.of_order(x), stars, *at) for x in (order, order + 1))
+            scores.append({"order": order + 1, "below": order, "lead": high - low})
+            shown.update()
+            needed = CLEARLY + PER_TERM * (sizes[order + 1] - sizes[order])
+            if high - low < needed:
+                break
+            order += 1
+            if high - low < FALL * needed:
+                break
+    return order, scores
+
+
+def _labels(model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray]:
+    """Latents (N, P) and covariance (N, P, P) of the training stars."""
+    em = EM(model.bind(stars), stars)
+    if em.has_latents:
+        with bar(None, "", False) as hidden:
+            em.run(ITERATIONS, TOLERANCE, hidden)
+    return em.u, em.u_covariance
+
+
+def _evidence(model: LinearModel, stars: Stars, u: np.ndarray, spread: np.ndarray) -> float:
+    em = EM(model.bind(stars), stars)
+    em.train_given(u.copy(), spread)
+    return em.flux_evidence()

@@ -1,0 +1,270 @@
+"""The test step of a `LinearModel`: labels, errors and flags of stars from what inferences find of their latents.
+
+The uncertainty of the label system, common to all stars, is added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ...data.stars import Block, Stars
+from ...inference.base import StarDraws
+from ...inference.importance import KHAT_LIMIT
+from ...inference.starwise import StarProblem
+from ...numerics.linalg import outer_pairs, pack, pairs
+from ...numerics.neighbours import farthest, label_distance
+from ...numerics.nuisance import NuisanceSums
+from ...results.posterior import Posterior
+from ...results.star_posterior import Flags
+from .labels import labels_at, variables_at
+from .model import HOPELESS, LinearModel
+from .moments import Moments
+from .nuisances import disturbance, shapes_of
+from .quartic import prepare
+
+
+def latents(posterior: Posterior, stars: Stars, given: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Latents (N, P) and covariance (N, P, P) of stars by the blocks `given`."""
+    model, moments = posterior.model, posterior.moments
+    if model.labels_are_latent:
+        catalogue = model.catalogue(stars)
+        u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
+        if model.label_curve:
+            u = variables_at(u, posterior.moments.label_coefficients, model.label_features)
+        return u, np.zeros(catalogue.covariance.shape)
+    part = stars.drop(*[block for block in stars.blocks if block not in given])
+    modes = prepare(model, moments, part, 0, 1).modes
+    u, spread = np.array(modes.location[0]), np.array(modes.covariance[0])
+    blank = ~np.any([part[block].observed.any(1) for block in given], 0)
+    u[blank] = np.nan
+    return u, spread
+
+
+def finish(
+    model: LinearModel, moments: Moments, stars: Stars, problem: StarProblem, out: StarDraws, seed: int
+) -> dict[str, xr.Dataset]:
+    """Add the label system's uncertainty, turn into label units, and flag."""
+    frame, features, statistics = model.require_frame(), model.features, problem.own.statistics
+    rng = np.random.default_rng([seed, 49979687])
+    n_chain, n_draw = out.u.shape[:2]
+    latent = out.u.mean((0, 1)) if out.mean is None else np.array(out.mean)
+    if out.covariance is None:
+        offset = (out.u - latent).reshape(-1, *latent.shape)
+        latent_covariance = np.einsum("snm,snk->nmk", offset, offset, optimize=True) / max(len(offset) - 1, 1)
+    else:
+        latent_covariance = np.array(out.covariance)
+    mean, covariance, u = labels_of(model, moments, latent, latent_covariance, np.asarray(out.u), rng)
+    n_data = np.asarray(statistics.n_pixel) + model.catalogue(stars).observed.sum(1)
+    failed = out.failed | (n_data == 0)
+    for x in (mean, covariance, latent, latent_covariance):
+        x[failed] = np.nan
+    u[:, :, failed] = np.nan
+    labels = u  # turned into label units in place: it may be most of the memory
+    labels *= frame.scale
+    labels += frame.centre
+    if n_draw > 1:
+        p16, p50, p84 = np.percentile(labels.reshape(-1, *mean.shape), [15.865, 50, 84.135], axis=0)
+    else:
+        sd = frame.scale * np.sqrt(np.einsum("nmm->nm", covariance))
+        p50 = frame.physical(mean)
+        p16, p84 = p50 - sd, p50 + sd
+    with np.errstate(invalid="ignore"):
+        chi2 = statistics.chi2(features(latent))
+    if "flux" in stars:  # fluxes that no star has: the labels run so far away that all pixels lose their weight
+        absurd = stars["flux"].observed & (np.abs(stars["flux"].value) > HOPELESS * frame.flux_scale)
+        chi2 = np.where(absurd.any(1), np.inf, chi2)
+    train = places(model, moments, moments.training_u)
+    distance = label_distance(train, places(model, moments, latent))
+    n_pixel = np.asarray(statistics.n_pixel).astype(int)
+    star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
+    flags = np.zeros(len(stars), int)
+    weight = np.asarray(problem.modes.weight)
+    flags |= Flags.NOT_CONVERGED * (out.failed & (n_data > 0))
+    flags |= Flags.NO_DATA * (n_data == 0)
+    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
+    flags |= Flags.OUTSIDE_TRAINING * (distance > farthest(train))
+    flags |= Flags.POOR_FIT * poor_fit(chi2, n_pixel, moments.fit_quality)
+    if "flux" in stars:
+        flags |= Flags.MISSING_DATA * ((n_pixel < 0.5 * np.isfinite(moments.scatter).sum()) & (n_data > 0))
+    if "khat" in star_stats:
+        rescued = out.star_stats.get("rescued", np.zeros(len(stars), bool))
+        flags |= Flags.KHAT_HIGH * ((star_stats["khat"] > KHAT_LIMIT) & ~rescued)
+    if "rhat" in star_stats:
+        flags |= Flags.RHAT_HIGH * (star_stats["rhat"] > 1.02)
+    ids = stars.id if stars.id is not None else np.arange(len(stars))
+    coords: dict[str, Any] = {"star": ids, "labels": list(frame.names), "labels_bis": list(frame.names)}
+    per_label = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
+    table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
+    for name, (value, error, unit) in model.further(moments, stars, latent, latent_covariance).items():
+        table |= {name: (("star",), value, {"unit": unit}), f"{name}_error": (("star",), error, {"unit": unit})}
+    if problem.own.nuisances is not None:
+        table |= inferred_nuisances(model, problem.own.nuisances, latent, latent_covariance)
+    if problem.own.error_factor is not None:
+        ln_f, sd = (np.where(failed, np.nan, x) for x in problem.own.error_factor)
+        table["flux_error_factor"] = (("star",), np.exp(ln_f), {"unit": ""})
+        table["flux_error_factor_error"] = (("star",), np.exp(ln_f) * sd, {"unit": ""})
+    names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
+    coords |= {"latent": names, "latent_bis": names}
+    table["latents"] = (("star", "latent"), latent)
+    table["latents_covariance"] = (("star", "latent", "latent_bis"), latent_covariance)
+    table["covariance"] = (("star", "labels", "labels_bis"), covariance * frame.scale[:, None] * frame.scale)
+    per_star = {"chi2": chi2, "n_pixel": n_pixel, "label_distance": distance, "flags": flags, **star_stats}
+    table |= {name: (("star",), x) for name, x in per_star.items()}
+    draws = xr.Dataset(
+        {"true_labels": (("chain", "draw", "star", "labels"), labels)},
+        coords={**coords, "chain": np.arange(n_chain), "draw": np.arange(n_draw)},
+    )
+    return {
+        "posterior": draws.drop_vars(["labels_bis", "latent", "latent_bis"]),
+        "stars": xr.Dataset(table, coords=coords),
+    }
+
+
+def places(model: LinearModel, moments: Moments, latent: np.ndarray) -> np.ndarray:
+    """Scaled labels (N, M) of latents (N, P), in which stars are near the training stars or not."""
+    if model.labels_are_latent:
+        return latent
+    return model.features(latent) @ moments.label_coefficients.T
+
+
+LIMIT, SURE = 3.0, 3.29
+"""Reduced chi^2 of a poor fit where training stars do not tell, and sds of one where they do: 1 in 1000."""
+
+
+def fit_quality(chi2: np.ndarray, n_pixel: np.ndarray) -> np.ndarray:
+    """(4,) what is usual of the reduced chi^2 of training stars: centre, intrinsic sd, and sds of a poor fit, below and
+    above.
+
+    A spectrum of n pixels has sd^2 = intrinsic^2 + 2 centre^2 / n. The limits are those of 99.9 per cent of the
+    training stars, or of a Gaussian, whichever is wider.
+    """
+    known = (n_pixel > 0) & np.isfinite(chi2)
+    reduced, n = chi2[known] / n_pixel[known], n_pixel[known]
+    if len(reduced) < 20:
+        return np.array([1.0, 0.0, np.inf, np.inf])
+    low, centre, high = np.percentile(reduced, [15.87, 50, 84.13])
+    noise2 = 2 * centre**2 / n
+    own = np.sqrt(max(0.0, (0.5 * (high - low)) ** 2 - np.median(noise2)))
+    least, most = np.quantile((reduced - centre) / np.sqrt(own**2 + noise2), [0.001, 0.999])
+    return np.array([centre, own, max(SURE, -least), max(SURE, most)])
+
+
+def poor_fit(chi2: np.ndarray, n_pixel: np.ndarray, quality: np.ndarray | None) -> np.ndarray:
+    """(N,): whether a star's chi^2 is too large, or too small, for one of the training stars' kind."""
+    n = np.maximum(n_pixel, 1)
+    if quality is None or not np.isfinite(quality).all():
+        return chi2 > LIMIT * n
+    centre, own, below, above = quality
+    with np.errstate(invalid="ignore"):
+        off = (chi2 / n - centre) / np.sqrt(own**2 + 2 * centre**2 / n)
+        return (n_pixel > 0) & ((off > above) | (off < -below))
+
+
+def inferred_nuisances(
+    model: LinearModel, sums: NuisanceSums, latent: np.ndarray, spread: np.ndarray
+) -> dict[str, Any]:
+    """Variables of a result: mean and error of every nuisance, the uncertainty of the star's latents included."""
+    phi, slope = model.features(latent), model.features.jacobian(latent)
+    mean, covariance = sums.given(phi)
+    moved = covariance @ sums.cross @ slope
+    covariance = covariance + moved @ spread @ np.swapaxes(moved, 1, 2)
+    out: dict[str, Any] = {}
+    at = 0
+    for nuisance in model.nuisances:
+        for name, unit, width in zip(nuisance.names, nuisance.units, nuisance.widths, strict=True):
+            out[name] = (("star",), width * np.asarray(mean)[:, at], {"unit": unit})
+            out[f"{name}_error"] = (("star",), width * np.sqrt(covariance[:, at, at]), {"unit": unit})
+            at += 1
+    return out
+
+
+def predicted_flux(
+    model: LinearModel,
+    moments: Moments,
+    u: np.ndarray,
+    spread: np.ndarray,
+    with_error: bool,
+    v: np.ndarray | None = None,
+) -> Any:
+    """Noise-free spectra (N, L) of latents (N, P) with covariance (N, P, P) and nuisances v (N, Q), and their sd."""
+    phi = model.features(u)
+    theta = moments.coefficients
+    mean = phi @ theta.T
+    if v is not None:
+        mean += disturbance(v, phi, shapes_of(model.nuisances, model.require_frame(), theta))
+    if not with_error:
+        return mean
+    jacobian = model.features.jacobian(u)
+    of_phi = np.einsum("nkp,npq,njq->nkj", jacobian, spread, jacobian, optimize=True)
+    second = (phi[:, :, None] * phi[:, None, :] + of_phi).reshape(len(phi), -1)
+    variance = second @ moments.coefficient_covariance.reshape(len(theta), -1).T
+    variance += of_phi.reshape(len(phi), -1) @ (theta[:, :, None] * theta[:, None, :]).reshape(len(theta), -1).T
+    return mean, np.sqrt(variance + moments.scatter**2)
+
+
+def masked(stars: Stars, mask: np.ndarray) -> Block:
+    """The flux without the pixels outside the mask."""
+    flux = stars["flux"]
+    return Block(np.where(mask, flux.value, np.nan), flux.error, names=flux.names, unit=flux.unit, coords=flux.coords)
+
+
+def joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[str, xr.Dataset]:
+    """Labels that were inferred from different pixels, each from its own result; all else is the first result's.
+
+    Covariances between labels of different groups, which no one likelihood gives, are zero.
+    """
+    first = {name: data.copy(deep=True) for name, data in groups[0][1].items()}
+    own = first["stars"]["covariance"].values
+    keep = np.zeros(own.shape[1:], bool)
+    for labels, result in groups:
+        at = list(labels)
+        keep[np.ix_(at, at)] = True
+        first["posterior"]["true_labels"].values[..., at] = result["posterior"]["true_labels"].values[..., at]
+        for name in ("mean", "p16", "p50", "p84"):
+            first["stars"][name].values[:, at] = result["stars"][name].values[:, at]
+        rows = np.ix_(range(len(own)), at, at)
+        own[rows] = result["stars"]["covariance"].values[rows]
+        first["stars"]["flags"].values[:] |= result["stars"]["flags"].values
+    own[:, ~keep] = 0.0
+    return first
+
+
+def labels_of(
+    model: LinearModel, moments: Moments, latent: np.ndarray, spread: np.ndarray, u: np.ndarray, rng: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scaled true labels of latents (N, P) with covariance (N, P, P) and draws u (chain, draw, N, P).
+
+    Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
+    stars, is added, and tau where it is the scatter of the true labels (`LinearModel.scatter_is_own`).
+    """
+    features, c, system = model.label_features, moments.label_coefficients, moments.label_system_covariance
+    phi, draws = features(latent), u.copy()
+    if model.label_curve:
+        at, slope = labels_at(latent, c, features)
+        mean, covariance = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2)
+        for draw in draws.reshape(-1, *latent.shape):
+            draw += features(draw) @ c.T
+    elif model.labels_are_latent:
+        mean, covariance = latent.copy(), spread.copy()
+    else:
+        slope = c @ features.jacobian(np.zeros(features.n_label))
+        mean, covariance = phi @ c.T, slope @ spread @ slope.T
+        draws = (u @ slope.T) + features(np.zeros(features.n_label)) @ c.T
+    m, k = c.shape
+    tau = moments.label_scatter / model.require_frame().scale * model.scatter_is_own
+    covariance += np.diag(tau**2)
+    both = system + np.swapaxes(system, 1, 3)  # the part that is symmetric in k and l is all that counts
+    packed = pack(np.moveaxis(both, 2, 1)).reshape(m * m, -1) * (0.5 * pairs(k)[2])
+    covariance += (outer_pairs(phi) @ packed.T).reshape(-1, m, m)
+    if len(u[0]) > 1:
+        values, vectors = np.linalg.eigh(system.reshape(m * k, m * k))  # may lack a direction that nothing depends on
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
+        for chain in draws:
+            for draw in chain:
+                draw += phi @ (factor @ rng.standard_normal(m * k)).reshape(m, k).T
+                if tau.any():
+                    draw += tau * rng.standard_normal(draw.shape)
+    return mean, covariance, draws

@@ -1,0 +1,1 @@
+"""One survey's labels from those of another."""

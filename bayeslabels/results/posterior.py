@@ -1,0 +1,160 @@
+"""What the training step returns: a value that carries its diagnostics, and can be saved and loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from arviz_base import convert_to_datatree
+from astropy.table import QTable
+
+from ..core.model import Model
+from ..data.stars import Stars
+from ..devices import writes
+from ..errors import BadInput, bad_input
+from ..files.whole import write_bytes
+from ..inference.base import Trained
+from ..kind import kind_of
+from ..numerics.linalg import in_float64
+from .model_file import WRITTEN_BY, from_bytes, to_bytes
+
+
+class Posterior:
+    """A trained model.
+
+    Attributes:
+        model: the model as trained, bound to its training stars' names, units and scales.
+        data: xarray.DataTree in ArviZ's schema: `posterior` (chain, draw, ...), `sample_stats`, `moments`.
+        moments: what the test step integrates over, such as means and covariances.
+        info: how it was made: inference, seed, versions, convergence, dropped pixels, selection.
+    """
+
+    def __init__(self, model: Any, data: xr.DataTree, moments: Any, info: dict[str, Any]):
+        self.model, self.data, self.moments, self.info = model, data, moments, info
+
+    @classmethod
+    def from_training(cls, model: Model, trained: Trained, info: dict[str, Any]) -> Posterior:
+        coords, dims, moment_dims = kind_of(model).layout(model)
+        draws = {k: v for k, v in trained.draws.items() if k in dims}
+        data = convert_to_datatree(draws, coords=coords, dims={k: dims[k] for k in draws})
+        if trained.moments is None:
+            raise BadInput(f"{type(model).__name__} gave no moments to integrate over")
+        data["moments"] = xr.DataTree(xr.Dataset(_present(trained.moments, moment_dims), coords=coords))
+        longest = max((len(v) for v in trained.traces.values() if v.ndim == 1), default=0)
+        traces = {
+            k: (("chain", "draw") if v.ndim == 2 else ("iteration",) if len(v) == longest else ("epoch",), v)
+            for k, v in trained.traces.items()
+            if v.size
+        }
+        if traces:
+            data["sample_stats"] = xr.DataTree(xr.Dataset(traces))
+        return cls(model, data, trained.moments, {**info, **trained.stats})
+
+    def with_moments(self, moments: Any, **point: np.ndarray) -> Posterior:
+        """This posterior with other moments for the test step; point: sites of a point estimate that go with them."""
+        data = self.data.copy()
+        draws = data["posterior"].to_dataset()
+        if draws.sizes["chain"] * draws.sizes["draw"] == 1:
+            new = {name: (draws[name].dims, x[None, None]) for name, x in point.items() if name in draws}
+            data["posterior"] = xr.DataTree(draws.assign(new))
+        dims = kind_of(self.model).layout(self.model).moments
+        group = data["moments"].to_dataset().assign(_present(moments, dims))
+        data["moments"] = xr.DataTree(group)
+        return Posterior(self.model, data, moments, self.info)
+
+    def with_model(self, **changes: Any) -> Posterior:
+        """This posterior under other settings of its model: the priors of the test step, such as `distance_prior`."""
+        return Posterior(self.model.replace(**changes), self.data, self.moments, self.info)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Blocks that the test step is asked for, and would take as data where they are present."""
+        return kind_of(self.model).asked(self.model)
+
+    def label_scatter(self) -> dict[str, float]:
+        """tau of every label, in its own unit: how far the catalogue's labels scatter beyond their stated errors.
+
+        A catalogue label of a star is Normal(true label, sigma^2 + tau^2).
+        """
+        return dict(zip(self.model.require_frame().names, self.moments.label_scatter.tolist(), strict=True))
+
+    @in_float64
+    def predict(self, stars: Stars, name: str | None = None, with_error: bool = False) -> Any:
+        """Mean of a block or quantity given what else the stars have; with_error: and its sd.
+
+        Of models of spectra `flux` (N, L) by default, given labels, or a block of labels that are outputs of latents
+        (Lux), given flux. The sd is predictive,
+
+            sd_nl^2 = s_l^2 + tr[Cov(theta_l) E(phi_n phi_n')] + theta_l' Cov(phi_n) theta_l
+
+        of the noise-free spectrum of one star. Of `Parallax`: `parallax` (N, 1), given the features. Pixels that could
+        not be trained and stars without data are NaN.
+        """
+        return kind_of(self.model).predict(self, stars, name, with_error)
+
+    def summary(self) -> QTable:
+        """What was learned, a row per label (tau, and the population of true labels, NaN if it is flat) or feature."""
+        return kind_of(self.model).summary(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Posterior of {type(self.model).__name__} by {self.info.get('inference', '?')}: "
+            f"{kind_of(self.model).describe(self.model)}, {self.info.get('n_star', '?')} training stars, "
+            f"{'converged' if self.info.get('converged') else 'NOT CONVERGED'}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a netCDF4 (HDF5) file with its checksum; written beside and moved into place: whole, or not there.
+
+        Of several processes (`jax.distributed`) the first alone writes.
+        """
+        path = Path(path)
+        if writes():
+            write_bytes(to_bytes(self.model, self.data, self.info), path)
+        return path
+
+
+def load(path: str | os.PathLike[str], model: Any = None) -> Posterior:
+    """Read a posterior that `Posterior.save` wrote; runs no code from the file.
+
+    model: of a posterior of a program of your own, that program: the file holds its name, which is compared.
+
+    Raises:
+        BadInput: of a file that is damaged, cut short, or of another kind.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        got = f"no file {path}" if not path.exists() else f"{path}, which cannot be read ({problem.strerror})"
+        raise bad_input(got, WRITTEN_BY) from problem
+    return Posterior(*from_bytes(data, path, model))
+
+
+def _present(moments: Any, dims: dict[str, list[str]]) -> dict[str, Any]:
+    """Variables of the moments that are known."""
+    return {k: (d, getattr(moments, k)) for k, d in dims.items() if getattr(moments, k) is not None}
+
+
+def version_of(package: str) -> str:
+    """The version that is installed, or "not installed"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def provenance(seed: int, inference: Any) -> dict[str, Any]:
+    """What is recorded of how a result was made."""
+    versions = {name: version_of(name) for name in ("bayeslabels", "numpyro", "jax", "numpy")}
+    return {
+        "inference": type(inference).__name__,
+        "settings": inference.settings(),
+        "seed": seed,
+        "versions": {**versions, "python": platform.python_version()},
+    }

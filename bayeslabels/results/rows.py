@@ -1,0 +1,82 @@
+"""The one builder of what a test step returns of a batch of stars: draws of named quantities, summaries, flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..data.stars import Stars
+from .star_posterior import Flags
+
+KHAT_LIMIT = 0.7
+"""Pareto k-hat above which importance weights are not to be trusted (Vehtari+24)."""
+RHAT_LIMIT = 1.02
+"""R-hat above which chains do not agree."""
+SECOND = 0.01
+"""Probability of all modes but the best above which a star has a second solution."""
+LEVELS = {"p16": 0.15865, "p50": 0.5, "p84": 0.84135}
+"""Percentiles of every quantity."""
+
+
+def star_rows(
+    stars: Stars,
+    names: Sequence[str],
+    draws: np.ndarray,
+    summaries: Mapping[str, np.ndarray],
+    covariance: np.ndarray,
+    per_star: Mapping[str, np.ndarray],
+    *,
+    site: str = "quantities",
+    along: str = "quantity",
+    further: Mapping[str, Any] | None = None,
+    coords: Mapping[str, Any] | None = None,
+) -> dict[str, xr.Dataset]:
+    """`posterior` and `stars` of N stars, Q quantities.
+
+    Args:
+        draws: (chain, draw, N, Q). site: their name. along: the name of their last dimension.
+        summaries: (N, Q) each: `mean` and percentiles. covariance: (N, Q, Q).
+        per_star: (N,) each, `flags` among them.
+        further: xarray variables of the stars, whose other coordinates are in `coords`.
+    """
+    ids = stars.id if stars.id is not None else np.arange(len(stars))
+    twice = f"{along}_bis"
+    table: dict[str, Any] = {name: (("star", along), x) for name, x in summaries.items()}
+    table["covariance"] = (("star", along, twice), covariance)
+    table |= {name: (("star",), x) for name, x in per_star.items()}
+    of_stars = {"star": ids, along: list(names), twice: list(names), **(coords or {})}
+    of_draws = {"star": ids, along: list(names), "chain": np.arange(draws.shape[0]), "draw": np.arange(draws.shape[1])}
+    return {
+        "posterior": xr.Dataset({site: (("chain", "draw", "star", along), draws)}, coords=of_draws),
+        "stars": xr.Dataset(table | dict(further or {}), coords=of_stars),
+    }
+
+
+def of_draws(draws: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Mean and percentiles (N, Q), and covariance (N, Q, Q), of draws (chain, draw, N, Q)."""
+    flat = draws.reshape(-1, *draws.shape[2:])
+    mean = flat.mean(0)
+    off = flat - mean
+    covariance = np.einsum("snq,snr->nqr", off, off, optimize=True) / max(len(flat) - 1, 1)
+    by_star = np.ascontiguousarray(np.moveaxis(flat, 0, -1))  # sorted where they lie, several times faster
+    percentiles = np.percentile(by_star, [100 * x for x in LEVELS.values()], axis=-1, overwrite_input=True)
+    return {"mean": mean, **dict(zip(LEVELS, percentiles, strict=True))}, covariance
+
+
+def flags_of_solution(out: Any, weight: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What a `StarProblem`'s solution says of how far to trust it: flags (N,), and its diagnostics for the table.
+
+    weight: of the modes, (J, N). blank: (N,), stars of which nothing was measured.
+    """
+    flags = Flags.NOT_CONVERGED * (out.failed & ~blank) | Flags.NO_DATA * blank
+    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > SECOND)
+    told = {name: x for name, x in out.star_stats.items() if name != "rescued"}
+    if "khat" in told:
+        rescued = out.star_stats.get("rescued", np.zeros(len(blank), bool))
+        flags |= Flags.KHAT_HIGH * ((told["khat"] > KHAT_LIMIT) & ~rescued)
+    if "rhat" in told:
+        flags |= Flags.RHAT_HIGH * (told["rhat"] > RHAT_LIMIT)
+    return np.asarray(flags, int), told

@@ -1,0 +1,206 @@
+"""What the test step returns: for every star its labels' posterior, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from astropy import units
+from astropy.table import QTable
+
+from ..errors import bad_input
+
+
+class Flags(IntFlag):
+    """Bits of the `flags` column."""
+
+    NOT_CONVERGED = 1
+    """The optimum was not reached: labels are NaN."""
+    NO_DATA = 2
+    """Nothing was measured of this star: labels are NaN, or those of the whole population (`Translator`)."""
+    MULTIMODAL = 4
+    """A second solution carries more than 1 per cent of the probability."""
+    OUTSIDE_TRAINING = 8
+    """Farther from the training labels than they are from one another, or in an empty region: an extrapolation."""
+    POOR_FIT = 16
+    """chi^2 larger or smaller than that of 99.9 per cent of the training stars: not a spectrum of their kind, or errors
+    that are not stated as theirs (where training stars do not tell: reduced chi^2 above 3)."""
+    KHAT_HIGH = 32
+    """Pareto k-hat above 0.7: the importance weights are not to be trusted (and NUTS was not asked to help)."""
+    RHAT_HIGH = 64
+    """R-hat above 1.02: the chains do not agree."""
+    MISSING_DATA = 128
+    """More than half of the pixels are missing."""
+    MISSING_BAND = 256
+    """A magnitude (or another feature outside of the spectra) is missing; it was integrated over."""
+    OUTLIER = 512
+    """The measured parallax is wrong with probability above one half: left out of `parallax_combined`."""
+    RECALIBRATED = 1024
+    """Errors are not the posterior's own, but those of an error model learned on held-out stars (`recalibrate`)."""
+    BAD_ERROR = 8192
+    """An error was zero or negative, and its measurement left out; or a covariance was none, and the star's data left
+    out (`infer_catalog`; elsewhere both are refused)."""
+
+
+def flag_names(value: int) -> tuple[str, ...]:
+    """Names of the bits set in a value of the `flags` column."""
+    return tuple(flag.name or "" for flag in Flags if flag & int(value))
+
+
+EXTRA = (
+    "chi2", "n_pixel", "label_distance", "feature_distance", "n_missing", "zero_point", "outlier_probability",
+    "khat", "rhat", "ess", "outside", "flags",
+)  # fmt: skip
+"""Columns of a table that follow the quantities, where there are such."""
+FURTHER = (
+    "error_stated", "error_measurement", "error_function", "error_intrinsic", "p5", "p16", "p50", "p84", "p95",
+)  # fmt: skip
+"""Columns of each quantity that follow its error, where there are such."""
+
+
+def refuse_names(names: Sequence[str], beside: Sequence[str] = ()) -> None:
+    """Refuse names of labels whose columns in a table would be those of something else; beside: other quantities."""
+    taken = dict.fromkeys(("id", *EXTRA), "what the table has of every star")
+    for name in (*beside, *names):
+        for column in (name, *(f"{name}_{x}" for x in ("error", "catalogue_error", *FURTHER))):
+            if column in taken:
+                raise bad_input(
+                    f"a label {name!r}, whose column {column!r} in the result is also {taken[column]}",
+                    "another name", fix='names=(...) of the block, or labels_names=(...) in from_table',
+                )  # fmt: skip
+            taken[column] = f"of {name!r}"
+
+
+class StarPosterior:
+    """Posteriors of N stars' labels, or of whatever else the model infers of a star: M named quantities with units.
+
+    Attributes:
+        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units, or
+            `quantities` (chain, draw, star, quantity); `stars` holds per star mean, covariance, percentiles, flags,
+            what tells of the fit (chi2, n_pixel, ...) and the inference's diagnostics.
+        frame: `names` and `units` of the quantities.
+        info: how it was made, including what was integrated over.
+        predictor: predict(result, name, with_error), of the training posterior; None: of stars read from a file.
+    """
+
+    def __init__(self, data: xr.DataTree, frame: Any, info: dict[str, Any], predictor: Any = None):
+        self.data, self.frame, self.info, self.predictor = data, frame, info, predictor
+
+    def __len__(self) -> int:
+        return self.data["stars"].sizes["star"]
+
+    def __getitem__(self, rows: Any) -> StarPosterior:
+        """The posterior of some of the stars: a slice, mask or array of rows."""
+        rows = np.atleast_1d(np.arange(len(self))[rows])
+        parts = {name: self.data[name].to_dataset() for name in self.data.children}
+        some = {name: x.isel(star=rows) if "star" in x.dims else x for name, x in parts.items()}
+        return StarPosterior(
+            xr.DataTree.from_dict(some), self.frame, {**self.info, "n_star": len(rows)}, self.predictor
+        )
+
+    def predict(self, name: str = "flux", with_error: bool = False) -> Any:
+        """The model's own spectrum (N, L) of every star, given all that was inferred of it; with_error: and its sd.
+
+        Pixels that a star has not are predicted from those that it has. The sd is that of the noise-free spectrum,
+        the scatter s_l included; pixels that could not be trained and stars without an answer are NaN.
+        """
+        if self.predictor is None:
+            raise bad_input("predict() of a result without its training posterior", "the result of infer()")
+        return self.predictor(self, name, with_error)
+
+    @property
+    def stars(self) -> xr.Dataset:
+        """The per-star summaries."""
+        return self.data["stars"].to_dataset()
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(N, M), in label units; NaN for stars that failed."""
+        return self.stars["mean"].values
+
+    @property
+    def cov(self) -> np.ndarray:
+        """(N, M, M), in label units."""
+        return self.stars["covariance"].values
+
+    @property
+    def error(self) -> np.ndarray:
+        """(N, M): posterior standard deviations, in label units."""
+        return np.sqrt(np.einsum("nmm->nm", self.cov))
+
+    @property
+    def flags(self) -> np.ndarray:
+        return self.stars["flags"].values
+
+    def draws(self, name: str) -> np.ndarray:
+        """Draws (chain * draw, N) of one label, in its own unit."""
+        if name not in self.frame.names:
+            raise bad_input(f"draws({name!r})", f"one of {self.frame.names}")
+        along = self.stars["mean"].dims[1]
+        draws = self.data["posterior"].to_dataset()
+        values = next(x for x in draws.values() if along in x.dims).sel({along: name}).values
+        return values.reshape(-1, values.shape[-1])
+
+    def table(self, also: Sequence[str] = ()) -> QTable:
+        """One row per star: id, labels with errors and percentiles in their units, chi2, n_pixel, diagnostics, flags.
+
+        also: of models of spectra "flux", every star's own model spectrum as `predict` has it, and "latents", each with
+        its error: columns of vectors, which are long.
+
+        `<label>` is the posterior mean of the true label and `<label>_error` its standard deviation;
+        `<label>_catalogue_error` adds tau: the sd with which a label of the training catalogue's kind, free of its
+        stated error, scatters about `<label>` (where tau is scatter of the true labels, as in Lux, `<label>_error`
+        includes it).
+        """
+        stars = self.stars
+        columns: dict[str, Any] = {}
+
+        def put(name: str, values: Any, unit: str | None = None) -> None:
+            if name in columns:
+                raise bad_input(f"two columns {name!r} of the result", "one", "a label of that name", "another name")
+            columns[name] = values * units.Unit(unit) if unit else values
+
+        put("id", stars["star"].values)
+        tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
+        for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
+            put(name, self.mean[:, m], unit)
+            put(f"{name}_error", self.error[:, m], unit)
+            for further in (x for x in FURTHER if x in stars):
+                put(f"{name}_{further}", stars[further].values[:, m], unit)
+            if tau[m] > 0 and not self.info.get("label_scatter_included"):
+                put(f"{name}_catalogue_error", np.hypot(self.error[:, m], tau[m]), unit)
+        for key, x in stars.items():
+            if "unit" in x.attrs:
+                put(str(key), x.values, x.attrs["unit"])
+        for extra in EXTRA:
+            if extra in stars:
+                put(extra, stars[extra].values)
+        for name in also:
+            if name == "latents" and name in stars:
+                value = stars[name].values
+                error = np.sqrt(np.einsum("npp->np", stars["latents_covariance"].values))
+                unit = None
+            else:
+                value, error = self.predict(name, with_error=True)
+                unit = self.info.get(f"{name}_unit")
+            put(name, value, unit)
+            put(f"{name}_error", error, unit)
+        meta: dict[str, Any] = {
+            key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
+        }
+        meta["flag_bits"] = {flag.name: int(flag) for flag in Flags}
+        return QTable(columns, meta=meta)
+
+    def flag_counts(self) -> dict[str, int]:
+        """How many stars carry each flag."""
+        return {str(flag.name): int(((self.flags & flag) > 0).sum()) for flag in Flags}
+
+    def __repr__(self) -> str:
+        counts = {name: n for name, n in self.flag_counts().items() if n}
+        return (
+            f"StarPosterior of {len(self)} stars by {self.info.get('inference', '?')}: {', '.join(self.frame.names)}; "
+            f"flags: {counts or 'none'}"
+        )

@@ -1,0 +1,194 @@
+"""A NumPyro program of the user's own: trained, asked, kept and judged like a model of the package."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from scipy.stats import binom
+
+import bayeslabels as bl
+from bayeslabels.errors import CannotDo
+from bayeslabels.kinds.program.stars import prepare
+from bayeslabels.numerics.linalg import in_float64
+
+QUICK = bl.NUTS(chains=2, draws=150, warmup=150)
+SLOPE, NOISE, LABEL_NOISE = np.array([0.5, -0.3, 0.2]), 0.1, 0.2
+
+
+def seen(stars, name):
+    """A block's values where it is present; what is missing of them has no weight: see `precision`."""
+    return jnp.nan_to_num(jnp.asarray(stars[name].value)) if name in stars else None
+
+
+def wide_where_missing(stars, name, sd):
+    if name not in stars:
+        return sd
+    return jnp.where(jnp.isnan(jnp.asarray(stars[name].value)), 1e6, sd)
+
+
+def line(stars):
+    """flux = 1 + slope x + noise, label = x + noise."""
+    slope = numpyro.sample("slope", dist.Normal(0, 1).expand([3]).to_event(1))
+    with numpyro.plate("star", len(stars)):
+        x = numpyro.sample("true_labels", dist.Normal(0.0, 1.0))[:, None]
+        sd = wide_where_missing(stars, "labels", LABEL_NOISE) * jnp.ones((len(stars), 1))
+        numpyro.sample("labels", dist.Normal(x, sd).to_event(1), obs=seen(stars, "labels"))
+        sd = wide_where_missing(stars, "flux", NOISE) * jnp.ones((len(stars), 3))
+        numpyro.sample("flux", dist.Normal(1 + x * slope, sd).to_event(1), obs=seen(stars, "flux"))
+
+
+def of_line(n, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    flux = 1 + x[:, None] * SLOPE + NOISE * rng.normal(size=(n, 3))
+    labels = (x + LABEL_NOISE * rng.normal(size=n))[:, None]
+    labels = bl.Block(labels, np.full(labels.shape, LABEL_NOISE), names=("X",), unit="dex")
+    return bl.Stars(labels=labels, flux=bl.Block(flux, np.full(flux.shape, NOISE))), x
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return bl.fit(line, of_line(60)[0], QUICK, seed=1, progress=False)
+
+
+def exact(slopes, flux):
+    """The oracle: mean and variance (N,) of x, the average over slopes (G, 3), of equal weight but for p(flux)."""
+    variance = 1 / (1 + (slopes**2).sum(1) / NOISE**2)  # (G,)
+    mean = variance[:, None] * ((flux - 1) @ slopes.T).T / NOISE**2  # (G, N)
+    spread = np.eye(3) * NOISE**2 + slopes[:, :, None] * slopes[:, None, :]
+    off = flux - 1
+    fit = np.einsum("ni,gij,nj->gn", off, np.linalg.inv(spread), off)
+    weight = np.exp(-0.5 * (fit - fit.min(0))) / np.sqrt(np.linalg.det(spread))[:, None]
+    weight /= weight.sum(0)
+    centre = (weight * mean).sum(0)
+    return centre, (weight * (variance[:, None] + (mean - centre) ** 2)).sum(0)
+
+
+@pytest.mark.parametrize("inference", [bl.Importance(draws=4000), bl.Laplace(draws=4000), bl.MAP()], ids=str)
+def test_the_test_step_is_the_closed_form(trained, inference):
+    stars, _ = of_line(20, seed=2)
+    result = bl.infer(trained, stars.drop("labels"), inference, seed=0, progress=False)
+    mean, variance = exact(trained.moments.shared, stars.flux.value)
+    assert result.frame.names == ("X",)
+    assert result.frame.units == ("dex",)
+    near = 0.25 if isinstance(inference, bl.MAP) else 0.08
+    assert np.abs(result.mean[:, 0] - mean).max() < near * np.sqrt(variance.min())
+    np.testing.assert_allclose(result.error[:, 0], np.sqrt(variance), rtol=near)
+
+
+def test_errors_hold(trained):
+    """Coverage of 300 stars by the exact test step, within 99.9 per cent of what chance allows."""
+    stars, truth = of_line(300, seed=3)
+    result = bl.infer(trained, stars.drop("labels"), bl.Laplace(), seed=0, progress=False)
+    inside = (np.abs(result.mean[:, 0] - truth) < result.error[:, 0]).sum()
+    low, high = binom.interval(0.999, 300, 0.6827)
+    assert low <= inside <= high
+
+
+def test_parameters_are_recovered(trained):
+    summary = trained.summary()
+    assert list(summary["site"]) == ["slope[0]", "slope[1]", "slope[2]"]
+    assert (np.abs(summary["mean"] - SLOPE) < 4 * summary["sd"]).all()
+    assert trained.info["converged"]
+    assert trained.model.name == "line"
+
+
+def test_variational_inference_finds_the_same(trained):
+    posterior = bl.fit(line, of_line(60)[0], bl.SVI(steps=1500, learning_rate=0.02), seed=0, progress=False)
+    np.testing.assert_allclose(posterior.summary()["mean"], trained.summary()["mean"], atol=0.02)
+
+
+def test_a_star_with_less_data_has_a_wider_posterior_and_one_without_any_is_flagged(trained):
+    stars, _ = of_line(4, seed=4)
+    flux = stars.flux.value.copy()
+    flux[1, :2], flux[2] = np.nan, np.nan
+    gappy = bl.Stars(flux=bl.Block(flux, stars.flux.error))
+    result = bl.infer(trained, gappy, bl.Laplace(), seed=0, progress=False)
+    assert result.error[1, 0] > 1.5 * result.error[0, 0]
+    assert "NO_DATA" in bl.flag_names(result.flags[2])
+    assert np.isnan(result.mean[2, 0])
+
+
+def test_labels_that_are_present_are_data(trained):
+    stars, truth = of_line(50, seed=5)
+    both = bl.infer(trained, stars, bl.Laplace(), seed=0, progress=False)
+    alone = bl.infer(trained, stars.drop("labels"), bl.Laplace(), seed=0, progress=False)
+    assert both.error.mean() < alone.error.mean()
+    assert ((both.mean[:, 0] - truth) / both.error[:, 0]).std() < 1.4
+
+
+def test_saved_and_loaded_with_the_program_beside_it(trained, tmp_path):
+    path = trained.save(tmp_path / "line.nc")
+    with pytest.raises(bl.BadInput, match=r"program of your own, .*test_own_program:line"):
+        bl.load(path)
+    with pytest.raises(bl.BadInput, match=r"other.*expected .*line, which was trained"):
+        bl.load(path, model=other)
+    again = bl.load(path, model=line)
+    stars = of_line(5, seed=6)[0].drop("labels")
+    a, b = (bl.infer(x, stars, bl.Laplace(), seed=0, progress=False) for x in (trained, again))
+    np.testing.assert_array_equal(a.mean, b.mean)
+
+
+def other(stars):
+    line(stars)
+
+
+def test_cross_validated_and_simulated_from():
+    stars, _ = of_line(24)
+    quick = bl.NUTS(chains=1, draws=60, warmup=60)
+    found = bl.cross_validate(line, stars, quick, folds=2, infer_with=bl.Laplace(draws=100), progress=False)
+    assert np.isfinite(found.log_density).all()
+    posterior = bl.fit(line, stars, quick, progress=False)
+    judged = bl.calibration.sbc(posterior, stars.drop("labels"), bl.Laplace(), 60, n_draw=49)
+    assert judged.p_value > 1e-3
+    assert judged.names == ("X",)
+
+
+def without_plate(stars):
+    numpyro.sample("x", dist.Normal(0, 1))
+
+
+def discrete(stars):
+    with numpyro.plate("star", len(stars)):
+        numpyro.sample("kind", dist.Bernoulli(0.5))
+
+
+def test_what_cannot_be_is_refused():
+    stars, _ = of_line(10)
+    with pytest.raises(CannotDo, match=r"MAP has no fit step for OwnProgram: use NUTS\(\) or SVI\(\)"):
+        bl.fit(line, stars, bl.MAP())
+    with pytest.raises(bl.BadInput, match=r'plate\("star"'):
+        bl.fit(without_plate, stars)
+    with pytest.raises(CannotDo, match="'kind' is discrete"):
+        bl.fit(discrete, stars)
+    with pytest.raises(bl.BadInput, match="the class Cannon, expected a model"):
+        bl.fit(bl.Cannon, stars)
+    with pytest.raises(CannotDo, match="all stars in every step"):
+        bl.fit(line, stars, bl.SVI(batch_size=5))
+
+
+@in_float64
+def test_the_energy_is_the_programs_density(trained):
+    """ln p of the star's sites, from the program's own trace."""
+    stars, _ = of_line(3, seed=7)
+    problem = prepare(trained.model, trained.moments, stars.drop("labels"), 0, 1)
+    u = np.array([[0.3, 0.1], [-1.0, 0.5]])
+    where = [site.name for site in problem.energy.sites]
+    star = stars.drop("labels")[1]
+    total = []
+    for theta in trained.moments.shared:
+        values = []
+        for point in u:
+            at = dict(zip(where, point, strict=True))
+            given = {"slope": theta, "true_labels": at["true_labels"][None], "labels": at["labels"].reshape(1, 1)}
+            trace = handlers.trace(handlers.substitute(line, given)).get_trace(star)
+            values.append(sum(float(trace[x]["fn"].log_prob(trace[x]["value"]).sum()) for x in ("flux", *where)))
+        total.append(values)
+    own = jax.tree.map(lambda x: jnp.asarray(x)[1], problem.own)
+    found = problem.energy(jnp.asarray(u), problem.shared, own)
+    np.testing.assert_allclose(found, -np.log(np.exp(np.array(total)).mean(0)), rtol=1e-5)
