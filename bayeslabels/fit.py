@@ -286,7 +286,8 @@ def _refuse_early(model: Model, stars: Stars) -> None:
     """Refuse names that would be lost in the result, and sentinels, before anything is computed."""
     for block in {"labels", "target_labels", *getattr(model, "label_blocks", ())} & set(model.blocks):
         if block in stars:
-            refuse_names(stars[block].names or (), kind_of(model).beside)
+            kind = kind_of(model)
+            refuse_names(stars[block].names or (), kind.beside, kind.columns, kind.parts)
     refuse_sentinels(stars, model.blocks)
 
 

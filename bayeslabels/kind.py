@@ -59,6 +59,24 @@ class Quantities(NamedTuple):
     units: tuple[str, ...]
 
 
+class Column(NamedTuple):
+    """What a number of every star is, beside its labels; unit: "" for none."""
+
+    meaning: str
+    unit: str = ""
+
+
+DIAGNOSTICS = {
+    "khat": Column("Pareto k-hat of the importance weights: not to be trusted above 0.7"),
+    "rhat": Column("R-hat of the chains: they do not agree above 1.02"),
+    "ess": Column("effective number of draws"),
+    "n_divergent": Column("divergent transitions of the sampler"),
+    "second_mode": Column("probability of all solutions but the best"),
+    "flags": Column("bits of what to beware of, named in the table's metadata"),
+}
+"""Columns that stars of every kind may have."""
+
+
 class Trainer(NamedTuple):
     """How an inference trains the models of a kind.
 
@@ -91,6 +109,10 @@ class Kind(ABC):
 
     beside: ClassVar[tuple[str, ...]] = ()
     """Quantities of every star beside its labels, whose names labels cannot have."""
+    columns: ClassVar[Mapping[str, Column]] = DIAGNOSTICS
+    """What a result tells of every star beside its labels."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """What it tells of every label beside its error and percentiles."""
     saved: ClassVar[tuple[str, ...]] = ()
     """What `StarPosterior.table` can hold of a star beside its quantities, errors and diagnostics."""
     unbounded: ClassVar[tuple[str, ...]] = ()

@@ -28,7 +28,7 @@ FLOORS = [
     {"calibration"},
     {"catalogues", "reports"},
     {"plots"},
-    {"demo", "tables", "streams"},
+    {"demo", "tables", "streams", "partitions", "models"},
     {"cli"},
 ]
 """From the ground up: what stands on a floor knows those below it, and of its own what is in the same folder."""

@@ -254,10 +254,10 @@ def test_quantities_that_are_not_labels():
     result, truth = made_up(100)
     found = recalibrate(result, truth)
     parts = {name: result.data[name].to_dataset() for name in result.data.children}
-    other = {"labels": "quantity", "labels_bis": "quantity_bis"}
+    other = {"labels": "labels", "labels_bis": "labels_bis"}
     renamed = {name: x.rename({k: v for k, v in other.items() if k in x.dims}) for name, x in parts.items()}
     better = found.apply(bl.StarPosterior(xr.DataTree.from_dict(renamed), FRAME, {}))
     np.testing.assert_array_equal(better.error, found.apply(result).error)
     np.testing.assert_array_equal(better.draws("TEFF"), found.apply(result).draws("TEFF"))
-    assert better[np.arange(100) < 3].stars.sizes["quantity"] == 2
+    assert better[np.arange(100) < 3].stars.sizes["labels"] == 2
     assert len(better[5]) == 1

@@ -95,7 +95,7 @@ class CrossValidation:
             if self.label_scatter[:, m].any():
                 numbers[f"{name}_catalogue_error"] = np.hypot(sd, self.label_scatter[:, m])
             columns |= {key: x * units.Unit(unit) if unit else x for key, x in numbers.items()}
-            for percent in [x for x in ("p16", "p50", "p84") if x in self.stars and "quantity" in self.stars.dims]:
+            for percent in [x for x in ("p16", "p50", "p84") if x in self.stars]:
                 x = self.stars[percent].values[:, m]
                 columns[f"{name}_{percent}"] = x * units.Unit(unit) if unit else x
         return QTable(columns | {"log_density": self.log_density, "fold": self.fold, "flags": self.flags})

@@ -64,7 +64,9 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
 
 def label_scatter(result: Result) -> np.ndarray:
     """tau of the training step, in label units: (M,), or (N, M) where folds differ."""
-    return np.asarray(result.label_scatter if isinstance(result, CrossValidation) else result.info["label_scatter"])
+    if isinstance(result, CrossValidation):
+        return result.label_scatter
+    return np.asarray(result.info.get("label_scatter", np.zeros(len(result.frame.names))))
 
 
 def log_density(result: Result, labels: Labels, scatter: Any = None) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""The vectorizer phi(u): monomials of the scaled labels, their Jacobian and their Gaussian moments."""
+"""The vectorizer phi(u) of the scaled labels: what any is asked for, and monomials."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
+from abc import ABC, abstractmethod
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,66 @@ from .compress import by_blocks
 from .linalg import Array, module_of, outer_pairs, pack
 
 
+class Features(ABC):
+    """phi: R^M -> R^K, in which a model of spectra is linear. Hashable, equal for equal functions, so that compiled
+    code is reused; called with arrays of NumPy or JAX.
+
+    A model takes them from its property `features`: a subclass of `Cannon` that returns others is trained by the same
+    routes. Splines, radial functions and the like are a subclass of this, in a file of their own.
+    """
+
+    linear = False
+    """Whether phi is of first order, so that posteriors of the labels are Gaussian."""
+    closed = False
+    """Whether every affine map of the labels maps the span of phi onto itself: then labels may move in training with
+    the coefficients moving along (`powers` says how their volume scales), which is much faster."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """K"""
+
+    @property
+    @abstractmethod
+    def n_label(self) -> int:
+        """M"""
+
+    @abstractmethod
+    def names(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Of each feature; '1' is the constant, and a label's own name that label."""
+
+    @abstractmethod
+    def __call__(self, u: Array) -> Array:
+        """(..., M) -> (..., K)."""
+
+    @abstractmethod
+    def jacobian(self, u: Array) -> Array:
+        """d phi_k / d u_m, (..., M) -> (..., K, M)."""
+
+    def hessian(self, u: Array) -> Array:
+        """d^2 phi_k / d u_m d u_j, (..., M) -> (..., K, M, M)."""
+        flat = jnp.asarray(u).reshape(-1, self.n_label)
+        second = jax.vmap(jax.jacfwd(self.jacobian))(flat)
+        return second.reshape(*u.shape[:-1], *second.shape[1:])
+
+    def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
+        """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance): of degree-5 cubature (Stroud 1971,
+        E_n^{r^2} 5-3)."""
+        return _by_cubature(self, mean, covariance)
+
+    @property
+    def involves(self) -> np.ndarray:
+        """(K, M): which labels a feature depends on."""
+        return np.ones((self.size, self.n_label), bool)
+
+    @property
+    def powers(self) -> np.ndarray:
+        """(M,): ln |det T| of phi(a u) = T phi(u) per ln a of each label; where phi is `closed`."""
+        raise NotImplementedError  # pragma: no cover - guarded by `closed`
+
+
 @dataclasses.dataclass(frozen=True)
-class Monomials:
+class Monomials(Features):
     """phi_k(u) = prod_m u_m ** exponents[k][m]; hashable, so that compiled code is reused.
 
     `exponents`: K rows of M non-negative integers.
@@ -45,6 +104,22 @@ class Monomials:
     def order(self) -> int:
         return max(sum(row) for row in self.exponents)
 
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        return self.order == 1
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        return set(self.exponents) == set(self.up_to(self.order, self.n_label).exponents)
+
+    @property
+    def involves(self) -> np.ndarray:
+        return np.array(self.exponents) > 0
+
+    @property
+    def powers(self) -> np.ndarray:
+        return np.array(self.exponents).sum(0)
+
     def names(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Readable names, such as '1', 'TEFF', 'TEFF*LOGG', 'LOGG^2'."""
         rows = []
@@ -70,20 +145,22 @@ class Monomials:
 
     @functools.partial(jax.jit, static_argnums=0)
     def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
-        """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5.
+        """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5: of features of
+        second order, and of first order in closed form."""
+        if not self.linear:
+            return _by_cubature(self, mean, covariance)
+        first, slope = self(mean), self.jacobian(jnp.zeros(self.n_label))
+        return first, first[..., :, None] * first[..., None, :] + slope @ covariance @ slope.T
 
-        Degree-5 cubature (Stroud 1971, E_n^{r^2} 5-3): exact for quadratic features. Those of first order need none.
-        """
-        if self.order == 1:
-            first, slope = self(mean), self.jacobian(jnp.zeros(self.n_label))
-            return first, first[..., :, None] * first[..., None, :] + slope @ covariance @ slope.T
-        nodes, weights = cubature(self.n_label)
-        factor = jnp.linalg.cholesky(covariance + 1e-14 * jnp.eye(self.n_label))
-        points = mean[..., None, :] + jnp.einsum("...ij,sj->...si", factor, nodes)
-        values = self(points)
-        first = jnp.einsum("s,...sk->...k", weights, values)
-        second = jnp.einsum("...sk,...sl->...kl", values * weights[:, None], values)
-        return first, second
+
+def _by_cubature(features: Features, mean: Array, covariance: Array) -> tuple[Array, Array]:
+    nodes, weights = cubature(features.n_label)
+    factor = jnp.linalg.cholesky(covariance + 1e-14 * jnp.eye(features.n_label))
+    points = mean[..., None, :] + jnp.einsum("...ij,sj->...si", factor, nodes)
+    values = features(points)
+    first = jnp.einsum("s,...sk->...k", weights, values)
+    second = jnp.einsum("...sk,...sl->...kl", values * weights[:, None], values)
+    return first, second
 
 
 def _derivative(features: Monomials, u: Array, degree: int) -> Array:
@@ -113,7 +190,7 @@ def _monomial(row: tuple[int, ...], u: Array, known: dict[tuple[int, ...], Array
     return known[row]
 
 
-def feature_moments(features: Monomials, u: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def feature_moments(features: Features, u: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """E[phi] and packed E[phi phi']; plain products where the labels are exact."""
     if not np.any(covariance):
         phi = features(u)

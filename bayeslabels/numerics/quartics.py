@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .compress import Statistics, by_blocks
-from .features import Monomials
+from .features import Features
 from .linalg import Array, in_float64, inverse_psd, outer_pairs, pack, pairs
 from .lockstep import solve_small
 from .modes import Modes, definite_or, distinct
@@ -24,7 +24,7 @@ TOLERANCE = 1e-10
 """Newton decrement, in nats, of a star that has arrived at its mode."""
 
 
-def objective(u, statistics: Statistics, precision, information, features: Monomials):
+def objective(u, statistics: Statistics, precision, information, features: Features):
     """Minus log posterior density of u (N, M), up to a constant: the quartic plus 1/2 u' P u - h' u."""
     quadratic = 0.5 * jnp.einsum("nm,nmk,nk->n", u, precision, u) - (information * u).sum(-1)
     return quadratic - statistics.linear_log_likelihood(features(u))
@@ -32,7 +32,7 @@ def objective(u, statistics: Statistics, precision, information, features: Monom
 
 @functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
 def descend(
-    u, statistics: Statistics, precision, information, features: Monomials,
+    u, statistics: Statistics, precision, information, features: Features,
     iterations: int = 60, newton: bool = False, tolerance: float = TOLERANCE,
 ):  # fmt: skip
     """Levenberg-Marquardt from u (N, M) with prior precision (N, M, M) and information (N, M).
@@ -81,7 +81,7 @@ def descend(
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
-def newton_curvature(u, statistics: Statistics, precision, information, features: Monomials):
+def newton_curvature(u, statistics: Statistics, precision, information, features: Features):
     """Full Hessian (N, M, M) of `objective`; the Gauss-Newton matrix where it is not positive definite."""
     jac = features.jacobian(u)
     gauss_newton = jnp.einsum("nkm,nkl,nlj->nmj", jac, statistics.gram, jac) + precision
@@ -91,7 +91,7 @@ def newton_curvature(u, statistics: Statistics, precision, information, features
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
-def linear_posterior(gram, linear, precision, information, features: Monomials):
+def linear_posterior(gram, linear, precision, information, features: Features):
     """Mean (N, P) and covariance (N, P, P) of u where phi is linear, so that the posterior is Gaussian.
 
     gram (N, K, K), linear (N, K) as in `Statistics`; precision (N, P, P) and information (N, P) of the prior.
@@ -105,7 +105,7 @@ def linear_posterior(gram, linear, precision, information, features: Monomials):
 
 def choose_starts(
     candidates: np.ndarray, statistics: Statistics, precision: np.ndarray, information: np.ndarray,
-    features: Monomials, groups: int,
+    features: Features, groups: int,
 ) -> np.ndarray:  # fmt: skip
     """Of candidates (S, M), neighbours alike, the best of each of `groups` stretches: (groups, N, M).
 
@@ -133,7 +133,7 @@ def find_quartic_modes(
     statistics: Statistics,
     precision: Array,
     information: Array,
-    features: Monomials,
+    features: Features,
     starts: Array,
     *,
     keep: int = 3,
@@ -146,7 +146,7 @@ def find_quartic_modes(
     mode, found at once. Arrays of NumPy, in and out.
     """
     problem = _Problem(statistics, precision, information)
-    if features.order == 1:
+    if features.linear:
         location, covariance, at = by_blocks(functools.partial(_only_mode, features), problem)
         return Modes(location[None], covariance[None], at[None], np.isfinite(at)[None])
     several, j = np.moveaxis(np.asarray(starts), 0, 1), len(starts)
@@ -198,12 +198,12 @@ def _distinct(features, keep, threshold, u, f, done, problem):
 
 
 def settle(
-    u: np.ndarray, statistics: Statistics, precision: np.ndarray, information: np.ndarray, features: Monomials,
+    u: np.ndarray, statistics: Statistics, precision: np.ndarray, information: np.ndarray, features: Features,
     iterations: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mean (N, M) and covariance (N, M, M): exact where phi is linear, else Gaussian at the mode that u leads to."""
     problem = _Problem(statistics, precision, information)
-    if features.order == 1:
+    if features.linear:
         return by_blocks(functools.partial(_only_mode, features), problem)[:2]
     return by_blocks(functools.partial(_settle, features, iterations), u, problem)
 

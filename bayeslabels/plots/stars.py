@@ -34,20 +34,19 @@ def coefficients(
             f"a posterior of {name}, whose coefficients are of latents", "one of a model of flux given labels",
             fix="bayeslabels.models.lux.derivative_spectra(posterior, flux_error)",
         )  # fmt: skip
-    exponents = np.array(posterior.model.features.exponents)
+    features = posterior.model.features.names(frame.names)
     x, xlabel = _wavelength(posterior, wavelength_unit)
     figure, panels = draw_on(len(frame.names) + 2, axes, rows=len(frame.names) + 2, wide=True)
-    order = exponents.sum(1)
-    constant = np.flatnonzero(order == 0)
-    steps(panels[0], x, moments.coefficients[:, constant[0]] if len(constant) else np.zeros(len(x)), BLACK)
+    constant = moments.coefficients[:, features.index("1")] if "1" in features else np.zeros(len(x))
+    steps(panels[0], x, constant, BLACK)
     panels[0].set_ylabel("constant\n" + _flux_unit(posterior))
     for m, name in enumerate(frame.names):
         ax = panels[1 + m]
-        k = np.flatnonzero((order == 1) & (exponents[:, m] == 1))
         ax.axhline(0, color=GREY, lw=0.8)
-        if len(k):
-            value = moments.coefficients[:, k[0]]
-            sd = np.sqrt(moments.coefficient_covariance[:, k[0], k[0]])
+        if name in features:
+            k = features.index(name)
+            value = moments.coefficients[:, k]
+            sd = np.sqrt(moments.coefficient_covariance[:, k, k])
             ax.fill_between(x, value - sd, value + sd, color=ORANGE, alpha=0.5, lw=0, step="mid")
             steps(ax, x, value, BLUE)
         ax.set_ylabel(f"{name}\nper {significant(frame.scale[m])} {frame.units[m]}".rstrip())
@@ -72,8 +71,7 @@ def corner(result: StarPosterior, star: int | str = 0, *, truth: Any = None) -> 
     """
     row = _row(result, star)
     frame = result.frame
-    posterior: Any = result.data["posterior"]
-    draws = posterior["true_labels"].values[:, :, row].reshape(-1, len(frame.names))
+    draws = np.stack([result.draws(name)[:, row] for name in frame.names], -1)
     if not np.isfinite(draws).all():
         raise bad_input(f"star {star!r}, which has no posterior", "a star with labels", "see its flags")
     if len(draws) < 50:

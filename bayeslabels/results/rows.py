@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..data.stars import Stars
+from ..kind import Column
 from .star_posterior import Flags
 
 KHAT_LIMIT = 0.7
@@ -28,29 +29,35 @@ def star_rows(
     summaries: Mapping[str, np.ndarray],
     covariance: np.ndarray,
     per_star: Mapping[str, np.ndarray],
+    columns: Mapping[str, Column],
     *,
-    site: str = "quantities",
-    along: str = "quantity",
     further: Mapping[str, Any] | None = None,
     coords: Mapping[str, Any] | None = None,
 ) -> dict[str, xr.Dataset]:
-    """`posterior` and `stars` of N stars, Q quantities.
+    """`posterior` and `stars` of N stars, M labels: whatever is inferred of them.
 
     Args:
-        draws: (chain, draw, N, Q). site: their name. along: the name of their last dimension.
-        summaries: (N, Q) each: `mean` and percentiles. covariance: (N, Q, Q).
-        per_star: (N,) each, `flags` among them.
+        draws: (chain, draw, N, M).
+        summaries: (N, M) each: `mean`, and what else is told of every label, in the order of a table's columns.
+            covariance: (N, M, M).
+        per_star: (N,) each, in the order of a table's columns, `flags` among them. columns: what they are.
         further: xarray variables of the stars, whose other coordinates are in `coords`.
     """
     ids = stars.id if stars.id is not None else np.arange(len(stars))
-    twice = f"{along}_bis"
-    table: dict[str, Any] = {name: (("star", along), x) for name, x in summaries.items()}
-    table["covariance"] = (("star", along, twice), covariance)
-    table |= {name: (("star",), x) for name, x in per_star.items()}
-    of_stars = {"star": ids, along: list(names), twice: list(names), **(coords or {})}
-    of_draws = {"star": ids, along: list(names), "chain": np.arange(draws.shape[0]), "draw": np.arange(draws.shape[1])}
+    table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in summaries.items()}
+    table["covariance"] = (("star", "labels", "labels_bis"), covariance)
+    for name, x in per_star.items():
+        meaning, unit = columns[name]
+        table[name] = (("star",), x, {"long_name": meaning} | ({"unit": unit} if unit else {}))
+    of_stars = {"star": ids, "labels": list(names), "labels_bis": list(names), **(coords or {})}
+    of_draws = {
+        "star": ids,
+        "labels": list(names),
+        "chain": np.arange(draws.shape[0]),
+        "draw": np.arange(draws.shape[1]),
+    }
     return {
-        "posterior": xr.Dataset({site: (("chain", "draw", "star", along), draws)}, coords=of_draws),
+        "posterior": xr.Dataset({"true_labels": (("chain", "draw", "star", "labels"), draws)}, coords=of_draws),
         "stars": xr.Dataset(table | dict(further or {}), coords=of_stars),
     }
 
@@ -67,16 +74,17 @@ def of_draws(draws: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def flags_of_solution(out: Any, weight: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What a `StarProblem`'s solution says of how far to trust it: flags (N,), and its diagnostics for the table.
+    """What the solution of a `StarProblem` says of how far to trust it: flags (N,), and diagnostics for the table.
 
     weight: of the modes, (J, N). blank: (N,), stars of which nothing was measured.
     """
+    second = weight[1:].sum(0)
     flags = Flags.NOT_CONVERGED * (out.failed & ~blank) | Flags.NO_DATA * blank
-    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > SECOND)
+    flags |= Flags.MULTIMODAL * (second > SECOND)
     told = {name: x for name, x in out.star_stats.items() if name != "rescued"}
     if "khat" in told:
         rescued = out.star_stats.get("rescued", np.zeros(len(blank), bool))
         flags |= Flags.KHAT_HIGH * ((told["khat"] > KHAT_LIMIT) & ~rescued)
     if "rhat" in told:
         flags |= Flags.RHAT_HIGH * (told["rhat"] > RHAT_LIMIT)
-    return np.asarray(flags, int), told
+    return np.asarray(flags, int), {"second_mode": second, **told}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -50,22 +50,21 @@ def flag_names(value: int) -> tuple[str, ...]:
     return tuple(flag.name or "" for flag in Flags if flag & int(value))
 
 
-EXTRA = (
-    "chi2", "n_pixel", "label_distance", "feature_distance", "n_missing", "zero_point", "outlier_probability",
-    "khat", "rhat", "ess", "outside", "flags",
-)  # fmt: skip
-"""Columns of a table that follow the quantities, where there are such."""
-FURTHER = (
-    "error_stated", "error_measurement", "error_function", "error_intrinsic", "p5", "p16", "p50", "p84", "p95",
-)  # fmt: skip
-"""Columns of each quantity that follow its error, where there are such."""
+PERCENTILES = ("p5", "p16", "p50", "p84", "p95")
+"""Of every label, where they are told."""
 
 
-def refuse_names(names: Sequence[str], beside: Sequence[str] = ()) -> None:
-    """Refuse names of labels whose columns in a table would be those of something else; beside: other quantities."""
-    taken = dict.fromkeys(("id", *EXTRA), "what the table has of every star")
+def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Sequence[str]) -> None:
+    """Refuse names of labels whose columns in a table would be those of something else.
+
+    beside: other quantities. columns: of every star. parts: of every label beside its error and percentiles.
+    """
+    taken = dict.fromkeys(("id", *columns), "what the table has of every star")
     for name in (*beside, *names):
-        for column in (name, *(f"{name}_{x}" for x in ("error", "catalogue_error", *FURTHER))):
+        for column in (
+            name,
+            *(f"{name}_{x}" for x in ("error", "catalogue_error", "error_stated", *PERCENTILES, *parts)),
+        ):
             if column in taken:
                 raise bad_input(
                     f"a label {name!r}, whose column {column!r} in the result is also {taken[column]}",
@@ -78,9 +77,9 @@ class StarPosterior:
     """Posteriors of N stars' labels, or of whatever else the model infers of a star: M named quantities with units.
 
     Attributes:
-        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in label units, or
-            `quantities` (chain, draw, star, quantity); `stars` holds per star mean, covariance, percentiles, flags,
-            what tells of the fit (chi2, n_pixel, ...) and the inference's diagnostics.
+        data: xarray.DataTree: `posterior` holds `true_labels` (chain, draw, star, labels) in the units of `frame`,
+            labels being whatever is inferred of a star (a distance, too); `stars` holds per star mean, covariance,
+            percentiles, flags, what tells of the fit (chi2, n_pixel, ...) and the inference's diagnostics.
         frame: `names` and `units` of the quantities.
         info: how it was made, including what was integrated over.
         predictor: predict(result, name, with_error), of the training posterior; None: of stars read from a file.
@@ -139,9 +138,7 @@ class StarPosterior:
         """Draws (chain * draw, N) of one label, in its own unit."""
         if name not in self.frame.names:
             raise bad_input(f"draws({name!r})", f"one of {self.frame.names}")
-        along = self.stars["mean"].dims[1]
-        draws = self.data["posterior"].to_dataset()
-        values = next(x for x in draws.values() if along in x.dims).sel({along: name}).values
+        values = self.data["posterior"].to_dataset()["true_labels"].sel(labels=name).values
         return values.reshape(-1, values.shape[-1])
 
     def table(self, also: Sequence[str] = ()) -> QTable:
@@ -158,26 +155,29 @@ class StarPosterior:
         stars = self.stars
         columns: dict[str, Any] = {}
 
-        def put(name: str, values: Any, unit: str | None = None) -> None:
+        def put(name: str, values: Any, unit: str | None = None, meaning: str = "") -> None:
             if name in columns:
                 raise bad_input(f"two columns {name!r} of the result", "one", "a label of that name", "another name")
             columns[name] = values * units.Unit(unit) if unit else values
+            meanings[name] = meaning
 
+        meanings: dict[str, str] = {}
         put("id", stars["star"].values)
         tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
+        parts = [str(x) for x in stars if stars[x].dims == ("star", "labels") and x != "mean"]
         for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
             put(name, self.mean[:, m], unit)
-            put(f"{name}_error", self.error[:, m], unit)
-            for further in (x for x in FURTHER if x in stars):
-                put(f"{name}_{further}", stars[further].values[:, m], unit)
+            put(f"{name}_error", self.error[:, m], unit, f"standard deviation of {name}")
+            for part in parts:
+                put(f"{name}_{part}", stars[part].values[:, m], unit)
             if tau[m] > 0 and not self.info.get("label_scatter_included"):
-                put(f"{name}_catalogue_error", np.hypot(self.error[:, m], tau[m]), unit)
-        for key, x in stars.items():
-            if "unit" in x.attrs:
-                put(str(key), x.values, x.attrs["unit"])
-        for extra in EXTRA:
-            if extra in stars:
-                put(extra, stars[extra].values)
+                scatter = np.hypot(self.error[:, m], tau[m])
+                put(
+                    f"{name}_catalogue_error", scatter, unit, f"{name}_error with the scatter of the catalogue's labels"
+                )
+        of_stars = [str(x) for x in stars if stars[x].dims == ("star",)]
+        for one in sorted(of_stars, key=lambda x: x == "flags"):  # flags are the last
+            put(one, stars[one].values, stars[one].attrs.get("unit"), stars[one].attrs.get("long_name", ""))
         for name in also:
             if name == "latents" and name in stars:
                 value = stars[name].values
@@ -192,7 +192,10 @@ class StarPosterior:
             key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
         }
         meta["flag_bits"] = {flag.name: int(flag) for flag in Flags}
-        return QTable(columns, meta=meta)
+        table = QTable(columns, meta=meta)
+        for name, meaning in meanings.items():
+            table[name].info.description = meaning or None
+        return table
 
     def flag_counts(self) -> dict[str, int]:
         """How many stars carry each flag."""

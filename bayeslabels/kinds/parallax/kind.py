@@ -30,9 +30,10 @@ from ...inference.base import Inference, Trained
 from ...inference.guide import fit_guide
 from ...inference.passes import by_sweeps
 from ...inference.whitened import Start, narrowed
-from ...kind import Choice, Kind, Layout, Quantities, Trainer, by_program
+from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, Trainer, by_program
 from ...numerics.lognormal import log_likelihood
 from ...results.posterior import Posterior
+from ...results.rows import star_rows
 from ...results.star_posterior import Flags
 from .model import LogLinearModel, outlier_density
 from .outliers import without_outliers
@@ -98,6 +99,14 @@ class ParallaxKind(Kind):
     fit_by: ClassVar = Laplace()
     infer_by: ClassVar = Laplace()
     lost: ClassVar = "n_without_parallax"
+    columns: ClassVar = DIAGNOSTICS | {
+        "feature_distance": Column("from the training stars, in spreads of the features"),
+        "n_missing": Column("features that are missing"),
+        "zero_point": Column("added to the true parallax in the catalogue"),
+        "outlier_probability": Column("that the measured parallax is wrong"),
+        "ln_parallax": Column("mean of ln parallax from the features alone"),
+        "ln_parallax_error": Column("standard deviation of ln_parallax"),
+    }
 
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         if model.predicted not in stars:
@@ -172,23 +181,15 @@ class ParallaxKind(Kind):
         flags |= Flags.MISSING_DATA * (n_missing > 0.5 * (len(frame.names) - 1))
         for values in (mean, error, at):
             values[blank & ~seen] = np.nan
-        ids = stars.id if stars.id is not None else np.arange(len(stars))
-        names = list(self.quantities(model).names)
-        coords = {"star": ids, "quantity": names, "quantity_bis": names}
-        table: dict[str, Any] = {"mean": (("star", "quantity"), mean)}
-        table |= {name: (("star", "quantity"), at[:, i]) for i, name in enumerate(("p16", "p50", "p84"))}
-        table["covariance"] = (("star", "quantity", "quantity_bis"), error[:, :, None] ** 2 * np.eye(3))
+        summaries = {"mean": mean, **{name: at[:, i] for i, name in enumerate(("p16", "p50", "p84"))}}
         zero = moments.zero_point + model.offset(stars)
         per_star = {
-            "ln_parallax": eta, "ln_parallax_error": sd, "zero_point": zero, "feature_distance": distance,
-            "n_missing": n_missing, "outlier_probability": wrong, "flags": flags,
+            "feature_distance": distance, "n_missing": n_missing, "zero_point": zero, "outlier_probability": wrong,
+            "ln_parallax": eta, "ln_parallax_error": sd, "flags": flags,
         }  # fmt: skip
-        table |= {name: (("star",), values) for name, values in per_star.items()}
-        sampled = xr.Dataset(
-            {"quantities": (("chain", "draw", "star", "quantity"), draws[None])},
-            coords={"star": ids, "quantity": names, "chain": [0], "draw": np.arange(n_draw)},
-        )
-        return {"posterior": sampled, "stars": xr.Dataset(table, coords=coords)}
+        columns = dict(self.columns) | {"zero_point": Column("added to the true parallax in the catalogue", frame.unit)}
+        covariance = error[:, :, None] ** 2 * np.eye(3)
+        return star_rows(stars, self.quantities(model).names, draws[None], summaries, covariance, per_star, columns)
 
     def quantities(self, model: Any, stars: Stars | None = None) -> Quantities:
         unit, name = model.require_frame().unit, model.predicted

@@ -21,16 +21,16 @@ from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Importance
 from ...inference.base import StarDraws, Trained
 from ...inference.guide import fit_guide
-from ...inference.importance import KHAT_LIMIT
 from ...inference.minibatch import fit_members
 from ...inference.starwise import StarProblem, draw_mixture
 from ...inference.whitened import Start
-from ...kind import Kind, Layout, Quantities, Trainer, by_program
+from ...kind import DIAGNOSTICS, Column, Kind, Layout, Quantities, Trainer, by_program
 from ...numerics.density import density_of
 from ...numerics.dusty import summary  # fmt: skip
 from ...numerics.linalg import in_float64
 from ...numerics.mixture import Mixture
 from ...results.posterior import Posterior
+from ...results.rows import flags_of_solution, of_draws, star_rows
 from ...results.star_posterior import Flags
 from .frame import PhotometryFrame
 from .photometry import Photometry
@@ -72,6 +72,12 @@ class PhotometryKind(Kind):
     trainers: ClassVar = {MAP: Trainer(rows=_map), SVI: Trainer(rows=_svi), NUTS: Trainer(by_program)}
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Importance()
+    columns: ClassVar = DIAGNOSTICS | {
+        "chi2": Column("of the magnitudes, at the best labels, reddening and distance"),
+        "n_band": Column("magnitudes that were measured"),
+        "outlier_probability": Column("that the magnitudes are those of no star of the training set's kind"),
+        "label_density": Column("of the training stars at these labels, least of all bands, its peak being 1"),
+    }
 
     def start(self, model: Photometry, stars: Stars, seed: int) -> Start:
         return start_of(RowsInMemory(model, stars), seed)
@@ -215,12 +221,7 @@ def _finish(
     q, wrong = distances(problem, u, seed, out.beside)
     chi2 = misfit(problem)
     draws = _quantities_of(frame, u, q)
-    flat = draws.reshape(-1, n, draws.shape[-1])
-    mean = flat.mean(0)
-    off = flat - mean
-    covariance = np.einsum("snq,snr->nqr", off, off, optimize=True) / max(len(flat) - 1, 1)
-    by_star = np.ascontiguousarray(np.moveaxis(flat, 0, -1))  # sorted where they lie, several times faster
-    p16, p50, p84 = np.percentile(by_star, [15.865, 50, 84.135], axis=-1, overwrite_input=True)
+    summaries, covariance = of_draws(draws)
     if few:
         at = np.asarray(out.u)
         draws = _quantities_of(frame, at, distances(problem, at, seed)[0])
@@ -228,45 +229,28 @@ def _finish(
     n_band = observed["magnitudes"].sum(1) if "magnitudes" in observed else np.zeros(n, int)
     blank = (n_band == 0) & ~(observed["labels"].any(1) if "labels" in observed else np.zeros(n, bool))
     failed = out.failed | blank
-    for x in (mean, covariance, p16, p50, p84, chi2):
+    for x in (*summaries.values(), covariance, chi2):
         x[failed] = np.nan
     draws[:, :, failed] = np.nan
-    density = density_of(frame.training_u, frame.training_seen, frame.training_peak, frame.scaled(mean[:, :n_label]))
+    density = density_of(
+        frame.training_u, frame.training_seen, frame.training_peak, frame.scaled(summaries["mean"][:, :n_label])
+    )
     used = np.where(observed["magnitudes"], density, np.nan) if n_band.any() else density
-    flags = np.zeros(n, int)
-    weight = np.asarray(problem.modes.weight)
-    flags |= Flags.NOT_CONVERGED * (out.failed & ~blank)
-    flags |= Flags.NO_DATA * blank
-    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
+    flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
     with np.errstate(invalid="ignore"):
         lowest = np.nanmin(np.where(np.isfinite(used), used, np.inf), axis=1)
         flags |= Flags.OUTSIDE_TRAINING * (lowest < OUTSIDE)
         flags |= Flags.POOR_FIT * (chi2 > 3 * np.maximum(n_band, 1))
     flags |= Flags.OUTLIER * (wrong > 0.5)
     flags |= Flags.MISSING_BAND * ((n_band > 0) & (n_band < len(frame.bands)))
-    star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
-    if "khat" in star_stats:
-        rescued = out.star_stats.get("rescued", np.zeros(n, bool))
-        flags |= Flags.KHAT_HIGH * ((star_stats["khat"] > KHAT_LIMIT) & ~rescued)
-    if "rhat" in star_stats:
-        flags |= Flags.RHAT_HIGH * (star_stats["rhat"] > 1.02)
-    ids = stars.id if stars.id is not None else np.arange(n)
-    names = list(posterior_names(model))
-    coords = {"star": ids, "quantity": names, "quantity_bis": names, "band": list(frame.bands)}
-    per_quantity = {"mean": mean, "p16": p16, "p50": p50, "p84": p84}
-    table: dict[str, Any] = {name: (("star", "quantity"), x) for name, x in per_quantity.items()}
-    table["covariance"] = (("star", "quantity", "quantity_bis"), covariance)
-    table["training_density"] = (("star", "band"), density)
     per_star = {
-        "chi2": chi2, "n_band": n_band, "outlier_probability": wrong, "label_density": lowest,
-        "second_mode": weight[1:].sum(0), "flags": flags, **star_stats,
+        "chi2": chi2, "n_band": n_band, "outlier_probability": wrong, "label_density": lowest, **told, "flags": flags,
     }  # fmt: skip
-    table |= {name: (("star",), x) for name, x in per_star.items()}
-    sampled = xr.Dataset(
-        {"quantities": (("chain", "draw", "star", "quantity"), draws)},
-        coords={"star": ids, "quantity": names, "chain": np.arange(draws.shape[0]), "draw": np.arange(draws.shape[1])},
-    )
-    return {"posterior": sampled, "stars": xr.Dataset(table, coords=coords)}
+    further = {"training_density": (("star", "band"), density)}
+    return star_rows(
+        stars, posterior_names(model), draws, summaries, covariance, per_star, PhotometryKind.columns,
+        further=further, coords={"band": list(frame.bands)},
+    )  # fmt: skip
 
 
 OUTSIDE = 1e-3

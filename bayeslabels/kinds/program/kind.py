@@ -81,7 +81,7 @@ class ProgramKind(Kind):
         for x in (*summaries.values(), covariance):
             x[failed] = np.nan
         draws[:, :, failed] = np.nan
-        return star_rows(stars, names, draws, summaries, covariance, {**told, "flags": flags})
+        return star_rows(stars, names, draws, summaries, covariance, {**told, "flags": flags}, self.columns)
 
     def batch_size(self, model: OwnProgram) -> int:
         return 512

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from ...core.priors import Flat, Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
-from ...numerics.features import Monomials
+from ...numerics.features import Features, Monomials
 from ...numerics.linalg import constant
 from .model import FLAT_POPULATION, LinearModel, Measured
 
@@ -207,11 +207,11 @@ class Cannon(LinearModel):
         return self.label_noise in (True, "free", "cut")
 
     @cached_property
-    def label_features(self) -> Monomials:
+    def label_features(self) -> Features:
         return Monomials.up_to(CURVE, len(self.require_frame().names)) if self.label_curve else self.features
 
     @cached_property
-    def features(self) -> Monomials:
+    def features(self) -> Features:
         names = self.require_frame().names
         if self.terms is None:
             if self.order == "auto":
@@ -260,7 +260,7 @@ class Cannon(LinearModel):
         return self.coefficient_prior or Flat()
 
     def allowed(self) -> np.ndarray:
-        frame, exponents = self.require_frame(), np.array(self.features.exponents)
+        frame, involves = self.require_frame(), self.features.involves
         out = np.ones((frame.n_pixel, self.features.size), bool)
         for name, mask in (self.censor or {}).items():
             mask = np.asarray(mask, bool)
@@ -269,7 +269,7 @@ class Cannon(LinearModel):
                     f"censor[{name!r}] of shape {mask.shape}",
                     f"a mask of {frame.n_pixel} pixels for one of {frame.names}",
                 )
-            out &= mask[:, None] | (exponents[:, frame.names.index(name)] == 0)
+            out &= mask[:, None] | ~involves[:, frame.names.index(name)]
         return out
 
     def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:

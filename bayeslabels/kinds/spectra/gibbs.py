@@ -16,7 +16,7 @@ from ...inference.base import Trained
 from ...inference.diagnostics import ess, rhat
 from ...inference.gibbs import Gibbs
 from ...numerics.compress import PIXELS
-from ...numerics.features import Monomials
+from ...numerics.features import Features
 from ...numerics.linalg import Array, in_float64
 from ...progress import bar
 from .draws import moments_from_draws
@@ -101,8 +101,7 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
     tau2 = (moments.label_scatter / frame.scale) ** 2
     spread = np.einsum("nmm->nm", catalogue.covariance) + tau2
     weight = catalogue.observed / np.maximum(spread, 1e-10)
-    full = set(features.exponents) == set(Monomials.up_to(features.order, p).exponents)
-    affine = noisy and full and bool(em.allowed.all()) and not outputs
+    affine = noisy and features.closed and bool(em.allowed.all()) and not outputs
     step = np.zeros((m, m + 1, m + 1))
     if affine:
         design = np.concatenate([np.ones((n_star, 1)), u], 1)
@@ -212,7 +211,7 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     return draws
 
 
-def _label_values(features: Monomials, u: np.ndarray, c: np.ndarray) -> np.ndarray:
+def _label_values(features: Features, u: np.ndarray, c: np.ndarray) -> np.ndarray:
     """C phi(u) for draws u (chain, draw, N, P) of features of first order and c (chain, draw, M, K)."""
     origin = jnp.zeros(features.n_label)
     slope = c @ np.asarray(features.jacobian(origin))

@@ -39,7 +39,7 @@ from .model import LinearModel
 from .moments import Moments
 from .nuisances import require_nuisances
 from .quartic import prepare
-from .stars import finish, joined, latents, masked, predicted_flux
+from .stars import COLUMNS, finish, joined, latents, masked, predicted_flux
 from .sums import SpectraBySums
 from .training import SHORT, by_em
 
@@ -86,6 +86,7 @@ class SpectraKind(Kind):
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Laplace()
     lost: ClassVar = "n_outlier"
+    columns: ClassVar = COLUMNS
     saved: ClassVar = ("flux", "latents")
 
     def choose(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core.priors import Learned
 from ...numerics.compress import Statistics
-from ...numerics.features import Monomials
+from ...numerics.features import Features
 from ...numerics.linalg import Array, inverse_observed, inverse_psd
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior
@@ -190,9 +190,8 @@ class LatentLabels(CatalogueLabels):
     def __init__(self, model: LinearModel, catalogue: Measured):
         super().__init__(model, catalogue)
         features = self.features
-        full = set(features.exponents) == set(features.up_to(features.order, features.n_label).exponents)
         bounded = np.isfinite(model.coefficient_bounds()).any() or not model.allowed().all()
-        self.movable = self.noisy and full and not bounded and isinstance(model.prior, Learned)
+        self.movable = self.noisy and features.closed and not bounded and isinstance(model.prior, Learned)
         self.curve = model.label_features
 
     def of(self, u: Array) -> np.ndarray:
@@ -336,14 +335,14 @@ def _solve_regression(total, linear, width):
     return (covariance @ linear.reshape(m * k)).reshape(m, k), covariance.reshape(m, k, m, k)
 
 
-def moved_features(features: Monomials, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
+def moved_features(features: Features, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """T (K, K) of phi(slope u + offset) = T phi(u): all monomials up to an order, or linear ones without offset."""
     nodes = np.random.default_rng(0).uniform(-2, 2, (4 * features.size, features.n_label))
     return np.linalg.lstsq(features(nodes), features(nodes @ slope.T + offset), rcond=None)[0].T
 
 
 def label_system_precision(
-    features: Monomials, psi: Monomials, u: np.ndarray, precision: np.ndarray, flux_gram: np.ndarray
+    features: Features, psi: Features, u: np.ndarray, precision: np.ndarray, flux_gram: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (M, K, M, K) of the label system, of g_m where every true label is u_m + g_m . psi(u): what the
     catalogue says of it, and what the spectra do.
@@ -424,12 +423,12 @@ def scatter_of_labels(tau2, second, noise, observed, width):
     return np.exp(log_tau2)
 
 
-def labels_at(u: np.ndarray, coefficients: np.ndarray, psi: Monomials) -> tuple[np.ndarray, np.ndarray]:
+def labels_at(u: np.ndarray, coefficients: np.ndarray, psi: Features) -> tuple[np.ndarray, np.ndarray]:
     """u + C psi(u) at u (N, M), and its slope (N, M, M)."""
     return u + psi(u) @ coefficients.T, np.eye(u.shape[-1]) + coefficients @ psi.jacobian(u)
 
 
-def variables_at(labels: np.ndarray, coefficients: np.ndarray, psi: Monomials) -> np.ndarray:
+def variables_at(labels: np.ndarray, coefficients: np.ndarray, psi: Features) -> np.ndarray:
     """u (N, M) of u + C psi(u) = labels, by Newton steps from u = labels; NaN where they do not get there."""
     u, left = np.array(labels), np.flatnonzero(np.isfinite(labels).all(1))
     for _ in range(40):

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from ...core.priors import Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
-from ...numerics.features import Monomials
+from ...numerics.features import Features, Monomials
 from ...numerics.linalg import in_float64, inverse_observed, leading_directions
 from .model import LinearModel, Measured
 
@@ -140,7 +140,7 @@ class Lux(LinearModel):
         return tuple(self.replace(latent_size=size * m) for size in LADDER)
 
     @cached_property
-    def features(self) -> Monomials:
+    def features(self) -> Features:
         if self.latent_size == "auto":
             raise bad_input("Lux with latent_size='auto'", "a latent size, which fit chooses", fix="Lux(20)")
         exponents = Monomials.up_to(1, self.latent_size).exponents

@@ -22,7 +22,7 @@ from ...data.columns import same_unit
 from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.error_factor import WIDTH
-from ...numerics.features import Monomials
+from ...numerics.features import Features
 from ...numerics.linalg import Array, constant
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
 
@@ -105,7 +105,7 @@ class LinearModel(Model):
 
     @property
     @abstractmethod
-    def features(self) -> Monomials:
+    def features(self) -> Features:
         """phi, of the latents; of first order where labels are outputs."""
 
     @property
@@ -114,7 +114,7 @@ class LinearModel(Model):
         return False
 
     @property
-    def label_features(self) -> Monomials:
+    def label_features(self) -> Features:
         """Of which the labels, or the errors that all stars' labels share, are linear functions: psi, else phi."""
         return self.features
 

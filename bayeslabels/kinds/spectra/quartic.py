@@ -16,7 +16,7 @@ from ...data.stars import Stars
 from ...inference.starwise import StarProblem
 from ...numerics.compress import Statistics, compress
 from ...numerics.error_factor import error_factors, expected_residual2
-from ...numerics.features import Monomials, feature_moments
+from ...numerics.features import Features, feature_moments
 from ...numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ...numerics.modes import Energy, Modes
 from ...numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
@@ -46,7 +46,7 @@ class Compressed(NamedTuple):
 class Quartic(Energy):
     """-ln p(u | data) = 1/2 phi(u)' G phi(u) - b' phi(u) + 1/2 u' P u - h' u."""
 
-    features: Monomials
+    features: Features
 
     def __call__(self, u: Array, shared: None, own: Compressed) -> Array:
         phi, statistics = self.features(u), own.statistics
@@ -73,7 +73,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         zero = np.zeros(len(stars))
         statistics = Statistics(np.zeros((len(stars), k, k)), np.zeros((len(stars), k)), zero, zero, zero)
     first: Array = np.zeros((1, *information.shape))
-    if features.order > 1:
+    if not features.linear:
         first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
         measured = model.measured(stars)
         first = np.where(measured.observed, measured.value, first)
@@ -140,7 +140,7 @@ class _Spectra:
         sums = compress_nuisances(*shown, theta, scatter, self.shapes[:, some], typical)
         return marginalise(statistics, sums), sums
 
-    def learn_factor(self, features: Monomials, modes: Modes, sums: NuisanceSums | None) -> Any:
+    def learn_factor(self, features: Features, modes: Modes, sums: NuisanceSums | None) -> Any:
         """ln f (N,) of the stars and its sd, from their spectra about those of the modes; the errors go with it."""
         phi, second = feature_moments(features, modes.location[0], modes.covariance[0])
         value, use = self.value, np.isfinite(self.moments.scatter)

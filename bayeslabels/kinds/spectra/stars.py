@@ -12,12 +12,13 @@ import xarray as xr
 
 from ...data.stars import Block, Stars
 from ...inference.base import StarDraws
-from ...inference.importance import KHAT_LIMIT
 from ...inference.starwise import StarProblem
+from ...kind import DIAGNOSTICS, Column
 from ...numerics.linalg import outer_pairs, pack, pairs
 from ...numerics.neighbours import farthest, label_distance
 from ...numerics.nuisance import NuisanceSums
 from ...results.posterior import Posterior
+from ...results.rows import flags_of_solution, star_rows
 from ...results.star_posterior import Flags
 from .labels import labels_at, variables_at
 from .model import HOPELESS, LinearModel
@@ -49,7 +50,7 @@ def finish(
     """Add the label system's uncertainty, turn into label units, and flag."""
     frame, features, statistics = model.require_frame(), model.features, problem.own.statistics
     rng = np.random.default_rng([seed, 49979687])
-    n_chain, n_draw = out.u.shape[:2]
+    n_draw = out.u.shape[1]
     latent = out.u.mean((0, 1)) if out.mean is None else np.array(out.mean)
     if out.covariance is None:
         offset = (out.u - latent).reshape(-1, *latent.shape)
@@ -79,48 +80,42 @@ def finish(
     train = places(model, moments, moments.training_u)
     distance = label_distance(train, places(model, moments, latent))
     n_pixel = np.asarray(statistics.n_pixel).astype(int)
-    star_stats = {k: v for k, v in out.star_stats.items() if k != "rescued"}
-    flags = np.zeros(len(stars), int)
-    weight = np.asarray(problem.modes.weight)
-    flags |= Flags.NOT_CONVERGED * (out.failed & (n_data > 0))
-    flags |= Flags.NO_DATA * (n_data == 0)
-    flags |= Flags.MULTIMODAL * (weight[1:].sum(0) > 0.01)
+    flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), n_data == 0)
     flags |= Flags.OUTSIDE_TRAINING * (distance > farthest(train))
     flags |= Flags.POOR_FIT * poor_fit(chi2, n_pixel, moments.fit_quality)
     if "flux" in stars:
         flags |= Flags.MISSING_DATA * ((n_pixel < 0.5 * np.isfinite(moments.scatter).sum()) & (n_data > 0))
-    if "khat" in star_stats:
-        rescued = out.star_stats.get("rescued", np.zeros(len(stars), bool))
-        flags |= Flags.KHAT_HIGH * ((star_stats["khat"] > KHAT_LIMIT) & ~rescued)
-    if "rhat" in star_stats:
-        flags |= Flags.RHAT_HIGH * (star_stats["rhat"] > 1.02)
-    ids = stars.id if stars.id is not None else np.arange(len(stars))
-    coords: dict[str, Any] = {"star": ids, "labels": list(frame.names), "labels_bis": list(frame.names)}
-    per_label = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
-    table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in per_label.items()}
-    for name, (value, error, unit) in model.further(moments, stars, latent, latent_covariance).items():
-        table |= {name: (("star",), value, {"unit": unit}), f"{name}_error": (("star",), error, {"unit": unit})}
+    columns: dict[str, Column] = dict(COLUMNS)
+    per_star: dict[str, np.ndarray] = {}
+    beside = dict(model.further(moments, stars, latent, latent_covariance))
     if problem.own.nuisances is not None:
-        table |= inferred_nuisances(model, problem.own.nuisances, latent, latent_covariance)
+        beside |= inferred_nuisances(model, problem.own.nuisances, latent, latent_covariance)
     if problem.own.error_factor is not None:
         ln_f, sd = (np.where(failed, np.nan, x) for x in problem.own.error_factor)
-        table["flux_error_factor"] = (("star",), np.exp(ln_f), {"unit": ""})
-        table["flux_error_factor_error"] = (("star",), np.exp(ln_f) * sd, {"unit": ""})
+        beside["flux_error_factor"] = np.exp(ln_f), np.exp(ln_f) * sd, ""
+    for name, (value, error, unit) in beside.items():
+        columns |= {name: Column("", unit), f"{name}_error": Column(f"standard deviation of {name}", unit)}
+        per_star |= {name: value, f"{name}_error": error}
+    per_star |= {"chi2": chi2, "n_pixel": n_pixel, "label_distance": distance, **told, "flags": flags}
     names = [f"{model.sites['latents']}{p}" for p in range(latent.shape[1])]
-    coords |= {"latent": names, "latent_bis": names}
-    table["latents"] = (("star", "latent"), latent)
-    table["latents_covariance"] = (("star", "latent", "latent_bis"), latent_covariance)
-    table["covariance"] = (("star", "labels", "labels_bis"), covariance * frame.scale[:, None] * frame.scale)
-    per_star = {"chi2": chi2, "n_pixel": n_pixel, "label_distance": distance, "flags": flags, **star_stats}
-    table |= {name: (("star",), x) for name, x in per_star.items()}
-    draws = xr.Dataset(
-        {"true_labels": (("chain", "draw", "star", "labels"), labels)},
-        coords={**coords, "chain": np.arange(n_chain), "draw": np.arange(n_draw)},
-    )
-    return {
-        "posterior": draws.drop_vars(["labels_bis", "latent", "latent_bis"]),
-        "stars": xr.Dataset(table, coords=coords),
+    further = {
+        "latents": (("star", "latent"), latent),
+        "latents_covariance": (("star", "latent", "latent_bis"), latent_covariance),
     }
+    summaries = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
+    covariance = covariance * frame.scale[:, None] * frame.scale
+    coords = {"latent": names, "latent_bis": names}
+    return star_rows(
+        stars, frame.names, labels, summaries, covariance, per_star, columns, further=further, coords=coords
+    )  # fmt: skip
+
+
+COLUMNS = DIAGNOSTICS | {
+    "chi2": Column("of the spectrum, at the best labels"),
+    "n_pixel": Column("pixels that were used"),
+    "label_distance": Column("from the training stars, in scaled labels (Ho+17, eq. 7)"),
+}
+"""Of every star beside its labels, and what the model, nuisances and errors add."""
 
 
 def places(model: LinearModel, moments: Moments, latent: np.ndarray) -> np.ndarray:
@@ -165,18 +160,17 @@ def poor_fit(chi2: np.ndarray, n_pixel: np.ndarray, quality: np.ndarray | None) 
 
 def inferred_nuisances(
     model: LinearModel, sums: NuisanceSums, latent: np.ndarray, spread: np.ndarray
-) -> dict[str, Any]:
-    """Variables of a result: mean and error of every nuisance, the uncertainty of the star's latents included."""
+) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+    """Mean, error and unit of every nuisance, the uncertainty of the star's latents included."""
     phi, slope = model.features(latent), model.features.jacobian(latent)
     mean, covariance = sums.given(phi)
     moved = covariance @ sums.cross @ slope
     covariance = covariance + moved @ spread @ np.swapaxes(moved, 1, 2)
-    out: dict[str, Any] = {}
+    out: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     at = 0
     for nuisance in model.nuisances:
         for name, unit, width in zip(nuisance.names, nuisance.units, nuisance.widths, strict=True):
-            out[name] = (("star",), width * np.asarray(mean)[:, at], {"unit": unit})
-            out[f"{name}_error"] = (("star",), width * np.sqrt(covariance[:, at, at]), {"unit": unit})
+            out[name] = width * np.asarray(mean)[:, at], width * np.sqrt(covariance[:, at, at]), unit
             at += 1
     return out
 

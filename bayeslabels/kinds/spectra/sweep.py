@@ -26,7 +26,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from ...numerics import lockstep, variates
-from ...numerics.features import Monomials
+from ...numerics.features import Features
 from ...numerics.linalg import Array, after, inverse_psd, outer_pairs, unpack
 from .labels import outputs_on_latents
 from .model import FLAT_POPULATION
@@ -44,7 +44,7 @@ SCATTER_TARGET, AFFINE_TARGET = 0.44, 0.3
 class Plan(NamedTuple):
     """What the compiled sweep depends on. prior: "flat", "normal" or "learned"."""
 
-    features: Monomials
+    features: Features
     prior: str
     learn_scatter: bool
     latent: bool
@@ -372,7 +372,7 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
     Lambda' = A Lambda A'. The fluxes and, where learned, p(u | mu, Lambda) du and p(theta | m, Sigma) dtheta stay.
     """
     m, k = len(state.mu), plan.features.size
-    powers = jnp.asarray(np.array(plan.features.exponents).sum(0), float)
+    powers = jnp.asarray(plan.features.powers, float)
     precision = inverse_psd(state.sigma) if plan.prior == "learned" else jnp.zeros((k, k))
     weight = data.observed / (jnp.diagonal(data.label_covariance, axis1=1, axis2=2) + state.tau**2)
 

@@ -134,7 +134,7 @@ class EM:
     def knows_objective(self) -> bool:
         """Whether what expectation-maximisation increases is known in closed form."""
         return (
-            self.features.order == 1
+            self.features.linear
             and self.model.fixed_population is not None
             and not (self.model.nuisances or self.model.flux_error_factor)
         )

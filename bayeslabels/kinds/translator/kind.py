@@ -34,10 +34,11 @@ from ...inference.guide import fit_guide
 from ...inference.importance import KHAT_LIMIT
 from ...inference.minibatch import fit_members, fit_part
 from ...inference.whitened import Start
-from ...kind import Choice, Kind, Layout, Trainer, by_program
+from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Trainer, by_program
 from ...numerics.occupancy import Occupancy
 from ...numerics.propagate import scale_mixture
 from ...results.posterior import Posterior
+from ...results.rows import star_rows
 from ...results.star_posterior import Flags
 from .frame import TARGET, Inputs, known_inputs, measured
 from .held_out import doubts, told_by_held_out
@@ -154,6 +155,11 @@ class TranslatorKind(Kind):
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = MAP()
     lost: ClassVar = "n_without_target_labels"
+    columns: ClassVar = DIAGNOSTICS | {
+        "n_missing": Column("of what is translated, labels and colours that are missing"),
+        "outside": Column("pairs of labels that lie where no training stars are"),
+    }
+    parts: ClassVar = ("error_measurement", "error_function", "error_intrinsic")
 
     def require(self, inference: Inference, model: Any, verb: str) -> None:
         super().require(inference, model, verb)
@@ -211,28 +217,20 @@ class TranslatorKind(Kind):
         centre, scale, sd = frame.target_centre, frame.target_scale, np.sqrt(variance)
         mean = centre + scale * found.mean
         steps = quantiles(weight, precision, np.array(list(LEVELS.values())), share)
-        table: dict[str, Any] = {"mean": mean}
-        table |= {name: mean + scale * sd * step for name, step in zip(LEVELS, steps, strict=True)}
+        summaries: dict[str, np.ndarray] = {"mean": mean}
         for name in ("measurement", "function", "intrinsic"):
-            table[f"error_{name}"] = scale * np.sqrt(np.einsum("nmm->nm", getattr(found, name)))
+            variance_of = np.einsum("nmm->nm", getattr(found, name))
+            summaries[f"error_{name}"] = scale * np.sqrt(variance_of)
+        summaries |= {name: mean + scale * sd * step for name, step in zip(LEVELS, steps, strict=True)}
         raw = np.where(given.observed, frame.centre + frame.scale * given.value, np.nan)
         outside, flags = _flags(model, raw, mean, given.observed)
-        ids = stars.id if stars.id is not None else np.arange(len(stars))
-        names = list(frame.names)
-        coords = {"star": ids, "labels": names, "labels_bis": names}
-        data: dict[str, Any] = {name: (("star", "labels"), x) for name, x in table.items()}
-        data["covariance"] = (("star", "labels", "labels_bis"), scale[:, None] * found.covariance * scale)
-        data["n_missing"] = (("star",), (~given.observed).sum(1))
-        data |= {"outside": (("star",), outside), "flags": (("star",), flags)}
         draws = mean[None]
         if isinstance(inference, Laplace):
             rng = np.random.default_rng([seed + first, 472882027])
             draws = centre + scale * _draws(found, weight, precision, inference.draws, rng)
-        sampled = xr.Dataset(
-            {"target_labels": (("chain", "draw", "star", "labels"), draws[None])},
-            coords={"star": ids, "labels": names, "chain": [0], "draw": np.arange(len(draws))},
-        )
-        return {"posterior": sampled, "stars": xr.Dataset(data, coords=coords)}
+        covariance = scale[:, None] * found.covariance * scale
+        per_star = {"n_missing": (~given.observed).sum(1), "outside": outside, "flags": flags}
+        return star_rows(stars, frame.names, draws[None], summaries, covariance, per_star, self.columns)
 
     def asked(self, model: Any) -> tuple[str, ...]:
         return (TARGET,)
@@ -406,19 +404,13 @@ def _backwards(
     outside, flags = _flags(model, mean, outputs, target.observed)
     flags = np.where(observed.any(1), flags & ~Flags.NO_DATA, flags)
     flags |= Flags.KHAT_HIGH * (found.khat > KHAT_LIMIT)
-    ids = stars.id if stars.id is not None else np.arange(len(stars))
-    names = list(frame.input_names)
-    data: dict[str, Any] = {name: (("star", "labels"), x) for name, x in zip(LEVELS, levels, strict=True)}
-    data |= {"mean": (("star", "labels"), mean), "covariance": (("star", "labels", "labels_bis"), covariance)}
-    per_star = {"n_missing": (~target.observed).sum(1), "khat": found.khat, "outside": outside}
-    data |= {name: (("star",), x) for name, x in (per_star | {"ess": found.ess, "flags": flags}).items()}
+    summaries = {"mean": mean, **dict(zip(LEVELS, levels, strict=True))}
+    per_star = {
+        "n_missing": (~target.observed).sum(1), "outside": outside, "khat": found.khat, "ess": found.ess,
+        "flags": flags,
+    }  # fmt: skip
     kept = draws[None] if isinstance(inference, Laplace) else mean[None, None]
-    sampled = xr.Dataset(
-        {"inputs": (("chain", "draw", "star", "labels"), kept)},
-        coords={"star": ids, "labels": names, "chain": [0], "draw": np.arange(kept.shape[1])},
-    )
-    coords = {"star": ids, "labels": names, "labels_bis": names}
-    return {"posterior": sampled, "stars": xr.Dataset(data, coords=coords)}
+    return star_rows(stars, frame.input_names, kept, summaries, covariance, per_star, TranslatorKind.columns)
 
 
 def _flags(
