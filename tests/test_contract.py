@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,12 +21,16 @@ from numpyro.optim import Adam
 from numpyro.util import format_shapes
 
 import bayeslabels as bl
-from bayeslabels import inference
+from bayeslabels import calibration, inference, plots
 from bayeslabels.core.collapsed import CollapsedModel
 from bayeslabels.core.model import Bound, models
 from bayeslabels.errors import CannotDo
+from bayeslabels.inference.base import Inference, StarDraws
+from bayeslabels.inference.starwise import in_passing
 from bayeslabels.kind import kind_of
 from bayeslabels.numerics.linalg import constant
+from bayeslabels.results.star_posterior import PERCENTILES
+from bayeslabels.tables import write_table
 
 EXAMPLES = {
     "Cannon": bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal()),
@@ -59,6 +64,7 @@ QUICK = {
 }
 """Settings that end soon, where an inference has them."""
 WHOLE_PROGRAM = ("NUTS", "SVI")
+README = Path(__file__).parent.parent / "README.md"
 
 MODELS = {name: x for name, x in models().items() if x.offered and x.__module__.startswith("bayeslabels")}
 MODEL_NAMES = sorted(MODELS)
@@ -292,3 +298,121 @@ def test_models_are_values(name):
         model.frame = None
     assert type(model).__doc__
     assert name in repr(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(Inference):
+    """Test step: the posterior on a grid of each star's unknowns about its best mode, of those with two or three."""
+
+    points: int = 15
+    width: float = 5.0
+
+    def infer(self, problem, seed, progress):
+        modes, m = problem.modes, problem.n_latent
+        line = np.linspace(-self.width, self.width, self.points)
+        z = np.stack(np.meshgrid(*[line] * m, indexing="ij"), -1).reshape(-1, m)
+        root = np.linalg.cholesky(np.asarray(modes.covariance[0]))
+        u = np.asarray(modes.location[0])[:, None] + np.einsum("nij,sj->nsi", root, z)
+        log_p = np.asarray(in_passing(problem, u)[0])
+        weight = np.exp(log_p - log_p.max(1, keepdims=True))
+        weight /= weight.sum(1, keepdims=True)
+        mean = np.einsum("ns,nsm->nm", weight, u)
+        off = u - mean[:, None]
+        covariance = np.einsum("ns,nsm,nsk->nmk", weight, off, off)
+        return StarDraws(mean[None, None], ~np.asarray(modes.converged[0]), mean, covariance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line(bl.Cannon):
+    """A model of a kind that is there: a Cannon of first order."""
+
+    order: int = 1
+
+
+def solves_problems(name):
+    return kind_of(example(name)).answers is None
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_an_inference_of_ones_own_serves_every_kind_that_poses_a_star_problem(name, of, posterior_of):
+    posterior, seen = posterior_of(name), of(name)[:6].drop(asked(name))
+    if not solves_problems(name):
+        with pytest.raises(CannotDo, match="Grid has no infer step"):
+            bl.infer(posterior, seen, Grid())
+        return
+    if name == "Lux":  # three latents, of which one says next to nothing
+        return
+    grid, exact = (bl.infer(posterior, seen, x, seed=0) for x in (Grid(), bl.Importance(draws=2000)))
+    labels = slice(len(posterior.model.require_frame().names))
+    off = np.abs(grid.mean - exact.mean)[:, labels] / exact.error[:, labels]
+    assert np.median(off) < 0.3
+    assert "Grid" in repr(grid)
+
+
+def test_a_model_of_ones_own_is_served_by_the_inferences_of_its_kind(of, tmp_path):
+    model, stars = Line(label_noise="joint"), of("Cannon")
+    assert kind_of(model) is kind_of(bl.Cannon())
+    posterior = bl.fit(model, stars, bl.MAP(max_iterations=5))
+    assert isinstance(bl.load(posterior.save(tmp_path / "line.nc")).model, Line)
+    assert np.isfinite(bl.infer(posterior, stars.drop("labels")).mean).all()
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_table_says_what_trains_a_kind(name):
+    """Every trainer is of stars in memory, of rows, or both, and the recommended ones are among those that serve."""
+    kind = kind_of(example(name))
+    assert all(how.stars or how.rows for how in kind.trainers.values())
+    assert kind.serves(type(kind.fit_by), "fit")
+    assert kind.serves(type(kind.infer_by), "infer")
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [(name, x.__name__) for name in MODEL_NAMES for x, how in kind_of(example(name)).trainers.items() if not how.rows],
+)
+def test_what_takes_no_files_says_so(name, strategy, of, tmp_path):
+    write_table(of(name).to_table(), tmp_path / "stars.fits")
+    with pytest.raises(CannotDo, match=f"{strategy} of {name} takes no stars in files"):
+        bl.fit(example(name), tmp_path / "stars.fits", quick(strategy))
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_what_a_table_has_of_every_star_is_declared(name, of, posterior_of):
+    posterior, kind = posterior_of(name), kind_of(example(name))
+    result = bl.infer(posterior, of(name).drop(asked(name)))
+    known = {"id", *kind.columns}
+    for label in result.frame.names:
+        parts = ("error", "catalogue_error", *PERCENTILES, *kind.parts)
+        known |= {label, *(f"{label}_{part}" for part in parts)}
+    table = result.table()
+    assert set(table.colnames) <= known
+    assert table.colnames[-1] == "flags"
+    assert table["flags"].info.description
+    assert set(result.data["posterior"].to_dataset()) == {"true_labels"}
+
+
+def test_the_readme_says_what_serves_what():
+    rows = [line.split("|") for line in README.read_text().splitlines() if line.startswith("| `")]
+    rows = {row[1].strip().strip("`()"): row[2:4] for row in rows if row[1].strip().strip("`()") in INFERENCE_NAMES}
+    assert set(rows) == set(INFERENCE_NAMES)
+    for strategy, cells in rows.items():
+        for verb, cell in zip(("fit", "infer"), cells, strict=True):
+            served = {x for x in MODEL_NAMES if kind_of(example(x)).serves(getattr(inference, strategy), verb)}
+            said = set(MODEL_NAMES) if cell.strip() == "all" else {x.strip() for x in cell.split(",") if x.strip()}
+            assert said == served, (strategy, verb)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_result_can_be_drawn_and_compared(name, of, posterior_of):
+    stars = of(name)[:20]
+    result = bl.infer(posterior_of(name), stars.drop(asked(name)))
+    assert plots.corner(result, 0).axes
+    truth = np.where(np.isfinite(result.mean), result.mean + result.error, np.nan)
+    np.testing.assert_allclose(calibration.z_scores(result, truth), 1.0, rtol=1e-6)
+    assert plots.one_to_one(result, truth).axes
+    assert plots.calibration(result, truth).axes
+    assert calibration.coverage(result, truth).share.shape == (len(result.frame.names),)
+    if name in ("Cannon", "Lux", "Photometry"):
+        z = calibration.z_scores(result, stars)
+        assert np.isfinite(z[:, : stars.labels.n_dim]).any()
+        assert np.isnan(z[:, stars.labels.n_dim :]).all()

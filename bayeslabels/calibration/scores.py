@@ -38,12 +38,20 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
     covariance = np.zeros((*shape, shape[1]))
     if isinstance(labels, Stars):
         block = labels[getattr(frame, "block", "labels")]
-        if block.names != frame.names or block.units != frame.units:
+        units = dict(zip(frame.names, frame.units, strict=True))
+        names = block.names or ()
+        if not names or any(units.get(name) != unit for name, unit in zip(names, block.units, strict=True)):
             raise bad_input(
-                f"labels {block.names} in {block.units}", f"{frame.names} in {frame.units}", "other columns than fitted"
-            )
-        value = np.where(block.observed, block.value, np.nan).astype(float)
-        errors = block.error if errors is None else errors
+                f"labels {names} in {block.units}", f"some of {frame.names} in {frame.units}",
+                "other columns than fitted",
+            )  # fmt: skip
+        at = [frame.names.index(name) for name in names]
+        value = np.full((len(labels), len(units)), np.nan)
+        value[:, at] = np.where(block.observed, block.value, np.nan)
+        if block.error is not None and errors is None and value.shape == shape:
+            own = block.error if block.has_covariance else block.error[:, :, None] ** 2 * np.eye(len(at))
+            for i, row in enumerate(at):
+                covariance[:, row, at] += np.where(np.isfinite(own[:, i]), own[:, i], 0.0)
     else:
         value = np.asarray(labels.test_labels if isinstance(labels, Truth) else labels, float)
     if value.shape != shape:
