@@ -35,6 +35,7 @@ from .choice import select, tell_which_error, with_fit_quality, with_label_scatt
 from .draws import moments_from_draws
 from .gibbs import by_gibbs
 from .label_curve import with_label_curve
+from .label_map import label_map
 from .model import LinearModel
 from .moments import Moments
 from .nuisances import require_nuisances
@@ -292,16 +293,10 @@ class SpectraKind(Kind):
             )  # fmt: skip
         model.check(stars)
         u, spread = latents(posterior, stars, given)
-        phi = model.features(u)
-        jacobian = model.features.jacobian(u)
         if name != "flux":
-            at, frame = model.require_frame().columns(name), model.require_frame()
-            c = moments.label_coefficients[at]
-            mean = frame.centre[at] + frame.scale[at] * (phi @ c.T)
-            own = np.einsum("mk,nkp,npq,njq,mj->nm", c, jacobian, spread, jacobian, c, optimize=True)
-            system = moments.label_system_covariance[at][:, :, at]
-            own += np.einsum("nk,mkmj,nj->nm", phi, system, phi, optimize=True)
-            sd = np.sqrt(own * frame.scale[at] ** 2 + moments.label_scatter[at] ** 2)
+            at, frame, labels = model.require_frame().columns(name), model.require_frame(), label_map(model, moments)
+            own = np.einsum("nmm->nm", labels.spread(u, spread)) * frame.scale**2 + moments.label_scatter**2
+            mean, sd = frame.physical(labels.at(u))[:, at], np.sqrt(own)[:, at]
             return (mean, sd) if with_error else mean
         return predicted_flux(model, moments, u, spread, with_error)
 

@@ -21,7 +21,8 @@ from ...numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ...numerics.modes import Energy, Modes
 from ...numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
 from ...numerics.quartics import TOLERANCE, choose_starts, find_quartic_modes
-from .labels import PINNED, labels_at, outputs_on_latents, variables_at
+from .label_map import label_map
+from .labels import PINNED
 from .model import LinearModel
 from .moments import Moments
 from .nuisances import disturbance, shapes_of
@@ -187,24 +188,10 @@ def label_terms(
     if phi is not None:
         noise = noise + np.einsum("nk,mkjl,nl->nmj", phi, moments.label_system_covariance, phi, optimize=True)
     seen = PINNED * eye * observed[:, :, None] if model.exact_labels else inverse_observed(noise, observed)
-    if model.label_curve:
-        # linear about the variables of these labels; about the population's mean where these are not known or nowhere
-        c, psi = moments.label_coefficients, model.label_features
-        mean = labels_at(moments.population_mean[None], c, psi)[0]
-        u = variables_at(np.where(observed, value, mean), c, psi)
-        u = np.where(np.isnan(u), moments.population_mean, u)
-        at, slope = labels_at(u, c, psi)
-        half = np.swapaxes(slope, 1, 2) @ seen
-        precision = half @ slope
-        information = np.einsum("nmk,nk->nm", half, value - at + np.einsum("nmk,nk->nm", slope, u))
-    elif model.labels_are_latent:
-        precision, information = seen, np.einsum("nmk,nk->nm", seen, value)
-    else:
-        origin = np.zeros(model.features.n_label)
-        at_zero, jacobian = model.features(origin), model.features.jacobian(origin)
-        precision, information = outputs_on_latents(value, seen, moments.label_coefficients, at_zero, jacobian)
+    typical = moments.population_mean
+    precision, information = label_map(model, moments).information(value, observed, seen, typical)
     population = np.linalg.inv(moments.population_covariance)
-    return precision + population, information + population @ moments.population_mean
+    return precision + population, information + population @ typical
 
 
 def _candidates(moments: Moments, seed: int, groups: int) -> np.ndarray:

@@ -14,13 +14,12 @@ from ...data.stars import Block, Stars
 from ...inference.base import StarDraws
 from ...inference.starwise import StarProblem
 from ...kind import DIAGNOSTICS, Column
-from ...numerics.linalg import outer_pairs, pack, pairs
 from ...numerics.neighbours import farthest, label_distance
 from ...numerics.nuisance import NuisanceSums
 from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, star_rows
 from ...results.star_posterior import Flags
-from .labels import labels_at, variables_at
+from .label_map import label_map
 from .model import HOPELESS, LinearModel
 from .moments import Moments
 from .nuisances import disturbance, shapes_of
@@ -32,10 +31,8 @@ def latents(posterior: Posterior, stars: Stars, given: list[str]) -> tuple[np.nd
     model, moments = posterior.model, posterior.moments
     if model.labels_are_latent:
         catalogue = model.catalogue(stars)
-        u = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
-        if model.label_curve:
-            u = variables_at(u, posterior.moments.label_coefficients, model.label_features)
-        return u, np.zeros(catalogue.covariance.shape)
+        known = np.where(catalogue.observed.all(1, keepdims=True), catalogue.value, np.nan)
+        return label_map(model, moments).inverse(known), np.zeros(catalogue.covariance.shape)
     part = stars.drop(*[block for block in stars.blocks if block not in given])
     modes = prepare(model, moments, part, 0, 1).modes
     u, spread = np.array(modes.location[0]), np.array(modes.covariance[0])
@@ -120,9 +117,7 @@ COLUMNS = DIAGNOSTICS | {
 
 def places(model: LinearModel, moments: Moments, latent: np.ndarray) -> np.ndarray:
     """Scaled labels (N, M) of latents (N, P), in which stars are near the training stars or not."""
-    if model.labels_are_latent:
-        return latent
-    return model.features(latent) @ moments.label_coefficients.T
+    return latent if model.labels_are_latent else label_map(model, moments).at(latent)
 
 
 LIMIT, SURE = 3.0, 3.29
@@ -234,31 +229,12 @@ def labels_of(
     Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
     stars, is added, and tau where it is the scatter of the true labels (`LinearModel.scatter_is_own`).
     """
-    features, c, system = model.label_features, moments.label_coefficients, moments.label_system_covariance
-    phi, draws = features(latent), u.copy()
-    if model.label_curve:
-        at, slope = labels_at(latent, c, features)
-        mean, covariance = at.copy(), slope @ spread @ np.swapaxes(slope, 1, 2)
-        for draw in draws.reshape(-1, *latent.shape):
-            draw += features(draw) @ c.T
-    elif model.labels_are_latent:
-        mean, covariance = latent.copy(), spread.copy()
-    else:
-        slope = c @ features.jacobian(np.zeros(features.n_label))
-        mean, covariance = phi @ c.T, slope @ spread @ slope.T
-        draws = (u @ slope.T) + features(np.zeros(features.n_label)) @ c.T
-    m, k = c.shape
+    labels = label_map(model, moments)
     tau = moments.label_scatter / model.require_frame().scale * model.scatter_is_own
-    covariance += np.diag(tau**2)
-    both = system + np.swapaxes(system, 1, 3)  # the part that is symmetric in k and l is all that counts
-    packed = pack(np.moveaxis(both, 2, 1)).reshape(m * m, -1) * (0.5 * pairs(k)[2])
-    covariance += (outer_pairs(phi) @ packed.T).reshape(-1, m, m)
-    if len(u[0]) > 1:
-        values, vectors = np.linalg.eigh(system.reshape(m * k, m * k))  # may lack a direction that nothing depends on
-        factor = vectors * np.sqrt(np.maximum(values, 0.0))
-        for chain in draws:
-            for draw in chain:
-                draw += phi @ (factor @ rng.standard_normal(m * k)).reshape(m, k).T
-                if tau.any():
-                    draw += tau * rng.standard_normal(draw.shape)
+    mean, covariance = np.array(labels.at(latent)), labels.spread(latent, spread) + np.diag(tau**2)
+    if len(u[0]) == 1:  # the mode
+        return mean, covariance, np.array(labels.at(u))
+    draws = labels.drawn(u, latent, rng)
+    if tau.any():
+        draws += tau * rng.standard_normal(draws.shape)
     return mean, covariance, draws
