@@ -37,7 +37,6 @@ class StarDraws:
     mean: np.ndarray | None = None
     covariance: np.ndarray | None = None
     star_stats: dict[str, np.ndarray] = field(default_factory=dict)
-    stats: dict[str, Any] = field(default_factory=dict)
     beside: Any = None
 
 

@@ -81,7 +81,6 @@ class Importance(Inference):
         n = problem.n_star
         u, beside, khat, ess, mean, covariance = self._weighted(problem, seed, progress)
         failed = ~np.asarray(problem.modes.converged[0])
-        stats = {"n_khat_high": int((khat > KHAT_LIMIT).sum()), "n_rescued": 0}
         for round in range(ROUNDS):
             high = np.flatnonzero((khat > KHAT_LIMIT) & ~failed)
             if not len(high):
@@ -104,10 +103,9 @@ class Importance(Inference):
             _put((u, beside), high, (draws, rest))
             mean[high] = draws.mean(0)
             covariance[high] = np.einsum("snm,snk->nmk", draws - draws.mean(0), draws - draws.mean(0)) / len(draws)
-            stats["n_rescued"] = len(high)
         per_star = {"khat": khat, "ess": ess, "rescued": rescued}
         beside = jax.tree.map(lambda x: x[None], beside)
-        return StarDraws(u[None], failed, mean, covariance, per_star, stats, beside)
+        return StarDraws(u[None], failed, mean, covariance, per_star, beside)
 
 
 def _put(into: Any, rows: np.ndarray, values: Any) -> None:

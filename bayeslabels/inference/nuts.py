@@ -165,8 +165,7 @@ class NUTS(Inference):
         if len(hard):
             u[:, :, hard], divergent[hard] = self._sample_all(problem.select(hard), seed + 611953, DEEPER)
         per_star = {"rhat": rhat(u).max(-1), "ess": ess(u).min(-1), "n_divergent": divergent}
-        stats = {"rhat_max": float(np.nanmax(per_star["rhat"])), "n_divergent": int(divergent.sum())}
-        return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star, stats=stats)
+        return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star)
 
     def _sample_all(
         self, problem: StarProblem, seed: int, depth: int, shown: Any = None

@@ -200,11 +200,3 @@ class Polynomial:
 
     def mean(self, ensemble: Array, x: Array) -> Array:
         return self(ensemble, x)
-
-
-def with_slopes(function: Function, weights: Array, x: Array) -> tuple[Array, Array]:
-    """f (N, n_out) and df/dx (N, n_out, n_in) at x (N, n_in)."""
-    tangents = jnp.eye(x.shape[-1], dtype=x.dtype)
-    push = lambda t: jax.jvp(lambda x: function(weights, x), (x,), (jnp.broadcast_to(t, x.shape),))  # noqa: E731
-    value, slopes = jax.vmap(push, out_axes=(None, -1))(tangents)
-    return value, slopes

@@ -9,11 +9,10 @@ import numpy as np
 import xarray as xr
 
 from ..data.stars import Stars
+from ..inference.importance import KHAT_LIMIT
 from ..kind import Column
 from .star_posterior import Flags
 
-KHAT_LIMIT = 0.7
-"""Pareto k-hat above which importance weights are not to be trusted (Vehtari+24)."""
 RHAT_LIMIT = 1.02
 """R-hat above which chains do not agree."""
 SECOND = 0.01
