@@ -21,8 +21,8 @@ from ..data.batches import Range, Rows, RowsInMemory, Usable, at_once, pieces_of
 from ..data.stars import Stars
 from ..errors import bad_input
 from ..progress import bar
+from .formats.base import joined
 from .sources import Columns, Source, columns_for_training
-from .streams import joined
 
 SAMPLE, SAMPLE_NUMBERS = 50_000, 2**24
 """Stars, and their measured numbers, that a model takes its scales, populations and start from, at most."""
