@@ -88,6 +88,27 @@ def test_a_prior_of_the_wrong_kind():
             bl.Photometry(**{name: bl.priors.Normal(0.1)})
 
 
+@pytest.mark.parametrize("prior", [0.1, "laplace", bl.priors.HalfNormal(0.1), bl.priors.Flat()])
+def test_coefficient_priors_of_parallax(prior):
+    with pytest.raises(BadInput, match="coefficient_prior"):
+        bl.Parallax(("magnitudes",), coefficient_prior=prior)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, -1.0, 1e12])
+def test_numbers_that_are_no_labels(training, value):
+    labels = training.labels.value.copy()
+    labels[3, 0] = value
+    with pytest.raises(BadInput, match="sentinel"):
+        bl.fit(CLASSIC, changed(training, "labels", labels))
+
+
+def test_numbers_whose_square_is_infinite(training):
+    flux = training.flux.value.copy()
+    flux[3, 4] = -1e200
+    with pytest.raises(BadInput, match=r"above 1e\+150 in 1 of 480, first at star 3, column 4"):
+        changed(training, "flux", flux)
+
+
 def test_a_covariance_that_was_kept_in_float32():
     rng = np.random.default_rng(0)
     root = rng.normal(size=(5, 3, 3))

@@ -28,7 +28,7 @@ from ..devices import one_each
 from ..errors import CannotDo, bad_input
 from ..files.bad_stars import drop_bad_errors, readable, widened
 from ..files.formats import format_of
-from ..files.formats.base import Stream
+from ..files.formats.base import Stream, joined
 from ..files.formats.parquet import parquet_module
 from ..files.sources import Columns, Source, columns_as_in_training
 from ..fit import even_batches, for_stars_with, gathered, infer_batch
@@ -199,15 +199,9 @@ class _Plan:
         name = self.source.columns.get("id")
         if not name:
             return
-        ids = np.concatenate([np.asarray(t[name]) for t in self.stream.read(0, 1_000_000, [name])])
-        values, count = np.unique(ids, return_counts=True)
-        if (count > 1).any():
-            shown = ", ".join(str(x) for x in values[count > 1][:3])
-            raise bad_input(
-                f"{int((count > 1).sum())} ids that stand more than once, such as {shown}", "one row per star"
-            )
-        if self.destination.suffix and values.dtype.kind == "U":
-            format_of(self.destination).refuse(self.destination, ids=values.tolist())
+        ids = Stars(id=joined(list(self.stream.read(0, 1_000_000, [name])))[name]).id
+        if self.destination.suffix and ids is not None and ids.dtype.kind == "U":
+            format_of(self.destination).refuse(self.destination, ids=ids.tolist())
 
     def parts(self) -> Parts:
         n, size = self.stream.n_row, self.batch_size

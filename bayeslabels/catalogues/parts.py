@@ -18,7 +18,7 @@ from typing import Any
 
 from astropy.table import QTable
 
-from ..errors import bad_input
+from ..errors import BadInput, bad_input
 from ..files.checkpoint import refuse_other
 from ..files.formats import find_format, format_of
 from ..files.tables import write_table
@@ -90,13 +90,19 @@ class Parts:
     @contextlib.contextmanager
     def held(self, resume: bool) -> Iterator[None]:
         """The folder, made and locked; in it the parts of earlier calls of the same run, and none of another."""
-        begun = False
+        begun, known = False, self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / LOCK, f"{self.destination}"):
                 self._begin(resume)
                 begun = True
                 yield
+        except BadInput:
+            if begun and not known and not any(self.part(first).exists() for first, _ in self.ranges):
+                self.remove()
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            raise
         except OSError as problem:
             if begun:
                 raise

@@ -94,7 +94,7 @@ class FitsStream(Stream):
             raise bad_input(f"{path} of {path.stat().st_size} bytes", f"at least {needed}", "it is cut short")
 
     def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
-        with fits.open(self.paths[0], memmap=True) as hdus:
+        with open(self.paths[0], "rb") as file, fits.open(file, memmap=True) as hdus:
             table = hdus[self.number]
             for first in range(start, self.n_row, size):
                 part, out = table.data[first : first + size], Table()
@@ -126,7 +126,7 @@ def opened(path: Path) -> Iterator[Any]:
     """
     with whole_file(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a file cut short, which is refused
-        with fits.open(path, memmap=True) as hdus:
+        with open(path, "rb") as file, fits.open(file, memmap=True) as hdus:
             number = 0
             while True:
                 try:

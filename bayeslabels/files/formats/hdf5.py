@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,13 +91,18 @@ class Hdf5Stream(Stream):
         self.n_row = next(iter(lengths.values()))
 
     def _place(self, file: h5py.File, group: int | str | None) -> str:
-        """The group or compound dataset of that name; None: the file itself, or the first compound dataset in it."""
+        """The group or compound dataset of that name; None: the first compound dataset, or group with datasets."""
         if group is not None:
             if str(group) not in file:
                 raise bad_input(f"the group {str(group)!r} of {self.paths[0]}", f"one of {list(file)}")
             return str(group)
-        compound = [k for k, x in file.items() if isinstance(x, h5py.Dataset) and x.dtype.names and x.shape]
-        return compound[0] if compound else "/"
+        place = file["/"]
+        while True:
+            sets = [x for x in place.values() if isinstance(x, h5py.Dataset) and x.shape]
+            groups = [x for x in place.values() if isinstance(x, h5py.Group)]
+            if sets or len(groups) != 1:
+                return str(next((x.name for x in sets if x.dtype.names), place.name))
+            place = groups[0]
 
     def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
         masks = [mask for name, mask in self.written.masks.items() if name in columns]
@@ -114,8 +120,9 @@ class Hdf5Stream(Stream):
 def _native(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind == "O" and len(values) and isinstance(values.flat[0], np.ndarray):
         return vectors(list(values), name)
-    if values.dtype.kind == "O":
-        return np.array([x.decode() if isinstance(x, bytes) else str(x) for x in values])
-    if values.dtype.kind == "S":
-        return np.strings.decode(values, "utf-8")
+    if values.dtype.kind in "OS":
+        texts = [x if isinstance(x, bytes) else str(x).encode() for x in values.tolist()]
+        with contextlib.suppress(UnicodeDecodeError):  # of another encoding: bytes, which ids cannot be
+            return np.array([x.decode() for x in texts], str)
+        return np.array(texts)
     return np.asarray(values.astype(values.dtype.newbyteorder("=")))

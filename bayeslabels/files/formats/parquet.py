@@ -153,6 +153,9 @@ def table_of_arrow(data: Any) -> Table:
 
 def _numpy(name: str, values: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """The numbers or texts of a pyarrow array, and where they are null, if that does not stand in them as NaN."""
+    if hasattr(values, "storage"):  # of an extension, such as tensors of one shape
+        inner, null = _numpy(name, values.storage)
+        return inner.reshape(len(inner), *getattr(values.type, "shape", inner.shape[1:])), null
     kind = str(values.type)
     if kind == "null":
         return np.full(len(values), np.nan), None

@@ -107,7 +107,7 @@ def _typed(values: Column) -> Column:
     there = data[~mask].tolist()
     if data.dtype.kind != "U" or not there:
         return values
-    if all(re.fullmatch(r"[1-9]\d{18,19}", x) and int(x) < 2**64 for x in there):
+    if all(re.fullmatch(r"0|[1-9]\d{,19}", x) and int(x) < 2**64 for x in there):
         out = np.zeros(len(data), np.uint64)
         out[~mask] = [int(x) for x in there]
         return column(out, mask)

@@ -170,8 +170,10 @@ class ParallaxKind(Kind):
         flags |= Flags.OUTLIER * (wrong > 0.5)
         flags |= Flags.MISSING_BAND * bands.any(1)
         flags |= Flags.MISSING_DATA * (n_missing > 0.5 * (len(frame.names) - 1))
+        lost = ~blank & ~(np.isfinite(mean) & np.isfinite(error)).all(1)
+        flags |= Flags.NOT_CONVERGED * lost
         for values in (mean, error, at):
-            values[blank & ~seen] = np.nan
+            values[lost | (blank & ~seen)] = np.nan
         ids = stars.id if stars.id is not None else np.arange(len(stars))
         names = list(self.quantities(model).names)
         coords = {"star": ids, "quantity": names, "quantity_bis": names}
