@@ -222,7 +222,7 @@ def test_ids_that_are_not_utf8_are_refused(tmp_path, name):
 
 
 def test_other_peoples_layouts(tmp_path):
-    """Arrays of rows in FITS, HDF5 and Parquet; compound datasets of astropy; leading zeros; ECSV that is called CSV."""
+    """Lists in FITS, HDF5 and Parquet; compound datasets of astropy; leading zeros; ECSV called CSV; tensors."""
     rows = np.array([np.ones(3), np.zeros(0), np.arange(3.0)], object)
     fits.BinTableHDU.from_columns([fits.Column("F", "PD()", array=rows)]).writeto(tmp_path / "a.fits")
     with h5py.File(tmp_path / "a.h5", "w") as file:

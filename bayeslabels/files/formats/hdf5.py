@@ -29,11 +29,11 @@ class Hdf5(Format):
         return Hdf5Stream(path, hdu)
 
     def write(self, table: Table, path: Path) -> None:
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", track_order=True) as file:
             _put(file, table, 0, len(table))
 
     def join(self, parts: list[Path], whole: Path, n_row: int) -> None:
-        with h5py.File(whole, "w") as file:
+        with h5py.File(whole, "w", track_order=True) as file:
             first = 0
             for part in parts:
                 table = plain_table(QTable.read(part, format="parquet"))
