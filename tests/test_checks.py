@@ -7,11 +7,14 @@ import re
 import numpy as np
 import pytest
 from astropy import units as u
+from astropy.table import Table
 from test_bad_input import CLASSIC, changed
 
 import bayeslabels as bl
 from bayeslabels.data import sentinels
 from bayeslabels.errors import BadInput
+from bayeslabels.files import training as files_training
+from bayeslabels.files.tables import write_table
 
 
 @pytest.mark.parametrize("value", [-9999.0, 99.99, -999.0, 1e20, -32768.0, 9.969209968386869e36])
@@ -100,6 +103,19 @@ def test_numbers_that_are_no_labels(training, value):
     labels[3, 0] = value
     with pytest.raises(BadInput, match="sentinel"):
         bl.fit(CLASSIC, changed(training, "labels", labels))
+
+
+@pytest.mark.parametrize("value", [-9999.0, 1e20])
+def test_sentinels_beyond_the_sample(training, tmp_path, monkeypatch, value):
+    """Of a file that is larger than what is held of it."""
+    monkeypatch.setattr(files_training, "SAMPLE", 10)
+    monkeypatch.setattr(files_training, "split", lambda *_: np.zeros((1, 0), int))
+    table = Table({"T": training.labels.value[:, 0], "flux": training.flux.value})
+    held = files_training.sample_of(np.ones(40, bool), 0, 10)
+    table["T"][np.setdiff1d(np.arange(40), held)[3]] = value
+    write_table(table, tmp_path / "in.fits")
+    with pytest.raises(BadInput, match=re.escape(f"T = {value:g}")):
+        bl.fit(CLASSIC, tmp_path / "in.fits", bl.MAP(), columns={"labels": ["T"]})
 
 
 def test_numbers_whose_square_is_infinite(training):

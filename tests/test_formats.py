@@ -101,6 +101,26 @@ def test_masks_of_every_type(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_of_columns(tmp_path, suffix):
+    names = [
+        "[Fe/H]",
+        "[Fe/H]_error",
+        "T eff",
+        "a.b",
+        "x,y",
+        'q"',
+        "it's",
+        "#n",
+        "A",
+        "a",
+        *["α"] * (".f" not in suffix),
+    ]
+    rows = Table({name: [float(i)] for i, name in enumerate(names)})
+    for parts in ways(write_table(rows, tmp_path / f"t{suffix}")).values():
+        assert {x: parts[0][x][0] for x in parts[0].colnames} == {name: float(i) for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("n", [0, 1])
 def test_tables_of_no_and_of_one_row(tmp_path, suffix, n):
     path = write_table(Table({"A": np.arange(float(n)), "NAME": np.array(["x"] * n, "U3")}), tmp_path / f"t{suffix}")

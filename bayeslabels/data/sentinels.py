@@ -55,6 +55,28 @@ def ranges_of(stars: Stars, blocks: Sequence[str]) -> dict[str, list[list[float]
     return out
 
 
+def refuse_beyond(extremes: Mapping[str, np.ndarray], sample: Stars) -> None:
+    """Refuse training stars beyond the sample in memory with sentinels; extremes: of all stars, `fills_of`."""
+    for name, columns in ranges_of(sample, list(extremes)).items():
+        for i, (known, fills) in enumerate(zip(columns, extremes[name], strict=True)):
+            for value in fills[np.isfinite(fills)]:
+                if known is not None and abs(value - known[0]) > known[1]:
+                    names = sample[name].names
+                    raise bad_input(
+                        f"stars with {names[i] if names else f'column {i} of {name}'} = {value:g}, where most have "
+                        f"about {known[0]:.4g}", "NaN where it was not measured", "a sentinel for what is missing",
+                    )  # fmt: skip
+
+
+def fills_of(stars: Stars, blocks: Sequence[str]) -> dict[str, np.ndarray]:
+    """The least and the largest number (2,) that may be a sentinel, of each column (n_dim, 2) of these blocks."""
+    out = {}
+    for name, block in _narrow(stars, [x for x in blocks if x != SPECTRA]):
+        x = np.where(_is_fill(block.value, name) & block.observed, block.value, np.nan)
+        out[name] = np.stack([np.fmin.reduce(x, 0), np.fmax.reduce(x, 0)], 1)
+    return out
+
+
 def without_sentinels(stars: Stars, ranges: Mapping[str, Any]) -> tuple[Stars, np.ndarray]:
     """Stars of whom sentinels are missing, as what they stand for is; and (N,) those who had some.
 

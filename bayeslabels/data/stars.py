@@ -312,7 +312,7 @@ class Stars:
     def to_table(self) -> QTable:
         """An astropy table: ``id``, a column per name (a vector column for unnamed blocks), and errors.
 
-        Covariances are one column without a unit. `from_table` restores the stars, also after a file of any format with vectors.
+        Covariances are one column without a unit. `from_table` restores the stars, also from a file.
         """
         return table_of(self.id, self._blocks)
 

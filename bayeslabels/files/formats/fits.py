@@ -94,14 +94,27 @@ class FitsStream(Stream):
             raise bad_input(f"{path} of {path.stat().st_size} bytes", f"at least {needed}", "it is cut short")
 
     def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
-        with open(self.paths[0], "rb") as file, fits.open(file, memmap=True) as hdus:
-            table = hdus[self.number]
+        with open(self.paths[0], "rb") as file, contextlib.ExitStack() as stack:
+            with self._quiet():
+                table = stack.enter_context(fits.open(file, memmap=True))[self.number]
+                data = table.data
             for first in range(start, self.n_row, size):
-                part, out = table.data[first : first + size], Table()
+                with self._quiet():
+                    part, out = data[first : first + size], Table()
                 for name in columns:
                     unit = unit_in(table.columns[name].unit, "fits")
                     out[name] = column(_values(part, name), fits_nulls(part, name), unit)
                 yield out
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """No word of astropy on names of columns such as [Fe/H]."""
+        if all(re.fullmatch(r"\w+", name, re.ASCII) for name in self.names):
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+            yield
 
 
 def _values(rows: Any, name: str) -> np.ndarray:

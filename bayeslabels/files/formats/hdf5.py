@@ -17,6 +17,8 @@ from .serialized import MASK, Written
 
 META = "__meta__"
 """Dataset with the meta of the table."""
+SLASH = "\u2215"
+"""In the name of a dataset, for the slash in that of a column, [Fe/H]: HDF5 has it for folders."""
 HEADER = "__table_column_meta__"
 """End of the name of the dataset in which astropy describes its table."""
 
@@ -48,13 +50,13 @@ def _put(file: h5py.File, table: Table, first: int, n_row: int) -> None:
         columns[name] = np.ma.getdata(table[name])
         if np.ma.is_masked(table[name]):
             columns[name + MASK] = np.ma.getmaskarray(table[name])
-    for name, values in columns.items():
-        values = np.asarray(values)
+    for column_name, values in columns.items():
+        name, values = column_name.replace("/", SLASH), np.asarray(values)
         text = values.dtype.kind in "US"
         kind = h5py.string_dtype() if text else values.dtype
         if name not in file:
             file.create_dataset(name, (n_row, *values.shape[1:]), kind)
-            if (unit := getattr(table[name], "unit", None) if name in table.colnames else None) is not None:
+            if column_name in table.colnames and (unit := table[column_name].unit) is not None:
                 file[name].attrs["unit"] = unit.to_string()
         file[name][first : first + len(values)] = values.astype(object) if text else values
     if META not in file:
@@ -78,7 +80,8 @@ class Hdf5Stream(Stream):
                 self.written = Written.of(text, names)
                 self.meta = self.written.meta
             else:
-                sets = {k: x for k, x in found.items() if isinstance(x, h5py.Dataset) and x.shape}
+                sets = {k.replace(SLASH, "/"): x for k, x in found.items() if isinstance(x, h5py.Dataset) and x.shape}
+                self.stored = {name: x.name for name, x in sets.items()}
                 lengths, names = {name: len(x) for name, x in sets.items()}, list(sets)
                 masks = {name.removesuffix(MASK): name for name in names if name.endswith(MASK)}
                 self.written = Written({}, {}, {k: v for k, v in masks.items() if k in names}, {})
@@ -110,10 +113,13 @@ class Hdf5Stream(Stream):
             found = file[self.place]
             for first in range(start, self.n_row, size):
                 rows, out = slice(first, min(first + size, self.n_row)), Table()
-                part = found[rows] if self.compound else {name: found[name][rows] for name in (*columns, *masks)}
+                part = found[rows] if self.compound else {}
                 for name in (*columns, *masks):
-                    unit = None if self.compound else unit_in(found[name].attrs.get("unit"))
-                    out[name] = column(_native(part[name], name), unit=unit)
+                    if self.compound:
+                        out[name] = column(_native(part[name], name))
+                        continue
+                    stored = file[self.stored[name]]
+                    out[name] = column(_native(stored[rows], name), unit=unit_in(stored.attrs.get("unit")))
                 yield self.written.applied(out)
 
 
