@@ -24,6 +24,7 @@ from .core.priors import HalfNormal, Prior
 from .data.columns import default_names
 from .data.stars import Stars
 from .errors import BadInput, CannotDo, bad_input, index_of
+from .files.formats import TABLES
 from .files.sources import read_stars
 from .files.whole import refuse_unwritable
 from .fit import fit
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out = "folder for the files (default: %(default)s; files in it are replaced)"
     p.add_argument("--out", metavar="DIR", type=Path, default=Path("bayeslabels-demo"), help=out)
-    p.add_argument("--data", metavar="TABLE", help="a FITS, ECSV or Parquet table of labels and spectra to use")
+    p.add_argument("--data", metavar="TABLE", help=f"a table of labels and spectra to use: {TABLES}")
     _label_options(p)
     _table_options(p)
     p.add_argument("--stars", metavar="N", type=_positive, help="how many (simulated: for training, default 600)")
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
-    p.description = "Train a model on a table (FITS, ECSV or Parquet) of labels and spectra, or of any other blocks."
+    p.description = f"Train a model on a table of labels and spectra, or of any other blocks: {TABLES}."
     p.epilog = (
         "Examples: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --set order=3 -o model.nc; "
         "bayeslabels fit giants.fits --model parallax --set 'features=[\"magnitudes\"]' --column magnitudes=G,BP,RP "
@@ -115,8 +116,8 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("infer", help="test step: labels of new stars from their spectra, or what the model gives")
     p.description = (
-        "What the model infers, with error bars, for every star of a table of any length (FITS, Parquet file or "
-        "folder, HDF5, ECSV). Columns are those of the training step, or named; what is asked for, such as labels, is "
+        "What the model infers, with error bars, for every star of a table of any length: "
+        f"{TABLES}. Columns are those of the training step, or named; what is asked for, such as labels, is "
         "data only where it is named. Interrupted, the same command goes on where it stopped."
     )
     p.epilog = "Example: bayeslabels infer model.nc survey.fits -o catalogue.fits"
@@ -125,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     _label_options(p)
     _table_options(p)
     p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
-    _output_options(p, "CATALOGUE", "to write: a table in .ecsv, .fits or .parquet, or a folder of Parquet files")
+    _output_options(p, "CATALOGUE", f"to write: {TABLES}")
     p.add_argument("--batch-size", metavar="N", type=_positive, help="stars at a time (default: some 200 MB)")
     p.add_argument(
         "--save", metavar="A,B", type=_names, default=(),

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
 from .core.model import Model
 from .data.batches import Usable
-from .data.sentinels import refuse_sentinels
+from .data.sentinels import ranges_of, refuse_sentinels, without_sentinels
 from .data.stars import Stars
 from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
@@ -32,8 +32,28 @@ from .progress import bar
 from .results.posterior import Posterior, provenance
 from .results.star_posterior import Flags, StarPosterior, refuse_names
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _solvable(function: F) -> F:
+    """`fit`, where linear algebra without an answer is bad input."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Posterior:
+        try:
+            return function(*args, **kwargs)
+        except np.linalg.LinAlgError as problem:
+            raise bad_input(
+                f"training stars for which the linear algebra has no answer ({problem})", "numbers of one size",
+                "numbers far from all others, or labels that are multiples of one another",
+                "training stars without those whose numbers are outliers",
+            ) from problem  # fmt: skip
+
+    return wrapped  # type: ignore[return-value]
+
 
 @in_float64
+@_solvable
 def fit(
     model: Model | Callable[..., Any],
     stars: Stars | str | os.PathLike[str],
@@ -155,7 +175,8 @@ def _posterior(
     if not trained.stats.get("converged", True):
         advice = trained.stats.get("advice", "more draws, steps or iterations")
         warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=stacklevel + 1)
-    info = {**provenance(seed, inference), **choice.info, "n_star": n_star}
+    ranges = ranges_of(choice.stars, choice.model.blocks)
+    info = {**provenance(seed, inference), **choice.info, "n_star": n_star, "ranges": ranges}
     return kind_of(choice.model).complete(Posterior.from_training(choice.model, trained, info), choice)
 
 
@@ -245,7 +266,8 @@ def infer_batch(
 ) -> dict[str, xr.Dataset]:
     """`Kind.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
 
-    A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it.
+    A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it. A sentinel,
+    such as a magnitude of 99, is missing, and its star is flagged SENTINEL.
 
     first: the place of the first of them among all stars.
     """
@@ -253,10 +275,13 @@ def infer_batch(
     if n < size:
         stars = stars[np.minimum(np.arange(size), n - 1)]
     kind = kind_of(posterior.model)
+    stars, odd = without_sentinels(stars, posterior.info.get("ranges", {}))
     part, failed = without_failures(lambda x: kind.infer(posterior, x, inference, seed, first, progress), stars)
     if failed.any():
         flags = part["stars"]["flags"]
         part["stars"]["flags"] = flags.where(~failed, (flags & ~int(Flags.NO_DATA)) | int(Flags.NOT_CONVERGED))
+    if odd.any():
+        part["stars"]["flags"] = part["stars"]["flags"] | np.where(odd, int(Flags.SENTINEL), 0)
     return part if n == size else {name: data.isel(star=slice(0, n)) for name, data in part.items()}
 
 

@@ -140,8 +140,8 @@ def test_a_star_at_which_linear_algebra_fails(trained, spectra, monkeypatch):
     assert_others_same(found.table(), whole.table(), [3, 31])
     assert len(calls) < 30
     marked = spectra.flux.value[:, 0]
-    with pytest.raises(np.linalg.LinAlgError):
-        bl.infer(trained, spectra)
+    assert (bl.infer(trained, spectra).flags == Flags.NOT_CONVERGED).all()
+    assert (bl.infer(trained, spectra[:1]).flags == Flags.NOT_CONVERGED).all()
 
 
 def test_partitions_without_spectra(trained, sky):  # noqa: F811
@@ -160,3 +160,58 @@ def test_widths_are_looked_for_once(sky, tmp_path):  # noqa: F811
     stream = open_stream(tmp_path / "in.parquet")
     assert [t["FLUX"].shape for t in stream.read(0, SIZE, ["FLUX"])] == [(8, 12), (8, 12), (7, 12)]
     assert stream.widths == {"FLUX": 12}
+
+
+@pytest.mark.parametrize("bad", [[N - 1], list(range(N))])
+def test_a_batch_in_which_every_star_is_bad(trained, sky, run, tmp_path, bad):  # noqa: F811
+    table = sky.copy()
+    table["FLUX"] = np.array(table["FLUX"])
+    table["FLUX"][bad, 3] = 1e200
+    done = run(write_parquet(table, tmp_path / "in.parquet"), batch_size=N - 1)
+    run(write_parquet(sky, tmp_path / "good.parquet"), "good", batch_size=N - 1)
+    found = read(tmp_path / "out")
+    assert done.flags["BAD_ERROR"] == len(bad)
+    assert np.isnan(found["TEFF"][bad]).all()
+    assert_others_same(found, read(tmp_path / "good"), bad)
+
+
+@pytest.mark.parametrize("value", [-9999.0, 99.0, 1e20])
+def test_sentinels_of_the_test_step_are_missing(simulated, value):
+    """Of magnitudes, and of parallaxes that would be combined with what the magnitudes say."""
+    stars = simulated.stars
+    blocks = {"magnitudes": stars.magnitudes, "parallax": stars.parallax}
+    posterior = bl.fit(bl.Parallax(("magnitudes",)), bl.Stars(**blocks))
+    for name, block in blocks.items():
+        missing, sentinel = np.array(block.value), np.array(block.value)
+        missing[3, 0], sentinel[3, 0] = np.nan, value
+        both = [bl.Block(x, block.error, names=block.names, unit=block.unit) for x in (sentinel, missing)]
+        found, expected = (bl.infer(posterior, bl.Stars(**{**blocks, name: x})) for x in both)
+        np.testing.assert_array_equal(found.mean, expected.mean)
+        assert np.flatnonzero(found.flags & Flags.SENTINEL).tolist() == [3]
+        assert not (expected.flags & Flags.SENTINEL).any()
+
+
+def test_a_prediction_that_overflows_is_flagged(simulated):
+    stars = simulated.stars
+    posterior = bl.fit(bl.Parallax(("magnitudes",)), bl.Stars(magnitudes=stars.magnitudes, parallax=stars.parallax))
+    value = np.array(stars.magnitudes.value)
+    value[3, 1] = 12345.0
+    block = bl.Block(value, stars.magnitudes.error, names=("G", "BP", "RP"), unit="mag")
+    found = bl.infer(posterior, bl.Stars(magnitudes=block))
+    assert np.isnan(found.mean[3]).all()
+    assert found.flags[3] & Flags.NOT_CONVERGED
+
+
+def test_training_stars_for_which_linear_algebra_fails(training):
+    flux = np.array(training.flux.value)
+    flux[5] = 1e5
+    with pytest.raises(bl.BadInput, match="linear algebra"):
+        bl.fit(bl.Cannon(order=1), training.with_block(flux=bl.Block(flux, training.flux.error)))
+
+
+def test_a_run_that_is_refused_leaves_no_folder(trained, sky, run, tmp_path):  # noqa: F811
+    table = sky.copy()
+    table["FLUX"].unit = "Jy"
+    with pytest.raises(bl.BadInput, match="Jy"):
+        run(write_table(table, tmp_path / "in.fits"), "out.fits")
+    assert [x.name for x in tmp_path.iterdir()] == ["in.fits"]

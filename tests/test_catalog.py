@@ -296,7 +296,7 @@ def test_destinations_that_cannot_be(sky, run, tmp_path):
     (tmp_path / "mine.fits").write_text("mine")
     with pytest.raises(bl.BadInput, match="exists"):
         run(source, "mine.fits")
-    with pytest.raises(bl.BadInput, match=r"\.ecsv, \.fits or \.parquet"):
+    with pytest.raises(bl.BadInput, match=r"\.fits, .*\.ecsv"):
         run(source, "out.txt")
     with pytest.raises(bl.BadInput, match="one that can be written"):
         run(source, "in.parquet/out")

@@ -7,11 +7,14 @@ import re
 import numpy as np
 import pytest
 from astropy import units as u
+from astropy.table import Table
 from test_bad_input import CLASSIC, changed
 
 import bayeslabels as bl
 from bayeslabels.data import sentinels
 from bayeslabels.errors import BadInput
+from bayeslabels.files import training as files_training
+from bayeslabels.files.tables import write_table
 
 
 @pytest.mark.parametrize("value", [-9999.0, 99.99, -999.0, 1e20, -32768.0, 9.969209968386869e36])
@@ -86,6 +89,40 @@ def test_a_prior_of_the_wrong_kind():
     for name in ("reddening_prior", "distance_prior"):
         with pytest.raises(BadInput, match=f"{name}=Normal"):
             bl.Photometry(**{name: bl.priors.Normal(0.1)})
+
+
+@pytest.mark.parametrize("prior", [0.1, "laplace", bl.priors.HalfNormal(0.1), bl.priors.Flat()])
+def test_coefficient_priors_of_parallax(prior):
+    with pytest.raises(BadInput, match="coefficient_prior"):
+        bl.Parallax(("magnitudes",), coefficient_prior=prior)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, -1.0, 1e12])
+def test_numbers_that_are_no_labels(training, value):
+    labels = training.labels.value.copy()
+    labels[3, 0] = value
+    with pytest.raises(BadInput, match="sentinel"):
+        bl.fit(CLASSIC, changed(training, "labels", labels))
+
+
+@pytest.mark.parametrize("value", [-9999.0, 1e20])
+def test_sentinels_beyond_the_sample(training, tmp_path, monkeypatch, value):
+    """Of a file that is larger than what is held of it."""
+    monkeypatch.setattr(files_training, "SAMPLE", 10)
+    monkeypatch.setattr(files_training, "split", lambda *_: np.zeros((1, 0), int))
+    table = Table({"T": training.labels.value[:, 0], "flux": training.flux.value})
+    held = files_training.sample_of(np.ones(40, bool), 0, 10)
+    table["T"][np.setdiff1d(np.arange(40), held)[3]] = value
+    write_table(table, tmp_path / "in.fits")
+    with pytest.raises(BadInput, match=re.escape(f"T = {value:g}")):
+        bl.fit(CLASSIC, tmp_path / "in.fits", bl.MAP(), columns={"labels": ["T"]})
+
+
+def test_numbers_whose_square_is_infinite(training):
+    flux = training.flux.value.copy()
+    flux[3, 4] = -1e200
+    with pytest.raises(BadInput, match=r"above 1e\+150 in 1 of 480, first at star 3, column 4"):
+        changed(training, "flux", flux)
 
 
 def test_a_covariance_that_was_kept_in_float32():

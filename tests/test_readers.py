@@ -202,3 +202,50 @@ def test_magnitudes_of_a_system_are_plain_ones_if_asked_for():
 def test_missing_ids_are_refused(missing):
     with pytest.raises(bl.BadInput, match="1 ids that are missing"):
         bl.Stars(id=np.array(["a", missing, "c"], object), m=bl.Block([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("name", ["a.fits", "a.h5", "a.parquet"])
+def test_ids_that_are_not_utf8_are_refused(tmp_path, name):
+    ids, path = np.array([b"\xe9t\xe9", b"b"]), tmp_path / name
+    if name == "a.h5":
+        with h5py.File(path, "w") as file:
+            file["ID"], file["G"] = ids, [1.0, 2.0]
+    elif name == "a.fits":
+        columns = [fits.Column("ID", "4A", array=ids), fits.Column("G", "D", array=[1.0, 2.0])]
+        fits.BinTableHDU.from_columns(columns).writeto(path)
+    else:
+        pq.write_table(pa.table({"ID": pa.array(ids.tolist(), pa.binary()), "G": [1.0, 2.0]}), path)
+    for read in (read_table, lambda path: next(open_stream(path).read(0, 2, ["ID", "G"]))):
+        with pytest.raises(bl.BadInput, match="UTF-8"):
+            bl.Stars.from_table(read(path), magnitudes="G", id="ID")
+        assert bl.Stars.from_table(read(path), magnitudes="G").magnitudes.value[1] == 2
+
+
+def test_other_peoples_layouts(tmp_path):
+    """Lists in FITS, HDF5 and Parquet; compound datasets of astropy; leading zeros; ECSV called CSV; tensors."""
+    rows = np.array([np.ones(3), np.zeros(0), np.arange(3.0)], object)
+    fits.BinTableHDU.from_columns([fits.Column("F", "PD()", array=rows)]).writeto(tmp_path / "a.fits")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("F", (3,), h5py.vlen_dtype(float))
+        for i, row in enumerate(rows):
+            file["F"][i] = row
+    pq.write_table(pa.table({"F": pa.array([x.tolist() for x in rows])}), tmp_path / "a.parquet")
+    for name in ("a.fits", "a.h5", "a.parquet"):
+        np.testing.assert_array_equal(
+            read_table(tmp_path / name)["F"], [np.ones(3), np.full(3, np.nan), np.arange(3.0)]
+        )
+    given = QTable({"A": [1.0, 2.0] * u.mag, "I": MaskedColumn([1, 2], mask=[False, True]), "S": ["x", "yy"]})
+    given.write(tmp_path / "b.h5", path="deep/data", serialize_meta=True)
+    found = read_table(tmp_path / "b.h5")
+    assert (str(found["A"].unit), found["I"].tolist(), found["S"].tolist()) == ("mag", [1, None], ["x", "yy"])
+    (tmp_path / "c.csv").write_text("id,x\n007,1\n10,null\n")
+    assert read_table(tmp_path / "c.csv")["id"].tolist() == ["007", "10"]
+    assert read_table(tmp_path / "c.csv")["x"].tolist() == [1, None]
+    table(5).write(tmp_path / "d.ecsv")
+    (tmp_path / "d.csv").write_text((tmp_path / "d.ecsv").read_text())
+    assert str(read_table(tmp_path / "d.csv")["G"].unit) == "mmag"
+    tensors = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.float64(), [2, 2]), pa.array([[1.0, 2.0, 3.0, 4.0]], pa.list_(pa.float64(), 4))
+    )
+    pq.write_table(pa.table({"C": tensors}), tmp_path / "e.parquet")
+    assert read_table(tmp_path / "e.parquet")["C"].tolist() == [[[1.0, 2.0], [3.0, 4.0]]]

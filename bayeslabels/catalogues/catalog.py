@@ -27,9 +27,10 @@ from ..data.stars import Stars
 from ..devices import one_each
 from ..errors import CannotDo, bad_input
 from ..files.bad_stars import drop_bad_errors, readable, widened
+from ..files.formats import format_of
+from ..files.formats.base import Stream, joined
+from ..files.formats.parquet import parquet_module
 from ..files.sources import Columns, Source, columns_as_in_training
-from ..files.streams import Stream
-from ..files.tables import parquet_module, refuse_non_ascii
 from ..fit import even_batches, for_stars_with, gathered, infer_batch
 from ..inference.base import Inference
 from ..kind import kind_of
@@ -82,8 +83,8 @@ def infer_catalog(
     """Test step for a catalogue of any length: `infer(...).table()` of every star, in the order of the source.
 
     Args:
-        source: a Parquet file or a folder of them, a FITS table, HDF5 with a dataset per column, or ECSV.
-        destination: a folder, for a Parquet file per batch; or a file that ends in .parquet, .fits or .ecsv.
+        source: a table in a file of any format (FITS, Parquet, HDF5, ECSV or CSV), or a folder of Parquet files.
+        destination: a folder, for a Parquet file per batch; or a file of any format.
         inference: as in `infer`.
         columns: names of columns as in `Stars.from_table`, ``{"flux": "FLUX", "flux_ivar": "IVAR", "id": "NAME"}``, and
             "hdu" and "wavelength"; those left out are as in the training step, or named like the blocks.
@@ -171,8 +172,9 @@ class _Plan:
             batch_size = even_batches(posterior.model, stream.n_row)
         if isinstance(batch_size, str) or batch_size < 1:
             raise bad_input(f"batch_size={batch_size!r}", 'a number of stars, or "auto"')
-        if Path(destination).suffix == ".fits":
-            refuse_non_ascii(kind_of(posterior.model).quantities(posterior.model).names, "columns", destination)
+        if Path(destination).suffix:
+            names = kind_of(posterior.model).quantities(posterior.model).names
+            format_of(destination, "destination", folder=True).refuse(Path(destination), names, vectors=save)
         size = min(int(batch_size), stream.n_row)
         notes = {
             "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row,
@@ -197,15 +199,9 @@ class _Plan:
         name = self.source.columns.get("id")
         if not name:
             return
-        ids = np.concatenate([np.asarray(t[name]) for t in self.stream.read(0, 1_000_000, [name])])
-        values, count = np.unique(ids, return_counts=True)
-        if (count > 1).any():
-            shown = ", ".join(str(x) for x in values[count > 1][:3])
-            raise bad_input(
-                f"{int((count > 1).sum())} ids that stand more than once, such as {shown}", "one row per star"
-            )
-        if self.destination.suffix == ".fits":
-            refuse_non_ascii([str(x) for x in values] if values.dtype.kind == "U" else [], "ids", self.destination)
+        ids = Stars(id=joined(list(self.stream.read(0, 1_000_000, [name])))[name]).id
+        if self.destination.suffix and ids is not None and ids.dtype.kind == "U":
+            format_of(self.destination).refuse(self.destination, ids=ids.tolist())
 
     def parts(self) -> Parts:
         n, size = self.stream.n_row, self.batch_size

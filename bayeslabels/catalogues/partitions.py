@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
+from ..files.formats.parquet import table_of_arrow
 from ..files.sources import Columns, columns_as_in_training, columns_needed
-from ..files.tables import table_of_arrow
 from ..fit import few_batches
 from ..inference.base import Inference
 from ..kind import kind_of

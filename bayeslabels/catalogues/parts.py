@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from astropy.io import fits
-from astropy.table import QTable, vstack
+from astropy.table import QTable
 
-from ..errors import bad_input
+from ..errors import BadInput, bad_input
 from ..files.checkpoint import refuse_other
-from ..files.tables import parquet_module, write_table
+from ..files.formats import find_format, format_of
+from ..files.tables import write_table
 from ..files.whole import in_one_piece, locked
 
 NOTES = "_bayeslabels.json"
@@ -59,8 +58,8 @@ class Parts:
 
     def refuse(self, overwrite: bool, sources: list[Path]) -> None:
         """Refuse a destination that would replace something else."""
-        if self.is_file and self.destination.suffix not in JOINS:
-            raise bad_input(f"destination {self.destination}", "a folder, or a file in .ecsv, .fits or .parquet")
+        if self.is_file:
+            format_of(self.destination, "destination", folder=True)
         self._refuse_source(sources)
         if (self.destination.is_file() and not overwrite) or (self.destination.is_dir() and self.is_file):
             raise bad_input(f"destination {self.destination}, which exists", "a new name", fix="overwrite=True")
@@ -79,8 +78,9 @@ class Parts:
                     f"destination {self.destination}, in which the source {path} is", "another place",
                     "source and destination are the same", 'infer_catalog(posterior, source, "catalogue/")',
                 )  # fmt: skip
-        if not self.is_file or own.suffix == ".parquet":
-            for folder in {path.parent for path in real if path.suffix in (".parquet", ".pq")}:
+        parquet = find_format("a.parquet")
+        if not self.is_file or find_format(own) is parquet:
+            for folder in {path.parent for path in real if find_format(path) is parquet}:
                 if len(real) > 1 and folder in own.parents:
                     raise bad_input(
                         f"destination {self.destination} in the folder {folder} of the source", "another place",
@@ -90,13 +90,19 @@ class Parts:
     @contextlib.contextmanager
     def held(self, resume: bool) -> Iterator[None]:
         """The folder, made and locked; in it the parts of earlier calls of the same run, and none of another."""
-        begun = False
+        begun, known = False, self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / LOCK, f"{self.destination}"):
                 self._begin(resume)
                 begun = True
                 yield
+        except BadInput:
+            if begun and not known and not any(self.part(first).exists() for first, _ in self.ranges):
+                self.remove()
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            raise
         except OSError as problem:
             if begun:
                 raise
@@ -155,7 +161,7 @@ class Parts:
         if not self.is_file:
             return
         with in_one_piece(self.destination) as whole:
-            JOINS[self.destination.suffix]([self.part(first) for first, _ in self.ranges], whole, self.ranges[-1][1])
+            format_of(self.destination).join([self.part(first) for first, _ in self.ranges], whole, self.ranges[-1][1])
         self.remove()
 
     def remove(self) -> None:
@@ -180,66 +186,3 @@ def _notes_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as problem:
         what = f"{path}, which cannot be read ({problem})"
         raise bad_input(what, "the notes of an earlier run", fix="resume=False to start again") from problem
-
-
-LENGTH = "table::len::"
-"""Before a column's name in the metadata of a part: of how many letters its texts are, at most."""
-
-
-def _lengths(parts: list[Path]) -> dict[str, int]:
-    """Of the texts of all parts, by column."""
-    out: dict[str, int] = {}
-    for part in parts:
-        for name, value in parquet_module().read_schema(part).metadata.items():
-            if (key := name.decode()).startswith(LENGTH):
-                column = key.removeprefix(LENGTH)
-                out[column] = max(int(value), out.get(column, 1))
-    return out
-
-
-def _join_parquet(parts: list[Path], whole: Path, n_row: int) -> None:
-    parquet, first = parquet_module(), parquet_module().read_schema(parts[0])
-    texts = {LENGTH + name: str(length) for name, length in _lengths(parts).items()}
-    schema = first.with_metadata(first.metadata | {k.encode(): v.encode() for k, v in texts.items()})
-    with parquet.ParquetWriter(whole, schema) as writer:
-        for part in parts:
-            writer.write_table(parquet.read_table(part).replace_schema_metadata(schema.metadata))
-
-
-def _as_fits(parts: list[Path], one: Path) -> Iterator[Path]:
-    """Every part written again as the file `one`, with texts as wide as the widest of all parts."""
-    lengths = _lengths(parts)
-    try:
-        for part in parts:
-            table = QTable.read(part, format="parquet")
-            for name, length in lengths.items():
-                table[name] = np.asarray(table[name]).astype(f"U{length}")
-            write_table(table, one)
-            yield one
-    finally:
-        one.unlink(missing_ok=True)
-
-
-def _join_fits(parts: list[Path], whole: Path, n_row: int) -> None:
-    """The header of the first part, with the rows of all."""
-    with open(whole, "wb") as out:
-        for piece in _as_fits(parts, parts[0].with_name("_one.fits")):
-            with fits.open(piece) as hdus:
-                header, begin, start = hdus[1].header.copy(), hdus[1]._header_offset, hdus[1]._data_offset
-            n_byte = header["NAXIS1"] * header["NAXIS2"]
-            with open(piece, "rb") as rows:
-                if out.tell() == 0:
-                    header["NAXIS2"] = n_row
-                    out.write(rows.read(begin))
-                    out.write(header.tostring().encode("ascii"))
-                rows.seek(start)
-                out.write(rows.read(n_byte))
-        out.write(bytes(-out.tell() % 2880))
-
-
-def _join_text(parts: list[Path], whole: Path, n_row: int) -> None:
-    write_table(vstack([QTable.read(part, format="parquet") for part in parts], metadata_conflicts="silent"), whole)
-
-
-JOINS = {".parquet": _join_parquet, ".fits": _join_fits, ".ecsv": _join_text}
-"""How the parts become one file, by the end of its name."""

@@ -205,8 +205,10 @@ def table_of(id: np.ndarray | None, blocks: Mapping[str, Any]) -> QTable:
 
 def column_of(table: Any, column: str) -> Any:
     """One column of whatever `Stars.from_table` takes for a table."""
-    if not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
-        raise bad_input(f"a {type(table).__name__}", "a table", fix="Stars.from_table(Table.read(path), ...)")
+    arrow = hasattr(table, "column_names")
+    if arrow or not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
+        fix = "Stars.from_table(table.to_pandas(), ...)" if arrow else "Stars.from_table(Table.read(path), ...)"
+        raise bad_input(f"a {type(table).__module__}.{type(table).__name__}", "a table of astropy or pandas", fix=fix)
     names = getattr(getattr(table, "dtype", None), "names", None)
     index_of(column, getattr(table, "colnames", table) if names is None else names, "column")
     return table[column]

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import bad_input
 from .columns import MAX_NAMED
-from .stars import Stars
+from .stars import Block, Stars
 
 NINES = [float("9" * n + ("." + "9" * m if m else "")) for n in range(1, 8) for m in range(5) if n + m > 2 or n > 1]
-FILLS = np.unique([*NINES, 32767, 32768, 65535, 2147483647, 2147483648, 1e10, 1e20, 1e30, 9.969209968386869e36])
-"""Of either sign: nines, the ends of integers, and round numbers that no star has."""
+FILLS = np.unique([*NINES, 32767, 32768, 65535, 2147483647, 2147483648])
+"""Of either sign: nines, and the ends of integers; also 0 and 1, but not of spectra."""
+SMALL, LARGE = 1e-20, 1e10
+"""Numbers below (0, most of all) and above them may stand for what is missing, too."""
+SPECTRA = "flux"
 FAR = 15.0
 """Spreads of the other values from their median, beyond which such a number is no measurement."""
 
 
+PERCENTILES = (2.5, 50, 97.5)
+
+
 def refuse_sentinels(stars: Stars, blocks: Sequence[str]) -> None:
-    """Refuse training stars with sentinels in the columns of these blocks; of spectra nothing is looked at."""
-    for name in blocks:
-        if name not in stars or stars[name].n_dim > MAX_NAMED:
-            continue
-        block = stars[name]
+    """Refuse training stars with sentinels in the columns of these blocks; long spectra are not looked at."""
+    for name, block in _narrow(stars, blocks):
         for i, column in enumerate(np.where(block.observed, block.value, np.nan).T):
-            fills = np.isin(np.abs(column), FILLS.astype(column.dtype))
+            fills = _is_fill(column, name)
             others = column[np.isfinite(column) & ~fills]
             if not fills.any() or len(others) < 2:
                 continue
-            low, centre, high = np.percentile(others, [2.5, 50, 97.5])
-            wrong = fills & (np.abs(column - centre) > FAR * max((high - low) / 4, 1e-12 * abs(centre)))
+            low, centre, high = np.percentile(others, PERCENTILES)
+            wrong = fills & (np.abs(column - centre) > _far(low, centre, high))
             if wrong.any():
                 value, what = column[wrong][0], block.names[i] if block.names else f"column {i} of {name}"
                 raise bad_input(
@@ -37,3 +41,72 @@ def refuse_sentinels(stars: Stars, blocks: Sequence[str]) -> None:
                     f"{high:.4g}", "NaN where it was not measured", "a sentinel for what is missing",
                     f"table[{what!r}] = np.where(np.isclose(table[{what!r}], {value:g}), np.nan, table[{what!r}])",
                 )  # fmt: skip
+
+
+def ranges_of(stars: Stars, blocks: Sequence[str]) -> dict[str, list[list[float] | None]]:
+    """Where the training stars' values are, [centre, how far from it a sentinel is], of each column of these blocks."""
+    out: dict[str, list[list[float] | None]] = {}
+    for name, block in _narrow(stars, [x for x in blocks if x != SPECTRA]):
+        out[name] = []
+        for column in np.where(block.observed, block.value, np.nan).T:
+            there = column[np.isfinite(column)].astype(float)
+            low, centre, high = np.percentile(there, PERCENTILES) if len(there) > 1 else (0.0, 0.0, 0.0)
+            out[name].append([float(centre), float(_far(low, centre, high))] if len(there) > 1 else None)
+    return out
+
+
+def refuse_beyond(extremes: Mapping[str, np.ndarray], sample: Stars) -> None:
+    """Refuse training stars beyond the sample in memory with sentinels; extremes: of all stars, `fills_of`."""
+    for name, columns in ranges_of(sample, list(extremes)).items():
+        for i, (known, fills) in enumerate(zip(columns, extremes[name], strict=True)):
+            for value in fills[np.isfinite(fills)]:
+                if known is not None and abs(value - known[0]) > known[1]:
+                    names = sample[name].names
+                    raise bad_input(
+                        f"stars with {names[i] if names else f'column {i} of {name}'} = {value:g}, where most have "
+                        f"about {known[0]:.4g}", "NaN where it was not measured", "a sentinel for what is missing",
+                    )  # fmt: skip
+
+
+def fills_of(stars: Stars, blocks: Sequence[str]) -> dict[str, np.ndarray]:
+    """The least and the largest number (2,) that may be a sentinel, of each column (n_dim, 2) of these blocks."""
+    out = {}
+    for name, block in _narrow(stars, [x for x in blocks if x != SPECTRA]):
+        x = np.where(_is_fill(block.value, name) & block.observed, block.value, np.nan)
+        out[name] = np.stack([np.fmin.reduce(x, 0), np.fmax.reduce(x, 0)], 1)
+    return out
+
+
+def without_sentinels(stars: Stars, ranges: Mapping[str, Any]) -> tuple[Stars, np.ndarray]:
+    """Stars of whom sentinels are missing, as what they stand for is; and (N,) those who had some.
+
+    ranges: of the training stars, `ranges_of`.
+    """
+    odd, changed = np.zeros(len(stars), bool), {}
+    for name, block in _narrow(stars, list(ranges)):
+        if len(ranges[name]) != block.n_dim:
+            continue
+        fills = _is_fill(block.value, name) & block.observed
+        for i in np.flatnonzero(fills.any(0)):
+            known = ranges[name][i]
+            fills[:, i] &= known is not None and np.abs(block.value[:, i] - known[0]) > known[1]
+        if fills.any():
+            odd |= fills.any(1)
+            value = np.where(fills, np.nan, block.value)
+            changed[name] = Block(value, block.error, names=block.names, unit=block.unit, coords=block.coords)
+    return stars.with_block(**changed), odd
+
+
+def _narrow(stars: Stars, blocks: Sequence[str]) -> list[tuple[str, Block]]:
+    """The blocks that are no long spectra."""
+    return [(name, stars[name]) for name in blocks if name in stars and stars[name].n_dim <= MAX_NAMED]
+
+
+def _is_fill(values: np.ndarray, name: str) -> np.ndarray:
+    size = np.abs(values)
+    fills = np.isin(size, FILLS.astype(values.dtype)) | (size >= LARGE)
+    return fills if name == SPECTRA else fills | (size < SMALL) | (size == 1)
+
+
+def _far(low: float, centre: float, high: float) -> float:
+    return FAR * max((high - low) / 4, 1e-12 * abs(centre))

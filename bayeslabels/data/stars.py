@@ -36,6 +36,8 @@ from .columns import (
 Array: TypeAlias = Any  # NumPy as built; whatever a JAX transformation puts there afterwards
 
 
+LARGEST = 1e150
+"""Above it squares of numbers overflow, and sums of them."""
 ROUNDING = 1e-5
 """By how much a correlation may differ from itself across the diagonal, as of matrices that were kept in float32."""
 
@@ -310,7 +312,7 @@ class Stars:
     def to_table(self) -> QTable:
         """An astropy table: ``id``, a column per name (a vector column for unnamed blocks), and errors.
 
-        Covariances are one column without a unit. `from_table` restores the stars, also after FITS or ECSV.
+        Covariances are one column without a unit. `from_table` restores the stars, also from a file.
         """
         return table_of(self.id, self._blocks)
 
@@ -347,6 +349,11 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
     names = default_names(n_dim) if names is None else (names,) if isinstance(names, str) else tuple(names)
     if names is not None and (len(names) != n_dim or len(set(names)) < n_dim):
         raise bad_input(f"names {names} of {what}", f"{n_dim}, each once")
+    if x.dtype == np.float64 and (wrong := np.isfinite(x) & ((x > LARGEST) | (x < -LARGEST))).any():
+        raise bad_input(
+            f"{what} {where_wrong(wrong, f'above {LARGEST:g}', names)}", "numbers whose square is finite",
+            "a number that stands for missing", f"np.where(np.abs({what}) < 1e30, {what}, np.nan)",
+        )  # fmt: skip
     spread = None
     if error is not None:
         spread = convert((_shaped(error[0], x, what, error_name), error[1]), unit, error_name, spread=True)
@@ -412,7 +419,11 @@ def _identifiers(id: Any) -> np.ndarray:
     masked = isinstance(id, np.ma.MaskedArray) and np.ma.getmaskarray(id).any()
     array = np.asarray(id)
     if array.dtype.kind in "OST":
-        every = [x.decode() if isinstance(x, bytes) else x for x in array.tolist()]
+        try:
+            every = [x.decode() if isinstance(x, bytes) else x for x in array.tolist()]
+        except UnicodeDecodeError as problem:
+            fix = 'table[...] = np.char.decode(table[...], "latin-1"), or omit id'
+            raise bad_input(f"ids such as {problem.object!r}", "texts in UTF-8", "another encoding", fix) from None
         if n := sum(not isinstance(x, str | int) for x in every):
             raise bad_input(
                 f"{n} ids that are missing", "one string or integer per star", "None or NaN in the column",

@@ -52,26 +52,28 @@ def widened(table: Table, columns: Columns, widths: Mapping[str, int]) -> Table:
 def readable(table: Table, columns: Columns, coords: Mapping[str, Any]) -> tuple[Stars, np.ndarray]:
     """The stars of a table, and (N,) those of which nothing is taken, since they cannot be: not a covariance, say.
 
-    What all stars have in common is refused, as ever.
+    What is wrong however the stars' numbers are (units, names, ids) is refused, as ever.
     """
 
     def read(rows: np.ndarray) -> Stars:
         return stars_of(table[rows], columns, coords)
 
+    def without(odd: np.ndarray) -> Stars:
+        blank = table.copy()
+        for name in flat(value for name, value in columns.items() if name != "id"):
+            if name in blank.colnames and _is_number(blank[name]):
+                numbers = _floats(blank[name])
+                numbers[odd] = np.nan
+                blank[name] = Column(numbers, unit=blank[name].unit)
+        return stars_of(blank, columns, coords)
+
     every = np.arange(len(table))
     try:
         return read(every), np.zeros(len(table), bool)
     except BadInput:
+        without(every)
         odd = culprits(read, every, BadInput)
-        if len(odd) == len(table):
-            raise
-    blank = table.copy()
-    for name in flat(value for name, value in columns.items() if name != "id"):
-        if name in blank.colnames and _is_number(blank[name]):
-            numbers = _floats(blank[name])
-            numbers[odd] = np.nan
-            blank[name] = Column(numbers, unit=blank[name].unit)
-    return stars_of(blank, columns, coords), np.isin(every, odd)
+    return without(odd), np.isin(every, odd)
 
 
 def without_failures(infer: Callable[[Stars], T], stars: Stars) -> tuple[T, np.ndarray]:
@@ -81,8 +83,6 @@ def without_failures(infer: Callable[[Stars], T], stars: Stars) -> tuple[T, np.n
         return infer(stars), np.zeros(len(stars), bool)
     except np.linalg.LinAlgError:
         odd = culprits(lambda rows: infer(_blank(stars, np.setdiff1d(every, rows))), every, np.linalg.LinAlgError)
-        if len(odd) == len(stars):
-            raise
     return infer(_blank(stars, odd)), np.isin(every, odd)
 
 

@@ -65,7 +65,7 @@ def open_table(path: str, columns: Mapping[str, Any]) -> Table:
 
 
 def read_stars(path: str, columns: Mapping[str, Any]) -> Stars:
-    """The stars of a FITS, ECSV or Parquet table."""
+    """The stars of a table in a file of any format, or in a folder of Parquet files."""
     named = _parts(columns)
     if columns.get("wavelength"):
         named["flux_coords"] = {"pixel": read_wavelength(path, columns["wavelength"])}

@@ -18,11 +18,12 @@ from astropy.table import Table
 
 from ..core.model import Model
 from ..data.batches import Range, Rows, RowsInMemory, Usable, at_once, pieces_of, split, width_of
+from ..data.sentinels import fills_of, refuse_beyond
 from ..data.stars import Stars
 from ..errors import bad_input
 from ..progress import bar
+from .formats.base import joined
 from .sources import Columns, Source, columns_for_training
-from .streams import joined
 
 SAMPLE, SAMPLE_NUMBERS = 50_000, 2**24
 """Stars, and their measured numbers, that a model takes its scales, populations and start from, at most."""
@@ -82,17 +83,23 @@ class StarsInFiles(TrainingStars):
         out = split(self.n, getattr(model, "members", 1), seed, self.width)
         self.index = np.unique(np.concatenate([sample, out.ravel()]))
         self.usable, kept = everything, []
+        self.fills: dict[str, np.ndarray] = {}
         with bar(self.n, f"reading {path}", progress) as shown:
             first = 0
             for table in self.source.tables(0, at_once(AT_ONCE, self.width)):
                 stop = first + len(table)
-                self.usable[first:stop] = usable(self.source.stars(table))
+                stars = self.source.stars(table)
+                self.usable[first:stop] = usable(stars)
+                for name, x in fills_of(stars, model.blocks).items():
+                    known = self.fills.get(name, x)
+                    self.fills[name] = np.stack([np.fmin(known[:, 0], x[:, 0]), np.fmax(known[:, 1], x[:, 1])], 1)
                 low, high = np.searchsorted(self.index, [first, stop])
                 if high > low:
                     kept.append(table[self.index[low:high] - first])
                 shown.update(stop - first)
                 first = stop
         self.held = self.source.stars(joined(kept))
+        refuse_beyond(self.fills, self.held)
         self.sample = self.held[np.searchsorted(self.index, sample[self.usable[sample]])]
 
     def rows(self, model: Any) -> Rows:

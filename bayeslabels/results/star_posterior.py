@@ -43,6 +43,8 @@ class Flags(IntFlag):
     BAD_ERROR = 8192
     """An error was zero or negative, and its measurement left out; or a covariance was none, and the star's data left
     out (`infer_catalog`; elsewhere both are refused)."""
+    SENTINEL = 16384
+    """A number that stands for what is missing, such as -9999 or a magnitude of 99, was left out."""
 
 
 def flag_names(value: int) -> tuple[str, ...]:

@@ -179,8 +179,10 @@ class ParallaxKind(Kind):
         flags |= Flags.OUTLIER * (wrong > 0.5)
         flags |= Flags.MISSING_BAND * bands.any(1)
         flags |= Flags.MISSING_DATA * (n_missing > 0.5 * (len(frame.names) - 1))
+        lost = ~blank & ~(np.isfinite(mean) & np.isfinite(error)).all(1)
+        flags |= Flags.NOT_CONVERGED * lost
         for values in (mean, error, at):
-            values[blank & ~seen] = np.nan
+            values[lost | (blank & ~seen)] = np.nan
         summaries = {"mean": mean, **{name: at[:, i] for i, name in enumerate(("p16", "p50", "p84"))}}
         zero = moments.zero_point + model.offset(stars)
         per_star = {

@@ -1,0 +1,192 @@
+"""Parquet files, and folders of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from ...errors import bad_input
+from .base import Format, Stream, column, joined, unit_in, whole_file
+from .serialized import Written
+
+LENGTH = "table::len::"
+"""Before a column's name in the metadata of a file by astropy: of how many letters its texts are, at most."""
+
+
+class Parquet(Format):
+    name = "Parquet"
+    suffixes = (".parquet", ".pq")
+
+    def open(self, path: Path, hdu: int | str | None) -> ParquetStream:
+        return ParquetStream(path)
+
+    def write(self, table: Table, path: Path) -> None:
+        parquet_module()
+        table.write(path, format="parquet")
+
+    def join(self, parts: list[Path], whole: Path, n_row: int) -> None:
+        parquet, first = parquet_module(), parquet_module().read_schema(parts[0])
+        texts = {LENGTH + name: str(length) for name, length in lengths_of_texts(parts).items()}
+        schema = first.with_metadata(first.metadata | {k.encode(): v.encode() for k, v in texts.items()})
+        with parquet.ParquetWriter(whole, schema) as writer:
+            for part in parts:
+                writer.write_table(parquet.read_table(part).replace_schema_metadata(schema.metadata))
+
+
+class ParquetStream(Stream):
+    """One file, or all Parquet files below a folder in the order of their names."""
+
+    def __init__(self, path: Path):
+        parquet = parquet_module()
+        found = [path]
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in Parquet.suffixes]
+            found = [p for p in inside if not any(part[0] in "._" for part in p.relative_to(path).parts)]
+            if not found:
+                raise bad_input(f"the folder {path} without Parquet files", "some")
+        self.rows, self.groups, names = [], [], []
+        self.written: list[Written] = []
+        self.widths: dict[str, int] = {}
+        for file in found:
+            with whole_file(file):
+                head = parquet.read_metadata(file)
+                self.rows.append(head.num_rows)
+                self.groups += [head.row_group(i).num_rows for i in range(head.num_row_groups)]
+                schema = head.schema.to_arrow_schema()
+                text = (schema.metadata or {}).get(b"table_meta_yaml")
+                self.written.append(Written.of(text, schema.names))
+                names.append(tuple(x for x in schema.names if x not in self.written[-1].masks.values()))
+        for file, own in zip(found, names, strict=True):
+            if set(own) != set(names[0]):
+                odd = sorted(set(own) ^ set(names[0]))
+                raise bad_input(f"{file}, which differs from {found[0]} in the columns {odd}", "the same in all files")
+        self.paths, self.names, self.n_row = tuple(found), names[0], sum(self.rows)
+        self.meta = self.written[0].meta
+
+    def pieces(self) -> list[tuple[int, int]]:
+        ends = np.cumsum(self.groups).tolist()
+        return [(stop - rows, stop) for rows, stop in zip(self.groups, ends, strict=True) if rows]
+
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        parquet, held, n_held = parquet_module(), [], 0
+        for path, rows, written in zip(self.paths, self.rows, self.written, strict=True):
+            stored = [*columns, *(mask for name, mask in written.masks.items() if name in columns)]
+            if start >= rows:
+                start -= rows
+                continue
+            with (
+                whole_file(path),
+                parquet.ParquetFile(path) as file,
+            ):  # not mapped, or all that was read stays in memory
+                for group in range(file.metadata.num_row_groups):
+                    inside = file.metadata.row_group(group).num_rows
+                    if start >= inside:
+                        start -= inside
+                        continue
+                    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=stored):
+                        skipped, start = min(start, batch.num_rows), max(start - batch.num_rows, 0)
+                        batch = batch.slice(skipped)
+                        while batch.num_rows:
+                            piece = batch.slice(0, size - n_held)
+                            batch = batch.slice(piece.num_rows)
+                            held.append(self._widened(written.applied(table_of_arrow(piece))))
+                            n_held += piece.num_rows
+                            if n_held == size:
+                                yield joined(held)
+                                held, n_held = [], 0
+        if held:
+            yield joined(held)
+
+    def _widened(self, table: Table) -> Table:
+        """With lists that are null in all of these rows as long as they are elsewhere in the files."""
+        for name in table.colnames:
+            if table[name].shape[1:] == (0,) and (width := self._width(name)):
+                table[name] = column(np.full((len(table), width), np.nan), unit=table[name].unit)
+        return table
+
+    def _width(self, name: str) -> int:
+        """Numbers in each list of a column; 0 where all are null."""
+        if name not in self.widths:
+            batches = (batch for path in self.paths for batch in parquet_module().ParquetFile(path).iter_batches(
+                4096, columns=[name]))  # fmt: skip
+            found = (table_of_arrow(batch)[name].shape[1] for batch in batches)
+            self.widths[name] = next((width for width in found if width), 0)
+        return self.widths[name]
+
+
+def parquet_module() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise bad_input(
+            "a Parquet file without pyarrow installed", "pyarrow", fix="pip install 'bayeslabels[catalogs]'"
+        ) from None
+    return pyarrow.parquet
+
+
+def lengths_of_texts(parts: list[Path]) -> dict[str, int]:
+    """Letters of the longest text of every column of texts, of all parts together."""
+    out: dict[str, int] = {}
+    for part in parts:
+        for name, value in parquet_module().read_schema(part).metadata.items():
+            if (key := name.decode()).startswith(LENGTH):
+                text = key.removeprefix(LENGTH)
+                out[text] = max(int(value), out.get(text, 1))
+    return out
+
+
+def table_of_arrow(data: Any) -> Table:
+    """An astropy table of a pyarrow table or batch; list columns become vector columns, NaN where they are null."""
+    out = Table()
+    for name in data.schema.names:
+        values, field = data.column(name), data.schema.field(name)
+        unit = unit_in((field.metadata or {}).get(b"unit"))
+        if hasattr(values, "combine_chunks"):
+            values = values.combine_chunks()
+        out[name] = column(*_numpy(name, values), unit)
+    return out
+
+
+def _numpy(name: str, values: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """The numbers or texts of a pyarrow array, and where they are null, if that does not stand in them as NaN."""
+    if hasattr(values, "storage"):  # of an extension, such as tensors of one shape
+        inner, null = _numpy(name, values.storage)
+        return inner.reshape(len(inner), *getattr(values.type, "shape", inner.shape[1:])), null
+    kind = str(values.type)
+    if kind == "null":
+        return np.full(len(values), np.nan), None
+    if "list" in kind:
+        return _vectors(name, values), None
+    if "string" in kind:
+        texts = values.to_pylist()
+        return np.array([x or "" for x in texts], str), np.array([x is None for x in texts], bool)
+    if "int" in kind and values.null_count and "dictionary" not in kind:  # Arrow would make floats of long ids
+        null = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+        return values.fill_null(0).to_numpy(zero_copy_only=False), null
+    return values.to_numpy(zero_copy_only=False), None
+
+
+def _vectors(name: str, column: Any) -> np.ndarray:
+    """(n, length) of a pyarrow list array; rows that are null or empty are NaN, and length is 0 where all are."""
+    from pyarrow.compute import list_value_length
+
+    lengths = set(list_value_length(column).unique().to_pylist()) - {None, 0}
+    if not lengths:
+        return np.full((len(column), 0), np.nan)
+    if len(lengths) != 1:
+        raise bad_input(f"column {name!r} with lists of length {sorted(lengths)[:5]}", "spectra of one length")
+    (length,) = lengths
+    present = np.asarray(list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)) > 0
+    inner = column.flatten()  # of the rows that are present, alone
+    values = _vectors(name, inner) if "list" in str(inner.type) else inner.to_numpy(zero_copy_only=False)
+    n = int(present.sum())
+    values = values.reshape(n, length, *values.shape[1:])
+    if n == len(present):
+        return np.asarray(values)
+    out = np.full((len(present), *values.shape[1:]), np.nan, values.dtype if values.dtype.kind == "f" else float)
+    out[present] = values
+    return out

@@ -1,0 +1,116 @@
+"""ECSV and CSV files, gzipped ones, too; read as a whole."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import ascii
+from astropy.table import Column, MaskedColumn, Table
+
+from ...errors import bad_input
+from .base import Format, Stream, column, unit_in, whole_file
+
+MISSING = [("", "0"), ("null", "0"), ("NULL", "0")]
+"""Texts that stand for nothing: the Gaia archive writes null."""
+LEADING_ZERO = re.compile(r"[+-]?0\d")
+
+
+class Ecsv(Format):
+    name = "ECSV"
+    suffixes = (".ecsv", ".ecsv.gz")
+
+    def open(self, path: Path, hdu: int | str | None) -> TextStream:
+        return TextStream(path)
+
+    def write(self, table: Table, path: Path) -> None:
+        with _opened(path, "wt") as file:
+            table.write(file, format="ascii.ecsv")
+
+
+class Csv(Format):
+    """No units, and numbers alone: texts that are whole numbers come back as numbers."""
+
+    name = "CSV"
+    suffixes = (".csv", ".csv.gz")
+    vectors = False
+
+    def open(self, path: Path, hdu: int | str | None) -> TextStream:
+        return TextStream(path)
+
+    def write(self, table: Table, path: Path) -> None:
+        self.refuse(path, vectors=[name for name in table.colnames if table[name].ndim > 1])
+        with _opened(path, "wt") as file:
+            table.write(file, format="ascii.csv")
+
+
+class TextStream(Stream):
+    def __init__(self, path: Path):
+        with whole_file(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _opened(path, "rt") as file:
+                text = file.read()
+            self.table = _ecsv(text) if text.startswith("# %ECSV") else _csv(text, path)
+        if not self.table.colnames:
+            raise bad_input(f"{path} without columns", "a line of their names, and one of each star")
+        self.paths, self.n_row, self.names = (path,), len(self.table), tuple(self.table.colnames)
+        self.meta = dict(self.table.meta)
+
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        for first in range(start, self.n_row, size):
+            yield self.table[list(columns)][first : first + size]
+
+    def empty(self) -> Table:
+        return self.table
+
+
+def _opened(path: Path, mode: str) -> Any:
+    encoding = "utf-8-sig" if mode == "rt" else "utf-8"
+    return (gzip.open if path.suffix.lower() == ".gz" else open)(path, mode, encoding=encoding, newline="")
+
+
+def _ecsv(text: str) -> Table:
+    table = ascii.read(text.splitlines(), format="ecsv", guess=False, fill_values=MISSING)
+    for name in table.colnames:
+        if isinstance(table[name], Column) and table[name].unit is not None:
+            table[name].unit = unit_in(str(table[name].unit))
+    return table
+
+
+def _csv(text: str, path: Path) -> Table:
+    if "\0" in text:
+        raise bad_input(f"{path} with bytes that are no text", "a table in CSV")
+    table = ascii.read(text + "\n", format="csv", guess=False, fill_values=MISSING)
+    zeros = LEADING_ZERO.search(text) is not None
+    whole = [name for name in table.colnames if table[name].dtype.kind == "i"] if zeros else []
+    if whole:  # ids such as 007, which are no numbers
+        texts = ascii.read(
+            text + "\n", format="csv", guess=False, fill_values=MISSING, include_names=whole,
+            converters={name: [ascii.convert_numpy(str)] for name in whole},
+        )  # fmt: skip
+        for name in whole:
+            if any(LEADING_ZERO.match(x) for x in np.ma.getdata(texts[name]).tolist()):
+                table[name] = texts[name]
+    for name in table.colnames:
+        table[name] = _typed(table[name])
+    return table
+
+
+def _typed(values: Column) -> Column:
+    """Integers that are longer than 64 bits with a sign, and words for true and false."""
+    data, mask = np.ma.getdata(values), np.ma.getmaskarray(values)
+    there = data[~mask].tolist()
+    if data.dtype.kind != "U" or not there:
+        return values
+    if all(re.fullmatch(r"0|[1-9]\d{,19}", x) and int(x) < 2**64 for x in there):
+        out = np.zeros(len(data), np.uint64)
+        out[~mask] = [int(x) for x in there]
+        return column(out, mask)
+    if set(there) <= {"True", "False"}:
+        return column(data == "True", mask)
+    return MaskedColumn(values) if mask.any() else Column(data)
