@@ -15,12 +15,12 @@ from ..core.model import Model
 from ..data.batches import fold_of
 from ..data.stars import Stars
 from ..errors import bad_input
-from ..fit import fit, infer
 from ..inference.base import Inference
 from ..kind import kind_of
 from ..kinds.program.program import as_model
 from ..progress import bar
 from ..results.star_posterior import StarPosterior
+from ..verbs import fit, infer
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,13 +30,13 @@ from ..files.bad_stars import drop_bad_errors, readable, widened
 from ..files.sources import Columns, Source, columns_as_in_training
 from ..files.streams import Stream
 from ..files.tables import parquet_module, refuse_non_ascii
-from ..fit import even_batches, for_stars_with, gathered, infer_batch
 from ..inference.base import Inference
 from ..kind import kind_of
 from ..numerics.linalg import in_float64
 from ..progress import bar
 from ..results.posterior import Posterior
 from ..results.star_posterior import Flags
+from ..verbs import even_batches, for_stars_with, gathered, infer_batch
 from .parts import Parts
 
 
