@@ -13,7 +13,7 @@ from bayeslabels.kind import KINDS
 
 ROOT = Path(bayeslabels.__file__).parent
 FLOORS = [
-    {"errors", "progress", "names"},
+    {"errors", "progress", "names", "cache"},
     {"process"},
     {"devices"},
     {"numerics", "astro"},
