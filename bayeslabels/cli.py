@@ -167,7 +167,7 @@ def _output_options(p: argparse.ArgumentParser, name: str, what: str) -> None:
 
 def _run_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=_natural, default=0, help="same seed, same result (default: 0)")
-    p.add_argument("--quiet", action="store_true", help="no progress bars (they show on a terminal only)")
+    p.add_argument("--quiet", action="store_true", help="no progress bars (shown on terminals alone)")
 
 
 def _names(text: str) -> tuple[str, ...]:

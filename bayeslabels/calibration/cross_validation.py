@@ -135,6 +135,7 @@ def cross_validate(
     info: dict[str, Any] = {"seed": seed, "selection": [], "converged": []}
     with bar(folds, "cross-validation", progress) as shown:
         for f in range(folds):
+            shown.set_description(f"cross-validation, fold {f + 1} of {folds}")
             out = fold == f
             posterior = fit(model, stars[~out], inference, seed=seed, progress=False)
             test = kind.held_out_view(posterior.model, stars[out])
