@@ -1,43 +1,25 @@
-"""The command line: ``bayeslabels demo``, ``fit``, ``infer`` and ``info``."""
+"""The command line: ``bayeslabels demo``, ``fit``, ``infer`` and ``info``.
+
+What is asked is read here, without JAX, which takes seconds to import; what is done stands in `commands`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import contextlib
-import dataclasses
+import importlib
 import json
-import os
 import sys
-import tempfile
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from . import demo, reports
-from . import inference as inferences
-from .catalogues.catalog import infer_catalog
-from .core.model import Model, models
-from .core.priors import HalfNormal, Prior
-from .data.columns import default_names
-from .data.stars import Stars
-from .errors import BadInput, CannotDo, bad_input, index_of
-from .files.formats import TABLES
-from .files.sources import read_stars
-from .files.whole import refuse_unwritable
-from .fit import fit
-from .kind import kind_of
-from .results.posterior import Posterior, load, version_of
+from .errors import BadInput, CannotDo, printable
+from .names import INFERENCES, MODELS, PRIORS, TABLES, version_of
 
-INFERENCES = {name.lower(): getattr(inferences, name) for name in sorted(inferences.__all__)}
-_BY_NAME = {name.lower(): model for name, model in models().items() if model.offered}
-_PRIORS = {prior.__name__: prior for prior in (*get_args(Prior), HalfNormal)}
-COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
-"""Options that say where things stand in a table; a model file remembers those of its training."""
-ROWS = 60
-"""Of what was learned, at most, that `info` shows."""
+_MODELS, _INFERENCES = ([name.lower() for name in names] for names in (MODELS, INFERENCES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         description="Data-driven models of stars, with error bars that hold.",
         epilog="Start with: bayeslabels demo",
     )
-    top.add_argument("--version", action="version", version=f"bayeslabels {version_of('bayeslabels')}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     p = commands.add_parser("demo", help="simulate a survey, train, infer, and report; needs no data")
@@ -86,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stars", metavar="N", type=_positive, help="how many (simulated: for training, default 600)")
     p.add_argument("--pixels", metavar="L", type=_positive, help="how many (simulated: default 400)")
     _run_options(p)
-    p.set_defaults(run=_demo)
+    p.set_defaults(run=_command("demo"))
 
     p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
     p.description = f"Train a model on a table of labels and spectra, or of any other blocks: {TABLES}."
@@ -98,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
     _label_options(p)
     _table_options(p)
-    p.add_argument("--model", type=str.lower, choices=_BY_NAME, default="cannon", help="(default: %(default)s)")
+    p.add_argument("--model", type=str.lower, choices=_MODELS, default="cannon", help="(default: %(default)s)")
     p.add_argument(
         "--set",
         metavar="NAME=VALUE",
@@ -109,10 +91,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
     p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
-    p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
+    p.add_argument("--inference", choices=_INFERENCES, help="(default: the model's own)")
     _output_options(p, "MODEL.nc", "the model file to write")
     _run_options(p)
-    p.set_defaults(run=_fit)
+    p.set_defaults(run=_command("fit"))
 
     p = commands.add_parser("infer", help="test step: labels of new stars from their spectra, or what the model gives")
     p.description = (
@@ -125,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", metavar="TABLE", help="stars, one row each")
     _label_options(p)
     _table_options(p)
-    p.add_argument("--inference", choices=INFERENCES, help="(default: the model's own)")
+    p.add_argument("--inference", choices=_INFERENCES, help="(default: the model's own)")
     _output_options(p, "CATALOGUE", f"to write: {TABLES}")
     p.add_argument("--batch-size", metavar="N", type=_positive, help="stars at a time (default: some 200 MB)")
     p.add_argument(
@@ -134,99 +116,27 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--restart", action="store_true", help="start again, where an interrupted run would go on")
     _run_options(p)
-    p.set_defaults(run=_infer, interrupted="what was done is kept: the same command goes on from there")
+    p.set_defaults(run=_command("infer"), interrupted="what was done is kept: the same command goes on from there")
 
     p = commands.add_parser("info", help="what a model file holds")
     p.add_argument("model", metavar="MODEL.nc")
-    p.set_defaults(run=_info)
+    p.set_defaults(run=_command("info"))
     return top
 
 
-def _demo(a: argparse.Namespace, written: list[Path]) -> None:
-    if a.out.exists() and not a.out.is_dir():
-        raise bad_input(f"--out {a.out}, which is a file", "a folder")
-    if a.data is None:
-        given = [f"--{x.replace('_', '-')}" for x in COLUMNS if getattr(a, x) is not None] + ["--column"] * bool(
-            a.column
-        )
-        if given:
-            raise bad_input(f"{', '.join(given)} without --data", "--data TABLE, or neither")
-        survey = demo.simulated(a.stars or 600, a.pixels or 400, a.seed)
-    else:
-        if a.labels is None:
-            raise bad_input("--data without --labels", "the label columns", fix="--labels TEFF,LOGG,FE_H")
-        stars = read_stars(a.data, _columns(a))
-        survey = demo.split(stars, a.stars, a.pixels, a.seed, a.data)
-    start = time.perf_counter()
-    demo.run(survey, a.out, seed=a.seed, progress=_progress(a), say=_say, written=written)
-    _say(f"\nAll done in {time.perf_counter() - start:.0f} s.")
+def _command(name: str) -> Callable[..., None]:
+    """A function of `commands`, imported when it runs."""
+
+    def run(arguments: argparse.Namespace, written: list[Path]) -> None:
+        getattr(importlib.import_module(".commands", __package__), f"run_{name}")(arguments, written)
+
+    return run
 
 
-def _fit(a: argparse.Namespace, written: list[Path]) -> None:
-    _may_write(a.output, a.overwrite)
-    model = _model(a)
-    columns = _columns(a)
-    stars = read_stars(a.table, columns)
-    _say(f"{a.table}: {_counts(stars)}")
-    with _taken(a):
-        model.bind(stars)
-    start = time.perf_counter()
-    inference = INFERENCES[a.inference]() if a.inference else None
-    posterior = fit(model, stars, inference, seed=a.seed, progress=_progress(a))
-    _say(reports.training(posterior, time.perf_counter() - start))
-    posterior.info["columns"] = columns
-    posterior.info["source"] = os.path.basename(a.table)
-    written.append(_saved(posterior, a.output))
-    _say(f"wrote {written[-1]}; next: bayeslabels infer {written[-1]} TABLE -o catalogue.fits")
-
-
-def _saved(posterior: Posterior, path: Path) -> Path:
-    """Save what was trained; where that fails now, as on a disk that is full, in a folder for temporary files."""
-    try:
-        return posterior.save(path)
-    except OSError as problem:
-        elsewhere = Path(tempfile.mkdtemp(prefix="bayeslabels-")) / path.name
-        posterior.save(elsewhere)
-        text = f"{path} could not be written ({problem.strerror}): the model is in {elsewhere}"
-        raise OSError(problem.errno, text) from problem
-
-
-def _infer(a: argparse.Namespace, written: list[Path]) -> None:
-    if a.output.suffix:  # a folder may be that of an interrupted run
-        _may_write(a.output, a.overwrite)
-    posterior = load(a.model)
-    inference = INFERENCES[a.inference]() if a.inference else None
-    size = a.batch_size or "auto"
-    run = infer_catalog(
-        posterior, a.table, a.output, inference, columns=_given(a), save=a.save, batch_size=size,
-        resume=not a.restart, overwrite=a.overwrite, seed=a.seed, progress=_progress(a),
-    )  # fmt: skip
-    written.append(a.output)
-    _say(f"wrote {run}")
-
-
-def _info(a: argparse.Namespace, written: list[Path]) -> None:
-    posterior = load(a.model)
-    info = posterior.info
-    size = Path(a.model).stat().st_size / 1e6
-    _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
-    _say(reports.training(posterior))
-    for line in kind_of(posterior.model).details(posterior):
-        _say(f"  {line}")
-    table = posterior.summary()
-    for name in table.colnames:
-        if table[name].dtype.kind == "f":
-            table[name].info.format = ".4g"
-    _say("\n  " + "\n  ".join(table.pformat(max_lines=ROWS, max_width=-1)))
-    told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
-    _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
-    settings = info.get("settings") or {}
-    _say(f"  settings: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'none'}")
-    if info.get("columns"):
-        shown = {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in info["columns"].items()}
-        _say("  columns: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
-    rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
-    _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        print(f"bayeslabels {version_of('bayeslabels')}")
+        parser.exit()
 
 
 def _label_options(p: argparse.ArgumentParser) -> None:
@@ -257,7 +167,7 @@ def _output_options(p: argparse.ArgumentParser, name: str, what: str) -> None:
 
 def _run_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=_natural, default=0, help="same seed, same result (default: 0)")
-    p.add_argument("--quiet", action="store_true", help="no progress bars (they show on a terminal only)")
+    p.add_argument("--quiet", action="store_true", help="no progress bars (shown on terminals alone)")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -284,17 +194,18 @@ def _setting(text: str) -> tuple[str, Any]:
     if not value.isidentifier():
         raise argparse.ArgumentTypeError(
             f"{value!r}, the value of {name}, is neither JSON nor Python: such as 3, true, joint, [1, 2], "
-            f"{', '.join(f'{prior}()' for prior in _PRIORS)}"
+            f"{', '.join(f'{prior}()' for prior in PRIORS)}"
         )
     return name, value
 
 
 def _prior(text: str) -> Any:
     call = ast.parse(text, mode="eval").body
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _PRIORS):
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in PRIORS):
         raise ValueError(text)
     given = {word.arg or "": ast.literal_eval(word.value) for word in call.keywords}
-    return _PRIORS[call.func.id](*map(ast.literal_eval, call.args), **given)
+    positional = [ast.literal_eval(x) for x in call.args]
+    return getattr(importlib.import_module(".core.priors", __package__), call.func.id)(*positional, **given)
 
 
 def _natural(text: str) -> int:
@@ -311,91 +222,10 @@ def _positive(text: str) -> int:
     return value
 
 
-def _model(a: argparse.Namespace) -> Model:
-    """The model named, with the hyperparameters that were set."""
-    model = _BY_NAME[a.model]
-    short = ([("order", a.order)] if a.order else []) + ([("label_noise", False)] if a.no_label_noise else [])
-    known = [field.name for field in dataclasses.fields(model) if field.init and field.name != "frame"]
-    settings: dict[str, Any] = {}
-    for name, value in [*a.set, *short]:
-        index_of(name, known, f"hyperparameter of {model.__name__}")
-        if name in settings:
-            raise bad_input(f"{name}={settings[name]!r} and {name}={value!r}", "one of them")
-        settings[name] = value
-    with _taken(a):
-        return model(**settings)
-
-
-@contextlib.contextmanager
-def _taken(a: argparse.Namespace) -> Iterator[None]:
-    """Hyperparameters come from the command line: what Python cannot make of them is bad input, not a bug."""
-    try:
-        yield
-    except (TypeError, ValueError, AttributeError) as problem:
-        if isinstance(problem, BadInput) or not a.set:
-            raise
-        given = ", ".join(f"{name}={value!r}" for name, value in a.set)
-        raise bad_input(f"--set {given}", f"values that {a.model} can take", str(problem)) from problem
-
-
-def _given(a: argparse.Namespace) -> dict[str, Any]:
-    """The columns that the options name."""
-    given = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
-    given |= {name: list(value) for name, value in given.items() if isinstance(value, tuple)}
-    for name, value in a.column:
-        if name in given:
-            raise bad_input(f"{name} twice", "once")
-        given[name] = value
-    return given
-
-
-def _columns(a: argparse.Namespace) -> dict[str, Any]:
-    """The columns of the training step: spectra are in FLUX unless something else is named."""
-    given = _given(a)
-    if not a.column:
-        given.setdefault("flux", "FLUX")
-    return given
-
-
-def _counts(stars: Stars) -> str:
-    parts = [f"{len(stars)} stars"]
-    for name, block in stars.blocks.items():
-        missing = 100 * block.n_missing / block.value.size
-        own = block.names if not block.coords and block.names != default_names(block.n_dim) else None
-        what = ", ".join(own) if own else f"{name} of {block.n_dim} {'pixels' if name == 'flux' else 'columns'}"
-        parts.append(f"{what} ({missing:.2g}% missing{', without errors' if block.error is None else ''})")
-    return "; ".join(parts)
-
-
-def _may_write(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise bad_input(f"output {path}, which exists", "a new file", fix="--overwrite to replace it")
-    if not path.parent.is_dir():
-        raise bad_input(f"output {path}", "a file in a folder that exists")
-    refuse_unwritable(path, "output")
-
-
-def _progress(a: argparse.Namespace) -> bool | None:
-    return False if a.quiet else None
-
-
-def _say(text: str) -> None:
-    print(_printable(text), flush=True)
-
-
 def _fail(message: str) -> int:
-    print(f"bayeslabels: {_printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"bayeslabels: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    print(f"bayeslabels: warning: {_printable(' '.join(str(message).split()))}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """Without what would command a terminal: names and notes come from files."""
-    return "".join(x if x.isprintable() or x in "\n\t" else repr(x)[1:-1] for x in text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"bayeslabels: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)

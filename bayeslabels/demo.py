@@ -13,12 +13,12 @@ from . import plots, reports
 from .data.stars import Stars
 from .files.tables import write_table
 from .files.whole import in_one_piece
-from .fit import fit, infer
 from .inference import MAP, Importance
 from .kinds.spectra.cannon import Cannon
 from .results.posterior import Posterior
 from .results.star_posterior import StarPosterior
 from .simulate import simulate
+from .verbs import fit, infer
 
 LABEL_SCATTER = (30.0, 0.06, 0.02)
 """Noise in the simulated training labels that their stated errors do not cover."""

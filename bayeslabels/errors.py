@@ -39,3 +39,8 @@ def index_of(name: str, names: Iterable[str], kind: str) -> int:
         near = difflib.get_close_matches(name, map(str, names), 3, 0.4) or names[:5]
         raise bad_input(f"{kind} {name!r}, which is there {n} times", "one of " + ", ".join(map(repr, near)))
     return names.index(name)
+
+
+def printable(text: str) -> str:
+    """Without what would command a terminal: names and notes come from files."""
+    return "".join(x if x.isprintable() or x in "\n\t" else repr(x)[1:-1] for x in text)

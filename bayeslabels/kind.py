@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
-from .core.model import Model
+from .core.model import Model, register_kinds
 from .data.batches import Rows, RowsInMemory
 from .data.stars import Stars
 from .errors import CannotDo, bad_input
@@ -305,6 +305,7 @@ def by_program(model: Any, stars: Stars, inference: Any, seed: int, progress: bo
 
 def kind_of(model: Any) -> Kind:
     """The kind of a model."""
+    register_kinds()
     for base in type(model).__mro__:
         if base in KINDS:
             return KINDS[base]

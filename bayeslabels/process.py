@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .cache import in_use
 from .errors import bad_input
 
 AS_USUAL: dict[str, tuple[Any, Any]] = {
@@ -28,7 +29,7 @@ _forked = False
 
 @contextlib.contextmanager
 def settings_as_usual() -> Iterator[None]:
-    """JAX and NumPy as they are by default, in this thread, for as long as the body runs.
+    """JAX and NumPy as they are by default, in this thread, for as long as the body runs; compiled programs are kept.
 
     Raises:
         BadInput: in a child of a process that forked while JAX was at work in it, where JAX would wait for ever.
@@ -47,6 +48,7 @@ def settings_as_usual() -> Iterator[None]:
             stack.enter_context(jax.transfer_guard("allow"))
         if odd := {key: NUMPY[key] for key, value in np.geterr().items() if value not in ("ignore", NUMPY[key])}:
             stack.enter_context(np.errstate(**odd))  # type: ignore[arg-type]
+        stack.enter_context(in_use())
         yield
 
 

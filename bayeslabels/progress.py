@@ -1,14 +1,41 @@
-"""Progress bars: shown on a terminal, silent elsewhere unless asked for."""
+"""Progress bars: shown on terminals and in notebooks, silent elsewhere unless asked for."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+COMPILING = "compiling (first call only)"
+_moved: set[str] = set()
+"""What has moved in this process, and is compiled."""
 
 
-def bar(total: int | None, description: str, show: bool | None) -> Any:
-    """A tqdm bar; show=None: only where stderr is a terminal."""
-    hidden = not sys.stderr.isatty() if show is None else not show
-    return tqdm(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True, mininterval=0.3)
+def bar(total: int | None, description: str, show: bool | None) -> Bar:
+    """A tqdm bar, of what is being done: "training step, fold 3 of 5"; show=None: where somebody may be watching."""
+    hidden = not (watched() if show is None else show)
+    return Bar(total=total, desc=description, disable=hidden, leave=False, dynamic_ncols=True, mininterval=0.3)
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal, or the code runs in a notebook."""
+    shell = sys.modules.get("IPython")
+    notebook = shell is not None and getattr(shell.get_ipython(), "kernel", None) is not None
+    return notebook or bool(sys.stderr is not None and sys.stderr.isatty())
+
+
+class Bar(tqdm):
+    """A bar that says, until it moves, what it waits for."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.what = settings["desc"].split(",")[0]
+        if not self.disable and self.what not in _moved:
+            self.set_postfix_str(COMPILING)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if not self.disable and n and self.what not in _moved:
+            _moved.add(self.what)
+            self.set_postfix_str("", refresh=False)
+        return super().update(n)

@@ -28,9 +28,9 @@ from astropy.table import Table
 import bayeslabels as bl
 from bayeslabels.astro.extinction import PASSBANDS
 from bayeslabels.files.checkpoint import Checkpoint
-from bayeslabels.fit import even_batches
 from bayeslabels.inference.guide import Guided
 from bayeslabels.simulate import simulate_photometry
+from bayeslabels.verbs import even_batches
 
 GROUP = 8192
 """Stars in a row group of the files that are written."""

@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 import bayeslabels as bl
-from bayeslabels import cli, demo
+from bayeslabels import cli, commands, demo
 from bayeslabels.cli import main
 from bayeslabels.core.model import models
 from bayeslabels.files.tables import read_table, read_wavelength, write_table
@@ -234,14 +234,14 @@ def test_interrupted(files, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     assert main(["infer", f"{files}/model.nc", f"{files}/test.fits", "-o", out]) == 0
     assert [x.name for x in tmp_path.iterdir()] == ["c.fits"]
-    monkeypatch.setattr(cli, "fit", interrupt)
+    monkeypatch.setattr(commands, "fit", interrupt)
     assert main(["fit", f"{files}/train.fits", *LABELS, "-o", str(tmp_path / "m.nc")]) == 130
     assert "nothing was written" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_training(files, tmp_path, monkeypatch, capsys):
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(cli, "fit", None)
+    monkeypatch.setattr(commands, "fit", None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -299,7 +299,7 @@ def test_warnings_are_lines(capsys, monkeypatch):
     def warn(*_):
         warnings.warn("not there yet", bl.NotConverged, stacklevel=2)
 
-    monkeypatch.setattr(cli, "_info", warn)
+    monkeypatch.setattr(commands, "run_info", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always", bl.NotConverged)
         assert main(["info", "x.nc"]) == 0

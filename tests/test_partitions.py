@@ -9,8 +9,8 @@ from test_catalog import COLUMNS
 import bayeslabels as bl
 from bayeslabels.catalogues.catalog import infer_table
 from bayeslabels.catalogues.partitions import infer_partition
-from bayeslabels.fit import few_batches
 from bayeslabels.kind import kind_of
+from bayeslabels.verbs import few_batches
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")

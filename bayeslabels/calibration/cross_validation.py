@@ -15,12 +15,12 @@ from ..core.model import Model
 from ..data.batches import fold_of
 from ..data.stars import Stars
 from ..errors import bad_input
-from ..fit import fit, infer
 from ..inference.base import Inference
 from ..kind import kind_of
 from ..kinds.program.program import as_model
 from ..progress import bar
 from ..results.star_posterior import StarPosterior
+from ..verbs import fit, infer
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,7 @@ def cross_validate(
     info: dict[str, Any] = {"seed": seed, "selection": [], "converged": []}
     with bar(folds, "cross-validation", progress) as shown:
         for f in range(folds):
+            shown.set_description(f"cross-validation, fold {f + 1} of {folds}")
             out = fold == f
             posterior = fit(model, stars[~out], inference, seed=seed, progress=False)
             test = kind.held_out_view(posterior.model, stars[out])

@@ -24,7 +24,6 @@ from ..core.model import Model
 from ..core.program import Program, refilled
 from ..data.stars import Stars
 from ..errors import CannotDo, bad_input, index_of
-from ..fit import infer
 from ..inference.base import Inference
 from ..inference.diagnostics import ess
 from ..kind import kind_of
@@ -33,6 +32,7 @@ from ..numerics.linalg import in_float64
 from ..progress import bar
 from ..results.posterior import Posterior, provenance
 from ..results.star_posterior import StarPosterior
+from ..verbs import infer
 from .verdict import TESTS, Verdict, ecdf_band, ranks_of, uniform_verdict
 
 LEVEL = 0.01

@@ -31,13 +31,13 @@ from ..files.formats import format_of
 from ..files.formats.base import Stream, joined
 from ..files.formats.parquet import parquet_module
 from ..files.sources import Columns, Source, columns_as_in_training
-from ..fit import even_batches, for_stars_with, gathered, infer_batch
 from ..inference.base import Inference
 from ..kind import kind_of
 from ..numerics.linalg import in_float64
 from ..progress import bar
 from ..results.posterior import Posterior
 from ..results.star_posterior import Flags
+from ..verbs import even_batches, for_stars_with, gathered, infer_batch
 from .parts import Parts
 
 

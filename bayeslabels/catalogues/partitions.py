@@ -17,11 +17,11 @@ from astropy.table import Table
 
 from ..files.formats.parquet import table_of_arrow
 from ..files.sources import Columns, columns_as_in_training, columns_needed
-from ..fit import few_batches
 from ..inference.base import Inference
 from ..kind import kind_of
 from ..numerics.linalg import in_float64
 from ..results.posterior import Posterior, load
+from ..verbs import few_batches
 from .catalog import infer_table
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -30,7 +31,13 @@ _CLASSES: dict[str, type[Model]] = {}
 
 def models() -> dict[str, type[Model]]:
     """The models, by name, that `load` knows: all subclasses of `Model` that can be made."""
+    register_kinds()
     return {name: cls for name, cls in sorted(_CLASSES.items()) if not inspect.isabstract(cls)}
+
+
+def register_kinds() -> None:
+    """Import all kinds of models by their package's name: they enter their models and themselves."""
+    importlib.import_module("bayeslabels.kinds")
 
 
 class ByValue:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from ..errors import bad_input
-from .formats import TABLES, format_of
+from ..names import TABLES
+from .formats import format_of
 from .formats.base import Stream
 from .formats.parquet import ParquetStream
 

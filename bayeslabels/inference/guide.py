@@ -65,7 +65,7 @@ def fit_guide(
     with jax.enable_x64(False):
         key, key_draws = jax.random.split(jax.random.key(seed))
         guided = Guided(batches, first, inference.learning_rate, steps, key)
-        with bar(-(-steps // per_epoch), "variational training", progress) as shown:
+        with bar(-(-steps // per_epoch), "training step, variational", progress) as shown:
             train(guided, batches, checkpoint, shown)
         draws = {name: np.asarray(x, float) for name, x in guided.draws(key_draws, inference.draws).items()}
     loss, elbo = (np.asarray(guided.state[name], float) for name in ("losses", "held_out_elbo"))

@@ -58,11 +58,11 @@ class Importance(Inference):
     freedom: int = 8
     rescue: bool = True
 
-    def _weighted(self, problem: StarProblem, seed: int, progress: bool | None) -> Weighted:
+    def _weighted(self, problem: StarProblem, seed: int, progress: bool | None, what: str = "") -> Weighted:
         n, size = problem.n_star, problem.at_once
         mixed = np.random.default_rng([seed, 31]).permutation(self.draws)
         position, parts = jnp.asarray((mixed + 0.5) / self.draws), []
-        with bar(n, "importance sampling", progress) as shown:
+        with bar(n, f"test step, importance sampling{what}", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
                 kept = min(size, n - start)
@@ -85,7 +85,8 @@ class Importance(Inference):
             high = np.flatnonzero((khat > KHAT_LIMIT) & ~failed)
             if not len(high):
                 break
-            again = self._weighted(_nearer(problem.select(high), u[:, high], seed + round), seed + round + 1, False)
+            nearer, what = _nearer(problem.select(high), u[:, high], seed + round), f", round {round + 2}"
+            again = self._weighted(nearer, seed + round + 1, progress, what)
             better = np.flatnonzero(again.khat < khat[high])
             rows = high[better]
             _put((u, beside), rows, jax.tree.map(lambda x, i=better: x[:, i], (again.u, again.beside)))

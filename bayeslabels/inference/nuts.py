@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from numpyro.infer.hmc import hmc
 from numpyro.infer.initialization import init_to_value
@@ -39,6 +38,8 @@ ENOUGH = 25
 """Effective draws per chain with which a star needs no deeper trees."""
 SETS = 50
 """Training sets sampled side by side."""
+PARTS = 100
+"""Calls that a run of chains is made in, between which its bar moves."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +83,50 @@ class NUTS(Inference):
                 "one among 100 draws of those parameters that have no MAP",
                 "a prior that excludes the data, or numbers of very different size",
             )
-        sampler = MCMC(
-            NumPyroNUTS(
-                potential_fn=potential, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth
-            ),
-            num_warmup=self.warmup or 1000,
-            num_samples=self.draws,
-            num_chains=self.chains,
-            chain_method="vectorized",
-            progress_bar=bool(progress),
-        )
-        initial = jittered(dict(first.z), self.chains, 0.05, seed)
-        if self.chains == 1:
-            initial = {name: x[0] for name, x in initial.items()}
-        sampler.run(key, init_params=initial, extra_fields=("diverging", "energy"))
+        z, diverging, energy = self._chains(potential, key, jittered(dict(first.z), self.chains, 0.05, seed), progress)
         constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
-        sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(sampler.get_samples(group_by_chain=True))
+        sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(z)
         draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
-        extra = sampler.get_extra_fields(group_by_chain=True)
         known = model.comparable(draws)
         stats = {
-            "n_divergent": int(extra["diverging"].sum()),
+            "n_divergent": int(diverging.sum()),
             **worst(known),
         }
         stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
-        return Trained(draws, None, stats, {"energy": np.asarray(extra["energy"])})
+        return Trained(draws, None, stats, {"energy": energy})
+
+    def _chains(self, potential: Any, key: Array, initial: dict[str, Array], progress: bool | None) -> Any:
+        """Positions, divergences and energies (chain, draw, ...) of chains side by side, each from its own start."""
+        warmup = self.warmup or 1000
+        many = self.chains > 1
+        sampler = NumPyroNUTS(
+            potential_fn=potential, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth
+        )
+        keys = jax.random.split(key, self.chains) if many else key
+        start = initial if many else {name: x[0] for name, x in initial.items()}
+        state = sampler.init(keys, warmup, start, model_args=(), model_kwargs={})
+
+        def told(state):
+            return state.z, state.diverging, state.energy
+
+        @jax.jit
+        def run(state, kept, begin, end):
+            def step(i, carry):
+                state = sampler.sample(carry[0], (), {})
+                row = jnp.maximum(i - warmup, 0)  # of the warm-up the first, for a while
+                return state, jax.tree.map(lambda all, x: all.at[row].set(x), carry[1], told(state))
+
+            return jax.lax.fori_loop(begin, end, step, (state, kept))
+
+        kept = jax.tree.map(lambda x: jnp.zeros((self.draws, *jnp.shape(x)), jnp.asarray(x).dtype), told(state))
+        total = warmup + self.draws
+        at_once = max(1, total // PARTS)
+        with bar(total, "training step, NUTS", progress) as shown:
+            for begin in range(0, total, at_once):
+                end = min(begin + at_once, total)
+                state, kept = jax.block_until_ready(run(state, kept, begin, end))
+                shown.update(end - begin)
+        return jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1) if many else np.asarray(x)[None], kept)
 
     @in_float64
     def fit_many(self, model: Model, sims: Sequence[Stars], starts: Sequence[Start], seed: int) -> Iterator[Trained]:
@@ -159,17 +179,17 @@ class NUTS(Inference):
 
     @in_float64
     def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
-        with bar(problem.n_star, "NUTS", progress) as shown:
+        with bar(problem.n_star, "test step, NUTS", progress) as shown:
             u, divergent = self._sample_all(problem, seed, DEPTH, shown)
         hard = np.flatnonzero(ess(u).min(-1) < min(ENOUGH * self.chains, self.draws))
         if len(hard):
-            u[:, :, hard], divergent[hard] = self._sample_all(problem.select(hard), seed + 611953, DEEPER)
+            with bar(len(hard), "test step, NUTS of longer trajectories", progress) as shown:
+                again = self._sample_all(problem.select(hard), seed + 611953, DEEPER, shown)
+            u[:, :, hard], divergent[hard] = again
         per_star = {"rhat": rhat(u).max(-1), "ess": ess(u).min(-1), "n_divergent": divergent}
         return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star)
 
-    def _sample_all(
-        self, problem: StarProblem, seed: int, depth: int, shown: Any = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _sample_all(self, problem: StarProblem, seed: int, depth: int, shown: Any) -> tuple[np.ndarray, np.ndarray]:
         """Draws (chain, draw, N, M) and how many of each star diverged (N,), batch by batch."""
         n, m = problem.n_star, problem.n_latent
         size = min(BATCH, 1 << max(n - 1, 0).bit_length())  # few sizes: each is compiled
@@ -180,8 +200,7 @@ class NUTS(Inference):
             draws, diverging = self._sample(problem.select(rows), seed + 1_000_003 * start, depth)
             u[:, :, start : start + kept] = draws[:, :, :kept]
             divergent[start : start + kept] = diverging[:kept]
-            if shown is not None:
-                shown.update(kept)
+            shown.update(kept)
         return u, divergent
 
     def _sample(self, problem: StarProblem, seed: int, depth: int) -> tuple[np.ndarray, np.ndarray]:

@@ -160,7 +160,7 @@ def by_sweeps(
     """Passes over all stars until nothing changes any more, `most` at most."""
     passes = Passes(rows)
     sweeps = Sweeps(by_sums, passes, most)
-    with bar(most, "training step: passes", progress) as shown:
+    with bar(most, "training step, passes over the stars", progress) as shown:
         train(sweeps, passes, checkpoint, shown)
     trained = by_sums.trained(sweeps.state["g"], passes.n)
     converged = bool(sweeps.settled and trained.stats.get("converged", True))
@@ -179,7 +179,7 @@ def by_minibatches(
     batches = Batches.of(rows, 1, seed, inference.batch_size or 512)
     epochs = inference.epochs or max(1, round(inference.steps * batches.size / batches.n))
     stochastic = Stochastic(by_sums, batches, epochs)
-    with bar(epochs, "training step: minibatches", progress) as shown:
+    with bar(epochs, "training step, passes by minibatches", progress) as shown:
         train(stochastic, batches, checkpoint, shown)
     scores = stochastic.state["scores"]
     trained = by_sums.trained(stochastic.state["best"], stochastic.n)

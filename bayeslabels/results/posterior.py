@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..errors import BadInput, bad_input
 from ..files.whole import write_bytes
 from ..inference.base import Trained
 from ..kind import kind_of
+from ..names import version_of
 from ..numerics.linalg import in_float64
 from .model_file import WRITTEN_BY, from_bytes, to_bytes
 
@@ -139,14 +139,6 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Posterior:
 def _present(moments: Any, dims: dict[str, list[str]]) -> dict[str, Any]:
     """Variables of the moments that are known."""
     return {k: (d, getattr(moments, k)) for k, d in dims.items() if getattr(moments, k) is not None}
-
-
-def version_of(package: str) -> str:
-    """The version that is installed, or "not installed"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def provenance(seed: int, inference: Any) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from .parquet import Parquet
 from .text import Csv, Ecsv
 
 FORMATS: tuple[Format, ...] = (Fits(), Parquet(), Hdf5(), Ecsv(), Csv())
-TABLES = f"a file in {', '.join(f'{x.name} ({x.suffixes[0]})' for x in FORMATS)}, or a folder of Parquet files"
-"""The tables that can be read and written, for help and messages."""
 SUFFIXES = [suffix for x in FORMATS for suffix in x.suffixes]
 
 

@@ -32,6 +32,7 @@ from ...inference.passes import by_sweeps
 from ...inference.whitened import Start, narrowed
 from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, Trainer, by_program
 from ...numerics.lognormal import log_likelihood
+from ...progress import bar
 from ...results.posterior import Posterior
 from ...results.rows import star_rows
 from ...results.star_posterior import Flags
@@ -49,11 +50,13 @@ NEAR = 3000
 
 
 def _map(model: Any, stars: Stars, inference: MAP, seed: int, progress: bool | None) -> Trained:
-    return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
+    with bar(None, "training step", progress):
+        return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
 
 
 def _laplace(model: Any, stars: Stars, inference: Laplace, seed: int, progress: bool | None) -> Trained:
-    return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
+    with bar(None, "training step", progress):
+        return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
 
 
 def _map_of_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import SVI as NumPyroSVI
 from numpyro.infer import Predictive, Trace_ELBO
@@ -17,11 +18,14 @@ from ...errors import CannotDo
 from ...inference.base import Trained
 from ...inference.svi import SVI
 from ...numerics.linalg import in_float64
+from ...progress import bar
 from .program import OwnProgram
 from .stars import ProgramMoments
 
 KEPT = 32
 """Draws of the shared sites, at most, that the test step averages over."""
+PARTS = 50
+"""Calls that a run is made in, between which its bar moves."""
 SETTLED = 1e-3
 """Of the loss: the last fifth of the steps may change it by no more."""
 
@@ -34,13 +38,33 @@ def by_svi(model: OwnProgram, stars: Stars, inference: SVI, seed: int, progress:
     guide = AutoNormal(model, init_loc_fn=init_to_value(values=model.starting_point(stars)))
     svi = NumPyroSVI(model, guide, Adam(inference.learning_rate), Trace_ELBO())
     keys = jax.random.split(jax.random.key(seed), 3)
-    state = svi.run(keys[0], inference.steps, stars, progress_bar=bool(progress))
-    draws = guide.sample_posterior(keys[1], state.params, sample_shape=(inference.draws,))
+    state, loss = _run(svi, svi.init(keys[0], stars), stars, inference.steps, progress)
+    draws = guide.sample_posterior(keys[1], svi.get_params(state), sample_shape=(inference.draws,))
     recorded = Predictive(model, posterior_samples=draws)(keys[2], stars)
     every = {name: np.asarray(x, float)[None] for name, x in {**draws, **recorded}.items()}
-    loss = np.asarray(state.losses)
     stats = {"converged": settled(loss), "advice": f"SVI(steps={4 * inference.steps})"}
     return with_moments(model, Trained(every, None, stats, {"loss": loss}))
+
+
+def _run(svi: NumPyroSVI, state: Any, stars: Stars, steps: int, progress: bool | None) -> tuple[Any, np.ndarray]:
+    """The state after so many steps, and the loss of each."""
+
+    @jax.jit
+    def run(state, losses, begin, end):
+        def step(i, carry):
+            state, loss = svi.update(carry[0], stars)
+            return state, carry[1].at[i].set(loss)
+
+        return jax.lax.fori_loop(begin, end, step, (state, losses))
+
+    losses, at_once = jnp.zeros(steps), max(1, steps // PARTS)
+    with bar(steps, "training step", progress) as shown:
+        for begin in range(0, steps, at_once):
+            end = min(begin + at_once, steps)
+            state, losses = jax.block_until_ready(run(state, losses, begin, end))
+            shown.update(end - begin)
+            shown.set_postfix(loss=f"{float(losses[end - 1]):.4g}")
+    return state, np.asarray(losses)
 
 
 def settled(loss: np.ndarray) -> bool:

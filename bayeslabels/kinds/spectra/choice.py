@@ -14,7 +14,6 @@ from ...data.stars import Stars
 from ...errors import BadInput
 from ...inference.map import MAP
 from ...numerics.linalg import in_float64
-from ...progress import bar
 from ...results.posterior import Posterior
 from .hidden import with_hidden
 from .label_curve import with_label_curve
@@ -68,23 +67,21 @@ def held_out(
     if before is not None:
         mean[:], covariance[:], flux[:] = before
     to_run = [f for f in range(folds if n_run is None else min(n_run, folds)) if np.isnan(mean[fold == f]).all()]
-    with bar(len(to_run), "held-out folds", progress) as shown:
-        for f in to_run:
-            out = fold == f
-            bound = model.bind(stars[~out])
-            trained = by_em(bound, stars[~out], ON_FOLDS, seed, False)
-            moments = with_label_curve(bound, trained, stars[~out]).moments
-            assert moments is not None
-            bare = moments._replace(label_scatter=0 * moments.label_scatter)
-            test = stars[out].drop(*model.label_blocks)
-            problem = prepare(bound, bare, test, seed, 4)
-            finished = finish(bound, bare, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
-            mean[out] = frame.scaled(finished["mean"].values)
-            covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
-            if not model.labels_are_latent:
-                phi = bound.features(np.where(np.isfinite(z := problem.modes.location[0]), z, 0.0))
-                flux[out] = flux_given_labels(bound, moments, stars[out], phi)
-            shown.update()
+    for f in to_run:
+        out, what = fold == f, f"training step, fold {f + 1} of {folds}"
+        bound = model.bind(stars[~out])
+        trained = by_em(bound, stars[~out], ON_FOLDS, seed, progress, what)
+        moments = with_label_curve(bound, trained, stars[~out]).moments
+        assert moments is not None
+        bare = moments._replace(label_scatter=0 * moments.label_scatter)
+        test = stars[out].drop(*model.label_blocks)
+        problem = prepare(bound, bare, test, seed, 4)
+        finished = finish(bound, bare, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+        mean[out] = frame.scaled(finished["mean"].values)
+        covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
+        if not model.labels_are_latent:
+            phi = bound.features(np.where(np.isfinite(z := problem.modes.location[0]), z, 0.0))
+            flux[out] = flux_given_labels(bound, moments, stars[out], phi)
     return HeldOut(mean, covariance, flux)
 
 

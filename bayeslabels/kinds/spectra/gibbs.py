@@ -28,7 +28,7 @@ from .training import EM, SHORT, by_em
 @in_float64
 def by_gibbs(model: LinearModel, stars: Stars, inference: Gibbs, seed: int, progress: bool | None) -> Trained:
     _refuse(model)
-    start = by_em(model, stars, SHORT, seed, False)
+    start = by_em(model, stars, SHORT, seed, progress, "training step, where the chains start")
     plan, data, state = _prepare(model, stars, start, inference.chains, seed)
     per_chunk = -(-inference.draws // 25)
     n_warm = -(-inference.warmup // (per_chunk * inference.thin)) if inference.warmup else 0
@@ -36,7 +36,7 @@ def by_gibbs(model: LinearModel, stars: Stars, inference: Gibbs, seed: int, prog
     key = jax.random.key(seed)
     kept: list[dict[str, np.ndarray]] = []
     accepted: list[dict[str, np.ndarray]] = []
-    with bar((n_warm + n_kept) * per_chunk * inference.thin, "Gibbs sweeps", progress) as shown:
+    with bar((n_warm + n_kept) * per_chunk * inference.thin, "training step, Gibbs sweeps", progress) as shown:
         for chunk in range(n_warm + n_kept):
             keys = jax.random.split(jax.random.fold_in(key, chunk), (per_chunk, inference.thin, inference.chains))
             at = (chunk * per_chunk + np.arange(per_chunk))[:, None] * inference.thin + np.arange(inference.thin)

@@ -54,10 +54,10 @@ def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> 
     scores: list[dict[str, Any]] = []
     with bar(None, "order of the polynomial", progress) as shown:
         while order + 1 in orders:
-            at = _labels(model.of_order(order), stars)
+            shown.set_description(f"order of the polynomial, {order} or {order + 1}")
+            at = _labels(model.of_order(order), stars, shown)
             low, high = (_evidence(model.of_order(x), stars, *at) for x in (order, order + 1))
             scores.append({"order": order + 1, "below": order, "lead": high - low})
-            shown.update()
             needed = CLEARLY + PER_TERM * (sizes[order + 1] - sizes[order])
             if high - low < needed:
                 break
@@ -67,12 +67,11 @@ def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> 
     return order, scores
 
 
-def _labels(model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray]:
+def _labels(model: LinearModel, stars: Stars, shown: Any) -> tuple[np.ndarray, np.ndarray]:
     """Latents (N, P) and covariance (N, P, P) of the training stars."""
     em = EM(model.bind(stars), stars)
     if em.has_latents:
-        with bar(None, "", False) as hidden:
-            em.run(ITERATIONS, TOLERANCE, hidden)
+        em.run(ITERATIONS, TOLERANCE, shown)
     return em.u, em.u_covariance
 
 

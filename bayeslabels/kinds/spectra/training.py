@@ -53,10 +53,12 @@ SHORT = MAP(max_iterations=30, tolerance=0.1)
 
 
 @in_float64
-def by_em(model: LinearModel, stars: Stars, inference: MAP, seed: int, progress: bool | None) -> Trained:
+def by_em(
+    model: LinearModel, stars: Stars, inference: MAP, seed: int, progress: bool | None, what: str = "training step"
+) -> Trained:
     inference.refuse_batches(model)
     state = EM(model, stars)
-    with bar(inference.max_iterations if state.iterates else None, "training step", progress) as shown:
+    with bar(inference.max_iterations if state.iterates else None, what, progress) as shown:
         changes, converged = state.run(inference.max_iterations, inference.tolerance, shown)
     stats: dict[str, Any] = {
         "converged": bool(converged and state.pixel_converged.all()),

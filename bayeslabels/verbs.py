@@ -77,7 +77,7 @@ def fit(
             `infer_catalog` does, larger than memory: read anew in every epoch.
         inference: `MAP()` (the default for models of spectra), `Laplace()` (the default for `Parallax`), `Gibbs()`,
             `NUTS()` or `SVI()`.
-        seed: same seed, same result. progress: show a bar; None: on a terminal.
+        seed: same seed, same result. progress: show a bar; None: on a terminal and in notebooks.
         columns: of a file, as in `Stars.from_table`; of blocks that are left out, columns named like them.
         checkpoint: a file (.npz), for the same inferences, that is written every so many seconds (`every`). The same
             call, after whatever stopped it, goes on from there, with the same result to the bit.

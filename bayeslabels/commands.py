@@ -1,0 +1,195 @@
+"""What the command line does: one function per command, of the arguments and a list of the files written."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import demo, reports
+from . import inference as inferences
+from .catalogues.catalog import infer_catalog
+from .core.model import Model, models
+from .data.columns import default_names
+from .data.stars import Stars
+from .errors import BadInput, bad_input, index_of, printable
+from .files.sources import read_stars
+from .files.whole import refuse_unwritable
+from .kind import kind_of
+from .results.posterior import Posterior, load
+from .verbs import fit
+
+COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
+"""Options that say where things stand in a table; a model file remembers those of its training."""
+ROWS = 60
+"""Of what was learned, at most, that `info` shows."""
+
+
+def run_demo(a: argparse.Namespace, written: list[Path]) -> None:
+    if a.out.exists() and not a.out.is_dir():
+        raise bad_input(f"--out {a.out}, which is a file", "a folder")
+    if a.data is None:
+        given = [f"--{x.replace('_', '-')}" for x in COLUMNS if getattr(a, x) is not None] + ["--column"] * bool(
+            a.column
+        )
+        if given:
+            raise bad_input(f"{', '.join(given)} without --data", "--data TABLE, or neither")
+        survey = demo.simulated(a.stars or 600, a.pixels or 400, a.seed)
+    else:
+        if a.labels is None:
+            raise bad_input("--data without --labels", "the label columns", fix="--labels TEFF,LOGG,FE_H")
+        stars = read_stars(a.data, _columns(a))
+        survey = demo.split(stars, a.stars, a.pixels, a.seed, a.data)
+    start = time.perf_counter()
+    demo.run(survey, a.out, seed=a.seed, progress=_progress(a), say=_say, written=written)
+    _say(f"\nAll done in {time.perf_counter() - start:.0f} s.")
+
+
+def run_fit(a: argparse.Namespace, written: list[Path]) -> None:
+    _may_write(a.output, a.overwrite)
+    model = _model(a)
+    columns = _columns(a)
+    stars = read_stars(a.table, columns)
+    _say(f"{a.table}: {_counts(stars)}")
+    with _taken(a):
+        model.bind(stars)
+    start = time.perf_counter()
+    inference = _inference(a)
+    posterior = fit(model, stars, inference, seed=a.seed, progress=_progress(a))
+    _say(reports.training(posterior, time.perf_counter() - start))
+    posterior.info["columns"] = columns
+    posterior.info["source"] = os.path.basename(a.table)
+    written.append(_saved(posterior, a.output))
+    _say(f"wrote {written[-1]}; next: bayeslabels infer {written[-1]} TABLE -o catalogue.fits")
+
+
+def _saved(posterior: Posterior, path: Path) -> Path:
+    """Save what was trained; where that fails now, as on a disk that is full, in a folder for temporary files."""
+    try:
+        return posterior.save(path)
+    except OSError as problem:
+        elsewhere = Path(tempfile.mkdtemp(prefix="bayeslabels-")) / path.name
+        posterior.save(elsewhere)
+        text = f"{path} could not be written ({problem.strerror}): the model is in {elsewhere}"
+        raise OSError(problem.errno, text) from problem
+
+
+def run_infer(a: argparse.Namespace, written: list[Path]) -> None:
+    if a.output.suffix:  # a folder may be that of an interrupted run
+        _may_write(a.output, a.overwrite)
+    posterior = load(a.model)
+    inference = _inference(a)
+    size = a.batch_size or "auto"
+    run = infer_catalog(
+        posterior, a.table, a.output, inference, columns=_given(a), save=a.save, batch_size=size,
+        resume=not a.restart, overwrite=a.overwrite, seed=a.seed, progress=_progress(a),
+    )  # fmt: skip
+    written.append(a.output)
+    _say(f"wrote {run}")
+
+
+def run_info(a: argparse.Namespace, written: list[Path]) -> None:
+    posterior = load(a.model)
+    info = posterior.info
+    size = Path(a.model).stat().st_size / 1e6
+    _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
+    _say(reports.training(posterior))
+    for line in kind_of(posterior.model).details(posterior):
+        _say(f"  {line}")
+    table = posterior.summary()
+    for name in table.colnames:
+        if table[name].dtype.kind == "f":
+            table[name].info.format = ".4g"
+    _say("\n  " + "\n  ".join(table.pformat(max_lines=ROWS, max_width=-1)))
+    told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
+    _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
+    settings = info.get("settings") or {}
+    _say(f"  settings: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'none'}")
+    if info.get("columns"):
+        shown = {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in info["columns"].items()}
+        _say("  columns: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+    rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
+    _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
+
+
+def _model(a: argparse.Namespace) -> Model:
+    """The model named, with the hyperparameters that were set."""
+    model = next(cls for name, cls in models().items() if name.lower() == a.model)
+    short = ([("order", a.order)] if a.order else []) + ([("label_noise", False)] if a.no_label_noise else [])
+    known = [field.name for field in dataclasses.fields(model) if field.init and field.name != "frame"]
+    settings: dict[str, Any] = {}
+    for name, value in [*a.set, *short]:
+        index_of(name, known, f"hyperparameter of {model.__name__}")
+        if name in settings:
+            raise bad_input(f"{name}={settings[name]!r} and {name}={value!r}", "one of them")
+        settings[name] = value
+    with _taken(a):
+        return model(**settings)
+
+
+@contextlib.contextmanager
+def _taken(a: argparse.Namespace) -> Iterator[None]:
+    """Hyperparameters come from the command line: what Python cannot make of them is bad input, not a bug."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as problem:
+        if isinstance(problem, BadInput) or not a.set:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in a.set)
+        raise bad_input(f"--set {given}", f"values that {a.model} can take", str(problem)) from problem
+
+
+def _given(a: argparse.Namespace) -> dict[str, Any]:
+    """The columns that the options name."""
+    given = {name: getattr(a, name) for name in COLUMNS if getattr(a, name) is not None}
+    given |= {name: list(value) for name, value in given.items() if isinstance(value, tuple)}
+    for name, value in a.column:
+        if name in given:
+            raise bad_input(f"{name} twice", "once")
+        given[name] = value
+    return given
+
+
+def _columns(a: argparse.Namespace) -> dict[str, Any]:
+    """The columns of the training step: spectra are in FLUX unless something else is named."""
+    given = _given(a)
+    if not a.column:
+        given.setdefault("flux", "FLUX")
+    return given
+
+
+def _counts(stars: Stars) -> str:
+    parts = [f"{len(stars)} stars"]
+    for name, block in stars.blocks.items():
+        missing = 100 * block.n_missing / block.value.size
+        own = block.names if not block.coords and block.names != default_names(block.n_dim) else None
+        what = ", ".join(own) if own else f"{name} of {block.n_dim} {'pixels' if name == 'flux' else 'columns'}"
+        parts.append(f"{what} ({missing:.2g}% missing{', without errors' if block.error is None else ''})")
+    return "; ".join(parts)
+
+
+def _may_write(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise bad_input(f"output {path}, which exists", "a new file", fix="--overwrite to replace it")
+    if not path.parent.is_dir():
+        raise bad_input(f"output {path}", "a file in a folder that exists")
+    refuse_unwritable(path, "output")
+
+
+def _inference(a: argparse.Namespace) -> Any:
+    """The inference named; None: the model's own."""
+    return next((getattr(inferences, x)() for x in inferences.__all__ if x.lower() == a.inference), None)
+
+
+def _progress(a: argparse.Namespace) -> bool | None:
+    return False if a.quiet else None
+
+
+def _say(text: str) -> None:
+    print(printable(text), flush=True)
