@@ -24,8 +24,11 @@ from ...numerics.modes import Energy, find_modes
 from .program import OwnProgram
 from .sites import Site, sites_of, traced, transform_of, under_plate
 
-CANDIDATES, TRIED = 64, 4
-"""Points drawn from the program, of which the best are starts, and draws of theta with which they are judged."""
+CANDIDATES, TRIED = 512, 4
+"""Points drawn from the program among which starts are chosen, and draws of theta with which they are judged."""
+STARTS, WARM = 8, 2.0
+"""At least so many starts, drawn from the candidates by their density to the power 1 / WARM: every mode that carries
+weight has one."""
 AT_ONCE = 8
 """Stars whose draws are weighed together."""
 
@@ -154,13 +157,13 @@ def prepare(model: OwnProgram, moments: ProgramMoments, stars: Stars, seed: int,
     energy = ProgramEnergy(model, tuple(stars.blocks), sites)
     own = jax.tree.map(np.asarray, stars)
     shared = jnp.asarray(moments.shared)
-    first = _starts(energy, shared, own, jax.random.key(seed), starts)
+    first = _starts(energy, shared, own, jax.random.key(seed), max(starts, STARTS))
     modes = find_modes(energy, ProgramCurvature(energy), shared, own, first)
     return StarProblem(energy, shared, own, modes, AT_ONCE)
 
 
 def _starts(energy: ProgramEnergy, shared: Array, own: Any, key: Array, starts: int) -> np.ndarray:
-    """The best of points that the program draws (N, J, M), star by star."""
+    """The best of points that the program draws, and others by their density: (N, J, M)."""
     tried = shared[np.linspace(0, len(shared) - 1, min(TRIED, len(shared))).astype(int)]
     return np.asarray(_best_draws(energy, starts, key, tried, jax.tree.map(jnp.asarray, own)))
 
@@ -171,7 +174,9 @@ def _best_draws(energy, starts, key, tried, own):
         keys = jax.random.split(key, CANDIDATES)
         u = jax.vmap(lambda key, i: energy.candidate(key, tried[i % len(tried)], own))(keys, jnp.arange(CANDIDATES))
         f = jnp.nan_to_num(energy(u, tried, own), nan=jnp.inf)
-        return u[jnp.argsort(f)[:starts]]
+        upper = jnp.cumsum(jax.nn.softmax(-f / WARM))
+        others = jnp.searchsorted(upper, (jnp.arange(starts - 1) + 0.5) / (starts - 1)).clip(0, CANDIDATES - 1)
+        return u[jnp.concatenate([jnp.argmin(f)[None], others])]
 
     return jax.lax.map(of_star, own)
 
