@@ -21,7 +21,7 @@ import numpy as np
 
 from ..data.stars import Stars
 from ..errors import bad_input
-from ..numerics.linalg import Array, beside
+from ..numerics.linalg import Array, beside, is_traced
 from .program import Program
 
 _CLASSES: dict[str, type[Model]] = {}
@@ -177,7 +177,7 @@ class Model(ABC):
         """Refuse stars that do not fit the frame of a bound model."""
 
     def bound(self, stars: Stars) -> Self:
-        if self.frame is None:
+        if self.frame is None and not is_traced(stars):
             return self.bind(stars)
         self.check(stars)
         return self

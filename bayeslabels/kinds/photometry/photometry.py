@@ -25,7 +25,7 @@ from ...data.columns import refuse_covariance
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
-from ...numerics.linalg import Array, constant
+from ...numerics.linalg import Array, beside, constant, module_of
 from ...numerics.network import Function, Network, Polynomial
 from ...numerics.two_vectors import log_marginal_of_both
 from .frame import PhotometryFrame, frame_of
@@ -294,7 +294,7 @@ class Photometry(CollapsedModel):
         f = jnp.clip(theta["outlier_fraction"], 1e-9, 1 - 1e-6)
         return jnp.logaddexp(jnp.log1p(-f) + good, jnp.log(f) + bad) + data.label_density
 
-    def measured(self, stars: Stars) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def measured(self, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
         """Value, variance and mask of the blocks that the stars have; labels scaled, with covariances."""
         frame, out = self.require_frame(), {}
         for name in self.blocks:
@@ -302,10 +302,10 @@ class Photometry(CollapsedModel):
                 continue
             value, variance, observed = stars[name].filled()
             if name == "labels":
-                value = np.where(observed, frame.scaled(value), 0.0)
-                variance = stars[name].filled_covariance() / np.where(
-                    observed[:, :, None] & observed[:, None, :], frame.scale[:, None] * frame.scale, 1.0
-                )
+                (scale,), where = beside(value, frame.scale), module_of(value).where
+                value = where(observed, frame.scaled(value), 0.0)
+                both = observed[:, :, None] & observed[:, None, :]
+                variance = stars[name].filled_covariance() / where(both, scale[:, None] * scale, 1.0)
             out[name] = (value, variance, observed)
         return out
 

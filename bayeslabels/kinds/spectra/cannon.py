@@ -21,7 +21,7 @@ from ...core.priors import Flat, Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.features import Monomials
-from ...numerics.linalg import constant
+from ...numerics.linalg import constant, is_traced
 from .model import FLAT_POPULATION, LinearModel, Measured
 
 LabelNoise = bool | Literal["joint", "free", "cut"]
@@ -283,7 +283,12 @@ class Cannon(LinearModel):
 
 
 def _completed(measured: Measured) -> Any:
-    """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones."""
+    """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones.
+
+    How many are missing is not known while JAX traces the stars: the density of those with a missing label is NaN.
+    """
+    if is_traced(measured):
+        return jnp.where(measured.observed, measured.value, jnp.nan)
     missing = np.nonzero(~np.asarray(measured.observed))
     u = jnp.asarray(measured.value)
     if not len(missing[0]):

@@ -21,7 +21,7 @@ from ...core.priors import Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.features import Monomials
-from ...numerics.linalg import in_float64, inverse_observed, leading_directions
+from ...numerics.linalg import beside, in_float64, inverse_observed, leading_directions, module_of
 from .model import LinearModel, Measured
 
 LADDER = (1, 2, 4, 8)
@@ -196,9 +196,10 @@ class Lux(LinearModel):
             return measured
         mean, sd = self.offset
         observed = measured.observed
-        shared = sd**2 * self.unit_offset[:, None] * self.unit_offset
+        (unit,) = beside(observed, self.unit_offset)
+        shared = sd**2 * unit[:, None] * unit
         both = observed[:, :, None] & observed[:, None, :]
-        value = np.where(observed, measured.value - mean * self.unit_offset, 0.0)
+        value = module_of(observed).where(observed, measured.value - mean * unit, 0.0)
         return Measured(value, measured.covariance + both * shared, observed)
 
     def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:

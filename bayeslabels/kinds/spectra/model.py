@@ -23,7 +23,7 @@ from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.error_factor import WIDTH
 from ...numerics.features import Monomials
-from ...numerics.linalg import Array, constant
+from ...numerics.linalg import Array, beside, constant, is_traced, module_of, placed
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
 
 FLAT_POPULATION = 1e4
@@ -267,32 +267,38 @@ class LinearModel(Model):
         """The catalogue labels, scaled; unobserved those of blocks that the stars have not."""
         frame = self.require_frame()
         n, m = len(stars), len(frame.names)
-        out = Measured(np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool))
+        values, covariance, masks = np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool)
         for name in self.label_blocks:
             if name not in stars:
                 continue
             block, at = stars[name], frame.columns(name)
             value, variance, observed = block.filled()
-            scale = frame.scale[at]
+            where = module_of(value).where
+            centre, scale = beside(value, frame.centre[at], frame.scale[at])
             if block.has_covariance:
                 both = observed[:, :, None] & observed[:, None, :]
-                out.covariance[:, at, at] = np.where(both, block.error, 0.0) / (scale[:, None] * scale)
+                own = where(both, block.error, 0.0) / (scale[:, None] * scale)
+                covariance = placed(covariance, np.s_[:, at, at], own)
             elif block.error is not None:
-                out.covariance[:, at, at] = np.where(observed, variance, 0.0)[:, :, None] * np.diag(scale**-2)
-            out.value[:, at] = np.where(observed, (value - frame.centre[at]) / scale, 0.0)
-            out.observed[:, at] = observed
-        return out
+                own = where(observed, variance, 0.0)[:, :, None] * module_of(value).diag(scale**-2)
+                covariance = placed(covariance, np.s_[:, at, at], own)
+            values = placed(values, np.s_[:, at], where(observed, (value - centre) / scale, 0.0))
+            masks = placed(masks, np.s_[:, at], observed)
+        return Measured(values, covariance, masks)
 
-    def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+    def output(self, stars: Stars) -> tuple[Array, Array | None]:
         """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
         block = stars["flux"]
         if block.has_covariance:
             raise bad_input(
                 "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
             )
-        if block.error is None or not (hopeless := block.error > HOPELESS * self.require_frame().flux_scale).any():
+        if block.error is None:
+            return block.value, None
+        hopeless = block.error > HOPELESS * self.require_frame().flux_scale
+        if not is_traced(hopeless) and not hopeless.any():
             return block.value, block.error
-        return block.value, np.where(hopeless, np.nan, block.error)
+        return block.value, module_of(hopeless).where(hopeless, np.nan, block.error)
 
     def arrays(self, stars: Stars) -> Spectra:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""

@@ -13,6 +13,7 @@ from ...core.model import ByValue, scaling
 from ...data.stars import Block, Stars
 from ...errors import bad_input, index_of
 from ...numerics import mixture, occupancy
+from ...numerics.linalg import Array, beside, module_of, placed
 
 TARGET = "target_labels"
 EXACT = 1e-3
@@ -100,9 +101,9 @@ class TranslatorFrame(ByValue):
 class Inputs(NamedTuple):
     """Scaled inputs as measured: value (N, D), 0 if missing; noise (N, D, D); observed (N, D)."""
 
-    value: np.ndarray
-    noise: np.ndarray
-    observed: np.ndarray
+    value: Array
+    noise: Array
+    observed: Array
 
     def select(self, rows: Any, columns: np.ndarray) -> Arrays3:
         value, noise, observed = (x[rows] for x in self)
@@ -116,15 +117,16 @@ def measured(frame: TranslatorFrame, stars: Stars) -> Inputs:
     for block in dict.fromkeys(frame.source):
         if block in stars:
             at = frame.columns(block)
-            x, _, seen = (np.asarray(a) for a in stars[block].filled())
-            value[:, at] = np.where(seen, (x - frame.centre[at]) / frame.scale[at], 0.0)
-            observed[:, at] = seen
+            x, _, seen = stars[block].filled()
+            centre, scale = beside(x, frame.centre[at], frame.scale[at])
+            value = placed(value, np.s_[:, at], module_of(x).where(seen, (x - centre) / scale, 0.0))
+            observed = placed(observed, np.s_[:, at], seen)
             if stars[block].error is not None:
-                scale = frame.scale[at][:, None] * frame.scale[at]
-                noise[:, at[:, None], at] = np.asarray(stars[block].filled_covariance()) / scale
-    diagonal = np.arange(d)
-    noise[:, diagonal, diagonal] = np.where(observed, np.maximum(noise[:, diagonal, diagonal], EXACT**2), 1.0)
-    return Inputs(value, noise, observed)
+                own = stars[block].filled_covariance() / (scale[:, None] * scale)
+                noise = placed(noise, np.s_[:, at[:, None], at], own)
+    diagonal, xp = np.arange(d), module_of(value)
+    own = xp.where(observed, xp.maximum(noise[:, diagonal, diagonal], EXACT**2), 1.0)
+    return Inputs(value, placed(noise, np.s_[:, diagonal, diagonal], own), observed)
 
 
 def known_inputs(frame: TranslatorFrame, given: Inputs) -> tuple[np.ndarray, np.ndarray]:
