@@ -9,7 +9,6 @@ star's latents declare that structure (`kinds.spectra.model.LinearModel`), and w
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..data.stars import Stars
 from ..errors import bad_input
+from ..numerics.by_value import ByValue
 from ..numerics.linalg import Array, beside, is_traced
 from .program import Program
 
@@ -31,26 +31,6 @@ _CLASSES: dict[str, type[Model]] = {}
 def models() -> dict[str, type[Model]]:
     """The models, by name, that `load` knows: all subclasses of `Model` that can be made."""
     return {name: cls for name, cls in sorted(_CLASSES.items()) if not inspect.isabstract(cls)}
-
-
-class ByValue:
-    """Of dataclasses with arrays: equal where all fields are, so that what is compiled for one serves the other."""
-
-    @cached_property
-    def _value(self) -> Any:
-        return _hashable(tuple(getattr(self, x.name) for x in dataclasses.fields(self)))  # type: ignore[arg-type]
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._value == other._value  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-def _hashable(x: Any) -> Any:
-    if isinstance(x, np.ndarray):
-        return x.shape, x.dtype.str, hashlib.sha256(np.ascontiguousarray(x).tobytes()).digest()
-    return tuple(map(_hashable, x)) if isinstance(x, tuple) else x
 
 
 class Scales:
@@ -68,7 +48,7 @@ class Scales:
         return centre + scale * u
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Frame(ByValue, Scales):
     """What a model takes from its training stars: names, units and scales, kept with the posterior.
 
@@ -117,8 +97,11 @@ def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Model(ABC):
-    """Base of all models: hyperparameters and priors in, NumPyro program out."""
+class Model(ByValue, ABC):
+    """Base of all models: hyperparameters and priors in, NumPyro program out.
+
+    Models are equal where their settings are; what a model is together with its frame: `Bound`.
+    """
 
     frame: Any = field(default=None, kw_only=True, repr=False, compare=False)
     global_sites: ClassVar[tuple[str, ...]] = ()
@@ -210,16 +193,13 @@ class Model(ABC):
         return dataclasses.replace(self, **changes)
 
 
-class Bound:
+class Bound(ByValue):
     """A bound model together with its frame, which is left out where models are compared: what is compiled is for
     both."""
 
     def __init__(self, model: Any):
         self.model = model
 
-    def __hash__(self) -> int:
-        return hash(self.model.frame)
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Bound) and self.model.frame == other.model.frame
-        return same and self.model == other.model  # type: ignore[attr-defined]
+    @cached_property
+    def _value(self) -> Any:
+        return self.model, self.model.frame

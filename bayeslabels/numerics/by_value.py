@@ -16,8 +16,8 @@ from numpyro.distributions import Distribution
 class ByValue:
     """Mixin for frozen dataclasses that hold arrays, mappings or distributions: compare and hash by content.
 
-    Subclasses keep this comparison, dataclasses or not. A field with `compare=False` is left out. Functions, and objects
-    that cannot be hashed, are compared by identity.
+    Subclasses keep this comparison, dataclasses or not. A field with `compare=False` is left out. Functions, and
+    objects that cannot be hashed, are compared by identity.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

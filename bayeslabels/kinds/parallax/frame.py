@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.model import ByValue
 from ...data.columns import default_names
 from ...data.stars import Block, Stars
 from ...errors import bad_input
+from ...numerics.by_value import ByValue
 from ...numerics.incomplete import Population, learn
 from ...numerics.linalg import Array, is_traced, module_of
 
@@ -25,7 +25,7 @@ LEADING, ABOVE_NOISE = 5, 3.0
 """Leading directions, at most, and how far their squared loadings rise above those that noise makes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class FeatureFrame(ByValue):
     """What a log-linear model takes from its training stars: its features' names, units and scales.
 

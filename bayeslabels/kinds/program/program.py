@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ...core.model import ByValue, Model
+from ...core.model import Model
 from ...data.stars import Stars
 from ...errors import bad_input
+from ...numerics.by_value import ByValue
 from .sites import Site, sites_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ProgramFrame(ByValue):
     """What is kept of the training stars.
 

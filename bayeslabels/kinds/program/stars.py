@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.model import Bound, Model
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...inference.starwise import StarProblem
+from ...numerics.by_value import ByValue, hashable
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, find_modes
 from .program import OwnProgram
@@ -47,7 +49,7 @@ def unflattened(flat: Array, sites: tuple[tuple[str, tuple[int, ...]], ...]) -> 
 
 
 @dataclass(frozen=True)
-class ProgramEnergy(Energy):
+class ProgramEnergy(ByValue, Energy):
     """Minus ln p(x, d | D) of unbounded coordinates u (S, M) of x.
 
     sites: x, of stars with the blocks `blocks`.
@@ -57,12 +59,11 @@ class ProgramEnergy(Energy):
     blocks: tuple[str, ...]
     sites: tuple[Site, ...]
 
-    def __hash__(self) -> int:
-        return hash((id(self.model.program), self.model.frame, self.blocks, self.sites))
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, ProgramEnergy) and hash(self) == hash(other)
-        return same and self.model.program is other.model.program  # type: ignore[attr-defined]
+    @cached_property
+    def _value(self) -> Any:
+        program = self.model.program
+        known = Bound(program) if isinstance(program, Model) else hashable(program)
+        return known, self.model.frame, self.blocks, self.sites
 
     def __call__(self, u: Array, shared: Any, own: Any) -> Array:
         each = jax.vmap(lambda u: jax.vmap(lambda theta: self.log_joint(u, theta, own))(shared))(u)

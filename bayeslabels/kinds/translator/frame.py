@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.model import ByValue, scaling
+from ...core.model import scaling
 from ...data.stars import Block, Stars
 from ...errors import bad_input, index_of
 from ...numerics import mixture, occupancy
+from ...numerics.by_value import ByValue
 from ...numerics.linalg import Array, beside, module_of, placed
 
 TARGET = "target_labels"
@@ -33,7 +35,7 @@ BACKGROUND = 100
 Arrays3 = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TranslatorFrame(ByValue):
     """D inputs x, M outputs y, both scaled by centre and scale.
 
@@ -248,13 +250,13 @@ def learn_frame(
     )
     known = some[given.observed[some].all(1)][:BACKGROUND]
     whitening = tuple(_whitening(given.value, given.observed, inputs) for inputs, _ in frame.parts)
-    return TranslatorFrame(**{
-        **frame.__dict__,
-        "population": tuple(tuple(x) for x in populations),
-        "whitening": whitening,
-        "occupancy": tuple(tuple(occupancy.learn(x, bins, threshold)) for x in (raw, y)),
-        "background": given.value[known],
-    })  # fmt: skip
+    return dataclasses.replace(
+        frame,
+        population=tuple((*x,) for x in populations),
+        whitening=whitening,
+        occupancy=tuple((*occupancy.learn(x, bins, threshold),) for x in (raw, y)),
+        background=given.value[known],
+    )
 
 
 def _names(stars: Stars, blocks: tuple[str, ...]) -> tuple[str, ...]:
