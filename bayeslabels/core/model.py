@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpyro.distributions import Distribution
 
 from ..data.stars import Stars
 from ..errors import bad_input
@@ -108,6 +109,8 @@ class Model(ByValue, ABC):
     """Names of the sites shared by all stars."""
     stored: ClassVar[tuple[type, ...]] = ()
     """Dataclasses that its files hold besides priors and `Frame`."""
+    exact_priors: ClassVar[dict[str, str]] = {}
+    """Settings that may be a distribution of the user's own, and the forms that exact routes need instead."""
     offered: ClassVar[bool] = True
     """Whether it can be made by name and settings alone, as on the command line."""
 
@@ -137,7 +140,25 @@ class Model(ByValue, ABC):
 
     @property
     def changed_program(self) -> bool:
-        """Whether the program is not the one that the kind's exact routes solve: a subclass's own `__call__`."""
+        """Whether the program is not the one that the kind's exact routes solve: a subclass's own `__call__`, or priors
+        of the user's own."""
+        return bool(self.own_priors) or self.own_call
+
+    @property
+    def own_priors(self) -> tuple[str, ...]:
+        """Settings that are a distribution of the user's own."""
+        return tuple(name for name in self.exact_priors if isinstance(getattr(self, name, None), Distribution))
+
+    def with_usual_priors(self) -> Self:
+        """The model with default priors in the place of the user's own: where samplers begin."""
+        usual = {x.name: x for x in dataclasses.fields(self) if x.name in self.own_priors}
+        return self.replace(
+            **{k: x.default_factory() if callable(x.default_factory) else x.default for k, x in usual.items()}
+        )
+
+    @property
+    def own_call(self) -> bool:
+        """Whether a subclass has a `__call__` of its own in the place of a model's."""
         own = next(cls for cls in type(self).__mro__ if "__call__" in vars(cls))
         above = own.__mro__[1:]
         return any("__call__" in vars(cls) and not inspect.isabstract(cls) for cls in above if issubclass(cls, Model))

@@ -22,7 +22,8 @@ import numpyro
 import numpyro.distributions as dist
 
 from ...core.model import Model
-from ...core.priors import HalfNormal, SparsePrior
+from ...core.own_priors import OwnPrior, fitted
+from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
 from ...data.columns import refuse_covariance, same_unit
 from ...data.stars import Stars
 from ...errors import bad_input
@@ -106,7 +107,7 @@ class LogLinearModel(Model):
 
     @property
     @abstractmethod
-    def sparse_prior(self) -> SparsePrior: ...
+    def sparse_prior(self) -> SparsePrior | OwnPrior: ...
 
     @property
     @abstractmethod
@@ -311,6 +312,10 @@ def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
     return dist.StudentT(WRONG_FREEDOM, outlier[0], scale).log_prob(value)
 
 
-def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:
+def scatter_site(fixed: float | None, prior: ScatterPrior) -> Array:
     """s, sampled where it is learned."""
-    return jnp.asarray(fixed) if fixed is not None else numpyro.sample("scatter", dist.HalfNormal(prior.width(1.0)))
+    if fixed is not None:
+        return jnp.asarray(fixed)
+    if isinstance(prior, HalfNormal):
+        return numpyro.sample("scatter", dist.HalfNormal(prior.width(1.0)))
+    return numpyro.sample("scatter", fitted("scatter", prior, ()))

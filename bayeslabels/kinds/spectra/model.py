@@ -17,7 +17,8 @@ import numpyro
 import numpyro.distributions as dist
 
 from ...core.model import Frame, Model, scaling
-from ...core.priors import Flat, HalfNormal, Prior, require_half_normal
+from ...core.own_priors import fitted, scaled
+from ...core.priors import Flat, HalfNormal, ScatterPrior, require_scatter_prior
 from ...data.columns import same_unit
 from ...data.stars import Block, Stars
 from ...errors import bad_input
@@ -69,8 +70,9 @@ class LinearModel(Model):
 
     Args:
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
-        scatter_distribution: prior of the s_l where they are learned, in flux units.
-        label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`).
+        scatter_distribution: prior of the s_l where they are learned, in flux units; or a distribution of NumPyro.
+        label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`); or
+            a distribution of NumPyro.
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters; None: none.
         nuisances: what else varies from star to star (`bayeslabels.nuisances`), integrated out of every spectrum.
@@ -81,13 +83,19 @@ class LinearModel(Model):
     flux_error_factor: Literal["star", "survey"] | None = field(default=None, kw_only=True)
     nuisances: tuple[Nuisance, ...] = field(default=(), kw_only=True)
     scatter: float | np.ndarray | None = field(default=None, kw_only=True)
-    scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
-    label_scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
+    scatter_distribution: ScatterPrior = field(default_factory=HalfNormal, kw_only=True)
+    label_scatter_distribution: ScatterPrior = field(default_factory=HalfNormal, kw_only=True)
     outlier_sigma: float | None = field(default=None, kw_only=True)
 
     stored: ClassVar[tuple[type, ...]] = (Continuum, Velocity, Broadening, Templates)
     sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
     """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
+    exact_priors: ClassVar[dict[str, str]] = {
+        "coefficient_prior": "priors.Flat, Normal, Laplace or Learned",
+        "scatter_distribution": "priors.HalfNormal",
+        "label_scatter_distribution": "priors.HalfNormal",
+        "population": "'learned' or 'flat'",
+    }
     smaller: ClassVar[str] = "Cannon(order=1)"
     """What to write for a model of fewer coefficients."""
     surely: ClassVar[float] = 0.0
@@ -120,11 +128,11 @@ class LinearModel(Model):
 
     @property
     @abstractmethod
-    def prior(self) -> Prior:
-        """The coefficients' prior."""
+    def prior(self) -> Any:
+        """The coefficients' prior, one of `Prior` or an `OwnPrior`."""
 
     @property
-    def scatter_prior(self) -> HalfNormal | np.ndarray:
+    def scatter_prior(self) -> ScatterPrior | np.ndarray:
         """The scatter's prior, or its fixed values (L,)."""
         if self.scatter is None:
             return self.scatter_distribution
@@ -137,6 +145,7 @@ class LinearModel(Model):
     @property
     def label_scatter_width(self) -> float:
         """Width of the prior of tau, scaled labels."""
+        assert isinstance(self.label_scatter_distribution, HalfNormal)
         return self.label_scatter_distribution.width(1.0)
 
     @property
@@ -238,7 +247,7 @@ class LinearModel(Model):
 
     def bind(self, stars: Stars) -> Self:
         for name in ("scatter_distribution", "label_scatter_distribution"):
-            require_half_normal(name, getattr(self, name))
+            require_scatter_prior(name, getattr(self, name))
         require_error_factor(self.flux_error_factor)
         bound = self.replace(nuisances=require_nuisances(self.nuisances), frame=_frame(stars, self.label_blocks))
         model = bound.variants()[0]
@@ -310,7 +319,9 @@ class LinearModel(Model):
         fixed, frame = self.scatter_prior, self.require_frame()
         if isinstance(fixed, np.ndarray):
             return constant(fixed)
-        return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+        if isinstance(fixed, HalfNormal):
+            return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+        return numpyro.sample("scatter", fitted("scatter", fixed, (frame.n_pixel,)))
 
     def error_factor_site(self, of: str) -> Array | None:
         """f of "star", (N,), or "survey", (), where it is learned."""
@@ -320,8 +331,10 @@ class LinearModel(Model):
 
     def label_scatter_site(self) -> Array:
         """tau (M,), in label units."""
-        width = self.label_scatter_width * constant(self.require_frame().scale)
-        return numpyro.sample("label_scatter", dist.HalfNormal(width).to_event(1))
+        scale, own = constant(self.require_frame().scale), self.label_scatter_distribution
+        if not isinstance(own, HalfNormal):
+            return numpyro.sample("label_scatter", scaled("label_scatter", own, scale))
+        return numpyro.sample("label_scatter", dist.HalfNormal(self.label_scatter_width * scale).to_event(1))
 
     def label_sites(self, true: Array, tau: Array, stars: Stars, rows: Array) -> None:
         """Catalogue labels about true scaled labels (N, M), observed where present: N(true, V_n + diag(tau^2))."""
