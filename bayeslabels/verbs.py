@@ -217,7 +217,7 @@ def infer(
     inference = inference or kind.infer_by
     kind.require(inference, model, "infer")
     model.check(stars)
-    size = min(batch_size or even_batches(model, len(stars)), len(stars))
+    size = batch_of(batch_size or even_batches(model, len(stars)), len(stars))
 
     def part(start: int) -> dict[str, xr.Dataset]:
         batch = stars if len(stars) <= size else stars[start : start + size]
@@ -255,6 +255,11 @@ def even_batches(model: Model, n: int) -> int:
     return min(most, even + -even % EVEN)
 
 
+def batch_of(most: int, n: int) -> int:
+    """Stars at a time, of n: as many as allowed, or a power of two that holds them all: few sizes are compiled."""
+    return min(most, 1 << max(n - 1, 0).bit_length())
+
+
 def few_batches(model: Model) -> list[int]:
     """Stars at a time where their number is not known beforehand: few sizes, that each is compiled once, of which the
     smallest that holds them wastes at most three quarters of it."""
@@ -265,7 +270,7 @@ def few_batches(model: Model) -> list[int]:
 def infer_batch(
     posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, size: int, progress: bool | None
 ) -> dict[str, xr.Dataset]:
-    """`Kind.infer` of some of many stars, filled up to `size` with copies of the last: one shape, compiled once.
+    """`Kind.infer` of some of many stars, filled up to `size` with copies of them: one shape, compiled once.
 
     A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it. A sentinel,
     such as a magnitude of 99, is missing, and its star is flagged SENTINEL.
@@ -274,7 +279,7 @@ def infer_batch(
     """
     n = len(stars)
     if n < size:
-        stars = stars[np.minimum(np.arange(size), n - 1)]
+        stars = stars[np.arange(size) % n]  # of all: were the last one hard, its copies would be
     kind = kind_of(posterior.model)
     stars, odd = without_sentinels(stars, posterior.info.get("ranges", {}))
     part, failed = without_failures(lambda x: kind.infer(posterior, x, inference, seed, first, progress), stars)

@@ -138,7 +138,7 @@ def test_a_star_at_which_linear_algebra_fails(trained, spectra, monkeypatch):
     assert list(np.flatnonzero(found.flags & Flags.NOT_CONVERGED)) == [3, 31]
     assert np.isnan(found.mean[[3, 31]]).all()
     assert_others_same(found.table(), whole.table(), [3, 31])
-    assert len(calls) < 30
+    assert len(calls) < 40  # stars that fill up the batch among them
     marked = spectra.flux.value[:, 0]
     assert (bl.infer(trained, spectra).flags == Flags.NOT_CONVERGED).all()
     assert (bl.infer(trained, spectra[:1]).flags == Flags.NOT_CONVERGED).all()
