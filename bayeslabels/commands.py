@@ -28,7 +28,7 @@ from .verbs import fit
 COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
 """Options that say where things stand in a table; a model file remembers those of its training."""
 ROWS = 60
-"""Of what was learned, at most, that `info` shows."""
+"""Rows of what was learned, at most, that `info` shows."""
 
 
 def run_demo(a: argparse.Namespace, written: list[Path]) -> None:

@@ -18,7 +18,7 @@ from .errors import bad_input
 UNITS = {"TEFF": "K", "LOGG": "dex", "FE_H": "dex", "MG_FE": "dex"}
 """Labels that can be simulated, and their units."""
 TYPICAL = {"TEFF": 4550.0, "LOGG": 2.1, "FE_H": -0.2, "MG_FE": 0.1}
-"""Of all stars, for the labels that are not asked for."""
+"""Values that all stars have of the labels that are not asked for."""
 ERROR = {"TEFF": 40.0, "LOGG": 0.08, "FE_H": 0.03, "MG_FE": 0.03}
 """Typical error of a catalogue label."""
 START, STEP = 5160.0, 6e-5

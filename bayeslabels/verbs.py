@@ -118,7 +118,8 @@ def _fit_by_rows(
     model: Model, stars: Any, inference: Inference, seed: int, progress: bool | None, columns: Any, checkpoint: Any,
     every: float,
 ) -> Posterior:  # fmt: skip
-    """Of stars in memory or in files: the model is bound to a sample, and trained block after block."""
+    """`fit` row after row, of stars in memory or in files: the model is bound to a sample, and trained block by
+    block."""
     kind = kind_of(model)
     if isinstance(stars, Stars) and columns:
         raise bad_input("columns for stars in memory", "columns of a file", fix="Stars.from_table(table, ...)")

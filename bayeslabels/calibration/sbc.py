@@ -92,7 +92,7 @@ class SBC:
 
     @property
     def p_value(self) -> float:
-        """Of ranks this far from uniform, all quantities and tests together."""
+        """Probability of ranks this far from uniform, all quantities and tests together."""
         return self.verdict.p_value
 
     @property

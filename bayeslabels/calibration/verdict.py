@@ -17,8 +17,8 @@ TESTS = ("mean", "sd", "shape")
 
 
 class Verdict(NamedTuple):
-    """Of n simulations of Q quantities: mean and sd of the normal scores (Q,), p-values (Q, 3) in the order of `TESTS`,
-    and the p-value of all together."""
+    """Verdict on n simulations of Q quantities: mean and sd of the normal scores (Q,), p-values (Q, 3) in the order of
+    `TESTS`, and the p-value of all together."""
 
     mean: np.ndarray
     sd: np.ndarray

@@ -189,7 +189,7 @@ class _Plan:
 
     @property
     def megabytes(self) -> float:
-        """Of the numbers of a batch, four times over: as read, in float64, and at work."""
+        """Bytes of the numbers of a batch, four times over: as read, in float64, and at work."""
         frame = self.posterior.model.require_frame()
         width = getattr(frame, "n_pixel", None) or len(frame.names)
         return 4 * 2 * 8 * width * self.batch_size / 1e6
@@ -254,7 +254,7 @@ def _count(flags: dict[str, int], values: Any) -> None:
 
 
 def _fingerprint(posterior: Posterior) -> str:
-    """Of the model and all that the test step integrates over."""
+    """Digest of the model and of all that the test step integrates over."""
     arrays: dict[str, np.ndarray] = {}
     text = state.dumps(posterior.model, arrays)
     total = hashlib.sha256(text.encode())

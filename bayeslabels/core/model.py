@@ -42,7 +42,7 @@ def register_kinds() -> None:
 
 
 class Scales:
-    """Of frames with `centre` and `scale` (M,): labels (..., M), and u = (label - centre) / scale."""
+    """Mixin for frames with `centre` and `scale` (M,): labels (..., M) to u = (label - centre) / scale, and back."""
 
     centre: np.ndarray
     scale: np.ndarray

@@ -113,7 +113,7 @@ class Learned:
             raise bad_input(f"Learned(scale={self.scale!r})", "scale > 0", fix="priors.Learned()")
 
     def hyper(self, n_feature: int, scale: float) -> Hyperprior:
-        """Of m and Sigma; scale: the typical flux."""
+        """Prior of m and Sigma; scale: the typical flux."""
         return Hyperprior(10 * scale, n_feature + 2.0, (self.scale * scale) ** 2 * np.eye(n_feature))
 
     def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
@@ -239,7 +239,7 @@ class ExponentialDisk:
     length: float = 1.35
 
     def log_density(self, mu: Array) -> Array:
-        """Of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
+        """Density of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
         ln_d = (mu - 10) * LN10_5
         return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(0.5 * LN10_5 / self.length**3)
 
@@ -261,7 +261,7 @@ DistancePrior = NormalModulus | ExponentialDisk
 Prior = Flat | Normal | Laplace | Learned
 ScatterPrior = HalfNormal | dist.Distribution
 SparsePrior = Normal | Laplace | Horseshoe
-"""Of the coefficients of log-linear models."""
+"""Priors of the coefficients of log-linear models."""
 
 
 def _gaussian(precision_diagonal: np.ndarray) -> CoefficientPrior:

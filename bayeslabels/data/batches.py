@@ -64,7 +64,7 @@ class Rows(ABC):
 
 
 class RowsInMemory(Rows):
-    """Of stars in memory."""
+    """Rows of stars in memory."""
 
     def __init__(self, model: Any, stars: Stars, usable: np.ndarray | None = None, sample: Stars | None = None):
         self.model, self.all, self.n = model, stars, len(stars)

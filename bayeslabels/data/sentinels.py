@@ -13,7 +13,7 @@ from .stars import Block, Stars
 
 NINES = [float("9" * n + ("." + "9" * m if m else "")) for n in range(1, 8) for m in range(5) if n + m > 2 or n > 1]
 FILLS = np.unique([*NINES, 32767, 32768, 65535, 2147483647, 2147483648])
-"""Of either sign: nines, and the ends of integers; also 0 and 1, but not of spectra."""
+"""Numbers, of either sign, that stand for what is missing: nines, and the ends of integers."""
 SMALL, LARGE = 1e-20, 1e10
 """Numbers below (0, most of all) and above them may stand for what is missing, too."""
 SPECTRA = "flux"

@@ -47,7 +47,7 @@ class Source:
         return cls(stream, columns, coords)
 
     def tables(self, start: int, size: int) -> Iterator[Table]:
-        """Of `size` rows from `start` on, with the columns that are needed."""
+        """Tables of `size` rows from `start` on, with the columns that are needed."""
         needed = columns_needed(self.columns)
         return self.stream.read(start, size, [name for name in self.stream.names if name in needed])
 

@@ -42,7 +42,7 @@ WIDE, NARROW = 0.1, 0.01
 narrower, they would leave the mode and not find back."""
 ADAM = optax.scale_by_adam()
 ENTROPY = 0.5 * np.log(2 * np.pi * np.e)
-"""Of a unit normal."""
+"""Entropy of a unit normal."""
 
 
 def fit_guide(

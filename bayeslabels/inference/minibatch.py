@@ -35,7 +35,7 @@ STEPS = 48
 PATIENCE = 8
 """Epochs without an improvement that a member waits before it goes on with the next learning rate, by default."""
 SLOPE = 1.0
-"""Of ln p per sd of any direction that is brought to the mode: above it the training step has not converged."""
+"""Slope of ln p per sd of any direction that is brought to the mode: above it the training step has not converged."""
 FALL, STAGES = 0.2, (0.6, 0.85, 1.0)
 """From one learning rate to the next; and the share of the epochs at which each ends at the latest."""
 OPTIMISER = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())

@@ -31,9 +31,9 @@ BATCH = 128
 STEPS = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0])
 """Shares of a Newton step that are tried."""
 DEPTH, DEEPER = 3, 5
-"""Of a star's trees: chains go side by side at the pace of the longest, and in whitened coordinates the 7 steps of such
-a tree cross most posteriors; twice as many took twice the time, for effective samples 1.3 times as large. Stars that
-need more get trees of 31 steps."""
+"""Depth of a star's trees: chains go side by side at the pace of the longest, and in whitened coordinates the 7 steps
+of such a tree cross most posteriors; twice as many took twice the time, for effective samples 1.3 times as large. Stars
+that need more get trees of 31 steps."""
 ENOUGH = 25
 """Effective draws per chain with which a star needs no deeper trees."""
 SETS = 50

@@ -40,7 +40,7 @@ class BySums(ABC):
     """A training step as sums over stars; g is a pytree of arrays, of what all stars share."""
 
     tolerance: float
-    """Of the changes that `update` tells of, below which it is done."""
+    """Size of the changes that `update` reports below which training is done."""
 
     @abstractmethod
     def start(self) -> Any:

@@ -29,9 +29,9 @@ CHUNK = 1024
 ROUNDS, ITERATIONS = 3, 60
 """New coordinates so often, at most, and iterations of L-BFGS in each."""
 JITTER = 1e-6
-"""Of the information's correlation matrix, which is summed in float32."""
+"""Added to the diagonal of the information's correlation matrix, which is summed in float32."""
 GAIN = 0.1
-"""Of ln p: a round that gains less is the last."""
+"""Gain in ln p: a round that gains less is the last."""
 
 
 def polish(polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarray) -> tuple[dict[str, Any], float]:

@@ -57,7 +57,7 @@ class Start(NamedTuple):
 
 
 def narrowed(start: Start, times: float) -> Start:
-    """Of so many times as many stars."""
+    """The start for so many times as many stars: a narrower posterior."""
     return start._replace(factor=start.factor / np.sqrt(times))
 
 

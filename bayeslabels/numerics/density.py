@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 BANDWIDTH = 0.25
-"""Of the kernel, in scaled labels."""
+"""Width of the kernel, in scaled labels."""
 REACH = 3.5
 """Bandwidths beyond which a training point counts for nothing: the kernel has fallen to 2e-3 there."""
 

@@ -24,7 +24,7 @@ DONE = 1e-6
 
 
 class Slopes(NamedTuple):
-    """Of the log density in ln f: its slope and Fisher information, of N stars."""
+    """Slope and Fisher information of the log density in ln f, for N stars."""
 
     slope: np.ndarray
     fisher: np.ndarray

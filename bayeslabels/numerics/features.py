@@ -41,7 +41,7 @@ class Features(ABC):
 
     @abstractmethod
     def names(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """Of each feature; '1' is the constant, and a label's own name that label."""
+        """Names of the features; '1' is the constant, and a label's own name that label."""
 
     @abstractmethod
     def __call__(self, u: Array) -> Array:

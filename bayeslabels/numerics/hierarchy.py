@@ -26,7 +26,7 @@ FURTHEST = 32.0
 SINGULAR = 1e-13
 """Eigenvalue of a matrix of correlations that rounding may have made."""
 HALVINGS = 12
-"""Of a step that lowers the density, before the search is given up."""
+"""Halvings of a step that lowers the density, before the search is given up."""
 
 
 class Hyperprior(NamedTuple):

@@ -19,7 +19,7 @@ from .linalg import Array, in_float64
 from .sparse import Optimum, minimise
 
 NODES = 15
-"""Of the quadrature: the likelihood is right to 1e-9 for s = 0.1, 1e-5 for s = 0.3 and 1e-2 for s = 1."""
+"""Nodes of the quadrature: the likelihood is right to 1e-9 for s = 0.1, 1e-5 for s = 0.3 and 1e-2 for s = 1."""
 
 _T, _W = np.polynomial.hermite_e.hermegauss(NODES)
 _LOG_W = np.log(_W) + 0.5 * _T**2

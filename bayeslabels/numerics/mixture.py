@@ -141,7 +141,7 @@ def learn(
 
 
 def _stretched(weight: np.ndarray, mean: np.ndarray, covariance: np.ndarray, stretch: np.ndarray) -> Mixture:
-    """Of components with weights (K, J) of J Gaussians each."""
+    """Log density of components with weights (K, J) of J Gaussians each."""
     wide = covariance[:, None] * stretch[:, None, None]
     return Mixture(weight.ravel(), np.repeat(mean, len(stretch), 0), wide.reshape(-1, *covariance.shape[1:]))
 

@@ -21,7 +21,7 @@ SIDE_BY_SIDE, FEW = 256, 32
 ROUNDS = (3, 2, 4, 8, 16, 32)
 """Evaluations after which those that have arrived are left out: most take two or three, the last one twenty."""
 LATE = 64
-"""Of the others so many side by side: one size, compiled once."""
+"""Starts that are left, followed side by side: one size, compiled once."""
 TOLERANCE = 1e-6
 """Newton decrement, in nats, of a star that has arrived."""
 HOPELESS = 20.0
@@ -155,7 +155,7 @@ def definite_or(hessian: Array, instead: Array) -> Array:
 def distinct(
     u: Array, f: Array, done: Array, curvature_at: Callable[[Array, Array], Array], keep: int, threshold: float
 ) -> Modes:
-    """Of optima u (J, N, M) with objectives f (J, N) the `keep` best that are more than a sd from each other.
+    """The `keep` best optima, among u (J, N, M) with objectives f (J, N), that are more than a sd from each other.
 
     curvature_at: (N, M, M) of the optima at (N, M), which are those of index (N,).
     """

@@ -107,7 +107,7 @@ def choose_starts(
     candidates: np.ndarray, statistics: Statistics, precision: np.ndarray, information: np.ndarray,
     features: Features, groups: int,
 ) -> np.ndarray:  # fmt: skip
-    """Of candidates (S, M), neighbours alike, the best of each of `groups` stretches: (groups, N, M).
+    """The best candidate of each of `groups` stretches of candidates (S, M), neighbours alike: (groups, N, M).
 
     The objective of all candidates and stars is one matrix product.
     """

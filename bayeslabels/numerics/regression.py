@@ -200,7 +200,7 @@ class PixelSums(NamedTuple):
     known: Array
 
     def moved(self, forth: Array) -> PixelSums:
-        """Of the features forth phi."""
+        """The same sums for the features forth phi."""
 
         def both(gram):
             return pack(forth @ unpack(gram, len(forth)) @ forth.T)
@@ -212,8 +212,8 @@ class PixelSums(NamedTuple):
 
 @jax.jit
 def pixel_sums(value, error, phi, phi_pairs, theta, scatter2, unit) -> PixelSums:
-    """Of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), phi_pairs = packed E[phi_n phi_n'], at theta (B, K) and
-    scatter2 (B,)."""
+    """`PixelSums` of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), phi_pairs = packed E[phi_n
+    phi_n'], at theta (B, K) and scatter2 (B,)."""
     y, variance, ok = known(value * unit, error * unit)
     w = jax.lax.optimization_barrier(ok / (variance + scatter2[:, None] * unit**2))
     w2 = jax.lax.optimization_barrier(w * w)
@@ -262,7 +262,7 @@ def pixels_from_sums(
 
 
 def scaled_prior(prior: CoefficientPrior, unit) -> CoefficientPrior:
-    """Of the coefficients of flux times unit."""
+    """The prior of the coefficients of flux times unit."""
     return CoefficientPrior(
         prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
     )

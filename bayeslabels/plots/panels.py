@@ -13,7 +13,7 @@ from ..data.stars import Stars
 from ..errors import bad_input
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
-"""Of Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Colours of Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 
 def draw_on(n: int, axes: Any, rows: int = 1, wide: bool = False, ratios: Any = None) -> tuple[Figure, list[Axes]]:

@@ -53,7 +53,7 @@ def flag_names(value: int) -> tuple[str, ...]:
 
 
 PERCENTILES = ("p5", "p16", "p50", "p84", "p95")
-"""Of every label, where they are told."""
+"""Percentiles that a table may have of every label."""
 
 
 def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Sequence[str]) -> None:

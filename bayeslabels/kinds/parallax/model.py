@@ -65,7 +65,7 @@ class Features(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """Of N stars: features (`spread` of every star), parallax less its known zero point, error, and whether it is
+    """Data of N stars: features (`spread` of every star), parallax less its known zero point, error, and whether it is
     measured."""
 
     features: Features

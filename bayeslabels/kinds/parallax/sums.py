@@ -41,7 +41,7 @@ CLOSEST = 1e-3
 
 
 class Shared(NamedTuple):
-    """Of the Gaussian posterior, as in `shrinkage.fit_posterior`: mean (D + 1,), covariance (D + 1, D + 1), ln s;
+    """The Gaussian posterior, as in `shrinkage.fit_posterior`: mean (D + 1,), covariance (D + 1, D + 1), ln s;
     ridge, noise and pull of the noise (D,); the largest curvature of a star of the sample; the fraction of outliers.
     """
 

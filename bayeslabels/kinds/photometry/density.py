@@ -55,7 +55,7 @@ def precision_of(shared: Shared) -> Any:
 
 
 class Noise(NamedTuple):
-    """Of N stars of K kinds: 1 / sd of the magnitudes (N, K, B), the basis of the directions in which they are
+    """Noise of N stars of K kinds: 1 / sd of the magnitudes (N, K, B), the basis of the directions in which they are
     uncertain (N, K, Q, B + Q), and ln of how probable the kind is, times its normalisation (N, K)."""
 
     root: Array

@@ -133,7 +133,7 @@ class PhotometryKind(Kind):
         }
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
-        """Of the catalogue labels, under a Gaussian of the posterior's mean and covariance."""
+        """Density of the catalogue labels, under a Gaussian of the posterior's mean and covariance."""
         model = posterior.model
         value, noise, observed = model.measured(stars)["labels"]
         n_label, scale = value.shape[1], model.require_frame().scale
@@ -254,7 +254,7 @@ def _finish(
 
 
 OUTSIDE = 1e-3
-"""Of the peak density of the training stars: below it colours are not to be trusted (Green+21, section 6)."""
+"""Share of the peak density of the training stars below which colours are not to be trusted (Green+21, section 6)."""
 
 
 def posterior_names(model: Photometry) -> tuple[str, ...]:

@@ -243,7 +243,7 @@ class Photometry(CollapsedModel):
 
     @property
     def distance_distribution(self) -> Distribution:
-        """Of the distance modulus."""
+        """Prior of the distance modulus."""
         own = self.distance_prior
         return fitted("distance_modulus", own, ()) if isinstance(own, Distribution) else own.distribution()
 

@@ -82,7 +82,8 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
 
 
 def label_prior(model: Photometry) -> Mixture:
-    """Of the test step: the training labels' population; "flat": one Gaussian five times as wide in every direction."""
+    """Label prior of the test step: the training labels' population; "flat": one Gaussian five times as wide in every
+    direction."""
     population = model.require_frame().mixture
     if model.label_prior == "population":
         return population
@@ -212,7 +213,7 @@ def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
     z = seen * (rows["magnitudes"] - mu_0[:, None])
 
     def own_with(factors, widths):
-        """Of a kind of star for each width."""
+        """The stars' data, with a kind of star for each width."""
 
         def noise_with(wide):
             variance = rows["variance"] + wide**2

@@ -53,7 +53,7 @@ class ProgramKind(Kind):
         return super().choose(model, stars, inference, seed, progress)
 
     def start(self, model: OwnProgram, stars: Stars, seed: int) -> Start:
-        """Of a model whose program is changed, where the unchanged one would begin."""
+        """Start of a sampler: for a model whose program is changed, where the unchanged one would begin."""
         if not isinstance(model.program, Model):
             return super().start(model, stars, seed)
         begin = kind_of(model.program).start(model.program.with_usual_priors(), stars, seed)
@@ -118,7 +118,7 @@ class ProgramKind(Kind):
         return described(posterior.model)
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
-        """Of the block that is asked for, under a Gaussian of what the program draws of it."""
+        """Density of the block that is asked for, under a Gaussian of what the program draws of it."""
         block = stars[posterior.model.asked]
         value, variance, observed = block.filled()
         names = self.quantities(posterior.model).names

@@ -122,7 +122,7 @@ class ProgramEnergy(ByValue, Energy):
 
 
 def _log_prob(site: Any) -> Array:
-    """Of a site of one star."""
+    """Log density of a site of one star."""
     log_p = site["fn"].log_prob(site["value"])
     return (log_p if site["scale"] is None else log_p * site["scale"]).sum()
 

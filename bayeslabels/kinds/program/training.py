@@ -27,7 +27,7 @@ KEPT = 32
 PARTS = 50
 """Calls that a run is made in, between which its bar moves."""
 SETTLED = 1e-3
-"""Of the loss: the last fifth of the steps may change it by no more."""
+"""Share of the loss by which the last fifth of the steps may change it, at most."""
 
 
 @in_float64

@@ -34,7 +34,7 @@ CURVE = 3
 MOST_HIDDEN = 10
 """Hidden labels."""
 ORDERS = (1, 2, 3, 4)
-"""Of the polynomial phi: what "auto" chooses among."""
+"""Orders of the polynomial phi among which "auto" chooses."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ MOST = 4
 ABOVE = 1.05
 """Times the largest variance of pure noise: what is taken for more than noise."""
 ITERATIONS, TOLERANCE = 60, 0.01
-"""Of training, before each look at the residuals."""
+"""Settings of the training before each look at the residuals."""
 ORDER = 2
-"""Of the polynomial, where it is still open."""
+"""Order of the polynomial, where it is still open."""
 UNKNOWN = 3.0
 """Error of a hidden label's starting value, in units of its own spread: it says next to nothing."""
 BLOCK = "hidden"
@@ -63,8 +63,8 @@ def _extended(model: Any, stars: Stars, found: list[np.ndarray]) -> tuple[Any, S
 
 
 def leading_residual(model: LinearModel, stars: Stars) -> tuple[np.ndarray, float]:
-    """Of the training stars' residuals: each star's component (N,) along the direction of largest variance, mean square
-    1, and that variance over the largest of noise alone, (sqrt(N) + sqrt(L))^2."""
+    """Main direction of the training stars' residuals: each star's component (N,) along the direction of largest
+    variance, mean square 1, and that variance over the largest of noise alone, (sqrt(N) + sqrt(L))^2."""
     em = settled(model, stars, ITERATIONS, TOLERANCE)
     variance = em.scatter2 + (0.0 if em.error is None else em.error**2)
     residual = em.value - np.asarray(em.features(em.u)) @ (em.theta * em.allowed).T

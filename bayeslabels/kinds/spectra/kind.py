@@ -238,7 +238,7 @@ class SpectraKind(Kind):
         return stars.drop(*[name for name in model.label_blocks if name in stars])
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
-        """Of the catalogue labels; tau is the catalogue's noise unless it is in the star's own error."""
+        """Density of the catalogue labels; tau is the catalogue's noise unless it is in the star's own error."""
         model, frame = posterior.model, posterior.model.require_frame()
         catalogue = model.catalogue(stars)
         tau = 0.0 if model.scatter_is_own else posterior.moments.label_scatter
@@ -248,7 +248,7 @@ class SpectraKind(Kind):
         return log_density_of(value - result.mean, covariance)
 
     def parameters(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
-        """Of a posterior with one draw, its mode, the coefficients vary as their covariance says."""
+        """Draws of the sites; where there is one draw, the mode, the coefficients vary as their covariance says."""
         draws, moments = super().parameters(posterior, seed), posterior.moments
         name = posterior.model.sites["coefficients"]
         if draws[name].shape[:2] != (1, 1):
@@ -260,7 +260,7 @@ class SpectraKind(Kind):
         return out
 
     def identified(self, model: LinearModel, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of latents that may be rotated, the labels and fluxes that they predict: nothing without them."""
+        """Quantities that data identify: of latents, which may be rotated, the labels and fluxes that they predict."""
         names = model.sites
         if not model.labels_are_latent:
             free = {*names.values(), "true_labels", *(f"{names['coefficients']}_{x}" for x in ("mean", "covariance"))}

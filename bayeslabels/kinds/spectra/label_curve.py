@@ -28,7 +28,7 @@ from .moments import Moments
 from .quartic import prepare
 
 ITERATIONS = 30
-"""Of C and tau in turn: far more than they take to settle."""
+"""Iterations of C and tau in turn: far more than they take to settle."""
 DOUBTS = 10.0 ** (np.arange(17) / 2)
 """kappa: what is tried."""
 CLEARLY = 3.0

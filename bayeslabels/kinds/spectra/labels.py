@@ -54,7 +54,7 @@ class LabelSums(NamedTuple):
     linear: Array
 
     def moved(self, forth: np.ndarray) -> LabelSums:
-        """Of the features forth phi."""
+        """The same sums for the features forth phi."""
         total = np.einsum("ka,iajb,lb->ikjl", forth, self.total, forth, optimize=True)
         return self._replace(total=total, linear=self.linear @ forth.T)
 

@@ -53,7 +53,7 @@ class Measured(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    """Of N stars: flux value and error (N, L), missing where either is not finite, and the catalogue labels."""
+    """Spectra of N stars: flux value and error (N, L), missing where either is not finite, and the catalogue labels."""
 
     value: Array
     error: Array
@@ -123,7 +123,7 @@ class LinearModel(Model):
 
     @property
     def label_features(self) -> Features:
-        """Of which the labels, or the errors that all stars' labels share, are linear functions: psi, else phi."""
+        """The functions in which the labels, or the errors that all stars' labels share, are linear: psi, else phi."""
         return self.features
 
     @property

@@ -24,7 +24,8 @@ MOST_STARS, MOST_PIXELS = 1500, 800
 MOST_FEATURES = 200
 """Terms of a polynomial that is still tried."""
 ITERATIONS, TOLERANCE = 100, 0.01
-"""Of training at an order, at most: labels that have not settled at the lower order show more misfit than there is."""
+"""Iterations of training at an order, at most: labels that have not settled at the lower order show more misfit than
+there is."""
 CLEARLY, PER_TERM = 10.0, 2.0
 """Log evidence, in nats, by which a higher order must be better, and for every further term: mean and variance of terms
 that are nowhere, learned, add about one."""

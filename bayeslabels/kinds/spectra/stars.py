@@ -112,7 +112,7 @@ COLUMNS = DIAGNOSTICS | {
     "n_pixel": Column("pixels that were used"),
     "label_distance": Column("from the training stars, in scaled labels (Ho+17, eq. 7)"),
 }
-"""Of every star beside its labels, and what the model, nuisances and errors add."""
+"""Columns of every star beside its labels; the model, nuisances and error factors add theirs."""
 
 
 def places(model: LinearModel, moments: Moments, latent: np.ndarray) -> np.ndarray:

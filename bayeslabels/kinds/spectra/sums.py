@@ -71,8 +71,8 @@ class Sums(NamedTuple):
 
 
 class ExpectedSpectra(NamedTuple):
-    """Of a block of stars: latents u (N, P), covariance (N, P, P), E[phi], packed E[phi phi'], ln p(data_n | g) (N,);
-    value and error (L, N) as `pixel_sums` takes them; labels of these stars."""
+    """What a block of stars contributes: latents u (N, P), covariance (N, P, P), E[phi], packed E[phi phi'], ln
+    p(data_n | g) (N,); value and error (L, N) as `pixel_sums` takes them; labels of these stars."""
 
     u: Array
     covariance: Array

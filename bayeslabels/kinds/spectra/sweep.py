@@ -377,7 +377,7 @@ def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
     weight = data.observed / (jnp.diagonal(data.label_covariance, axis1=1, axis2=2) + state.tau**2)
 
     def density(tau, u, theta, mean, precision, mu, population_precision):
-        """Of all that changes: catalogue labels and hyperpriors, without the determinants."""
+        """Log density of all that changes: catalogue labels and hyperpriors, without the determinants."""
         offset = jnp.where(data.observed, data.labels - u, 0.0).T
         out = _label_density(data, offset, tau)
         if plan.fixed_population:

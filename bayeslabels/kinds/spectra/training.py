@@ -41,15 +41,15 @@ MANY = 4_000_000
 """Numbers in the spectra from which a first solution in float32 saves more than it costs."""
 
 ERROR_STEPS = 2
-"""Of the factor on the flux errors, at most, each time that the pixels are trained."""
+"""Steps of the factor on the flux errors, at most, each time that the pixels are trained."""
 PRIOR_PIXELS, PIXELS_PER_TERM = 1024, 16
 """So many, or twice that at most, of all pixels tell the learned prior; more of them where it has more terms."""
 PRIOR_STEPS, LATENT_STEPS = 100, 5
-"""Of the learned prior, at most, each time that the pixels are trained: of labels that are exact, and where the latents
+"""Steps of the learned prior, at most, each time that the pixels are trained: with exact labels, and where the latents
 change as well."""
 
 SHORT = MAP(max_iterations=30, tolerance=0.1)
-"""Of a training that is but a start."""
+"""Settings of a training that is only a starting point."""
 
 
 @in_float64

@@ -25,8 +25,8 @@ FLOOR = 0.03
 MIXTURE_STARS = 20_000
 """Training stars that the inputs' mixture is learned from, at most."""
 TAILS, POOLED = (1.0, 4.0, 16.0), 5.0
-"""Of the mixture (`numerics.mixture.learn`): without them what is missing of one star in a hundred has an error several
-times too small, and that of all, where stars are few and inputs many, one 1.2 times too small."""
+"""Heavy tails of the mixture (`numerics.mixture.learn`): without them what is missing of one star in a hundred has an
+error several times too small, and that of all, where stars are few and inputs many, one 1.2 times too small."""
 SCATTER_STARS = 50
 """Stars beyond twice the columns from which `plain_scatter` says anything."""
 BACKGROUND = 100

@@ -31,7 +31,7 @@ DOUBTFUL, TOO_SMALL = 1.5, 0.6
 SHIFT = 0.5
 """Prior sd of what is added to ln s."""
 EVIDENCE = 1.0
-"""Of ln p: what the mode of stated errors that mean nothing has to gain on that of errors that are right."""
+"""Gain in ln p: what the mode of stated errors that mean nothing has to gain on that of errors that are right."""
 FACTORS = (1.0, 0.02)
 """Factors of the stated errors from which the mode is looked for: right, and nearly meaningless."""
 

@@ -44,7 +44,7 @@ class Prior(NamedTuple):
     whiten: Array
 
     def log_density(self, x: Array) -> Array:
-        """Of points x (S, D) of one star, up to (2 pi)^(-D / 2)."""
+        """Density of points x (S, D) of one star, up to (2 pi)^(-D / 2)."""
         z = jnp.einsum("kij,skj->ski", self.whiten, x[:, None] - self.mean)
         log_det = jnp.log(jnp.diagonal(self.whiten, axis1=-2, axis2=-1)).sum(-1)
         return jax.scipy.special.logsumexp(self.log_weight + log_det - 0.5 * (z**2).sum(-1), axis=-1)
@@ -140,7 +140,7 @@ def _updated(bound, theta, tail, own, mean, covariance):
         return jax.vmap(lambda t: bound.model.raw_outputs(t, x))(theta)
 
     def about(x):
-        """Of one point: the outputs' mean over members, its slopes, and the covariance about it."""
+        """Prediction at one point: the outputs' mean over members, its slopes, and the covariance about it."""
         both, slopes = outputs(x), jax.jacfwd(lambda x: outputs(x)[:, :m].mean(0))(x)
         offset = both[:, :m] - both[:, :m].mean(0)
         s, factor = jnp.exp(both[:, m:]), theta["correlation"]

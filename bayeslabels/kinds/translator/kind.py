@@ -95,7 +95,7 @@ class TranslatorMoments(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Of the outputs of N stars, scaled: mean (N, M), and covariances (N, M, M) by where they come from."""
+    """Predicted outputs of N stars, scaled: mean (N, M), and covariances (N, M, M) by where they come from."""
 
     mean: np.ndarray
     measurement: np.ndarray
@@ -259,7 +259,7 @@ class TranslatorKind(Kind):
         return np.where(rows.observed.any(1), density - constant, np.nan)
 
     def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of networks, what they say of some training stars."""
+        """Quantities that data identify: of networks, what they say of some training stars."""
         x = jnp.asarray(model.require_frame().background[:SOME_STARS])
         both = np.asarray(jax.vmap(lambda theta: model.raw_outputs(theta, x))(draws))
         m = both.shape[-1] // 2

@@ -284,8 +284,8 @@ class Translator(CollapsedModel):
         return both.reshape(*both.shape[:-2], -1)
 
     def predictive(self, theta: Mapping[str, Array], x: Array, root: Array) -> tuple[Array, Array, Array]:
-        """Of y given what is measured of the inputs, scaled: mean (N, M), the covariance that the inputs' uncertainty
-        makes, and s R s' averaged over it, (N, M, M) each."""
+        """Moments of y given what is measured of the inputs, scaled: mean (N, M), the covariance that the inputs'
+        uncertainty makes, and s R s' averaged over it, (N, M, M) each."""
         both, spread = propagate(lambda x: self.raw_outputs(theta, x), x, root)
         m = both.shape[-1] // 2
         ln_variance = jnp.minimum(jnp.diagonal(spread, axis1=-2, axis2=-1)[..., m:], 1.0)
