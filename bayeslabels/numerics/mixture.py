@@ -141,7 +141,7 @@ def learn(
 
 
 def _stretched(weight: np.ndarray, mean: np.ndarray, covariance: np.ndarray, stretch: np.ndarray) -> Mixture:
-    """Log density of components with weights (K, J) of J Gaussians each."""
+    """The mixture whose components are J Gaussians each, with weights (K, J)."""
     wide = covariance[:, None] * stretch[:, None, None]
     return Mixture(weight.ravel(), np.repeat(mean, len(stretch), 0), wide.reshape(-1, *covariance.shape[1:]))
 
