@@ -96,6 +96,11 @@ def test_parameters_are_recovered(trained):
     assert (np.abs(summary["mean"] - SLOPE) < 4 * summary["sd"]).all()
     assert trained.info["converged"]
     assert trained.model.name == "line"
+    told = trained.data["sample_stats"].to_dataset()
+    assert {"diverging", "energy", "lp", "acceptance_rate", "n_steps", "tree_depth"} == set(told)
+    assert told["diverging"].shape == told["lp"].shape == (2, 150)
+    assert 0.5 < told["acceptance_rate"].mean() <= 1
+    assert (told["energy"] >= -told["lp"]).all()
 
 
 def test_variational_inference_finds_the_same(trained):

@@ -83,20 +83,22 @@ class NUTS(Inference):
                 "one among 100 draws of those parameters that have no MAP",
                 "a prior that excludes the data, or numbers of very different size",
             )
-        z, diverging, energy = self._chains(potential, key, jittered(dict(first.z), self.chains, 0.05, seed), progress)
+        z, told = self._chains(potential, key, jittered(dict(first.z), self.chains, 0.05, seed), progress)
         constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
         sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(z)
         draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
         known = model.comparable(draws)
         stats = {
-            "n_divergent": int(diverging.sum()),
+            "n_divergent": int(told["diverging"].sum()),
             **worst(known),
         }
         stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
-        return Trained(draws, None, stats, {"energy": energy})
+        told["tree_depth"] = np.ceil(np.log2(told["n_steps"] + 1)).astype(int)
+        return Trained(draws, None, stats, told)
 
     def _chains(self, potential: Any, key: Array, initial: dict[str, Array], progress: bool | None) -> Any:
-        """Positions, divergences and energies (chain, draw, ...) of chains side by side, each from its own start."""
+        """Positions, and statistics by ArviZ's names, (chain, draw, ...), of chains side by side, each from its own
+        start."""
         warmup = self.warmup or 1000
         many = self.chains > 1
         sampler = NumPyroNUTS(
@@ -107,7 +109,10 @@ class NUTS(Inference):
         state = sampler.init(keys, warmup, start, model_args=(), model_kwargs={})
 
         def told(state):
-            return state.z, state.diverging, state.energy
+            return state.z, {
+                "diverging": state.diverging, "energy": state.energy, "lp": -state.potential_energy,
+                "acceptance_rate": state.accept_prob, "n_steps": state.num_steps,
+            }  # fmt: skip
 
         @jax.jit
         def run(state, kept, begin, end):
