@@ -1,6 +1,6 @@
 """The figure of the README: labels of the same stars from a classic Cannon and from bayeslabels, against the truth.
 
-    python docs/front_figure.py
+It is drawn by `python docs/front_figure.py`.
 """
 
 from __future__ import annotations
