@@ -10,6 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 import bayeslabels
 from bayeslabels import cli
 
@@ -28,11 +31,12 @@ author = "The bayeslabels developers"
 copyright = author
 release = version = bayeslabels.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "bayeslabels"
-html_static_path: list[str] = []
+html_math_renderer = "mathml"
+myst_update_mathjax = False
 
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -79,5 +83,17 @@ def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, line
     lines[:] = out
 
 
+def inline_math(writer: Any, node: Any) -> None:
+    """Equations as MathML, which browsers draw themselves: pages need no script from elsewhere."""
+    writer.body.append(tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def displayed_math(writer: Any, node: Any) -> None:
+    writer.body += [writer.starttag(node, "div", CLASS="math"), tex2mathml(node.astext(), as_block=True), "</div>"]
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
