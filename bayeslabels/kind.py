@@ -137,7 +137,11 @@ class Kind(ABC):
         """Refuse an inference that does not serve this model, saying what does."""
         if not self.serves(type(inference), verb):
             others = " or ".join(f"{x.__name__}()" for x in self.serving(verb))
-            raise CannotDo(f"{type(inference).__name__} has no {verb} step for {type(model).__name__}: use {others}")
+            raise CannotDo(f"{type(inference).__name__} has no {verb} step for {self.called(model)}: use {others}")
+
+    def called(self, model: Any) -> str:
+        """What messages call a model."""
+        return type(model).__name__
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
         """Settle what the model's settings leave open."""
@@ -168,6 +172,10 @@ class Kind(ABC):
         """What of a model's settings training by rows cannot heed, and what to do; "": nothing."""
         return ""
 
+    def not_as_program(self, model: Any) -> str:
+        """What of a model's settings is lost where its program alone is trained, and what to do; "": nothing."""
+        return "" if self.first_pass(model) is None else "a first pass that finds outliers (outlier_sigma=None)"
+
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         """(N,): stars that say anything of the model."""
         return np.ones(len(stars), bool)
@@ -184,9 +192,7 @@ class Kind(ABC):
 
     def test_settings(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the model for the test step alone, checked: what `infer` was asked beside stars."""
-        raise CannotDo(
-            f"{' and '.join(asked)} are of models of spectra, such as Cannon: {type(model).__name__} has none"
-        )
+        raise CannotDo(f"{' and '.join(asked)} are of models of spectra, such as Cannon: {self.called(model)} has none")
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:
         """Where samplers of the program begin."""
@@ -255,7 +261,7 @@ class Kind(ABC):
         """The names, if all are of those that can be saved."""
         names = (names,) if isinstance(names, str) else tuple(names)
         if odd := [name for name in names if name not in self.saved]:
-            can = f"some of {self.saved}" if self.saved else f"nothing: {type(model).__name__} has no further columns"
+            can = f"some of {self.saved}" if self.saved else f"nothing: {self.called(model)} has no further columns"
             raise bad_input(f"save={tuple(odd)}", can)
         return names
 

@@ -71,7 +71,8 @@ def fit(
         model: such as `Cannon()`. What its settings leave open (an order, `label_noise=True`, a latent size) is decided
             by the evidence of the flux or by held-out stars; the scores stand in the result's `info["selection"]`. Or a
             NumPyro program of your own, a function of stars (how it is written: `kinds.program.OwnProgram`), or a
-            subclass of a model with a program of its own; `NUTS` and `SVI` train these, slowly.
+            subclass of a model with a program of its own, or a model with a distribution of NumPyro as one of its
+            priors; `NUTS` and `SVI` train these, slowly.
         stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
             features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or folder as
             `infer_catalog` does, larger than memory: read anew in every epoch.
@@ -101,7 +102,7 @@ def fit(
     if not isinstance(stars, Stars) or checkpoint or columns:
         what = "stars in files" if not isinstance(stars, Stars) else "checkpoints" if checkpoint else "columns"
         raise CannotDo(
-            f"{type(inference).__name__} of {type(model).__name__} takes no {what}: it holds all stars in memory, "
+            f"{type(inference).__name__} of {kind.called(model)} takes no {what}: it holds all stars in memory, "
             "Stars.from_table(table, ...), and is done in one go"
         )
     inliers = _inliers(model, stars, seed, progress)

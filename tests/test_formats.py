@@ -7,6 +7,7 @@ import pytest
 from astropy.table import MaskedColumn, Table
 
 import bayeslabels as bl
+from bayeslabels.cli import main
 from bayeslabels.errors import BadInput
 from bayeslabels.files.formats import FORMATS, SUFFIXES, format_of
 from bayeslabels.files.streams import open_stream
@@ -157,3 +158,23 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
 def test_suffixes_are_of_one_format_each():
     assert [format_of(f"a{x}") for x in SUFFIXES] == [x for x in FORMATS for _ in x.suffixes]
     assert format_of("SURVEY.FITS.GZ").name == "FITS"
+
+
+@pytest.mark.parametrize("suffix", [x for x in TYPED if x not in (".fit", ".fit.gz", ".hdf", ".hdf5")])
+def test_fit_and_infer_take_the_same_files(training, tmp_path, suffix, capsys):
+    """On the command line, with the catalogue in the format of the source, to the bit that of FITS."""
+    table = Table({"ID": [f"s{i}" for i in range(40)], "T": training.labels.value[:, 0], "FLUX": training.flux.value})
+    table["ERR"] = training.flux.error
+    columns = ["--labels", "T", "--flux-error", "ERR", "--id", "ID", "--order", "1", "--no-label-noise", "--quiet"]
+    tables = []
+    for name in (f"a{suffix}", "b.fits"):
+        write_table(table, tmp_path / name)
+        model, out = str(tmp_path / f"{name}.nc"), tmp_path / f"out-{name}"
+        assert main(["fit", str(tmp_path / name), *columns, "-o", model]) == 0
+        assert main(["infer", model, str(tmp_path / name), "-o", str(out), "--quiet"]) == 0
+        tables.append(read_table(out))
+    assert tables[0].colnames == tables[1].colnames
+    for name in tables[0].colnames:
+        np.testing.assert_array_equal(tables[0][name], tables[1][name])
+    assert main(["infer", model, str(tmp_path / "b.fits"), "-o", str(tmp_path / "out.txt")]) == 2
+    assert ".h5" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def discrete(stars):
 
 def test_what_cannot_be_is_refused():
     stars, _ = of_line(10)
-    with pytest.raises(CannotDo, match=r"MAP has no fit step for OwnProgram: use NUTS\(\) or SVI\(\)"):
+    with pytest.raises(CannotDo, match=r"MAP has no fit step for the program line: use NUTS\(\) or SVI\(\)"):
         bl.fit(line, stars, bl.MAP())
     with pytest.raises(bl.BadInput, match=r'plate\("star"'):
         bl.fit(without_plate, stars)
@@ -174,21 +174,120 @@ def test_what_cannot_be_is_refused():
 
 @in_float64
 def test_the_energy_is_the_programs_density(trained):
-    """ln p of the star's sites, from the program's own trace."""
+    """ln p of the star's sites, from the program's own trace; of labels, on which nothing depends, there is none."""
     stars, _ = of_line(3, seed=7)
     problem = prepare(trained.model, trained.moments, stars.drop("labels"), 0, 1)
-    u = np.array([[0.3, 0.1], [-1.0, 0.5]])
-    where = [site.name for site in problem.energy.sites]
+    u = np.array([[0.3], [-1.0]])
+    assert [site.name for site in problem.energy.sites] == ["true_labels"]
+    assert problem.energy.left == ("labels",)
     star = stars.drop("labels")[1]
     total = []
     for theta in trained.moments.shared:
         values = []
         for point in u:
-            at = dict(zip(where, point, strict=True))
-            given = {"slope": theta, "true_labels": at["true_labels"][None], "labels": at["labels"].reshape(1, 1)}
+            given = {"slope": theta, "true_labels": point, "labels": np.zeros((1, 1))}
             trace = handlers.trace(handlers.substitute(line, given)).get_trace(star)
-            values.append(sum(float(trace[x]["fn"].log_prob(trace[x]["value"]).sum()) for x in ("flux", *where)))
+            sites = (trace[name] for name in ("flux", "true_labels"))
+            values.append(sum(float(site["fn"].log_prob(site["value"]).sum()) for site in sites))
         total.append(values)
     own = jax.tree.map(lambda x: jnp.asarray(x)[1], problem.own)
     found = problem.energy(jnp.asarray(u), problem.shared, own)
     np.testing.assert_allclose(found, -np.log(np.exp(np.array(total)).mean(0)), rtol=1e-5)
+
+
+class TwoKinds(bl.Cannon):
+    """A Cannon of two kinds of stars, each a Gaussian in the labels."""
+
+    def __call__(self, stars, batch_size=None):
+        model = self.bound(stars)
+        frame, features = model.require_frame(), model.features
+        m = len(frame.names)
+        theta = model.prior.sample("coefficients", frame.n_pixel, features.size, frame.flux_scale)
+        scatter, tau = model.scatter_site(), model.label_scatter_site()
+        share = numpyro.sample("share", dist.Beta(2.0, 2.0))
+        low = numpyro.sample("low", dist.Normal(-1.0, 1.0).expand([m]).to_event(1))
+        gap = numpyro.sample("gap", dist.Gamma(4.0, 2.0).expand([m]).to_event(1))
+        width = numpyro.sample("width", dist.HalfNormal(1.0).expand([2, m]).to_event(2))
+        numpyro.deterministic("high", low + gap)
+        kinds = dist.Normal(jnp.stack([low, low + gap]), width).to_event(1)
+        population = dist.MixtureSameFamily(dist.Categorical(jnp.stack([share, 1 - share])), kinds)
+        with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
+            u = numpyro.sample("u", population)
+            numpyro.deterministic("true_labels", frame.physical(u))
+            model.label_sites(u, tau, stars, rows)
+            model.flux_site(features(u) @ theta.T, scatter, None, stars, rows)
+
+
+TWO_KINDS = TwoKinds(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal())
+
+
+def of_two_kinds(n, seed, n_pixel=12):
+    """Stars of two kinds, 40 per cent of the first, some pixels missing; and their true labels."""
+    rng = np.random.default_rng(seed)
+    theta = np.random.default_rng(1).normal(size=(n_pixel, 3)) * 0.05 + [1.0, 0.0, 0.0]
+    u = np.where(rng.random((n, 1)) < 0.4, -1.0, 0.8) + 0.3 * rng.normal(size=(n, 2))
+    flux = np.column_stack([np.ones(n), u]) @ theta.T + 0.01 * rng.normal(size=(n, n_pixel))
+    flux[rng.random(flux.shape) < 0.03] = np.nan
+    true, error = [5000.0, 3.0] + u * [300.0, 0.5], np.tile([60.0, 0.1], (n, 1))
+    labels = bl.Block(true + error * rng.normal(size=true.shape), error, names=("TEFF", "LOGG"), unit=("K", "dex"))
+    return bl.Stars(labels=labels, flux=bl.Block(flux, np.full(flux.shape, 0.01))), true
+
+
+@pytest.fixture(scope="module")
+def two_kinds():
+    quick = bl.NUTS(chains=2, draws=100, warmup=200, max_tree_depth=7)
+    return bl.fit(TWO_KINDS, of_two_kinds(30, 0)[0], quick, progress=False)
+
+
+def test_a_subclass_with_a_program_of_its_own_keeps_its_sites(two_kinds):
+    draws = two_kinds.data["posterior"].to_dataset()
+    assert {"coefficients", "scatter", "label_scatter", "share", "low", "gap", "width", "high", "u"} <= set(draws)
+    np.testing.assert_allclose(draws["high"], draws["low"].values + draws["gap"].values)
+    assert draws["coefficients"].shape == (2, 100, 12, 3)
+    assert {"share", "high[0]"} <= set(two_kinds.summary()["site"])
+    assert two_kinds.model.name == "TwoKinds"
+    share = draws["share"].values
+    assert abs(share.mean() - 0.4) < 4 * share.std()
+
+
+def test_labels_of_a_subclass_have_their_names_and_units_and_errors_that_hold(two_kinds):
+    stars, truth = of_two_kinds(60, 5)
+    result = bl.infer(two_kinds, stars.drop("labels"), progress=False)
+    assert result.info["inference"] == "Importance"
+    at = [result.frame.names.index(name) for name in ("TEFF", "LOGG")]
+    assert [result.frame.units[i] for i in at] == ["K", "dex"]
+    z = (result.mean[:, at] - truth) / result.error[:, at]
+    low, high = binom.interval(0.999, z.size, 0.6827)
+    assert low <= (np.abs(z) < 1).sum() <= high
+    assert result.table()["TEFF"].unit == "K"
+
+
+def test_labels_of_a_subclass_are_data_where_present(two_kinds):
+    stars, _ = of_two_kinds(20, 6)
+    with_labels, without = (
+        bl.infer(two_kinds, some, bl.Laplace(), progress=False) for some in (stars, stars.drop("labels"))
+    )
+    errors = [x.error[:, x.frame.names.index("TEFF")].mean() for x in (with_labels, without)]
+    assert errors[0] < errors[1]
+
+
+def test_a_subclass_is_saved_by_its_name_and_loaded_where_it_is_imported(two_kinds, tmp_path):
+    path = two_kinds.save(tmp_path / "two.nc")
+    again = bl.load(path)
+    assert type(again.model.program) is TwoKinds
+    assert again.model.program == TWO_KINDS
+    stars = of_two_kinds(5, 7)[0].drop("labels")
+    a, b = (bl.infer(x, stars, bl.Laplace(), progress=False) for x in (two_kinds, again))
+    np.testing.assert_array_equal(a.mean, b.mean)
+
+
+def test_exact_routes_and_settings_that_a_changed_program_would_ignore_are_refused():
+    stars, _ = of_two_kinds(10, 0)
+    with pytest.raises(CannotDo, match=r"MAP has no fit step for TwoKinds: use NUTS\(\) or SVI\(\)"):
+        bl.fit(TWO_KINDS, stars, bl.MAP())
+    with pytest.raises(CannotDo, match=r"NUTS of TwoKinds takes no checkpoints"):
+        bl.fit(TWO_KINDS, stars, bl.NUTS(), checkpoint="x.npz")
+    with pytest.raises(CannotDo, match=r"TwoKinds, .* outliers \(outlier_sigma=None\)"):
+        bl.fit(TWO_KINDS.replace(outlier_sigma=4.0), stars, bl.NUTS())
+    with pytest.raises(CannotDo, match=r"TwoKinds, .* hidden labels \(hidden=0\)"):
+        bl.fit(TWO_KINDS.replace(hidden=1), stars, bl.NUTS())

@@ -15,6 +15,10 @@ from .quantities import Array, plain, positive
 
 SHORTEST, LONGEST = 0.3, 10.0
 """Where the law was measured, micron."""
+R_V = (1.0, 10.0)
+"""R_V of any dust that is known, and more."""
+MOST = 200.0
+"""A_V in mag, beyond which no star was seen."""
 
 PASSBANDS = {
     "G": (0.640, 0.144), "BP": (0.520, 0.085), "RP": (0.785, 0.090),
@@ -31,12 +35,14 @@ def extinction_law(wavelength: ArrayLike, r_v: float = 3.1) -> Array:
 
     Args:
         wavelength: in micron, or with a unit of length; NaN or masked: NaN.
-        r_v: A_V / E(B - V) of the dust, above 0.
+        r_v: A_V / E(B - V) of the dust, 1 to 10.
 
     Raises:
         BadInput: of wavelengths that the law does not reach.
     """
     wave, r_v = plain(wavelength, "micron", "wavelength"), float(positive(r_v, None, "r_v"))
+    if not R_V[0] <= r_v <= R_V[1]:
+        raise bad_input(f"r_v={r_v:g}", f"{R_V[0]:g} to {R_V[1]:g}", "A_V in its place", "r_v=3.1")
     outside = (wave < SHORTEST) | (wave > LONGEST)
     if outside.any():
         raise bad_input(
@@ -56,6 +62,8 @@ def band_extinction(temperature: ArrayLike, bands: tuple[str, ...], a_v: float =
     """A_band / A_V (N, B) of black bodies of these temperatures (N,), K, behind dust of A_V mag."""
     t = np.atleast_1d(positive(temperature, "K", "temperature"))[:, None]
     a_v = float(positive(a_v, "mag", "a_v"))
+    if not a_v <= MOST:
+        raise bad_input(f"a_v={a_v:g}", f"a number up to {MOST:g} mag", "a sentinel for what is missing")
     out = np.empty((len(t), len(bands)))
     for i, band in enumerate(bands):
         index_of(band, PASSBANDS, "band")

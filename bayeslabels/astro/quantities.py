@@ -33,7 +33,10 @@ def plain(data: Any, unit: Any, what: str) -> Array:
         mask, data = np.asarray(data.mask), data.unmasked
     elif isinstance(data, np.ma.MaskedArray):
         mask, data = np.ma.getmaskarray(data), np.ma.getdata(data)
-    array = np.array(getattr(data, "value", data) if isinstance(data, u.Quantity) else data, np.float64)
+    try:
+        array = np.array(getattr(data, "value", data) if isinstance(data, u.Quantity) else data, np.float64)
+    except (TypeError, ValueError) as problem:
+        raise bad_input(f"{what} that is not numeric ({problem})", "real numbers, NaN where missing") from problem
     if own is not None and own is not unit:
         try:
             array = np.array(u.Unit(own).to(u.Unit(unit or ""), array), np.float64)

@@ -211,8 +211,23 @@ def vacuum_to_air(wavelength: ArrayLike) -> Array:
 
     ApJS 130, 403, the IAU standard, after Birch & Downs 1994. Below 2000 Angstrom nothing changes.
     """
-    vacuum = plain(wavelength, "Angstrom", "wavelength")
+    vacuum = _angstrom(wavelength)
     return np.where(vacuum >= 2000, vacuum / _refractive_index(vacuum), vacuum)
+
+
+def _angstrom(wavelength: ArrayLike) -> Array:
+    """Wavelengths in Angstrom; refuses what no spectrograph on a telescope has."""
+    found = plain(wavelength, "Angstrom", "wavelength")
+    if (odd := found < SHORTEST).any():
+        raise bad_input(
+            f"wavelength {found[odd].flat[0]:.6g} Angstrom", f"{SHORTEST:g} Angstrom or more",
+            "wavelengths in micron without their unit", "wavelength * astropy.units.micron",
+        )  # fmt: skip
+    return found
+
+
+SHORTEST = 100.0
+"""Angstrom."""
 
 
 def air_to_vacuum(wavelength: ArrayLike) -> Array:
@@ -220,7 +235,7 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
     Solves l = l_air n(l) by fixed-point iteration, to rounding.
     """
-    air = vacuum = plain(wavelength, "Angstrom", "wavelength")
+    air = vacuum = _angstrom(wavelength)
     for _ in range(6):
         vacuum = air * _refractive_index(vacuum)
     return np.where(air >= vacuum_to_air(2000.0), vacuum, air)

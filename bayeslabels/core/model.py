@@ -9,7 +9,6 @@ star's latents declare that structure (`kinds.spectra.model.LinearModel`), and w
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -19,10 +18,12 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpyro.distributions import Distribution
 
 from ..data.stars import Stars
 from ..errors import bad_input
-from ..numerics.linalg import Array, beside
+from ..numerics.by_value import ByValue
+from ..numerics.linalg import Array, beside, is_traced
 from .program import Program
 
 _CLASSES: dict[str, type[Model]] = {}
@@ -40,26 +41,6 @@ def register_kinds() -> None:
     importlib.import_module("bayeslabels.kinds")
 
 
-class ByValue:
-    """Of dataclasses with arrays: equal where all fields are, so that what is compiled for one serves the other."""
-
-    @cached_property
-    def _value(self) -> Any:
-        return _hashable(tuple(getattr(self, x.name) for x in dataclasses.fields(self)))  # type: ignore[arg-type]
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._value == other._value  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-def _hashable(x: Any) -> Any:
-    if isinstance(x, np.ndarray):
-        return x.shape, x.dtype.str, hashlib.sha256(np.ascontiguousarray(x).tobytes()).digest()
-    return tuple(map(_hashable, x)) if isinstance(x, tuple) else x
-
-
 class Scales:
     """Of frames with `centre` and `scale` (M,): labels (..., M), and u = (label - centre) / scale."""
 
@@ -75,7 +56,7 @@ class Scales:
         return centre + scale * u
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Frame(ByValue, Scales):
     """What a model takes from its training stars: names, units and scales, kept with the posterior.
 
@@ -124,14 +105,19 @@ def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Model(ABC):
-    """Base of all models: hyperparameters and priors in, NumPyro program out."""
+class Model(ByValue, ABC):
+    """Base of all models: hyperparameters and priors in, NumPyro program out.
+
+    Models are equal where their settings are; what a model is together with its frame: `Bound`.
+    """
 
     frame: Any = field(default=None, kw_only=True, repr=False, compare=False)
     global_sites: ClassVar[tuple[str, ...]] = ()
     """Names of the sites shared by all stars."""
     stored: ClassVar[tuple[type, ...]] = ()
     """Dataclasses that its files hold besides priors and `Frame`."""
+    exact_priors: ClassVar[dict[str, str]] = {}
+    """Settings that may be a distribution of the user's own, and the forms that exact routes need instead."""
     offered: ClassVar[bool] = True
     """Whether it can be made by name and settings alone, as on the command line."""
 
@@ -161,7 +147,25 @@ class Model(ABC):
 
     @property
     def changed_program(self) -> bool:
-        """Whether the program is not the one that the kind's exact routes solve: a subclass's own `__call__`."""
+        """Whether the program is not the one that the kind's exact routes solve: a subclass's own `__call__`, or priors
+        of the user's own."""
+        return bool(self.own_priors) or self.own_call
+
+    @property
+    def own_priors(self) -> tuple[str, ...]:
+        """Settings that are a distribution of the user's own."""
+        return tuple(name for name in self.exact_priors if isinstance(getattr(self, name, None), Distribution))
+
+    def with_usual_priors(self) -> Self:
+        """The model with default priors in the place of the user's own: where samplers begin."""
+        usual = {x.name: x for x in dataclasses.fields(self) if x.name in self.own_priors}
+        return self.replace(
+            **{k: x.default_factory() if callable(x.default_factory) else x.default for k, x in usual.items()}
+        )
+
+    @property
+    def own_call(self) -> bool:
+        """Whether a subclass has a `__call__` of its own in the place of a model's."""
         own = next(cls for cls in type(self).__mro__ if "__call__" in vars(cls))
         above = own.__mro__[1:]
         return any("__call__" in vars(cls) and not inspect.isabstract(cls) for cls in above if issubclass(cls, Model))
@@ -184,7 +188,7 @@ class Model(ABC):
         """Refuse stars that do not fit the frame of a bound model."""
 
     def bound(self, stars: Stars) -> Self:
-        if self.frame is None:
+        if self.frame is None and not is_traced(stars):
             return self.bind(stars)
         self.check(stars)
         return self
@@ -217,16 +221,13 @@ class Model(ABC):
         return dataclasses.replace(self, **changes)
 
 
-class Bound:
+class Bound(ByValue):
     """A bound model together with its frame, which is left out where models are compared: what is compiled is for
     both."""
 
     def __init__(self, model: Any):
         self.model = model
 
-    def __hash__(self) -> int:
-        return hash(self.model.frame)
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Bound) and self.model.frame == other.model.frame
-        return same and self.model == other.model  # type: ignore[attr-defined]
+    @cached_property
+    def _value(self) -> Any:
+        return self.model, self.model.frame

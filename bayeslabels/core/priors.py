@@ -1,6 +1,7 @@
 """Priors as printable data: what a model assumes, readable in its repr and stored in its file.
 
-A scale of None is set from the training data when the model is bound to it (`Frame.flux_scale`).
+A scale of None is set from the training data when the model is bound to it (`Frame.flux_scale`). Where a model takes
+one of these it takes any distribution of NumPyro, too (`own_priors`), and is then trained by its program.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..numerics.dusty import LN10_5
 from ..numerics.hierarchy import Hyperprior
 from ..numerics.linalg import Array
 from ..numerics.regression import CoefficientPrior
+from .own_priors import is_own_scatter
 
 START_WIDTH = 1.0
 """Prior sd of coefficients, in units of the typical flux, from which a learned prior starts."""
@@ -152,11 +154,11 @@ class HalfNormal:
         return numpyro.sample(name, dist.HalfNormal(self.width(scale)).expand([n_pixel]).to_event(1))
 
 
-def require_half_normal(name: str, prior: object) -> None:
+def require_scatter_prior(name: str, prior: object) -> None:
     """Refuse, as the argument `name` of a model, what is no prior of a scatter."""
-    if not isinstance(prior, HalfNormal):
+    if not isinstance(prior, HalfNormal) and not is_own_scatter(name, prior):
         fix = f"{name}=bayeslabels.priors.HalfNormal(0.1)"
-        raise bad_input(f"{name}={prior!r}", "priors.HalfNormal(scale)", fix=fix)
+        raise bad_input(f"{name}={prior!r}", "priors.HalfNormal(scale), or a distribution of NumPyro", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ class ExponentialDisk:
 DistancePrior = NormalModulus | ExponentialDisk
 
 Prior = Flat | Normal | Laplace | Learned
+ScatterPrior = HalfNormal | dist.Distribution
 SparsePrior = Normal | Laplace | Horseshoe
 """Of the coefficients of log-linear models."""
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpyro.distributions import Distribution
 
 from ..errors import BadInput, bad_input
 from . import priors
@@ -35,6 +36,11 @@ def encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         name = f"array_{len(arrays)}"
         arrays[name] = value
         return {"array": name}
+    if isinstance(value, Distribution):
+        raise bad_input(
+            f"a model with a {type(value).__name__} of your own as a prior", "priors that a file can hold",
+            "files hold no code", "keep the code that makes it, and fit again; or a prior of bayeslabels.priors",
+        )  # fmt: skip
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
         state = {"type": type(value).__name__, "fields": fields}

@@ -17,6 +17,7 @@ import numpy as np
 from astropy.table import QTable
 
 from ..errors import BadInput, bad_input, index_of
+from ..numerics.by_value import ByValue
 from .columns import (
     SUFFIXES,
     Numbers,
@@ -42,17 +43,11 @@ ROUNDING = 1e-5
 """By how much a correlation may differ from itself across the diagonal, as of matrices that were kept in float32."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Static:
+@dataclass(frozen=True)
+class _Static(ByValue):
     """An array that JAX can compare to know whether a compiled function fits."""
 
     array: np.ndarray
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Static) and np.array_equal(self.array, other.array))
-
-    def __hash__(self) -> int:
-        return hash((self.array.shape, self.array.tobytes()))
 
 
 @jax.tree_util.register_pytree_node_class

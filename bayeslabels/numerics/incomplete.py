@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+from .linalg import Array, inverse_psd, is_traced
 
 FLOOR = 1e-4
 """Smallest noise, in units of each column's variance."""
@@ -19,17 +22,21 @@ FLOOR = 1e-4
 class Population(NamedTuple):
     """mean (D,), loadings W (D, Q), noise (D,)."""
 
-    mean: np.ndarray
-    loadings: np.ndarray
-    noise: np.ndarray
+    mean: Array
+    loadings: Array
+    noise: Array
 
-    def factors(self, x: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, x: Array, observed: Array) -> tuple[Array, Array]:
         """Mean (N, Q) and covariance (N, Q, Q) of the factors given what is observed of x (N, D).
 
-        One covariance, (1, Q, Q), where nothing is missing.
+        One covariance, (1, Q, Q), where nothing is missing and that is known.
         """
         w = self.loadings / self.noise[:, None]
         q = w.shape[1]
+        if is_traced((x, observed)):
+            products = jnp.einsum("nd,dq,dr->nqr", observed.astype(x.dtype), w, self.loadings)
+            covariance = inverse_psd(jnp.eye(q) + products)
+            return (covariance @ (jnp.where(observed, x - self.mean, 0.0) @ w)[:, :, None])[..., 0], covariance
         if observed.all():  # without a copy of x
             precision, pull = np.eye(q) + (w.T @ self.loadings)[None], x @ w - self.mean @ w
         else:
@@ -39,7 +46,7 @@ class Population(NamedTuple):
         covariance = np.linalg.inv(precision)
         return (covariance @ pull[:, :, None])[..., 0], covariance
 
-    def expected(self, factors: np.ndarray) -> np.ndarray:
+    def expected(self, factors: Array) -> Array:
         return self.mean + factors @ self.loadings.T
 
 

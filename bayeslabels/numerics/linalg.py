@@ -102,6 +102,19 @@ def module_of(x: Array) -> Any:
     return jnp if isinstance(x, jax.Array) else np
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether JAX is tracing a function of these arrays, so that their numbers are not known yet."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def placed(array: Array, index: Any, value: Array) -> Array:
+    """The array with this value at the index: the same array where both are of NumPy, else a new one of JAX."""
+    if isinstance(array, jax.Array) or isinstance(value, jax.Array):
+        return constant(array).at[index].set(value)
+    array[index] = value
+    return array
+
+
 def inverse_psd(a: Array) -> Array:
     """Inverse of symmetric positive definite matrices (..., k, k); NaN of others."""
     xp = module_of(a)

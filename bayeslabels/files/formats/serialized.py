@@ -27,7 +27,7 @@ class Written(NamedTuple):
 
     @classmethod
     def of(cls, text: bytes | None, names: Sequence[str]) -> Written:
-        """Of the YAML in a file with these columns; nothing, if there is none, as in files that are not astropy's."""
+        """Read the YAML text of a file with these columns; files that are not astropy's have none."""
         if text is None:
             return cls({}, {}, {}, {})
         header = get_header_from_yaml(text.decode().splitlines())

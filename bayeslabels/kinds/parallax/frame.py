@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from ...core.model import ByValue
 from ...data.columns import default_names
 from ...data.stars import Block, Stars
 from ...errors import bad_input
+from ...numerics.by_value import ByValue
 from ...numerics.incomplete import Population, learn
+from ...numerics.linalg import Array, is_traced, module_of
 
 FACTORS = 24
 """Factors of the features' population, at most."""
@@ -23,7 +25,7 @@ LEADING, ABOVE_NOISE = 5, 3.0
 """Leading directions, at most, and how far their squared loadings rise above those that noise makes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class FeatureFrame(ByValue):
     """What a log-linear model takes from its training stars: its features' names, units and scales.
 
@@ -65,9 +67,13 @@ class FeatureFrame(ByValue):
         return Population(self.mean, self.loadings, self.noise)
 
 
-def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[Array, Array, Array]:
     """Features (N, D) in their own units with the constant first, variances, and which are measured."""
     blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
+    if is_traced(blocks):
+        one = jnp.ones((len(stars), 1))
+        parts = [(one, 0 * one, one > 0), *map(_of_block, specs, blocks)]
+        return tuple(jnp.concatenate(x, 1) for x in zip(*parts, strict=True))  # type: ignore[return-value]
     shape = len(stars), 1 + sum(block.n_dim for block in blocks)
     value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)
     start = 1
@@ -76,15 +82,20 @@ def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[np.ndarray, np.n
         start = columns.stop
         for first in range(0, len(stars), ROWS):
             rows = slice(first, first + ROWS)
-            x, v, observed = (np.asarray(a, float) for a in block[rows].filled())
-            known = observed > 0
-            if spec.startswith("ln "):
-                known &= x > 0
-                x = np.where(known, x, 1.0)
-                x, v = np.log(x), v / x**2
-            value[rows, columns], variance[rows, columns] = x, np.where(known, v, 0.0)
-            measured[rows, columns] = known
+            value[rows, columns], variance[rows, columns], measured[rows, columns] = _of_block(spec, block[rows])
     return value, variance, measured
+
+
+def _of_block(spec: str, block: Block) -> tuple[Array, Array, Array]:
+    """Features (N, d) of one block, their variances, and which are measured."""
+    x, v, known = block.filled()
+    xp = module_of(x)
+    x, v = x.astype(float), v.astype(float)
+    if spec.startswith("ln "):
+        known = known & (x > 0)
+        x = xp.where(known, x, 1.0)
+        x, v = xp.log(x), v / x**2
+    return x, xp.where(known, v, 0.0), known
 
 
 def learn_frame(model: Any, stars: Stars) -> FeatureFrame:

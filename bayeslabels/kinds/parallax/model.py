@@ -22,11 +22,13 @@ import numpyro
 import numpyro.distributions as dist
 
 from ...core.model import Model
-from ...core.priors import HalfNormal, SparsePrior
+from ...core.own_priors import OwnPrior, fitted
+from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
 from ...data.columns import refuse_covariance, same_unit
 from ...data.stars import Stars
 from ...errors import bad_input
-from ...numerics.linalg import Array, constant
+from ...numerics.incomplete import Population
+from ...numerics.linalg import Array, constant, is_traced, module_of
 from ...numerics.lognormal import cold_start, log_likelihood
 from .frame import FeatureFrame, learn_frame, raw_features
 
@@ -105,7 +107,7 @@ class LogLinearModel(Model):
 
     @property
     @abstractmethod
-    def sparse_prior(self) -> SparsePrior: ...
+    def sparse_prior(self) -> SparsePrior | OwnPrior: ...
 
     @property
     @abstractmethod
@@ -179,6 +181,8 @@ class LogLinearModel(Model):
         """The scaled features of stars that fit the frame."""
         frame = self.require_frame()
         value, variance, measured = raw_features(self.feature_blocks, stars)
+        if is_traced(value):
+            return self._traced_design(value, variance, measured)
         value -= frame.centre
         value /= frame.scale
         value[~measured] = 0.0
@@ -191,22 +195,36 @@ class LogLinearModel(Model):
             variance[:, 1:] = np.where(measured[:, 1:], variance[:, 1:], own + population.noise)
         return Features(value, variance, measured, spread, z)
 
+    def _traced_design(self, value: Array, variance: Array, measured: Array) -> Features:
+        """`design` of raw features whose numbers JAX is tracing: any of them may be missing."""
+        frame = self.require_frame()
+        value = jnp.where(measured, (value - constant(frame.centre)) / constant(frame.scale), 0.0)
+        population = Population(*map(constant, frame.population))
+        z, spread = population.factors(value[:, 1:], measured[:, 1:])
+        own = jnp.einsum("jq,nqr,jr->nj", population.loadings, spread, population.loadings) + population.noise
+        first = jnp.zeros((len(value), 1))
+        expected, doubt = (jnp.concatenate([first, x], 1) for x in (population.expected(z), own))
+        value = jnp.where(measured, value, expected)
+        variance = jnp.where(measured, variance / constant(frame.scale) ** 2, doubt)
+        return Features(value, variance, measured, spread, z)
+
     def arrays(self, stars: Stars) -> Regression:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
         features = self.design(stars)
-        spread = np.broadcast_to(features.spread, (len(stars), *features.spread.shape[1:]))
+        spread = module_of(features.spread).broadcast_to(features.spread, (len(stars), *features.spread.shape[1:]))
         return Regression(features._replace(spread=spread), *self.target(stars))
 
-    def target(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def target(self, stars: Stars) -> tuple[Array, Array, Array]:
         """Measured value less its known zero point, error and mask, (N,) each; missing are 0 with error 1."""
-        value, variance, observed = (np.asarray(x)[:, 0] for x in stars[self.predicted].filled())
-        return np.where(observed, value - self.offset(stars), 0.0), np.sqrt(variance), observed
+        value, variance, observed = (x[:, 0] for x in stars[self.predicted].filled())
+        xp = module_of(value)
+        return xp.where(observed, value - self.offset(stars), 0.0), xp.sqrt(variance), observed
 
-    def offset(self, stars: Stars) -> np.ndarray:
+    def offset(self, stars: Stars) -> Array:
         """The known part of the zero point (N,): the block `zero_point`, 0 where there is none."""
         if "zero_point" not in stars:
             return np.zeros(len(stars))
-        return np.asarray(stars["zero_point"].filled()[0])[:, 0]
+        return stars["zero_point"].filled()[0][:, 0]
 
     def coefficient_sites(self) -> Array:
         """theta (D,), scaled; the sites are `wide`, `sparse` and what the sparse prior adds."""
@@ -294,6 +312,10 @@ def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
     return dist.StudentT(WRONG_FREEDOM, outlier[0], scale).log_prob(value)
 
 
-def scatter_site(fixed: float | None, prior: HalfNormal) -> Array:
+def scatter_site(fixed: float | None, prior: ScatterPrior) -> Array:
     """s, sampled where it is learned."""
-    return jnp.asarray(fixed) if fixed is not None else numpyro.sample("scatter", dist.HalfNormal(prior.width(1.0)))
+    if fixed is not None:
+        return jnp.asarray(fixed)
+    if isinstance(prior, HalfNormal):
+        return numpyro.sample("scatter", dist.HalfNormal(prior.width(1.0)))
+    return numpyro.sample("scatter", fitted("scatter", prior, ()))

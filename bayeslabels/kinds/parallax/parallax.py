@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import AffineTransform, ExpTransform
 
-from ...core.priors import HalfNormal, Laplace, Normal, SparsePrior, require_half_normal
+from ...core.own_priors import OwnPrior, is_own
+from ...core.priors import HalfNormal, Laplace, Normal, ScatterPrior, SparsePrior, require_scatter_prior
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.linalg import constant
@@ -44,27 +46,32 @@ class Parallax(LogLinearModel):
         sparse: those of them whose coefficients have the sparse prior; None: the logarithms.
         coefficient_prior: of the sparse ones, in units of 1 / feature (per ln flux, mag or scaled label):
             `priors.Laplace` (exact zeros by `MAP`; scale None: chosen by cross-validated density), `Horseshoe` or
-            `Normal` (scale None: learned). "auto": `Laplace` for `MAP`, else `Normal`.
+            `Normal` (scale None: learned). "auto": `Laplace` for `MAP`, else `Normal`. Or a distribution of NumPyro.
         wide: sd of the Normal prior of all others, in the same units; inf: flat.
         zero_point: mean and sd of the zero point's Normal prior, in the parallax's unit; sd 0: fixed. What is known of
             it star by star (`astro.parallax.gaia_zero_point`) goes into a block ``zero_point`` of the stars.
         scatter: None: learned; else fixed.
         outliers: whether some of the measured parallaxes (bad astrometry, dwarfs among giants) have nothing to do with
             the features; their fraction is learned, they are left out of the training and of `parallax_combined`.
-        scatter_distribution: prior of the scatter where it is learned, HalfNormal(1) by default.
+        scatter_distribution: prior of the scatter where it is learned, HalfNormal(1) by default, or a distribution of
+            NumPyro.
 
     Source: Hogg, Eilers & Rix 2019 (arXiv:1810.09468).
     """
 
     features: tuple[str, ...] = ("magnitudes", "ln flux")
     sparse: tuple[str, ...] | None = None
-    coefficient_prior: SparsePrior | Literal["auto"] = "auto"
+    coefficient_prior: SparsePrior | Distribution | Literal["auto"] = "auto"
     wide: float = 10.0
     zero_point: tuple[float, float] = (0.0, 0.05)
     scatter: float | None = None
     outliers: bool = False
-    scatter_distribution: HalfNormal = field(default_factory=lambda: HalfNormal(1.0))
+    scatter_distribution: ScatterPrior = field(default_factory=lambda: HalfNormal(1.0))
 
+    exact_priors: ClassVar[dict[str, str]] = {
+        "coefficient_prior": "priors.Laplace, Horseshoe or Normal",
+        "scatter_distribution": "priors.HalfNormal",
+    }
     global_sites: ClassVar[tuple[str, ...]] = (
         "wide",
         "sparse",
@@ -91,7 +98,8 @@ class Parallax(LogLinearModel):
                 f"coefficient_prior={self.coefficient_prior!r}", "'auto' or a prior",
                 fix="coefficient_prior=priors.Laplace(), priors.Horseshoe() or priors.Normal()",
             )  # fmt: skip
-        require_half_normal("scatter_distribution", self.scatter_distribution)
+        is_own("coefficient_prior", self.coefficient_prior)
+        require_scatter_prior("scatter_distribution", self.scatter_distribution)
         if not self.wide > 0:
             raise bad_input(f"wide={self.wide!r}", "a standard deviation > 0", fix="wide=10.0")
 
@@ -138,12 +146,14 @@ class Parallax(LogLinearModel):
         return "parallax"
 
     @property
-    def sparse_prior(self) -> SparsePrior:
+    def sparse_prior(self) -> SparsePrior | OwnPrior:
+        if isinstance(self.coefficient_prior, Distribution):
+            return OwnPrior(self.coefficient_prior)
         return Normal() if isinstance(self.coefficient_prior, str) else self.coefficient_prior
 
     @property
-    def at_mode(self) -> SparsePrior:
-        return Laplace() if isinstance(self.coefficient_prior, str) else self.coefficient_prior
+    def at_mode(self) -> SparsePrior | OwnPrior:
+        return Laplace() if isinstance(self.coefficient_prior, str) else self.sparse_prior
 
     @cached_property
     def wide_precision(self) -> np.ndarray:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...core.model import ByValue, Scales, scaling
+from ...core.model import Scales, scaling
 from ...data.stars import Stars
 from ...errors import bad_input
+from ...numerics.by_value import ByValue
 from ...numerics.density import peak_density
 from ...numerics.mixture import Mixture, learn
 
@@ -16,7 +17,7 @@ KEPT = 5000
 """Training stars whose labels are kept, to tell where the model is valid."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class PhotometryFrame(ByValue, Scales):
     """What `Photometry` takes from its training stars; L labels, B bands. u = (label - centre) / scale.
 

@@ -18,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import Distribution
 
 from ...core.collapsed import CollapsedModel
+from ...core.own_priors import fitted, is_own, is_own_scatter
 from ...core.priors import DistancePrior, Exponential, ExponentialDisk
 from ...data.columns import refuse_covariance
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
-from ...numerics.linalg import Array, constant
+from ...numerics.linalg import Array, beside, constant, module_of
 from ...numerics.network import Function, Network, Polynomial
 from ...numerics.two_vectors import log_marginal_of_both
 from .frame import PhotometryFrame, frame_of
@@ -98,8 +100,9 @@ class Photometry(CollapsedModel):
         zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
         distance_prior: of the Galaxy's stars, not of the sample's. Where stars were selected by their magnitudes, the
             distances at given magnitudes are still those of the Galaxy; a prior that is flat in mu would make
-            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave.
-        reddening_prior: of E; the mean of the training stars by default.
+            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave. Or a
+            distribution of NumPyro, of the distance modulus.
+        reddening_prior: of E; the mean of the training stars by default. Or a distribution of NumPyro.
         label_prior: of the test step: the training stars' "population", or "flat" within twice its extent.
         components: Gaussians of the labels' population, at most.
 
@@ -117,13 +120,17 @@ class Photometry(CollapsedModel):
     outliers: bool = True
     outlier_width: float = 0.5
     zero_point: tuple[float, float] = (0.0, 0.05)
-    distance_prior: DistancePrior = field(default_factory=ExponentialDisk)
-    reddening_prior: Exponential = field(default_factory=Exponential)
+    distance_prior: DistancePrior | Distribution = field(default_factory=ExponentialDisk)
+    reddening_prior: Exponential | Distribution = field(default_factory=Exponential)
     label_prior: Literal["population", "flat"] = "population"
     components: int = 8
 
     frame: PhotometryFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
 
+    exact_priors: ClassVar[dict[str, str]] = {
+        "distance_prior": "priors.ExponentialDisk or NormalModulus",
+        "reddening_prior": "priors.Exponential",
+    }
     global_sites: ClassVar[tuple[str, ...]] = (
         "weights",
         "reddening_log",
@@ -152,8 +159,8 @@ class Photometry(CollapsedModel):
         rows_of = model.measured(stars)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             u = numpyro.sample("u", population)
-            e = numpyro.sample("true_reddening", dist.Exponential(1 / model.reddening_scale))
-            mu = numpyro.sample("distance_modulus", model.distance_prior.distribution())
+            e = numpyro.sample("true_reddening", model.reddening_distribution)
+            mu = numpyro.sample("distance_modulus", model.distance_distribution)
             offset = theta["luminosity_scatter"] * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
             vector = model.vector(theta, u)
             if model.dust_vectors == 2:
@@ -235,8 +242,21 @@ class Photometry(CollapsedModel):
         return len(frame.names), len(frame.bands)
 
     @property
+    def distance_distribution(self) -> Distribution:
+        """Of the distance modulus."""
+        own = self.distance_prior
+        return fitted("distance_modulus", own, ()) if isinstance(own, Distribution) else own.distribution()
+
+    @property
+    def reddening_distribution(self) -> Distribution:
+        own = self.reddening_prior
+        if isinstance(own, Distribution):
+            return fitted("true_reddening", own, ())
+        return dist.Exponential(1 / self.reddening_scale)
+
+    @property
     def reddening_scale(self) -> float:
-        given = self.reddening_prior.scale
+        given = self.reddening_prior.scale if isinstance(self.reddening_prior, Exponential) else None
         return self.require_frame().reddening_scale if given is None else given
 
     def absolute(self, weights: Array, u: Array) -> Array:
@@ -294,7 +314,7 @@ class Photometry(CollapsedModel):
         f = jnp.clip(theta["outlier_fraction"], 1e-9, 1 - 1e-6)
         return jnp.logaddexp(jnp.log1p(-f) + good, jnp.log(f) + bad) + data.label_density
 
-    def measured(self, stars: Stars) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def measured(self, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
         """Value, variance and mask of the blocks that the stars have; labels scaled, with covariances."""
         frame, out = self.require_frame(), {}
         for name in self.blocks:
@@ -302,10 +322,10 @@ class Photometry(CollapsedModel):
                 continue
             value, variance, observed = stars[name].filled()
             if name == "labels":
-                value = np.where(observed, frame.scaled(value), 0.0)
-                variance = stars[name].filled_covariance() / np.where(
-                    observed[:, :, None] & observed[:, None, :], frame.scale[:, None] * frame.scale, 1.0
-                )
+                (scale,), where = beside(value, frame.scale), module_of(value).where
+                value = where(observed, frame.scaled(value), 0.0)
+                both = observed[:, :, None] & observed[:, None, :]
+                variance = stars[name].filled_covariance() / where(both, scale[:, None] * scale, 1.0)
             out[name] = (value, variance, observed)
         return out
 
@@ -375,10 +395,12 @@ class Photometry(CollapsedModel):
                 raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
         if self.label_prior not in ("population", "flat"):
             raise bad_input(f"label_prior={self.label_prior!r}", "'population' or 'flat'")
-        if not isinstance(self.distance_prior, DistancePrior):
-            raise bad_input(f"distance_prior={self.distance_prior!r}", "priors.ExponentialDisk or NormalModulus",
+        if not is_own("distance_prior", self.distance_prior) and not isinstance(self.distance_prior, DistancePrior):
+            raise bad_input(f"distance_prior={self.distance_prior!r}",
+                            "priors.ExponentialDisk or NormalModulus, or a distribution of NumPyro",
                             fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
-        if not isinstance(self.reddening_prior, Exponential):
+        own = is_own_scatter("reddening_prior", self.reddening_prior)
+        if not own and not isinstance(self.reddening_prior, Exponential):
             raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential",
                             fix="reddening_prior=priors.Exponential(0.1)")  # fmt: skip
 

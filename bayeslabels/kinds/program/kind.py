@@ -18,12 +18,12 @@ from ...inference import NUTS, SVI, Importance
 from ...inference.base import Inference, Trained
 from ...inference.starwise import draw_mixture
 from ...inference.whitened import Start
-from ...kind import Kind, Layout, Quantities, Trainer, by_program, kind_of
+from ...kind import Choice, Kind, Layout, Quantities, Trainer, by_program, kind_of
 from ...numerics.gaussian import log_density_of
 from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, of_draws, star_rows
 from .program import OwnProgram
-from .sites import Site, sites_of
+from .sites import Site, sites_of, told_of
 from .stars import ProgramMoments, completed, prepare
 from .training import by_svi, described, with_moments
 
@@ -40,11 +40,23 @@ class ProgramKind(Kind):
     fit_by: ClassVar = NUTS()
     infer_by: ClassVar = Importance()
 
+    def called(self, model: OwnProgram) -> str:
+        program = model.program
+        if not isinstance(program, Model):
+            return f"the program {model.name}"
+        own = " and ".join(f"a {name} of your own (not {program.exact_priors[name]})" for name in program.own_priors)
+        return f"{model.name} with {own}" if own else model.name
+
+    def choose(self, model: OwnProgram, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
+        if isinstance(model.program, Model) and (lost := kind_of(model.program).not_as_program(model.program)):
+            raise CannotDo(f"{model.name}, whose program is trained as it is, has no {lost}")
+        return super().choose(model, stars, inference, seed, progress)
+
     def start(self, model: OwnProgram, stars: Stars, seed: int) -> Start:
         """Of a model whose program is changed, where the unchanged one would begin."""
         if not isinstance(model.program, Model):
             return super().start(model, stars, seed)
-        begin = kind_of(model.program).start(model.program, stars, seed)
+        begin = kind_of(model.program).start(model.program.with_usual_priors(), stars, seed)
         known = dict(model.require_frame().shared) | dict(model.require_frame().star)
         return Start({name: x for name, x in begin.sites.items() if name in known})
 
@@ -53,13 +65,14 @@ class ProgramKind(Kind):
 
     def layout(self, model: OwnProgram) -> Layout:
         frame = model.require_frame()
-        shared = {name: [f"{name}_{i}" for i in range(len(shape))] for name, shape in frame.shared}
+        shared = {name: [f"{name}_{i}" for i in range(len(shape))] for name, shape in (*frame.shared, *frame.recorded)}
         star = {name: ["training_star", *(f"{name}_{i}" for i in range(len(shape)))] for name, shape in frame.star}
         return Layout({}, shared | star, {"shared": ["kept", "number"]})
 
     def sizes(self, model: OwnProgram) -> dict[str, int]:
         frame = model.require_frame()
-        axes = {f"{name}_{i}": n for name, shape in (*frame.shared, *frame.star) for i, n in enumerate(shape)}
+        every = *frame.shared, *frame.recorded, *frame.star
+        axes = {f"{name}_{i}": n for name, shape in every for i, n in enumerate(shape)}
         number = sum(int(np.prod(shape, dtype=int)) for _, shape in frame.shared)
         return axes | {"training_star": frame.n_star, "number": number}
 
@@ -108,7 +121,7 @@ class ProgramKind(Kind):
         """Of the block that is asked for, under a Gaussian of what the program draws of it."""
         block = stars[posterior.model.asked]
         value, variance, observed = block.filled()
-        names = posterior.model.require_frame().columns[posterior.model.require_frame().blocks.index("labels")]
+        names = self.quantities(posterior.model).names
         at = [result.frame.names.index(name) for name in names]
         noise = variance if block.has_covariance else variance[:, :, None] * np.eye(block.n_dim)
         offset = np.where(observed, value, np.nan) - result.mean[:, at]
@@ -132,7 +145,8 @@ class ProgramKind(Kind):
         """Mean and sd of every number that all stars share."""
         draws = posterior.data["posterior"].to_dataset()
         rows = []
-        for name, shape in posterior.model.require_frame().shared:
+        frame = posterior.model.require_frame()
+        for name, shape in (*frame.shared, *frame.recorded):
             flat = draws[name].values.reshape(-1, int(np.prod(shape, dtype=int)))
             for i, index in enumerate(np.ndindex(*shape)):
                 place = f"{name}[{', '.join(map(str, index))}]" if shape else name
@@ -146,11 +160,9 @@ class ProgramKind(Kind):
 
 
 def _told(model: OwnProgram, stars: Stars) -> list[Site]:
-    """The sites that a result tells of such stars: those that are not observed, but for a block of which the program
-    records the truth, `true_` and its name, as well."""
-    sites = [s for s in sites_of(model.program, stars[: min(len(stars), 2)]) if s.of_star and s.name not in stars]
-    recorded = {s.name for s in sites}
-    return [s for s in sites if f"true_{s.name}" not in recorded]
+    """The sites that a result tells of such stars."""
+    few = stars[: min(len(stars), 2)]
+    return told_of(sites_of(model.program, few), few)
 
 
 def _quantities(model: OwnProgram, stars: Stars) -> tuple[tuple[str, ...], tuple[str, ...]]:

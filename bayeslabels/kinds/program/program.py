@@ -8,13 +8,16 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ...core.model import ByValue, Model
-from ...data.stars import Stars
+from ...core.model import Model
+from ...data.columns import default_names
+from ...data.stars import Block, Stars
 from ...errors import bad_input
+from ...kind import kind_of
+from ...numerics.by_value import ByValue
 from .sites import Site, sites_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ProgramFrame(ByValue):
     """What is kept of the training stars.
 
@@ -22,6 +25,7 @@ class ProgramFrame(ByValue):
         blocks: their blocks, which the program saw. columns, column_units: of each.
         shared: sites that all stars share, with their shapes; star: those of the stars, without the axis of stars.
         n_star: how many stars.
+        recorded: what the program records (`numpyro.deterministic`) beside its stars, with shapes.
     """
 
     blocks: tuple[str, ...]
@@ -30,6 +34,7 @@ class ProgramFrame(ByValue):
     shared: tuple[tuple[str, tuple[int, ...]], ...]
     star: tuple[tuple[str, tuple[int, ...]], ...]
     n_star: int
+    recorded: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def named(self, site: Site) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Names and units of the numbers of a star's site: those of the block that it, or `true_` and it, is."""
@@ -87,20 +92,21 @@ class OwnProgram(Model):
 
     @property
     def asked(self) -> str | None:
-        """The block that the test step is asked for: `labels`, if there are any."""
-        frame = self.require_frame()
-        return "labels" if "labels" in frame.blocks else None
+        """The block that the test step is asked for: `labels`, if there are any, or that of the changed model."""
+        asked = kind_of(self.program).asked(self.program) if isinstance(self.program, Model) else ("labels",)
+        return next((name for name in asked if name in self.require_frame().blocks), None)
 
     def bind(self, stars: Stars) -> Self:
         program = self.program.bind(stars) if isinstance(self.program, Model) else self.program
         sites = sites_of(program, stars)
         blocks = tuple(stars.blocks)
-        columns = tuple(stars[b].names or tuple(f"{b}_{i}" for i in range(stars[b].n_dim)) for b in blocks)
+        columns = tuple(_columns(b, stars[b]) for b in blocks)
         frame = ProgramFrame(
             blocks, columns, tuple(stars[b].units for b in blocks),
             tuple((s.name, s.shape) for s in sites if not s.of_star and s.latent),
             tuple((s.name, s.shape) for s in sites if s.of_star and (s.latent or s.name not in blocks)),
             len(stars),
+            tuple((s.name, s.shape) for s in sites if s.recorded and not s.of_star),
         )  # fmt: skip
         return self.replace(program=program, frame=frame)
 
@@ -114,10 +120,17 @@ class OwnProgram(Model):
                 raise bad_input(f"{block} of {stars[block].n_dim} columns", f"{n}, as in training")
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
-        return self.program.starting_point(stars) if isinstance(self.program, Model) else {}
+        return self.program.with_usual_priors().starting_point(stars) if isinstance(self.program, Model) else {}
 
     def comparable(self, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.program.comparable(draws) if isinstance(self.program, Model) else draws
+
+
+def _columns(name: str, block: Block) -> tuple[str, ...]:
+    """What the columns of a block are called in results: by their names, or where they have none by the block's."""
+    if block.names is not None and block.names != default_names(block.n_dim):
+        return block.names
+    return (name,) if block.n_dim == 1 else tuple(f"{name}_{i}" for i in range(block.n_dim))
 
 
 def as_model(model: Any) -> Model:

@@ -16,16 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.model import Bound, Model
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...inference.starwise import StarProblem
+from ...numerics.by_value import ByValue, hashable
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, find_modes
 from .program import OwnProgram
-from .sites import Site, sites_of, traced, transform_of, under_plate
+from .sites import Site, ends, sites_of, told_of, traced, transform_of, under_plate
 
-CANDIDATES, TRIED = 64, 4
-"""Points drawn from the program, of which the best are starts, and draws of theta with which they are judged."""
+CANDIDATES, TRIED = 512, 4
+"""Points drawn from the program among which starts are chosen, and draws of theta with which they are judged."""
+STARTS, WARM = 8, 2.0
+"""At least so many starts, drawn from the candidates by their density to the power 1 / WARM: every mode that carries
+weight has one."""
 AT_ONCE = 8
 """Stars whose draws are weighed together."""
 
@@ -47,22 +52,22 @@ def unflattened(flat: Array, sites: tuple[tuple[str, tuple[int, ...]], ...]) -> 
 
 
 @dataclass(frozen=True)
-class ProgramEnergy(Energy):
+class ProgramEnergy(ByValue, Energy):
     """Minus ln p(x, d | D) of unbounded coordinates u (S, M) of x.
 
-    sites: x, of stars with the blocks `blocks`.
+    sites: x, of stars with the blocks `blocks`. left: sites that are integrated out: nothing depends on them.
     """
 
     model: OwnProgram
     blocks: tuple[str, ...]
     sites: tuple[Site, ...]
+    left: tuple[str, ...] = ()
 
-    def __hash__(self) -> int:
-        return hash((id(self.model.program), self.model.frame, self.blocks, self.sites))
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, ProgramEnergy) and hash(self) == hash(other)
-        return same and self.model.program is other.model.program  # type: ignore[attr-defined]
+    @cached_property
+    def _value(self) -> Any:
+        program = self.model.program
+        known = Bound(program) if isinstance(program, Model) else hashable(program)
+        return known, self.model.frame, self.blocks, self.sites, self.left
 
     def __call__(self, u: Array, shared: Any, own: Any) -> Array:
         each = jax.vmap(lambda u: jax.vmap(lambda theta: self.log_joint(u, theta, own))(shared))(u)
@@ -85,10 +90,10 @@ class ProgramEnergy(Energy):
     def log_joint(self, u: Array, theta: Array, own: Any) -> Array:
         """ln p(x, d | theta) at u (M,), with the Jacobian of u."""
         star = jax.tree.map(lambda x: x[None], own)
-        trace, given, jacobian = self.at(u, theta, star)
+        _, given, jacobian = self.at(u, theta, star)
         found = traced(self.model.program, star, given)
-        del trace
-        terms = [_log_prob(site) for site in found.values() if site["type"] == "sample" and under_plate(site)]
+        sites = [site for name, site in found.items() if name not in self.left and under_plate(site)]
+        terms = [_log_prob(site) for site in sites if site["type"] == "sample"]
         return sum(terms, jacobian)
 
     def at(self, u: Array, theta: Array, star: Stars) -> tuple[Any, dict[str, Array], Array]:
@@ -136,31 +141,36 @@ class ProgramCurvature:
         return (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
 
 
-def asked_of(model: OwnProgram, stars: Stars) -> tuple[Site, ...]:
-    """The sites that are not known of such stars."""
+def asked_of(model: OwnProgram, stars: Stars) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+    """The sites that are not known of such stars, without those of which a result tells nothing and on which nothing
+    depends, such as catalogue labels about true ones; and the names of the latter, whose density integrates to 1."""
     few = stars[: min(len(stars), 2)]
-    return tuple(site for site in sites_of(model.program, few) if site.of_star and site.latent)
+    sites = sites_of(model.program, few)
+    latent = [site for site in sites if site.of_star and site.latent]
+    told = told_of(sites, few)
+    left = ends(model.program, few, [site for site in latent if site not in told])
+    return tuple(site for site in latent if site.name not in left), left
 
 
 @in_float64
 def prepare(model: OwnProgram, moments: ProgramMoments, stars: Stars, seed: int, starts: int) -> StarProblem:
     """The stars' posteriors with their modes."""
-    sites = asked_of(model, stars)
+    sites, left = asked_of(model, stars)
     if not sites:
         raise bad_input(
             "stars of which the program leaves nothing open", "some unknown", "all blocks are there",
             'stars.drop("labels")',
         )  # fmt: skip
-    energy = ProgramEnergy(model, tuple(stars.blocks), sites)
+    energy = ProgramEnergy(model, tuple(stars.blocks), sites, left)
     own = jax.tree.map(np.asarray, stars)
     shared = jnp.asarray(moments.shared)
-    first = _starts(energy, shared, own, jax.random.key(seed), starts)
+    first = _starts(energy, shared, own, jax.random.key(seed), max(starts, STARTS))
     modes = find_modes(energy, ProgramCurvature(energy), shared, own, first)
     return StarProblem(energy, shared, own, modes, AT_ONCE)
 
 
 def _starts(energy: ProgramEnergy, shared: Array, own: Any, key: Array, starts: int) -> np.ndarray:
-    """The best of points that the program draws (N, J, M), star by star."""
+    """The best of points that the program draws, and others by their density: (N, J, M)."""
     tried = shared[np.linspace(0, len(shared) - 1, min(TRIED, len(shared))).astype(int)]
     return np.asarray(_best_draws(energy, starts, key, tried, jax.tree.map(jnp.asarray, own)))
 
@@ -171,7 +181,9 @@ def _best_draws(energy, starts, key, tried, own):
         keys = jax.random.split(key, CANDIDATES)
         u = jax.vmap(lambda key, i: energy.candidate(key, tried[i % len(tried)], own))(keys, jnp.arange(CANDIDATES))
         f = jnp.nan_to_num(energy(u, tried, own), nan=jnp.inf)
-        return u[jnp.argsort(f)[:starts]]
+        upper = jnp.cumsum(jax.nn.softmax(-f / WARM))
+        others = jnp.searchsorted(upper, (jnp.arange(starts - 1) + 0.5) / (starts - 1)).clip(0, CANDIDATES - 1)
+        return u[jnp.concatenate([jnp.argmin(f)[None], others])]
 
     return jax.lax.map(of_star, own)
 

@@ -80,7 +80,7 @@ def settled(loss: np.ndarray) -> bool:
 def with_moments(model: OwnProgram, trained: Trained) -> Trained:
     """Draws of the sites that the posterior keeps, and moments."""
     frame = model.require_frame()
-    known = [name for name, _ in (*frame.shared, *frame.star)]
+    known = [name for name, _ in (*frame.shared, *frame.recorded, *frame.star)]
     trained.draws = {name: trained.draws[name] for name in known if name in trained.draws}
     flat = [trained.draws[name].reshape(-1, int(np.prod(shape, dtype=int))) for name, shape in frame.shared]
     n = trained.draws[known[0]].shape[0] * trained.draws[known[0]].shape[1]

@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import Distribution
+from numpyro.distributions.transforms import AffineTransform
 
+from ...core.own_priors import OwnPrior, fitted, is_own
 from ...core.priors import Flat, Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.features import Features, Monomials
-from ...numerics.linalg import constant
+from ...numerics.linalg import constant, is_traced
 from .model import FLAT_POPULATION, LinearModel, Measured
 
 LabelNoise = bool | Literal["joint", "free", "cut"]
@@ -63,12 +66,13 @@ class Cannon(LinearModel):
             posterior that `Gibbs` and `NUTS` sample. False: the classic Cannon, training labels exact.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Learned()` by default: terms that the spectra do not need are shrunk to nothing.
-            `Flat()` or None (the textbook's), `Normal` (ridge), `Laplace` (sparse).
+            `Flat()` or None (the textbook's), `Normal` (ridge), `Laplace` (sparse). Or a distribution of NumPyro, of
+            one coefficient, of a pixel's (K,) or of all (L, K): the constant's, about the mean flux, included.
         scatter_distribution: prior of the s_l where they are learned, in flux units.
         label_scatter_distribution: prior of every tau_m, ``priors.HalfNormal(scale)`` in units of the label's spread
             among the training stars: 1 by default, less for a catalogue that is known to be good.
         population: prior of the true labels: "learned", a Gaussian of learned mean and covariance, or "flat"; "auto":
-            flat for the classic Cannon, learned otherwise.
+            flat for the classic Cannon, learned otherwise. Or a distribution of NumPyro, of the scaled labels u (M,).
         censor: {label: (L,) mask of the pixels that the label may act on}; its monomials are zero elsewhere
             (Casey+16 section 2.3).
         nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
@@ -89,8 +93,8 @@ class Cannon(LinearModel):
     order: int | Literal["auto"] = "auto"
     terms: Sequence[Mapping[str, int]] | None = None
     label_noise: LabelNoise = True
-    coefficient_prior: Prior | Literal["auto"] | None = "auto"
-    population: Literal["auto", "learned", "flat"] = "auto"
+    coefficient_prior: Prior | Distribution | Literal["auto"] | None = "auto"
+    population: Distribution | Literal["auto", "learned", "flat"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
     bounds: Mapping[str, tuple[float, float]] | None = None
     hidden: int | Literal["auto"] | tuple[str, ...] = 0
@@ -122,12 +126,13 @@ class Cannon(LinearModel):
                 f"hidden={self.hidden!r} with label_noise={self.label_noise!r}", "training labels that are latent",
                 fix='label_noise=True, "free" or "joint"; labels that are exact: errors of 0',
             )  # fmt: skip
-        if self.population not in ("auto", "learned", "flat"):
-            raise bad_input(f"population={self.population!r}", "'auto', 'learned' or 'flat'")
-        if self.coefficient_prior not in (None, "auto") and not isinstance(self.coefficient_prior, Prior):
+        if not is_own("population", self.population) and self.population not in ("auto", "learned", "flat"):
+            raise bad_input(f"population={self.population!r}", "'auto', 'learned', 'flat' or a distribution of NumPyro")
+        own = self.coefficient_prior in (None, "auto") or is_own("coefficient_prior", self.coefficient_prior)
+        if not own and not isinstance(self.coefficient_prior, Prior):
             raise bad_input(
                 f"coefficient_prior={self.coefficient_prior!r}",
-                "'auto', None (flat) or one of priors.Flat, Normal, Laplace and Learned",
+                "'auto', None (flat) or one of priors.Flat, Normal, Laplace and Learned; or a distribution of NumPyro",
                 fix="Cannon(coefficient_prior=bayeslabels.priors.Normal())",
             )
 
@@ -140,12 +145,7 @@ class Cannon(LinearModel):
         theta = model.prior.sample("coefficients", frame.n_pixel, features.size, frame.flux_scale)
         theta = theta * model.allowed()
         scatter, factor = model.scatter_site(), model.error_factor_site("survey")
-        if model.fixed_population is not None:
-            mean, covariance = map(constant, model.fixed_population)
-        else:
-            mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
-            covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
-        population = dist.MultivariateNormal(mean, covariance_matrix=covariance)
+        population, in_units = model.population_site()
         tau = None
         if model.integrates_labels:
             tau = model.label_scatter_site()
@@ -161,8 +161,6 @@ class Cannon(LinearModel):
             if exact is None:
                 u = numpyro.sample("u", population)
             else:
-                place, scale = frame.physical(mean), constant(frame.scale)
-                in_units = dist.MultivariateNormal(place, scale[:, None] * covariance * scale)
                 u = frame.scaled(numpyro.sample("labels", in_units, obs=frame.physical(exact[rows])))
             true = u if curve is None else u + model.label_features(u) @ curve.T
             numpyro.deterministic("true_labels", frame.physical(true))
@@ -170,6 +168,22 @@ class Cannon(LinearModel):
                 model.label_sites(true, tau, stars, rows)
             phi = features(u)
             model.flux_site(model.disturbed(phi @ theta.T, phi, theta), scatter, factor, stars, rows)
+
+    def population_site(self) -> tuple[Distribution, Distribution]:
+        """The distribution of scaled true labels, its parameters sampled where they are learned, and that of the labels
+        in their units."""
+        frame = self.require_frame()
+        m, scale = len(frame.names), constant(frame.scale)
+        if isinstance(self.population, Distribution):
+            own = fitted("u", self.population, (m,))
+            return own, dist.TransformedDistribution(own, AffineTransform(constant(frame.centre), scale))
+        if self.fixed_population is not None:
+            mean, covariance = map(constant, self.fixed_population)
+        else:
+            mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
+            covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
+        in_units = dist.MultivariateNormal(frame.physical(mean), scale[:, None] * covariance * scale)
+        return dist.MultivariateNormal(mean, covariance_matrix=covariance), in_units
 
     @property
     def label_blocks(self) -> tuple[str, ...]:
@@ -232,7 +246,9 @@ class Cannon(LinearModel):
 
     @property
     def fixed_population(self) -> tuple[np.ndarray, np.ndarray] | None:
-        if self.population == "learned" or (self.population == "auto" and not self.exact_labels):
+        if not isinstance(self.population, str) or self.population == "learned":
+            return None
+        if self.population == "auto" and not self.exact_labels:
             return None
         m = len(self.require_frame().names)
         return np.zeros(m), FLAT_POPULATION * np.eye(m)
@@ -254,9 +270,11 @@ class Cannon(LinearModel):
         return f"label_noise={self.label_noise!r}"
 
     @property
-    def prior(self) -> Prior:
+    def prior(self) -> Prior | OwnPrior:
         if isinstance(self.coefficient_prior, str):
             return Learned()
+        if isinstance(self.coefficient_prior, Distribution):
+            return OwnPrior(self.coefficient_prior)
         return self.coefficient_prior or Flat()
 
     def allowed(self) -> np.ndarray:
@@ -283,7 +301,12 @@ class Cannon(LinearModel):
 
 
 def _completed(measured: Measured) -> Any:
-    """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones."""
+    """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones.
+
+    How many are missing is not known while JAX traces the stars: the density of those with a missing label is NaN.
+    """
+    if is_traced(measured):
+        return jnp.where(measured.observed, measured.value, jnp.nan)
     missing = np.nonzero(~np.asarray(measured.observed))
     u = jnp.asarray(measured.value)
     if not len(missing[0]):

@@ -115,6 +115,11 @@ class SpectraKind(Kind):
             return f"{type(model).__name__} has no flux_error_factor in training (`infer` takes its own)"
         return ""
 
+    def not_as_program(self, model: LinearModel) -> str:
+        if model.asks_hidden:
+            return "hidden labels (hidden=0)"
+        return super().not_as_program(model)
+
     def first_pass(self, model: LinearModel) -> tuple[LinearModel, float] | None:
         """Ho+17, section 3: stars whose labels are off by so many robust scatters are dropped."""
         limit = model.outlier_sigma

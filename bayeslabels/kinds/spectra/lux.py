@@ -16,12 +16,14 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import Distribution
 
+from ...core.own_priors import OwnPrior, is_own
 from ...core.priors import Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.features import Features, Monomials
-from ...numerics.linalg import in_float64, inverse_observed, leading_directions
+from ...numerics.linalg import beside, in_float64, inverse_observed, leading_directions, module_of
 from .model import LinearModel, Measured
 
 LADDER = (1, 2, 4, 8)
@@ -54,7 +56,8 @@ class Lux(LinearModel):
             noisier measure that also holds where training overfits.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: of B. The default learns its mean and covariance across pixels, so that the widths need no
-            tuning and latents that the spectra do not need are switched off.
+            tuning and latents that the spectra do not need are switched off. Or a distribution of NumPyro, of one
+            coefficient, of a pixel's (K,) or of all (L, K).
         scatter_distribution: prior of the s_l where they are learned; None as its scale: the typical flux.
         label_scatter_distribution: prior of every tau_m, in units of the label's spread among the training stars.
         label_width: A_mp ~ N(0, label_width^2), scaled labels; None: 1 / sqrt(P), with which labels have variance 1.
@@ -76,7 +79,7 @@ class Lux(LinearModel):
     latent_size: int | Literal["auto"] = "auto"
     outputs: tuple[str, ...] = ()
     label_scatter: Literal["joint", "held-out"] = "joint"
-    coefficient_prior: Prior = field(default_factory=Learned)
+    coefficient_prior: Prior | Distribution = field(default_factory=Learned)
     label_width: float | None = None
     intercept: bool = True
     offset: tuple[float, float] | None = None
@@ -94,10 +97,10 @@ class Lux(LinearModel):
             raise bad_input(f"label_scatter={self.label_scatter!r}", "'held-out' or 'joint'")
         if self.offset is not None and not (len(self.offset) == 2 and self.offset[1] > 0):
             raise bad_input(f"offset={self.offset!r}", "(mean, sd) with sd > 0, in label units", fix="offset=(11, 3)")
-        if not isinstance(self.coefficient_prior, Prior):
+        if not is_own("coefficient_prior", self.coefficient_prior) and not isinstance(self.coefficient_prior, Prior):
             raise bad_input(
                 f"coefficient_prior={self.coefficient_prior!r}",
-                "one of priors.Flat, Normal, Laplace and Learned",
+                "one of priors.Flat, Normal, Laplace and Learned, or a distribution of NumPyro",
                 fix="Lux(coefficient_prior=bayeslabels.priors.Normal())",
             )
         if isinstance(self.outputs, str):
@@ -168,8 +171,9 @@ class Lux(LinearModel):
         return f"latent_size={self.latent_size}"
 
     @property
-    def prior(self) -> Prior:
-        return self.coefficient_prior
+    def prior(self) -> Prior | OwnPrior:
+        own = self.coefficient_prior
+        return OwnPrior(own) if isinstance(own, Distribution) else own
 
     @property
     def label_coefficient_width(self) -> float:
@@ -196,9 +200,10 @@ class Lux(LinearModel):
             return measured
         mean, sd = self.offset
         observed = measured.observed
-        shared = sd**2 * self.unit_offset[:, None] * self.unit_offset
+        (unit,) = beside(observed, self.unit_offset)
+        shared = sd**2 * unit[:, None] * unit
         both = observed[:, :, None] & observed[:, None, :]
-        value = np.where(observed, measured.value - mean * self.unit_offset, 0.0)
+        value = module_of(observed).where(observed, measured.value - mean * unit, 0.0)
         return Measured(value, measured.covariance + both * shared, observed)
 
     def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:

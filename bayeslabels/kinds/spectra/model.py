@@ -17,13 +17,14 @@ import numpyro
 import numpyro.distributions as dist
 
 from ...core.model import Frame, Model, scaling
-from ...core.priors import Flat, HalfNormal, Prior, require_half_normal
+from ...core.own_priors import fitted, scaled
+from ...core.priors import Flat, HalfNormal, ScatterPrior, require_scatter_prior
 from ...data.columns import same_unit
 from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.error_factor import WIDTH
 from ...numerics.features import Features
-from ...numerics.linalg import Array, constant
+from ...numerics.linalg import Array, beside, constant, is_traced, module_of, placed
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
 
 FLAT_POPULATION = 1e4
@@ -69,8 +70,9 @@ class LinearModel(Model):
 
     Args:
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
-        scatter_distribution: prior of the s_l where they are learned, in flux units.
-        label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`).
+        scatter_distribution: prior of the s_l where they are learned, in flux units; or a distribution of NumPyro.
+        label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`); or
+            a distribution of NumPyro.
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters; None: none.
         nuisances: what else varies from star to star (`bayeslabels.nuisances`), integrated out of every spectrum.
@@ -81,13 +83,19 @@ class LinearModel(Model):
     flux_error_factor: Literal["star", "survey"] | None = field(default=None, kw_only=True)
     nuisances: tuple[Nuisance, ...] = field(default=(), kw_only=True)
     scatter: float | np.ndarray | None = field(default=None, kw_only=True)
-    scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
-    label_scatter_distribution: HalfNormal = field(default_factory=HalfNormal, kw_only=True)
+    scatter_distribution: ScatterPrior = field(default_factory=HalfNormal, kw_only=True)
+    label_scatter_distribution: ScatterPrior = field(default_factory=HalfNormal, kw_only=True)
     outlier_sigma: float | None = field(default=None, kw_only=True)
 
     stored: ClassVar[tuple[type, ...]] = (Continuum, Velocity, Broadening, Templates)
     sites: ClassVar[dict[str, str]] = {"coefficients": "coefficients", "latents": "u"}
     """What the model's program calls theta, u and (where labels are outputs) C, "label_coefficients"."""
+    exact_priors: ClassVar[dict[str, str]] = {
+        "coefficient_prior": "priors.Flat, Normal, Laplace or Learned",
+        "scatter_distribution": "priors.HalfNormal",
+        "label_scatter_distribution": "priors.HalfNormal",
+        "population": "'learned' or 'flat'",
+    }
     smaller: ClassVar[str] = "Cannon(order=1)"
     """What to write for a model of fewer coefficients."""
     surely: ClassVar[float] = 0.0
@@ -120,11 +128,11 @@ class LinearModel(Model):
 
     @property
     @abstractmethod
-    def prior(self) -> Prior:
-        """The coefficients' prior."""
+    def prior(self) -> Any:
+        """The coefficients' prior, one of `Prior` or an `OwnPrior`."""
 
     @property
-    def scatter_prior(self) -> HalfNormal | np.ndarray:
+    def scatter_prior(self) -> ScatterPrior | np.ndarray:
         """The scatter's prior, or its fixed values (L,)."""
         if self.scatter is None:
             return self.scatter_distribution
@@ -137,6 +145,7 @@ class LinearModel(Model):
     @property
     def label_scatter_width(self) -> float:
         """Width of the prior of tau, scaled labels."""
+        assert isinstance(self.label_scatter_distribution, HalfNormal)
         return self.label_scatter_distribution.width(1.0)
 
     @property
@@ -238,7 +247,7 @@ class LinearModel(Model):
 
     def bind(self, stars: Stars) -> Self:
         for name in ("scatter_distribution", "label_scatter_distribution"):
-            require_half_normal(name, getattr(self, name))
+            require_scatter_prior(name, getattr(self, name))
         require_error_factor(self.flux_error_factor)
         bound = self.replace(nuisances=require_nuisances(self.nuisances), frame=_frame(stars, self.label_blocks))
         model = bound.variants()[0]
@@ -267,32 +276,38 @@ class LinearModel(Model):
         """The catalogue labels, scaled; unobserved those of blocks that the stars have not."""
         frame = self.require_frame()
         n, m = len(stars), len(frame.names)
-        out = Measured(np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool))
+        values, covariance, masks = np.zeros((n, m)), np.zeros((n, m, m)), np.zeros((n, m), bool)
         for name in self.label_blocks:
             if name not in stars:
                 continue
             block, at = stars[name], frame.columns(name)
             value, variance, observed = block.filled()
-            scale = frame.scale[at]
+            where = module_of(value).where
+            centre, scale = beside(value, frame.centre[at], frame.scale[at])
             if block.has_covariance:
                 both = observed[:, :, None] & observed[:, None, :]
-                out.covariance[:, at, at] = np.where(both, block.error, 0.0) / (scale[:, None] * scale)
+                own = where(both, block.error, 0.0) / (scale[:, None] * scale)
+                covariance = placed(covariance, np.s_[:, at, at], own)
             elif block.error is not None:
-                out.covariance[:, at, at] = np.where(observed, variance, 0.0)[:, :, None] * np.diag(scale**-2)
-            out.value[:, at] = np.where(observed, (value - frame.centre[at]) / scale, 0.0)
-            out.observed[:, at] = observed
-        return out
+                own = where(observed, variance, 0.0)[:, :, None] * module_of(value).diag(scale**-2)
+                covariance = placed(covariance, np.s_[:, at, at], own)
+            values = placed(values, np.s_[:, at], where(observed, (value - centre) / scale, 0.0))
+            masks = placed(masks, np.s_[:, at], observed)
+        return Measured(values, covariance, masks)
 
-    def output(self, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+    def output(self, stars: Stars) -> tuple[Array, Array | None]:
         """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
         block = stars["flux"]
         if block.has_covariance:
             raise bad_input(
                 "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
             )
-        if block.error is None or not (hopeless := block.error > HOPELESS * self.require_frame().flux_scale).any():
+        if block.error is None:
+            return block.value, None
+        hopeless = block.error > HOPELESS * self.require_frame().flux_scale
+        if not is_traced(hopeless) and not hopeless.any():
             return block.value, block.error
-        return block.value, np.where(hopeless, np.nan, block.error)
+        return block.value, module_of(hopeless).where(hopeless, np.nan, block.error)
 
     def arrays(self, stars: Stars) -> Spectra:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
@@ -304,7 +319,9 @@ class LinearModel(Model):
         fixed, frame = self.scatter_prior, self.require_frame()
         if isinstance(fixed, np.ndarray):
             return constant(fixed)
-        return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+        if isinstance(fixed, HalfNormal):
+            return fixed.sample("scatter", frame.n_pixel, frame.flux_scale)
+        return numpyro.sample("scatter", fitted("scatter", fixed, (frame.n_pixel,)))
 
     def error_factor_site(self, of: str) -> Array | None:
         """f of "star", (N,), or "survey", (), where it is learned."""
@@ -314,8 +331,10 @@ class LinearModel(Model):
 
     def label_scatter_site(self) -> Array:
         """tau (M,), in label units."""
-        width = self.label_scatter_width * constant(self.require_frame().scale)
-        return numpyro.sample("label_scatter", dist.HalfNormal(width).to_event(1))
+        scale, own = constant(self.require_frame().scale), self.label_scatter_distribution
+        if not isinstance(own, HalfNormal):
+            return numpyro.sample("label_scatter", scaled("label_scatter", own, scale))
+        return numpyro.sample("label_scatter", dist.HalfNormal(self.label_scatter_width * scale).to_event(1))
 
     def label_sites(self, true: Array, tau: Array, stars: Stars, rows: Array) -> None:
         """Catalogue labels about true scaled labels (N, M), observed where present: N(true, V_n + diag(tau^2))."""

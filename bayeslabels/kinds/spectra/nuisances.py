@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import bad_input
+from ...numerics.by_value import ByValue
 
 SPEED_OF_LIGHT = 299792.458
 """km/s."""
@@ -32,7 +33,7 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True)
-class Nuisance(ABC):
+class Nuisance(ByValue, ABC):
     """Base of all nuisances: Q unknowns v ~ N(0, I) of every star, linear in its flux."""
 
     @property
@@ -165,7 +166,7 @@ class Broadening(Nuisance):
         return 0.5 * self.sd**2 * (left + right - 2 * theta)[None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Templates(Nuisance):
     """Spectra of the user's own, added to the model's with unknown amplitudes: sky lines, interstellar bands.
 
@@ -187,13 +188,6 @@ class Templates(Nuisance):
         if sd.shape not in ((), (len(array),)) or not (sd > 0).all():
             raise bad_input(f"Templates(sd={self.sd!r})", f"one sd > 0, or {len(array)}")
         object.__setattr__(self, "array", array)
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Templates) and np.array_equal(self.array, other.array)
-        return same and np.array_equal(self.widths, other.widths)  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash((self.array.tobytes(), self.widths.tobytes()))
 
     @property
     def names(self) -> tuple[str, ...]:

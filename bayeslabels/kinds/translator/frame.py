@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.model import ByValue, scaling
+from ...core.model import scaling
 from ...data.stars import Block, Stars
 from ...errors import bad_input, index_of
 from ...numerics import mixture, occupancy
+from ...numerics.by_value import ByValue
+from ...numerics.linalg import Array, beside, module_of, placed
 
 TARGET = "target_labels"
 EXACT = 1e-3
@@ -32,7 +35,7 @@ BACKGROUND = 100
 Arrays3 = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TranslatorFrame(ByValue):
     """D inputs x, M outputs y, both scaled by centre and scale.
 
@@ -100,9 +103,9 @@ class TranslatorFrame(ByValue):
 class Inputs(NamedTuple):
     """Scaled inputs as measured: value (N, D), 0 if missing; noise (N, D, D); observed (N, D)."""
 
-    value: np.ndarray
-    noise: np.ndarray
-    observed: np.ndarray
+    value: Array
+    noise: Array
+    observed: Array
 
     def select(self, rows: Any, columns: np.ndarray) -> Arrays3:
         value, noise, observed = (x[rows] for x in self)
@@ -116,15 +119,16 @@ def measured(frame: TranslatorFrame, stars: Stars) -> Inputs:
     for block in dict.fromkeys(frame.source):
         if block in stars:
             at = frame.columns(block)
-            x, _, seen = (np.asarray(a) for a in stars[block].filled())
-            value[:, at] = np.where(seen, (x - frame.centre[at]) / frame.scale[at], 0.0)
-            observed[:, at] = seen
+            x, _, seen = stars[block].filled()
+            centre, scale = beside(x, frame.centre[at], frame.scale[at])
+            value = placed(value, np.s_[:, at], module_of(x).where(seen, (x - centre) / scale, 0.0))
+            observed = placed(observed, np.s_[:, at], seen)
             if stars[block].error is not None:
-                scale = frame.scale[at][:, None] * frame.scale[at]
-                noise[:, at[:, None], at] = np.asarray(stars[block].filled_covariance()) / scale
-    diagonal = np.arange(d)
-    noise[:, diagonal, diagonal] = np.where(observed, np.maximum(noise[:, diagonal, diagonal], EXACT**2), 1.0)
-    return Inputs(value, noise, observed)
+                own = stars[block].filled_covariance() / (scale[:, None] * scale)
+                noise = placed(noise, np.s_[:, at[:, None], at], own)
+    diagonal, xp = np.arange(d), module_of(value)
+    own = xp.where(observed, xp.maximum(noise[:, diagonal, diagonal], EXACT**2), 1.0)
+    return Inputs(value, placed(noise, np.s_[:, diagonal, diagonal], own), observed)
 
 
 def known_inputs(frame: TranslatorFrame, given: Inputs) -> tuple[np.ndarray, np.ndarray]:
@@ -246,13 +250,13 @@ def learn_frame(
     )
     known = some[given.observed[some].all(1)][:BACKGROUND]
     whitening = tuple(_whitening(given.value, given.observed, inputs) for inputs, _ in frame.parts)
-    return TranslatorFrame(**{
-        **frame.__dict__,
-        "population": tuple(tuple(x) for x in populations),
-        "whitening": whitening,
-        "occupancy": tuple(tuple(occupancy.learn(x, bins, threshold)) for x in (raw, y)),
-        "background": given.value[known],
-    })  # fmt: skip
+    return dataclasses.replace(
+        frame,
+        population=tuple((*x,) for x in populations),
+        whitening=whitening,
+        occupancy=tuple((*occupancy.learn(x, bins, threshold),) for x in (raw, y)),
+        background=given.value[known],
+    )
 
 
 def _names(stars: Stars, blocks: tuple[str, ...]) -> tuple[str, ...]:

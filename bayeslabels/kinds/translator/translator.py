@@ -21,7 +21,7 @@ import xarray as xr
 from ...core.collapsed import CollapsedModel
 from ...data.stars import Stars
 from ...errors import bad_input
-from ...numerics.linalg import Array, constant, in_float64
+from ...numerics.linalg import Array, beside, constant, in_float64, is_traced, module_of
 from ...numerics.mixture import Mixture
 from ...numerics.network import Function, Network, Polynomial
 from ...numerics.propagate import log_normal, propagate, scale_mixture
@@ -156,7 +156,9 @@ class Translator(CollapsedModel):
         frame, theta = model.require_frame(), model.parameters()
         given = measured(frame, stars)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            if given.observed.all() and frame.exact.all():
+            if frame.exact.all() and is_traced(given):  # which ones are missing is not known: NaN where one is
+                x = jnp.where(given.observed, given.value, jnp.nan)[rows]
+            elif frame.exact.all() and given.observed.all():
                 x = constant(given.value)[rows]
             else:
                 names = ("true_inputs", "true_inputs_extrinsic")
@@ -168,7 +170,8 @@ class Translator(CollapsedModel):
             for block in dict.fromkeys(frame.source):
                 at = frame.columns(block)
                 centre, scale = frame.centre[at], frame.scale[at]
-                noise = given.noise[:, at[:, None], at] * (scale[:, None] * scale)
+                (both,) = beside(given.noise, scale[:, None] * scale)
+                noise = given.noise[:, at[:, None], at] * both
                 if block not in stars:
                     noise = np.broadcast_to(np.diag((EXACT * scale) ** 2), noise.shape)
                 mean = constant(centre) + constant(scale) * x[..., at]
@@ -294,15 +297,16 @@ class Translator(CollapsedModel):
         frame = self.require_frame()
         return Rows(*known_inputs(frame, measured(frame, stars)), *self.outputs_of(stars))
 
-    def outputs_of(self, stars: Stars) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def outputs_of(self, stars: Stars) -> tuple[Array, Array, Array]:
         """y, noise and observed of `Rows`."""
         frame, target = self.require_frame(), stars[TARGET]
-        value, _, observed = (np.asarray(a) for a in target.filled())
-        noise = np.zeros((*value.shape, value.shape[1]))
+        value, _, observed = target.filled()
+        xp = module_of(value)
+        centre, scale = beside(value, frame.target_centre, frame.target_scale)
+        noise = xp.zeros((*value.shape, value.shape[1]))
         if target.error is not None:
-            noise = np.asarray(target.filled_covariance()) / (frame.target_scale[:, None] * frame.target_scale)
-        y = np.where(observed, (value - frame.target_centre) / frame.target_scale, 0.0)
-        return y, noise, observed
+            noise = target.filled_covariance() / (scale[:, None] * scale)
+        return xp.where(observed, (value - centre) / scale, 0.0), noise, observed
 
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         if "correlation" not in theta:
