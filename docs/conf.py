@@ -17,9 +17,8 @@ import bayeslabels
 from bayeslabels import cli
 
 HERE = Path(__file__).parent
-TUTORIALS = ("cannon", "lux", "parallax", "photometry", "translator", "calibration")
-for name in TUTORIALS:  # Sphinx reads nothing outside of its own folder
-    shutil.copyfile(HERE.parent / "notebooks" / f"{name}.ipynb", HERE / "tutorials" / f"{name}.ipynb")
+for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):  # Sphinx reads nothing outside of its own folder
+    shutil.copyfile(notebook, HERE / "tutorials" / notebook.name)
 
 os.environ["COLUMNS"] = "100"  # of the help of the command line, which is shown as it is printed
 COMMANDS = next(x for x in cli.parser()._actions if isinstance(x, argparse._SubParsersAction)).choices
@@ -35,6 +34,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "bayeslabels"
+html_static_path = ["static"]
+html_css_files = ["math.css"]
 html_math_renderer = "mathml"
 myst_update_mathjax = False
 
