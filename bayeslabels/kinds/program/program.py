@@ -52,7 +52,7 @@ class OwnProgram(Model):
 
     The program is called with `Stars`. A block that is present is to be observed (`obs=`), one that is absent sampled,
     under a site of the block's name, so that one program serves training (labels and flux), the test step (flux) and
-    simulation (neither). Sites under `numpyro.plate("star", len(stars))` are the stars', all others are shared.
+    simulation (neither). Sites under `numpyro.plate("star", len(stars))` are the stars', all others are shared::
 
         def program(stars):
             slope = numpyro.sample("slope", dist.Normal(0, 10))
