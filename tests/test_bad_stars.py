@@ -94,6 +94,7 @@ def test_units_of_bad_errors_stay():
     np.testing.assert_array_equal(table["IVAR"], [1.0, np.nan, 4.0])
 
 
+@pytest.mark.slow
 def test_one_covariance_that_is_none(simulated, tmp_path):
     stars = simulated.stars
     covariance = np.tile(np.diag([900.0, 0.01]), (len(stars), 1, 1))

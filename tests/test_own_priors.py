@@ -161,6 +161,7 @@ def mixed(training):
 
 
 @pytest.mark.filterwarnings("ignore::bayeslabels.errors.NotConverged")
+@pytest.mark.slow
 def test_a_population_of_your_own_trains_and_infers(mixed, simulated):
     draws = mixed.data["posterior"].to_dataset()
     assert "population_mean" not in draws
@@ -173,6 +174,7 @@ def test_a_population_of_your_own_trains_and_infers(mixed, simulated):
 
 
 @pytest.mark.filterwarnings("ignore::bayeslabels.errors.NotConverged")
+@pytest.mark.slow
 def test_a_distribution_is_refused_where_it_would_be_saved(mixed, tmp_path):
     with pytest.raises(bl.BadInput, match=r"MixtureSameFamily\w* of your own.*keep the code that makes it"):
         mixed.save(tmp_path / "mixed.nc")

@@ -244,6 +244,7 @@ def two_kinds():
     return bl.fit(TWO_KINDS, of_two_kinds(30, 0)[0], quick, progress=False)
 
 
+@pytest.mark.slow
 def test_a_subclass_with_a_program_of_its_own_keeps_its_sites(two_kinds):
     draws = two_kinds.data["posterior"].to_dataset()
     assert {"coefficients", "scatter", "label_scatter", "share", "low", "gap", "width", "high", "u"} <= set(draws)
@@ -255,6 +256,7 @@ def test_a_subclass_with_a_program_of_its_own_keeps_its_sites(two_kinds):
     assert abs(share.mean() - 0.4) < 4 * share.std()
 
 
+@pytest.mark.slow
 def test_labels_of_a_subclass_have_their_names_and_units_and_errors_that_hold(two_kinds):
     stars, truth = of_two_kinds(60, 5)
     result = bl.infer(two_kinds, stars.drop("labels"), progress=False)
@@ -267,6 +269,7 @@ def test_labels_of_a_subclass_have_their_names_and_units_and_errors_that_hold(tw
     assert result.table()["TEFF"].unit == "K"
 
 
+@pytest.mark.slow
 def test_labels_of_a_subclass_are_data_where_present(two_kinds):
     stars, _ = of_two_kinds(20, 6)
     with_labels, without = (

@@ -44,7 +44,7 @@ def quietly(model, stars, inference, **settings):
     [
         ("far", bl.Laplace(draws=10)),
         ("very far", bl.Laplace(draws=10)),
-        ("both signs", bl.MAP()),
+        pytest.param("both signs", bl.MAP(), marks=pytest.mark.slow),
         pytest.param("dwarfs", bl.Laplace(draws=10), marks=pytest.mark.slow),
         pytest.param("very far", bl.MAP(), marks=pytest.mark.slow),
     ],

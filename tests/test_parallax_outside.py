@@ -60,6 +60,7 @@ def test_errors_grow_and_far_stars_are_flagged(cut):
     np.testing.assert_allclose(np.median(sd[honest] / without[honest]), 1.0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_every_training_says_where_its_stars_are(cut, tmp_path):
     posterior, stars, _, metal = cut
     far = stars[np.flatnonzero(metal > 0.7)[:50]]

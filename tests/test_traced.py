@@ -99,7 +99,7 @@ def test_compiled_in_the_stars_the_density_is_the_same(name, bound):
     np.testing.assert_allclose((each - prior).sum() + prior, known, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "Lux")) for x in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "Parallax")) for x in NAMES])
 def test_numpyro_compiles_programs_in_their_stars(name, bound):
     model, stars = bound(name)
     sampler = MCMC(NUTS(model, max_tree_depth=2), num_warmup=2, num_samples=2, progress_bar=False, jit_model_args=True)

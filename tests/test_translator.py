@@ -441,6 +441,7 @@ def test_bad_input():
         bl.infer(posterior, stars.drop("target_labels"), bl.Importance())
 
 
+@pytest.mark.slow
 def test_dropout_is_of_the_training_step_alone(tmp_path):
     """The same weights by the same seed, others than without; what they translate draws no number."""
     stars, _, _ = surveys(100, d=2)

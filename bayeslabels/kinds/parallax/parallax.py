@@ -93,12 +93,12 @@ class Parallax(LogLinearModel):
             raise bad_input(f"sparse={self.sparse}", f"some of features={self.features}", f"{sorted(unknown)}")
         if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
             raise bad_input(f"zero_point={self.zero_point!r}", "(mean, sd) with sd >= 0", fix="zero_point=(0.0, 0.05)")
-        if self.coefficient_prior != "auto" and not isinstance(self.coefficient_prior, SparsePrior):
+        own = is_own("coefficient_prior", self.coefficient_prior)
+        if not own and self.coefficient_prior != "auto" and not isinstance(self.coefficient_prior, SparsePrior):
             raise bad_input(
                 f"coefficient_prior={self.coefficient_prior!r}", "'auto' or a prior",
                 fix="coefficient_prior=priors.Laplace(), priors.Horseshoe() or priors.Normal()",
             )  # fmt: skip
-        is_own("coefficient_prior", self.coefficient_prior)
         require_scatter_prior("scatter_distribution", self.scatter_distribution)
         if not self.wide > 0:
             raise bad_input(f"wide={self.wide!r}", "a standard deviation > 0", fix="wide=10.0")
