@@ -325,7 +325,7 @@ def test_streams_start_anywhere(sky, tmp_path):
 
 SCRIPT = """
 import sys, bayeslabels as bl
-from bayeslabels.catalog import infer_catalog
+from bayeslabels import infer_catalog
 model, source, out = sys.argv[1:]
 columns = {"flux": "FLUX", "flux_error": "FLUX_ERR", "id": "NAME"}
 infer_catalog(bl.load(model), source, out, columns=columns, batch_size=2, seed=3, progress=False)

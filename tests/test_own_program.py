@@ -299,3 +299,36 @@ def test_exact_routes_and_settings_that_a_changed_program_would_ignore_are_refus
         bl.fit(TWO_KINDS.replace(outlier_sigma=4.0), stars, bl.NUTS())
     with pytest.raises(CannotDo, match=r"TwoKinds, .* hidden labels \(hidden=0\)"):
         bl.fit(TWO_KINDS.replace(hidden=1), stars, bl.NUTS())
+
+
+def two(stars):
+    """As `line`, but that the labels are near -1 or near 1, and the spectra often do not tell which."""
+    slope = numpyro.sample("slope", dist.Normal(0, 1).expand([3]).to_event(1))
+    near = dist.Normal(jnp.array([-1.0, 1.0]), 0.2)
+    with numpyro.plate("star", len(stars)):
+        x = numpyro.sample("true_labels", dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), near))
+        numpyro.sample("labels", dist.Normal(x[:, None], LABEL_NOISE).to_event(1), obs=seen(stars, "labels"))
+        numpyro.sample("flux", dist.Normal(1 + x[:, None] * slope, 0.6).to_event(1), obs=seen(stars, "flux"))
+
+
+def test_no_solution_of_a_star_is_missed():
+    """Means and errors against a sum over a grid, of stars half of which have a second solution."""
+    rng = np.random.default_rng(8)
+    x = np.where(rng.random(100) < 0.3, -1, 1) + 0.2 * rng.normal(size=100)
+    flux = 1 + x[:, None] * SLOPE + 0.6 * rng.normal(size=(100, 3))
+    labels = bl.Block((x + LABEL_NOISE * rng.normal(size=100))[:, None], LABEL_NOISE, names=("X",))
+    stars = bl.Stars(labels=labels, flux=bl.Block(flux, 0.6))
+    trained = bl.fit(two, stars[:60], QUICK, seed=1, progress=False)
+    spectra = stars[60:].drop("labels")
+    result = bl.infer(trained, spectra, bl.Importance(draws=2000), seed=0, progress=False)
+    grid = np.linspace(-2, 2, 801)
+    log_prior = np.log(0.3 * np.exp(-0.5 * ((grid + 1) / 0.2) ** 2) + 0.7 * np.exp(-0.5 * ((grid - 1) / 0.2) ** 2))
+    expected = 1 + grid[:, None] * trained.moments.shared[:, None]  # (G, S, 3)
+    log_p = -0.5 * (((spectra.flux.value[:, None, None] - expected) / 0.6) ** 2).sum(-1)  # (N, G, S)
+    weight = np.exp(log_p - log_p.max((1, 2), keepdims=True)).sum(1) * np.exp(log_prior)
+    weight /= weight.sum(1, keepdims=True)
+    mean = weight @ grid
+    error = np.sqrt(weight @ grid**2 - mean**2)
+    assert (result.stars["second_mode"].values > 0.05).sum() > 15
+    np.testing.assert_allclose(result.error[:, 0], error, rtol=0.15)
+    assert (np.abs(result.mean[:, 0] - mean) < 0.2 * error).all()

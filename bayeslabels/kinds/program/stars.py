@@ -28,7 +28,7 @@ from .sites import Site, ends, sites_of, told_of, traced, transform_of, under_pl
 
 CANDIDATES, TRIED = 512, 4
 """Points drawn from the program among which starts are chosen, and draws of theta with which they are judged."""
-STARTS, WARM = 8, 2.0
+STARTS, WARM = 16, 8.0
 """At least so many starts, drawn from the candidates by their density to the power 1 / WARM: every mode that carries
 weight has one."""
 AT_ONCE = 8
