@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
@@ -82,7 +83,7 @@ def told_of(sites: Sequence[Site], stars: Stars) -> list[Site]:
 
 def ends(program: Callable[..., Any], stars: Stars, sites: Sequence[Site]) -> tuple[str, ...]:
     """Those of the stars' sites on which no other site of the program depends; computes no number."""
-    shapes = {site.name: jax.ShapeDtypeStruct((len(stars), *site.shape), float) for site in sites}
+    shapes = {site.name: jax.ShapeDtypeStruct((len(stars), *site.shape), jnp.result_type(float)) for site in sites}
 
     def densities(**values: Any) -> dict[str, Any]:
         found = traced(program, stars, values)

@@ -141,6 +141,7 @@ class ProgramCurvature:
         return (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
 
 
+@in_float64
 def asked_of(model: OwnProgram, stars: Stars) -> tuple[tuple[Site, ...], tuple[str, ...]]:
     """The sites that are not known of such stars, without those of which a result tells nothing and on which nothing
     depends, such as catalogue labels about true ones; and the names of the latter, whose density integrates to 1."""
