@@ -104,8 +104,8 @@ class Kind(ABC):
     fit_by: ClassVar[Inference]
     infer_by: ClassVar[Inference]
     """The inferences where the user names none."""
-    lost: ClassVar[str] = "n_unusable"
-    """What the stars are called, in a result's `info`, that are not `usable`."""
+    lost: ClassVar[str] = ""
+    """Key of a result's `info` under which the number of stars that are not `usable` is recorded; "": all are."""
 
     beside: ClassVar[tuple[str, ...]] = ()
     """Quantities of every star beside its labels, whose names labels cannot have."""
@@ -144,8 +144,10 @@ class Kind(ABC):
         return type(model).__name__
 
     def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
-        """Settle what the model's settings leave open."""
-        return Choice(model.bind(stars), stars)
+        """Settle what the model's settings leave open, and leave out the stars that are not `usable`."""
+        bound, usable = model.bind(stars), self.usable(model, stars)
+        info = {self.lost: int((~usable).sum())} if self.lost else {}
+        return Choice(bound, stars if usable.all() else stars[usable], info)
 
     def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
         """The training step, of stars in memory."""

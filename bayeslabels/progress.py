@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm.auto import tqdm
 
+PARTS = 100
+"""Calls that a run of many steps is made in, about."""
 COMPILING = "compiling (first call only)"
 _moved: set[str] = set()
 """What has moved in this process, and is compiled."""
@@ -23,6 +26,13 @@ def watched() -> bool:
     shell = sys.modules.get("IPython")
     notebook = shell is not None and getattr(shell.get_ipython(), "kernel", None) is not None
     return notebook or bool(sys.stderr is not None and sys.stderr.isatty())
+
+
+def stretches(total: int) -> Iterator[tuple[int, int]]:
+    """Steps from `begin` to `end` of so many, in calls between which a bar moves."""
+    at_once = max(1, total // PARTS)
+    for begin in range(0, total, at_once):
+        yield begin, min(begin + at_once, total)
 
 
 class Bar(tqdm):

@@ -316,9 +316,9 @@ def described(model: Model) -> dict[str, str]:
 
 def _refuse_early(model: Model, stars: Stars) -> None:
     """Refuse names that would be lost in the result, and sentinels, before anything is computed."""
+    kind = kind_of(model)
     for block in {"labels", "target_labels", *getattr(model, "label_blocks", ())} & set(model.blocks):
         if block in stars:
-            kind = kind_of(model)
             refuse_names(stars[block].names or (), kind.beside, kind.columns, kind.parts)
     refuse_sentinels(stars, model.blocks)
 

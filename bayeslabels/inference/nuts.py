@@ -20,7 +20,7 @@ from ..core.model import Model
 from ..data.stars import Stars
 from ..errors import bad_input
 from ..numerics.linalg import Array, in_float64
-from ..progress import bar
+from ..progress import bar, stretches
 from .base import Inference, StarDraws, Trained
 from .diagnostics import ess, rhat, worst
 from .starwise import StarProblem, draw_mixture
@@ -38,8 +38,6 @@ ENOUGH = 25
 """Effective draws per chain with which a star needs no deeper trees."""
 SETS = 50
 """Training sets sampled side by side."""
-PARTS = 100
-"""Calls that a run of chains is made in, between which its bar moves."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +123,8 @@ class NUTS(Inference):
 
         kept = jax.tree.map(lambda x: jnp.zeros((self.draws, *jnp.shape(x)), jnp.asarray(x).dtype), told(state))
         total = warmup + self.draws
-        at_once = max(1, total // PARTS)
         with bar(total, "training step, NUTS", progress) as shown:
-            for begin in range(0, total, at_once):
-                end = min(begin + at_once, total)
+            for begin, end in stretches(total):
                 state, kept = jax.block_until_ready(run(state, kept, begin, end))
                 shown.update(end - begin)
         return jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1) if many else np.asarray(x)[None], kept)

@@ -23,11 +23,16 @@ class Features(ABC):
     routes. Splines, radial functions and the like are a subclass of this, in a file of their own.
     """
 
-    linear = False
-    """Whether phi is of first order, so that posteriors of the labels are Gaussian."""
-    closed = False
-    """Whether every affine map of the labels maps the span of phi onto itself: then labels may move in training with
-    the coefficients moving along (`powers` says how their volume scales), which is much faster."""
+    @property
+    def linear(self) -> bool:
+        """Whether phi is of first order, so that posteriors of the labels are Gaussian."""
+        return False
+
+    @property
+    def closed(self) -> bool:
+        """Whether every affine map of the labels maps the span of phi onto itself: then labels may move in training
+        with the coefficients moving along (`powers` says how their volume scales), which is much faster."""
+        return False
 
     @property
     @abstractmethod
@@ -105,11 +110,11 @@ class Monomials(Features):
         return max(sum(row) for row in self.exponents)
 
     @property
-    def linear(self) -> bool:  # type: ignore[override]
+    def linear(self) -> bool:
         return self.order == 1
 
     @property
-    def closed(self) -> bool:  # type: ignore[override]
+    def closed(self) -> bool:
         return set(self.exponents) == set(self.up_to(self.order, self.n_label).exponents)
 
     @property

@@ -26,7 +26,7 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Laplace
-from ...inference.base import Inference, Trained
+from ...inference.base import Trained
 from ...inference.guide import fit_guide
 from ...inference.passes import by_sweeps
 from ...inference.whitened import Start, narrowed
@@ -115,11 +115,6 @@ class ParallaxKind(Kind):
         if model.predicted not in stars:
             model.bind(stars)  # says what is missing
         return np.asarray(stars[model.predicted].observed[:, 0])
-
-    def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
-        bound = model.bind(stars)
-        seen = stars[model.predicted].observed[:, 0]
-        return Choice(bound, stars if seen.all() else stars[seen], {"n_without_parallax": int((~seen).sum())})
 
     def start(self, model: Any, stars: Stars, seed: int) -> Start:
         return start_of(model, stars)

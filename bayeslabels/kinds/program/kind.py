@@ -25,7 +25,7 @@ from ...results.rows import flags_of_solution, of_draws, star_rows
 from .program import OwnProgram
 from .sites import Site, sites_of, told_of
 from .stars import ProgramMoments, completed, prepare
-from .training import by_svi, described, with_moments
+from .training import KEPT, by_svi, with_moments
 
 MIXED = 200
 """Draws from the Gaussians at the modes, where an inference gives the mode alone."""
@@ -85,16 +85,17 @@ class ProgramKind(Kind):
         u = np.asarray(out.u)
         if u.shape[:2] == (1, 1):  # the mode: errors are those of the Gaussians at the modes
             u = np.moveaxis(np.asarray(draw_mixture(problem, seed + first, MIXED)[0]), 1, 0)[None]
-        names, _ = _quantities(model, stars)
-        draws = _stacked(model, stars, completed(problem, u, seed + first))
+        told, found = _told(model, stars), completed(problem, u, seed + first)
+        draws = np.concatenate([found[s.name].reshape(*found[s.name].shape[:3], -1) for s in told], -1)
         summaries, covariance = of_draws(draws)
         blank = ~np.any([stars[b].observed.any(1) for b in stars.blocks if b in model.require_frame().blocks], 0)
-        flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
+        flags, diagnostics = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
         failed = out.failed | blank
         for x in (*summaries.values(), covariance):
             x[failed] = np.nan
         draws[:, :, failed] = np.nan
-        return star_rows(stars, names, draws, summaries, covariance, {**told, "flags": flags}, self.columns)
+        per_star = {**diagnostics, "flags": flags}
+        return star_rows(stars, _named(model, told).names, draws, summaries, covariance, per_star, self.columns)
 
     def batch_size(self, model: OwnProgram) -> int:
         return 512
@@ -112,10 +113,11 @@ class ProgramKind(Kind):
             frame = model.require_frame()
             at = frame.blocks.index(model.asked) if model.asked else 0
             return Quantities(frame.columns[at], frame.column_units[at])
-        return Quantities(*_quantities(model, stars))
+        return _named(model, _told(model, stars))
 
     def about(self, posterior: Posterior) -> dict[str, Any]:
-        return described(posterior.model)
+        integrated = f"{KEPT} draws of the sites that all stars share"
+        return {"program": posterior.model.name, "integrated_over": integrated}
 
     def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
         """Density of the block that is asked for, under a Gaussian of what the program draws of it."""
@@ -161,18 +163,14 @@ class ProgramKind(Kind):
 
 def _told(model: OwnProgram, stars: Stars) -> list[Site]:
     """The sites that a result tells of such stars."""
-    few = stars[: min(len(stars), 2)]
+    few = stars[:2]
     return told_of(sites_of(model.program, few), few)
 
 
-def _quantities(model: OwnProgram, stars: Stars) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    named = [model.require_frame().named(site) for site in _told(model, stars)]
+def _named(model: OwnProgram, told: list[Site]) -> Quantities:
+    """Names and units of all numbers of these sites."""
+    named = [model.require_frame().named(site) for site in told]
     names, units = (tuple(x for parts in named for x in parts[i]) for i in (0, 1))
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise bad_input(f"sites of the stars that give several columns {twice}", "names that are free")
-    return names, units
-
-
-def _stacked(model: OwnProgram, stars: Stars, found: dict[str, np.ndarray]) -> np.ndarray:
-    """(chain, draw, N, Q)"""
-    return np.concatenate([found[s.name].reshape(*found[s.name].shape[:3], -1) for s in _told(model, stars)], -1)
+    return Quantities(names, units)

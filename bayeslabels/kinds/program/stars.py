@@ -90,18 +90,17 @@ class ProgramEnergy(ByValue, Energy):
     def log_joint(self, u: Array, theta: Array, own: Any) -> Array:
         """ln p(x, d | theta) at u (M,), with the Jacobian of u."""
         star = jax.tree.map(lambda x: x[None], own)
-        _, given, jacobian = self.at(u, theta, star)
+        given, jacobian = self.at(u, theta, star)
         found = traced(self.model.program, star, given)
         sites = [site for name, site in found.items() if name not in self.left and under_plate(site)]
         terms = [_log_prob(site) for site in sites if site["type"] == "sample"]
         return sum(terms, jacobian)
 
-    def at(self, u: Array, theta: Array, star: Stars) -> tuple[Any, dict[str, Array], Array]:
-        """A trace, and the values of all latent sites at u (M,) and theta (D,), with the log Jacobian."""
+    def at(self, u: Array, theta: Array, star: Stars) -> tuple[dict[str, Array], Array]:
+        """The values of all latent sites at u (M,) and theta (D,), and the log Jacobian."""
         shared = unflattened(theta, self.model.require_frame().shared)
-        trace = traced(self.model.program, star, shared)
-        x, jacobian = self.values(u, trace)
-        return trace, {**shared, **x}, jacobian
+        x, jacobian = self.values(u, traced(self.model.program, star, shared))
+        return {**shared, **x}, jacobian
 
     def completed(self, u: Array, shared: Array, own: Any, uniform: Array) -> dict[str, Array]:
         """Every site of the star (*shape) at u (M,), what is recorded included; uniform: picks theta."""
@@ -109,7 +108,7 @@ class ProgramEnergy(ByValue, Energy):
         log_p = jax.vmap(lambda theta: self.log_joint(u, theta, own))(shared)
         upper = jnp.cumsum(jax.nn.softmax(log_p))
         theta = shared[jnp.minimum((uniform > upper).sum(), len(shared) - 1)]
-        found = traced(self.model.program, star, self.at(u, theta, star)[1])
+        found = traced(self.model.program, star, self.at(u, theta, star)[0])
         return {name: site["value"][0] for name, site in found.items() if under_plate(site) and site["value"].ndim}
 
     def candidate(self, key: Array, theta: Array, own: Any) -> Array:

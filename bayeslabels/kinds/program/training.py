@@ -18,14 +18,12 @@ from ...errors import CannotDo
 from ...inference.base import Trained
 from ...inference.svi import SVI
 from ...numerics.linalg import in_float64
-from ...progress import bar
+from ...progress import bar, stretches
 from .program import OwnProgram
 from .stars import ProgramMoments
 
 KEPT = 32
 """Draws of the shared sites, at most, that the test step averages over."""
-PARTS = 50
-"""Calls that a run is made in, between which its bar moves."""
 SETTLED = 1e-3
 """Share of the loss by which the last fifth of the steps may change it, at most."""
 
@@ -57,10 +55,9 @@ def _run(svi: NumPyroSVI, state: Any, stars: Stars, steps: int, progress: bool |
 
         return jax.lax.fori_loop(begin, end, step, (state, losses))
 
-    losses, at_once = jnp.zeros(steps), max(1, steps // PARTS)
+    losses = jnp.zeros(steps)
     with bar(steps, "training step", progress) as shown:
-        for begin in range(0, steps, at_once):
-            end = min(begin + at_once, steps)
+        for begin, end in stretches(steps):
             state, losses = jax.block_until_ready(run(state, losses, begin, end))
             shown.update(end - begin)
             shown.set_postfix(loss=f"{float(losses[end - 1]):.4g}")
@@ -88,8 +85,3 @@ def with_moments(model: OwnProgram, trained: Trained) -> Trained:
     some = np.unique(np.linspace(0, len(shared) - 1, KEPT).astype(int))
     trained.moments = ProgramMoments(np.asarray(shared[some], float))
     return trained
-
-
-def described(model: OwnProgram) -> dict[str, Any]:
-    """For a result's `info`."""
-    return {"program": model.name, "integrated_over": f"{KEPT} draws of the sites that all stars share"}

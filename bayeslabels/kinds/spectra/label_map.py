@@ -65,9 +65,8 @@ class LabelMap(ABC):
         """Labels (chain, draw, N, M) of draws of latents, each with a draw of the label system at latent (N, P)."""
         draws = np.array(self.at(u))
         m, k = self.system.shape[:2]
-        values, vectors = np.linalg.eigh(
-            self.system.reshape(m * k, m * k)
-        )  # may lack a direction: nothing depends on it
+        # of eigenvalues, not by Cholesky: a direction on which nothing depends may be missing
+        values, vectors = np.linalg.eigh(self.system.reshape(m * k, m * k))
         factor, phi = vectors * np.sqrt(np.maximum(values, 0.0)), self.features(latent)
         for chain in draws:
             for draw in chain:

@@ -169,11 +169,6 @@ class TranslatorKind(Kind):
                 "posterior of all weights: use MAP(), or Translator(dropout=0)"
             )
 
-    def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
-        bound = model.bind(stars)
-        seen = self.usable(model, stars)
-        return Choice(bound, stars if seen.all() else stars[seen], {"n_without_target_labels": int((~seen).sum())})
-
     def usable(self, model: Any, stars: Stars) -> np.ndarray:
         if TARGET not in stars:
             model.bind(stars)  # says what is missing
