@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Compiling is most of these tests' time: a fifth less of it where LLVM does not optimize. Before JAX is imported.
-os.environ["BAYESLABELS_CACHE"] = "off"  # that of the user; theirs is below
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 import bayeslabels as bl
+from bayeslabels import cache
 
 LABELS = ("TEFF", "LOGG")
 CENTRE, SPREAD = np.array([5000.0, 3.0]), np.array([300.0, 0.5])
@@ -25,11 +25,17 @@ WAVELENGTH = np.linspace(5000.0, 5011.0, N_PIXEL)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what XLA compiles, most of these tests' time, for the next run; a folder per worker: none is locked."""
-    with contextlib.suppress(OSError, AttributeError):
-        folder = config.cache.mkdir("jax-" + os.environ.get("PYTEST_XDIST_WORKER", "main"))
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """Lend JAX one folder of compiled programs for the whole session, shared by all workers and by their processes.
+
+    The folder is that of the environment variable `BAYESLABELS_CACHE` where it is set, otherwise one in pytest's cache.
+    """
+    if not os.environ.get(cache.SWITCH):
+        with contextlib.suppress(OSError, AttributeError):  # without a cache of pytest's, programs are not kept
+            os.environ[cache.SWITCH] = "off"
+            os.environ[cache.SWITCH] = str(config.cache.mkdir("programs"))
+    in_use = cache.in_use()
+    in_use.__enter__()
+    config.add_cleanup(lambda: in_use.__exit__(None, None, None))
 
 
 MOST_MAPPINGS = 20_000

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import compilation_cache
+from jax._src.config import persistent_cache_min_compile_time_secs
 
 from bayeslabels import cache
 from bayeslabels.numerics.linalg import in_float64
 
+LEAST_TIME = 3.0
+"""Seconds: what compiles faster is not kept outside of this package, in these tests."""
 COUNTED = """
 import json, sys
 import jax
@@ -98,13 +101,11 @@ def test_off_unwritable_or_the_users_own(folder, tmp_path):
 
 @pytest.fixture
 def bare(monkeypatch, tmp_path):
-    """A process in which no cache is set; the folder of ours."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
+    """The cache's folder, in a process that JAX has been lent none, unlike that of the tests."""
     monkeypatch.setattr(compilation_cache, "_cache", None)
     monkeypatch.setenv(cache.SWITCH, str(tmp_path / "cache"))
-    yield cache.folder_of(str(tmp_path / "cache"))
-    jax.config.update("jax_compilation_cache_dir", before)
+    with persistent_cache_min_compile_time_secs(LEAST_TIME):
+        yield cache.folder_of(str(tmp_path / "cache"))
 
 
 def compiled_anew(number: float) -> float:
@@ -133,7 +134,7 @@ def test_threads_come_and_go(bare):
     thread.join(60)
     assert len(list(bare.root.rglob("programs-*/*"))) > n
     assert compilation_cache._cache is None
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0  # as in conftest
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == LEAST_TIME
 
 
 def test_another_cache_is_left_in_place(bare, monkeypatch):
@@ -179,3 +180,10 @@ def test_the_oldest_programs_make_room(tmp_path):
     cache.prune(tmp_path, 450)
     assert sorted(x.name for x in folder.iterdir()) == ["6", "7", "8", "9"]
     assert (tmp_path / "precious").exists()
+
+
+def test_the_tests_share_one_folder(request):
+    """Whatever the worker: that of the environment, else of pytest's own cache."""
+    folder = cache.folder_of(os.environ[cache.SWITCH]) if os.environ[cache.SWITCH] != "off" else None
+    assert compilation_cache._cache is folder
+    assert jax.config.jax_compilation_cache_dir is None
