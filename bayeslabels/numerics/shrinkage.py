@@ -10,6 +10,7 @@ that averaging, without which the low-S/N end of the parallaxes drags the zero p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import exp1
 
 from .linalg import Array, in_float64, threads_for
-from .lognormal import Derivatives, cold_start, derivatives, log_likelihood
+from .lognormal import LARGEST, Derivatives, cold_start, derivatives, log_likelihood
 
 Ridge = Callable[[np.ndarray], np.ndarray]
 """E[theta_j^2] (J,) -> E[1 / scale_j^2] (J,), the prior's global scale re-estimated on the way."""
@@ -84,6 +85,7 @@ def fit_posterior(
         squares  # of coefficients without a learned prior at the mean: their spread would feed on itself through s_n
     )
     tilt, pull_of_noise = np.zeros(n), np.zeros(d)  # the latter: s_n falls with theta, which acts as a ridge
+    last: np.ndarray | None = None
     with threads_for(x.size):
         for count in range(1, max_iterations + 1):
             extra = np.zeros(n) if variance is None else variance @ noise
@@ -91,15 +93,10 @@ def fit_posterior(
             for _ in range(2):
                 s = np.sqrt(np.exp(2 * log_s) + extra)
                 out = averaged(zero, x @ theta, s, y, sigma, spread, tilt)
-                h = np.maximum(np.asarray(out.eta_eta), 1e-3 * np.max(out.eta_eta))
-                half = x * np.sqrt(h)[:, None]
-                a = np.empty((d + 1, d + 1))
-                a[:d, :d] = half.T @ half
-                a[range(d), range(d)] += ridge + np.maximum(pull_of_noise, 0.0)
-                a[d, :d] = a[:d, d] = np.asarray(out.eta_zero) @ x if width > 0 else 0.0
-                a[d, d] = max(np.sum(out.zero_zero), 0.0) + width**-2 if width > 0 else 1.0
+                a, own = information(x, out, width), ridge + np.maximum(pull_of_noise, 0.0)
+                a[range(d), range(d)] += own
                 pull = (np.sum(out.zero) - (zero - mean) / width**2) if width > 0 else 0.0
-                factor = factorised(a)
+                factor, last = factorised(a, functools.partial(_definite, x, out, x @ theta, width, own, last))
                 step = cho_solve(factor, np.r_[np.asarray(out.eta) @ x - (ridge + pull_of_noise) * theta, pull])
                 step *= min(1.0, 1.0 / np.abs(x @ step[:d]).max())
                 theta, zero = theta + step[:d], zero + step[d]
@@ -118,26 +115,54 @@ def fit_posterior(
                 by_variance = _by_variance(extra, log_s, zero, x @ theta, y, sigma, spread, tilt)
                 pull_of_noise = -2 * np.asarray(by_variance) @ variance
             after = np.r_[log_s, zero / sigma.min(), np.sqrt((squares * ridge).sum() / d)]
-            if np.abs(after - before).max() < tolerance and count > 3:
+            if np.abs(after - before).max() < tolerance and count > 3 and last is a:
                 converged = True
                 break
     return GaussianPosterior(np.r_[theta, zero], covariance, float(np.exp(log_s)), ridge, count, converged)
 
 
-def factorised(a: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Cholesky factor, as `cho_solve` takes it, of a (D + 1, D + 1), the zero point last.
+def information(x: Array, out: Derivatives, width: float) -> np.ndarray:
+    """Minus the second derivatives (D + 1, D + 1) in theta and the zero point, whose prior has this width; 0: fixed.
 
-    What theta and the zero point share is of the likelihood's second derivatives, not of an expectation: far from the
-    optimum, or beside gross outliers, a may have a negative eigenvalue. It is then made smaller until there is none:
-    the step still climbs, and an optimum stays one.
+    They are expectations over q, negative for some of the stars: what is left out of these, or bounded for each star,
+    makes the errors of theta and zero point too small, by two where parallaxes are as small as their errors.
+    """
+    d, h = x.shape[1], np.asarray(out.eta_eta)
+    a = np.zeros((d + 1, d + 1))
+    half = x * np.sqrt(np.maximum(h, 0.0))[:, None]
+    a[:d, :d] = half.T @ half
+    if (bent := h < 0).any():
+        half = x[bent] * np.sqrt(-h[bent])[:, None]
+        a[:d, :d] -= half.T @ half
+    a[d, d] = 1.0
+    if width > 0:
+        a[d, :d] = a[:d, d] = np.asarray(out.eta_zero) @ x
+        a[d, d] = np.sum(out.zero_zero) + width**-2
+    return a
+
+
+def _definite(
+    x: Array, out: Derivatives, eta: np.ndarray, width: float, own: np.ndarray, last: np.ndarray | None
+) -> np.ndarray:
+    """The last information without a negative eigenvalue; at first one of Fisher's approximation for every star."""
+    if last is not None:
+        return last
+    slope = np.exp(-np.clip(eta, -LARGEST, LARGEST))
+    scored = out._replace(eta_eta=out.fisher, eta_zero=out.fisher * slope, zero_zero=out.fisher * slope**2)
+    return information(x, scored, width) + np.diag(np.append(own, 0.0))
+
+
+def factorised(a: np.ndarray, definite: Callable[[], np.ndarray]) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
+    """Cholesky factor, as `cho_solve` takes it, of a, and the matrix that has it: a itself where it is definite.
+
+    a is of second derivatives: far from the optimum, or beside gross outliers, it may have a negative eigenvalue. Then
+    it is averaged with one that has none, the last of them: the step still climbs, and an optimum stays one.
     """
     if np.isfinite(a).all():
-        for share in (1.0, 0.9, 0.5, 0.0):
-            part = a.copy()
-            part[-1, :-1] *= share
-            part[:-1, -1] *= share
+        for share in (1.0, 0.5, 0.2, 0.05, 0.0):
+            part = a if share == 1 else share * a + (1 - share) * definite()
             try:
-                return cho_factor(part, lower=True)
+                return cho_factor(part, lower=True), part
             except LinAlgError:
                 continue
     raise LinAlgError("the information of theta and the zero point has no Cholesky factor")

@@ -42,7 +42,7 @@ CLOSEST = 1e-3
 
 class Shared(NamedTuple):
     """The Gaussian posterior, as in `shrinkage.fit_posterior`: mean (D + 1,), covariance (D + 1, D + 1), ln s;
-    ridge, noise and pull of the noise (D,); the largest curvature of a star of the sample; the fraction of outliers.
+    ridge, noise and pull of the noise (D,); the fraction of outliers.
     """
 
     mean: Array
@@ -51,7 +51,6 @@ class Shared(NamedTuple):
     ridge: Array
     noise: Array
     pull: Array
-    largest: Array
     fraction: Array
 
 
@@ -84,15 +83,7 @@ class GaussianBySums(BySums):
         q, d = fit_q(self.model, self.data.rows(rows)), len(self.penalised)
         noise = q.mean[:-1] ** 2 + self.penalised * np.diag(q.covariance)[:-1]
         at = 0.01 if self.model.has_outliers else 0.0
-        g = Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, np.zeros(d), np.zeros(()), np.array(at))
-        return g._replace(largest=self.largest(g))
-
-    def largest(self, g: Shared) -> np.ndarray:
-        """Curvature of a star of the sample, at most."""
-        x, y, sigma = self.data
-        eta, spread, tilt = _predicted(x.value, g.mean, g.covariance)
-        s = np.sqrt(np.exp(2 * g.log_s) + x.variance @ g.noise)
-        return np.asarray(jnp.max(shrinkage.averaged(g.mean[-1], eta, s, y, sigma, spread, tilt).eta_eta))
+        return Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, np.zeros(d), np.array(at))
 
     def sums(self, g: Shared, data: Regression, counts: np.ndarray) -> Sums:
         counts = jnp.asarray(counts) * data.seen
@@ -101,7 +92,7 @@ class GaussianBySums(BySums):
             self.model, data, counts, g.mean[:-1], g.mean[-1], jnp.exp(2 * g.log_s) + spread**2, g.fraction
         )
         extra = data.features.variance @ g.noise
-        return _sums(data, kept, wrong, counts, eta, spread, tilt, extra, g.mean[-1], g.log_s, g.largest)
+        return _sums(data, kept, wrong, counts, eta, spread, tilt, extra, g.mean[-1], g.log_s)
 
     def log_density(self, g: Shared, data: Regression, counts: np.ndarray) -> float:
         return float(self.sums(g, data, counts).log_density)
@@ -120,33 +111,36 @@ class GaussianBySums(BySums):
         log_s = max(g.log_s + float(np.clip(move, -0.5, 0.5)), -9.0)
         fraction = sums.wrong / (sums.n + 19) if self.model.has_outliers else 0.0
         after = Shared(
-            mean, covariance, np.array(log_s), ridge, noise, -2 * np.asarray(sums.noise), g.largest,
-            np.asarray(fraction, float),
-        )  # fmt: skip
-        after = after._replace(largest=self.largest(after))
+            mean, covariance, np.array(log_s), ridge, noise, -2 * np.asarray(sums.noise), np.asarray(fraction, float)
+        )
         return after, self._change(g, after, step, a), float("nan")
 
-    def _solved(self, g: Shared, sums: Sums, ridge: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Mean and covariance after a Newton step; the step, and the matrix that was inverted."""
+    def _solved(
+        self, g: Shared, sums: Sums, ridge: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Mean and covariance after a Newton step; the step, and the information, None where it is not definite."""
         d, (centre, width) = len(ridge), self.model.zero_prior
         a, gradient = np.array(sums.information), np.array(sums.gradient)
         a[range(d), range(d)] += ridge + np.maximum(g.pull, 0.0)
         gradient[:d] -= (ridge + g.pull) * g.mean[:d]
         if width > 0:
-            a[d, d] = max(a[d, d], 0.0) + width**-2
+            a[d, d] += width**-2
             gradient[d] -= (g.mean[d] - centre) / width**2
         else:
             a[d, :d] = a[:d, d] = gradient[d] = 0.0
             a[d, d] = 1.0
         with refused_in_words():
-            covariance = cho_solve(shrinkage.factorised(a), np.eye(d + 1))
+            factor, used = shrinkage.factorised(a, lambda: _inverse(g.covariance))
+            covariance = cho_solve(factor, np.eye(d + 1))
         step = covariance @ gradient
         step *= min(1.0, 1.0 / max(np.abs(self.data.features.value @ step[:d]).max(), 1e-300))
         if width == 0:
             covariance[d, d] = 0.0
-        return g.mean + step, covariance, step, a
+        return g.mean + step, covariance, step, a if used is a else None
 
-    def _change(self, g: Shared, after: Shared, step: np.ndarray, a: np.ndarray) -> float:
+    def _change(self, g: Shared, after: Shared, step: np.ndarray, a: np.ndarray | None) -> float:
+        if a is None:
+            return np.inf
         smallest = self.data.sigma.min()
 
         def told(x: Shared) -> np.ndarray:
@@ -161,6 +155,12 @@ class GaussianBySums(BySums):
         trained.moments = trained.moments._replace(outlier_fraction=np.array(float(g.fraction)))
         trained.stats |= doubted(self.model, self.data)
         return trained
+
+
+def _inverse(covariance: np.ndarray) -> np.ndarray:
+    """Precision of theta and the zero point, 1 of one that is fixed."""
+    fixed = np.diag(covariance) == 0
+    return np.linalg.inv(covariance + np.diag(fixed.astype(float)))
 
 
 def judged(
@@ -186,10 +186,10 @@ def _predicted(x, mean, covariance):
 
 
 @jax.jit
-def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s, largest) -> Sums:
+def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> Sums:
     x, variance, y, sigma = data.features.value, data.features.variance, data.y, data.sigma
     out = shrinkage.averaged(zero, eta, jnp.sqrt(jnp.exp(2 * log_s) + extra), y, sigma, spread, tilt)
-    h = jnp.maximum(out.eta_eta, 1e-3 * largest) * kept
+    h = kept * out.eta_eta
     cross, whole = (kept * out.eta_zero) @ x, (h[:, None] * x).T @ x
     information = jnp.block([[whole, cross[:, None]], [cross[None], (kept * out.zero_zero).sum()[None, None]]])
     gradient = jnp.append((kept * out.eta) @ x, (kept * out.zero).sum())
