@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-# Compiling is most of these tests' time: a fifth less of it where LLVM does not optimize. Before JAX is imported.
+# Compiling is most of these tests' time: half of it where LLVM does not optimize and MLIR does not fuse loops, which XLA
+# always does from JAX 0.11. Before JAX is imported; the processes that tests start inherit it.
+if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import jax
