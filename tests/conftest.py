@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-# Compiling is most of these tests' time: half of it where LLVM does not optimize and MLIR does not fuse loops, which XLA
+# Compiling is most of these tests' time: half of it where LLVM does not optimize and MLIR does not fuse loops, as XLA
 # always does from JAX 0.11. Before JAX is imported; the processes that tests start inherit it.
 if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
