@@ -271,6 +271,10 @@ class Kind(ABC):
         """What the model makes of the stars of a result, given all that was inferred of them."""
         raise CannotDo(f"{type(posterior.model).__name__} predicts nothing further of a star: see table()")
 
+    def trained_part(self, posterior: Any, stars: Stars) -> Stars:
+        """The stars without what the training step could not learn from: its parameters are not known."""
+        return stars
+
     def parameters(self, posterior: Any, seed: int) -> dict[str, np.ndarray]:
         """Draws {site: (chain, draw, ...)} of the training posterior, as its moments tell it where it has one draw."""
         return {str(name): x.values for name, x in posterior.data["posterior"].to_dataset().items()}

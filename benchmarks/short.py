@@ -7,8 +7,9 @@
 
 Every case runs in a process of its own, so that it pays for nothing that another has compiled, and its peak memory is
 its own. CPU seconds are those of all cores together. Ratios to the peer, counts of programs and factors of growth can
-be compared between machines; seconds cannot. Peers: plain NumPy for the Cannon (weighted least squares, then Gauss-Newton
-for the labels), scikit-learn's MLPRegressor for the Translator (`pip install scikit-learn`; left out where it is not).
+be compared between machines; seconds cannot. Peers: plain NumPy for the Cannon (weighted least squares, then
+Gauss-Newton for the labels), scikit-learn's MLPRegressor for the Translator (`pip install scikit-learn`; left out where
+it is not).
 """
 
 from __future__ import annotations

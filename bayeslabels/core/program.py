@@ -35,7 +35,7 @@ class Program:
         found: dict[str, Any] = {}
 
         def read() -> int:
-            found.update(handlers.trace(handlers.seed(_Drawn(model, template.blocks), 0)).get_trace(template))
+            found.update(handlers.trace(handlers.seed(Drawn(model, template.blocks), 0)).get_trace(template))
             return 0
 
         try:
@@ -66,7 +66,7 @@ class Program:
 
     def simulate(self, key: Array, given: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Every site's value, drawn from the program but for the values given: parameters, latents and data."""
-        program = handlers.seed(_Drawn(self.model, self.observed), key)
+        program = handlers.seed(Drawn(self.model, self.observed), key)
         sites = handlers.trace(handlers.substitute(program, data=dict(given or {}))).get_trace(self.template)
         return {name: x["value"] for name, x in sites.items() if x["type"] in ("sample", "deterministic")}
 
@@ -75,7 +75,24 @@ class Program:
         return refilled(self.template, {name: sites[name] for name in self.observed})
 
 
-class _Drawn(Messenger):
+def observed_blocks(model: Any, stars: Stars, at: Mapping[str, Array]) -> tuple[str, ...]:
+    """The blocks of the stars that the program of a bound model has as its data; all others are given.
+
+    at: values of sites, so that priors from which nothing can be drawn do not matter.
+    """
+    found: set[str] = set()
+
+    def read() -> int:
+        program = handlers.substitute(handlers.seed(model, 0), data=dict(at))
+        sites = handlers.trace(program).get_trace(stars)
+        found.update(name for name, site in sites.items() if site["type"] == "sample" and site["is_observed"])
+        return 0
+
+    jax.eval_shape(read)
+    return tuple(name for name in stars.blocks if name in found)
+
+
+class Drawn(Messenger):
     """Observed sites of these names are drawn instead."""
 
     def __init__(self, fn: Any, names: Any):

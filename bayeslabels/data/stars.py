@@ -33,6 +33,7 @@ from .columns import (
     unit_strings,
     where_wrong,
 )
+from .html import ROWS, shown
 
 Array: TypeAlias = Any  # NumPy as built; whatever a JAX transformation puts there afterwards
 
@@ -189,6 +190,14 @@ class Block:
         missing = f", {100 * self.n_missing / max(self.value.size, 1):.3g}% missing" if known else ""
         return f"Block({np.shape(self.value)}, {f'[{unit}]' if unit else 'no unit'}, {error}{missing})"
 
+    def _repr_html_(self) -> str:
+        names = self.names or tuple(str(i) for i in range(self.n_dim))
+        known = self.observed.sum(0)
+        some = [*range(min(self.n_dim, ROWS))]
+        rows = [(names[i], self.units[i], f"{np.median(_known(self, i)):.4g}", known[i]) for i in some]
+        more = f"and {self.n_dim - len(some)} more columns" if self.n_dim > len(some) else ""
+        return shown(repr(self), ("column", "unit", "median", "measured"), rows, more)
+
 
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -284,6 +293,10 @@ class Stars:
 
     def __repr__(self) -> str:
         return "\n  ".join([f"Stars({self.n_star})", *(f"{k}: {str(b)[6:-1]}" for k, b in self._blocks.items())])
+
+    def _repr_html_(self) -> str:
+        rows = [(name, str(block)[6:-1], ", ".join((block.names or ())[:ROWS])) for name, block in self._blocks.items()]
+        return shown(f"{self.n_star} stars", ("block", "shape, unit, errors", "columns"), rows)
 
     @classmethod
     def from_table(cls, table: Any, *, id: str | None = None, **columns: Any) -> Stars:
@@ -435,3 +448,9 @@ def _identifiers(id: Any) -> np.ndarray:
     array = array.astype(array.dtype.newbyteorder("="))
     array.flags.writeable = False
     return array
+
+
+def _known(block: Block, column: int) -> np.ndarray:
+    """The measured numbers of a column, one NaN if there is none."""
+    value = np.asarray(block.value)[np.asarray(block.observed)[:, column], column]
+    return value if value.size else np.array([np.nan])

@@ -13,6 +13,7 @@ from arviz_base import convert_to_datatree
 from astropy.table import QTable
 
 from ..core.model import Model
+from ..data.html import shown_table
 from ..data.stars import Stars
 from ..devices import writes
 from ..errors import BadInput, bad_input
@@ -21,6 +22,7 @@ from ..inference.base import Trained
 from ..kind import kind_of
 from ..names import version_of
 from ..numerics.linalg import in_float64
+from .groups import with_groups
 from .model_file import WRITTEN_BY, from_bytes, to_bytes
 
 
@@ -101,12 +103,52 @@ class Posterior:
         """What was learned, a row per label (tau, and the population of true labels, NaN if it is flat) or feature."""
         return kind_of(self.model).summary(self)
 
+    def to_arviz(
+        self,
+        stars: Stars,
+        log_likelihood: bool = True,
+        posterior_predictive: bool = False,
+        prior: int = 0,
+        seed: int = 0,
+    ) -> xr.DataTree:
+        """The training posterior in ArviZ's schema with its data, for `arviz_stats.loo`, `compare` and ArviZ's plots.
+
+        Groups: `posterior`, `sample_stats` (of `NUTS`: divergences, energies, densities), `observed_data` and
+        `constant_data` (errors, ids) of the stars, and what is asked for.
+
+        Args:
+            stars: the training stars (where the posterior has draws of every star's own unknowns: the same, in order).
+            log_likelihood: ln p (chain, draw, star) of every block given the stars' own unknowns; of models whose
+                stars' unknowns are integrated out (`Photometry`, `Translator`, `Parallax`) of all blocks together.
+            posterior_predictive: a set of data (chain, draw, star, column) for every draw. Star's unknowns of which
+                the posterior has no draws are drawn from their prior.
+            prior: so many draws from the prior, groups `prior` and `prior_predictive`.
+
+        Raises:
+            BadInput: other stars than those of the draws, or stars that do not fit the model.
+            CannotDo: of a prior that is flat, from which nothing can be drawn.
+
+        Example:
+            >>> import arviz_stats
+            >>> import bayeslabels as bl
+            >>> stars = bl.simulate.simulate_photometry(60, seed=1)[0]
+            >>> parallax = bl.Parallax(features=("magnitudes",), outliers=False)
+            >>> posterior = bl.fit(parallax, stars, bl.NUTS(chains=2, draws=50, warmup=50), progress=False)
+            >>> tree = posterior.to_arviz(stars, posterior_predictive=True)
+            >>> sorted(tree.children)
+            ['constant_data', 'log_likelihood', 'observed_data', 'posterior', 'posterior_predictive', 'sample_stats']
+        """
+        return with_groups(self, stars, log_likelihood, posterior_predictive, prior, seed)
+
     def __repr__(self) -> str:
         return (
             f"Posterior of {type(self.model).__name__} by {self.info.get('inference', '?')}: "
             f"{kind_of(self.model).describe(self.model)}, {self.info.get('n_star', '?')} training stars, "
             f"{'converged' if self.info.get('converged') else 'NOT CONVERGED'}"
         )
+
+    def _repr_html_(self) -> str:
+        return shown_table(repr(self), self.summary())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a netCDF4 (HDF5) file with its checksum; written beside and moved into place: whole, or not there.

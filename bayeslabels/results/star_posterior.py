@@ -11,6 +11,7 @@ import xarray as xr
 from astropy import units
 from astropy.table import QTable
 
+from ..data.html import shown_table
 from ..errors import bad_input
 
 
@@ -209,3 +210,6 @@ class StarPosterior:
             f"StarPosterior of {len(self)} stars by {self.info.get('inference', '?')}: {', '.join(self.frame.names)}; "
             f"flags: {counts or 'none'}"
         )
+
+    def _repr_html_(self) -> str:
+        return shown_table(repr(self), self.table())

@@ -235,8 +235,7 @@ class LogLinearModel(Model):
         theta = jnp.zeros(len(frame.names)).at[wide].set(numpyro.sample("wide", dist.Normal(0.0, sd).to_event(1)))
         if len(sparse):
             theta = theta.at[sparse].set(self.sparse_prior.sample_sparse("sparse", len(sparse)))
-        numpyro.deterministic("coefficients", theta / constant(frame.scale))
-        return theta
+        return numpyro.deterministic("coefficients", theta / constant(frame.scale)) * constant(frame.scale)
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from astropy.table import QTable
 
 from ...core.model import Frame
 from ...data.batches import Rows
-from ...data.stars import Stars
+from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...files.checkpoint import Checkpoint
 from ...inference.base import Inference, Trained
@@ -148,6 +148,14 @@ class SpectraKind(Kind):
     def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
         trained.moments = moments_from_draws(model, stars, trained.draws)
         return with_label_curve(model, trained, stars)
+
+    def trained_part(self, posterior: Posterior, stars: Stars) -> Stars:
+        blank = ~np.isfinite(posterior.moments.scatter)
+        if not blank.any() or "flux" not in stars:
+            return stars
+        flux = stars["flux"]
+        value = np.where(blank, np.nan, flux.value)
+        return stars.with_block(flux=Block(value, flux.error, names=flux.names, unit=flux.unit, coords=flux.coords))
 
     def layout(self, model: LinearModel) -> Layout:
         frame = model.require_frame()
