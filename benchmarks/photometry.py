@@ -4,6 +4,7 @@
     python benchmarks/photometry.py vector                   R by band, and with Teff, beside a standard extinction law
     python benchmarks/photometry.py heldout  [--stars 1000]  labels of held-out real stars from their magnitudes
     python benchmarks/photometry.py parallaxes [--seeds 1 2] absolute magnitudes from parallaxes of low S/N
+    python benchmarks/photometry.py dusty                    residual colours by E; parallaxes and labels of a third held out
     python benchmarks/photometry.py sbc      [--stars 400]   simulation-based calibration, dwarfs and giants
     python benchmarks/photometry.py speed                    training and test step, stars per CPU second
     python benchmarks/photometry.py bands                    without W1 and W2; with a band that nobody foresaw
@@ -23,8 +24,10 @@ from scipy.stats import kstest
 
 import bayeslabels as bl
 from bayeslabels.astro.extinction import band_extinction
-from bayeslabels.kinds.photometry.stars import label_prior
+from bayeslabels.kinds.photometry.luminosity import luminosity_sd
+from bayeslabels.kinds.photometry.stars import label_prior, member
 from bayeslabels.numerics import dusty
+from bayeslabels.numerics.tangent import extinction
 from bayeslabels.simulate import simulate_photometry
 
 BANDS = ("G", "BP", "RP", "PS1_g", "PS1_r", "PS1_i", "PS1_z", "PS1_y", "J", "H", "Ks", "W1", "W2")
@@ -32,7 +35,7 @@ LABELS = ("TEFF", "LOGG", "FE_H")
 PUBLISHED_SCATTER = (0.0136, 0.0118, 0.0230, 0.0176, 0.0187, 0.0206, 0.0225, 0.0328, 0.0424, 0.0438, 0.0392, 0.0406)
 
 
-def real(a, bands=BANDS):
+def real(a, bands=BANDS, n_train=6000):
     """Training stars, test stars (split by seed), and the published numbers of the test stars."""
     t = Table.read(a.shared / "data" / "green2021_train.fits")
     columns = lambda names: np.stack([np.asarray(t[x], float) for x in names], 1)  # noqa: E731
@@ -45,7 +48,7 @@ def real(a, bands=BANDS):
         reddening=bl.Block(columns(["EBV"]), columns(["EBV_ERR"]), unit="mag"),
     )
     order = np.random.default_rng(a.seed).permutation(len(stars))
-    train, test = order[:6000], order[6000:]
+    train, test = order[:n_train], order[n_train:]
     published = {name: np.asarray(t[f"PUBLISHED_{name}"], float)[test] for name in ("M", "R", "EBV")}
     return stars[train], stars[test], published
 
@@ -68,22 +71,20 @@ def mad(x):
 
 
 def residuals(posterior, stars):
-    """m - M - E R (N, B) at the labels, and E, of the star's own magnitudes alone."""
+    """m - M - A (N, B) at the labels, and E, of the star's own magnitudes alone."""
     model, moments = posterior.model, posterior.moments
     m = posterior.predict(stars, "absolute_magnitudes")
     vector = posterior.predict(stars, "reddening_vector")
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, model.arrays(stars.drop("parallax", "reddening")))
         e = []
-        for member in zip(moments.coefficients, moments.reddening_log, moments.reddening_slope, strict=True):
-            names = ("weights", "reddening_log", "reddening_slope")
-            theta = dict(zip(names, member, strict=True))
-            theta |= {"scatter": moments.scatter, "luminosity_scatter": moments.luminosity_scatter, "zero_point": 0.0}
+        for i in range(len(moments.coefficients)):
+            theta = member(model, moments, i) | {"zero_point": 0.0}
             q = model.seen_in(theta, data, model.predicted(theta, data))
             e.append(dusty.summary(q, model.others(theta, data), model.distance_prior).reddening)
     e = np.mean(e, 0)
     value = np.where(stars["magnitudes"].observed, stars["magnitudes"].value, np.nan)
-    return value - m - e[:, None] * vector, e
+    return value - m - extinction(e, vector, moments.reddening_bend), e
 
 
 def of_distance(stars, residual):
@@ -172,6 +173,47 @@ def heldout(a):
         print(f"  k-hat > 0.7: {high}, errors of E and modulus {error[3]:.3f} {error[4]:.3f} mag", flush=True)
 
 
+def dusty_stars(a):
+    """A third held out: residual colours by reddening, parallaxes from labels and bands by log g, labels from bands."""
+    train, test, published = real(a, n_train=4667)
+    posterior = trained(a, train)
+    value = np.where(test["magnitudes"].observed, test["magnitudes"].value, np.nan)
+    theirs = value - published["M"] - published["EBV"][:, None] * published["R"]
+    ours, e = residuals(posterior, test)
+    print("w:", dict(zip(BANDS, np.round(posterior.moments.reddening_bend, 4), strict=True)))
+    print("residual colour, median by E of the star's own bands: ours; published network, by its own E")
+    for name, i in (("J - G", 8), ("r - G", 4), ("BP - RP", 1)):
+        base = 0 if i != 1 else 2
+        for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 9)):
+            each = [np.nanmedian((x[:, i] - x[:, base])[(y > low) & (y < high)]) for x, y in
+                    ((ours, e), (theirs, published["EBV"]))]  # fmt: skip
+            print(f"  {name:7s} E {low}-{high}: {each[0]:+.4f} {each[1]:+.4f}  ({((e > low) & (e < high)).sum()} stars)")
+    theta = member(posterior.model, posterior.moments, 0)
+    u = posterior.model.frame.scaled(test["labels"].value)
+    grey = np.asarray(posterior.model.luminosity(theta, jnp.asarray(u)))
+    told = bl.infer(posterior, test.drop("parallax"), bl.Importance(draws=300, rescue=False), seed=0, progress=False)
+    w = 1 / told.draws("distance")
+    sigma = test["parallax"].error[:, 0]
+    measured = test["parallax"].value[:, 0] - posterior.moments.zero_point
+    z = (measured - w.mean(0)) / np.hypot(w.std(0), sigma)
+    good = np.isfinite(z) & (told.stars["outlier_probability"].values < 0.5)
+    logg = test["labels"].value[:, 1]
+    for low, high in ((0, 2.3), (2.3, 3.5), (3.5, 5.5)):
+        some = good & (logg > low) & (logg < high)
+        print(f"parallaxes, log g {low}-{high}: z {z[some].mean():+.3f} sd {z[some].std():.3f} robust {mad(z[some]):.3f}, "
+              f"{some.sum()} stars, scatter {np.median(grey[some]):.3f} mag", flush=True)  # fmt: skip
+    own = posterior.with_model(distance_prior=bl.priors.ExponentialDisk())
+    some = test[: a.stars or 600]
+    result = bl.infer(own, some.drop("labels", "reddening"), bl.Importance(draws=300, rescue=False), seed=0,
+                      progress=False)  # fmt: skip
+    error = np.sqrt(np.einsum("nmm->nm", some["labels"].error) + result.error[:, :3] ** 2)
+    z, logg = (some["labels"].value - result.mean[:, :3]) / error, logg[: len(some)]
+    good = np.isfinite(z).all(1) & (result.stars["outlier_probability"].values < 0.5)
+    for name, rows in (("giants", good & (logg < 3.5)), ("dwarfs", good & (logg > 3.5)), ("E > 0.8", good & (e[: len(some)] > 0.8))):
+        print(f"labels of {name} ({rows.sum()}): z mean {z[rows].mean(0).round(2)} sd {z[rows].std(0).round(2)} robust "
+              f"{mad(z[rows]).round(2)}", flush=True)  # fmt: skip
+
+
 def parallaxes(a):
     """Every seed draws training and test stars anew: what is left of their mean is bias."""
     found = np.array([of_parallaxes(a, seed) for seed in a.seeds])
@@ -220,13 +262,15 @@ def simulated_from(posterior, n, seed, parallax):
     mu = np.asarray(model.distance_prior.distribution().sample(key, (n,)), float)
     with jax.enable_x64(True):
         each = [
-            np.asarray(model.absolute(jnp.asarray(w), jnp.asarray(u))) + e[:, None] * np.exp(r + u @ s.T)
+            np.asarray(model.absolute(jnp.asarray(w), jnp.asarray(u)))
+            + np.asarray(extinction(e, np.exp(r + u @ s.T), moments.reddening_bend))
             for w, r, s in zip(moments.coefficients, moments.reddening_log, moments.reddening_slope, strict=True)
         ]
     mean = np.mean([np.asarray(x) for x in each], 0)
     z = rng.standard_normal((len(each), n, 1))
     m = mean + sum((x - mean) * y for x, y in zip(each, z, strict=True)) / np.sqrt(max(len(each) - 1, 1))
-    m = m + (mu + moments.luminosity_scatter * rng.standard_normal(n))[:, None]
+    grey = np.asarray(luminosity_sd(moments.luminosity_scatter, moments.luminosity_scatter_slope, u))
+    m = m + (mu + grey * rng.standard_normal(n))[:, None]
     wrong = model.outlier_width * (rng.random((n, 1)) < moments.outlier_fraction)
     sd = np.sqrt(frame.magnitude_error**2 + moments.scatter**2 + wrong**2)
     m = m + sd * rng.standard_normal(m.shape)
@@ -321,7 +365,7 @@ def bands(a):
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = {"real": colours, "vector": vector, "heldout": heldout, "parallaxes": parallaxes, "sbc": sbc}
-    cases |= {"speed": speed, "bands": bands}
+    cases |= {"speed": speed, "bands": bands, "dusty": dusty_stars}
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seed", type=int, default=1)
     cli.add_argument("--seeds", type=int, nargs="+", default=[1], help="of parallaxes")

@@ -48,6 +48,7 @@ def theta_of(model, seed=0):
     start = model.start(None, 0)
     start["weights"] = 0.1 * rng.normal(size=start["weights"].shape)
     start["reddening_slope"] = np.zeros(start["reddening_slope"].shape)
+    start["reddening_bend"] = np.zeros(start["reddening_bend"].shape)
     return start
 
 
@@ -112,6 +113,7 @@ def test_the_test_step_is_the_programs_density(survey, posterior):
     theta = {"weights": moments.coefficients[0], "reddening_log": moments.reddening_log[0],
              "reddening_slope": moments.reddening_slope[0], "scatter": moments.scatter,
              "luminosity_scatter": moments.luminosity_scatter, "zero_point": moments.zero_point,
+             "reddening_bend": moments.reddening_bend, "luminosity_scatter_slope": moments.luminosity_scatter_slope,
              "outlier_fraction": moments.outlier_fraction}  # fmt: skip
     with jax.enable_x64(True):
         density, told = in_passing(problem, jnp.asarray(points)[None])

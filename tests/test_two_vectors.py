@@ -16,6 +16,7 @@ from bayeslabels.errors import BadInput
 from bayeslabels.kinds.photometry.photometry import second_vector
 from bayeslabels.numerics import dusty
 from bayeslabels.numerics.two_vectors import log_marginal_of_both, of_shape
+from bayeslabels.numerics.whitening import noise_of
 from bayeslabels.simulate import simulate_photometry
 
 VECTOR = np.array([2.6, 3.4, 1.9, 0.8, 0.3])
@@ -47,13 +48,24 @@ CASES = [(0.05, {}), (0.4, {}), (0.4, {"reddening": False}), (1.2, {}), (1.2, {"
 @pytest.mark.parametrize(("e", "given"), CASES)
 def test_the_integral_over_the_shape_of_the_extinction_curve(e, given):
     prior = priors.NormalModulus()
-    integral, along = jax.jit(log_marginal_of_both), jax.jit(of_shape)
+
+    def columns_of(residual, vector, second, factors, variance, seen, e_0):
+        noise = noise_of(variance, 0.0 * seen, seen)
+        mu_0 = dusty.centre_of(residual - e_0 * vector, noise)
+        columns = jnp.stack([jnp.ones(5), vector, residual - mu_0 - e_0 * vector, second])
+        return columns, factors, noise, mu_0, jnp.asarray(e_0)
+
+    @jax.jit
+    def integral(others, *args):
+        return log_marginal_of_both(*dusty.quadratic_and_rest(*columns_of(*args)), 0.0, others, prior)
+
+    along = jax.jit(lambda x, *args: of_shape(*columns_of(*args), x))
     for seed in (0, 1):
         true, residual, factors, variance, seen, others = star(seed, e, **given)
         with jax.enable_x64(True):
             args = [jnp.asarray(a) for a in (residual, VECTOR, SECOND, factors, variance, seen, 0.3)]
-            ours = float(integral(*args, jax.tree.map(jnp.asarray, others), prior))
-            known = along(*args, jnp.linspace(-5.0, 5.0, 401))
+            ours = float(integral(jax.tree.map(jnp.asarray, others), *args))
+            known = along(jnp.linspace(-5.0, 5.0, 401), *args)
         # the same by dense matrices: E on a grid of x, mu and E
         x, mu = np.linspace(-5, 5, 81), true + np.linspace(-2, 2, 240)
         grid_e = np.linspace(0.0, 2.5, 301)[1:] - 0.5 * 2.5 / 300

@@ -73,3 +73,34 @@ def band_extinction(temperature: ArrayLike, bands: tuple[str, ...], a_v: float =
         dimmed = photons * 10 ** (-0.4 * a_v * extinction_law(wave, r_v))
         out[:, i] = -2.5 * np.log10(dimmed.sum(1) / photons.sum(1)) / a_v
     return out
+
+
+ALIASES = {b: f"PS1_{b}" for b in "grizy"} | {"K": "Ks"}
+
+
+def band_bend(bands: tuple[str, ...], temperature: float = 5500.0) -> Array:
+    """w (B,) of A = E R - w (E R)^2, 1 / mag: by how much extinction in a broad band falls short of growing with the
+    dust, to second order in the band's width (Green+21, eq. B30). 0 for bands that are not known here.
+
+        w = (ln 10 / 5) Var(k) / mean(k)^2,   k: the law in the band, weighted by photons of a black body
+
+    Args:
+        bands: of `PASSBANDS`, or g, r, i, z, y and K for those of Pan-STARRS 1 and 2MASS.
+        temperature: of the black body, K.
+
+    Example:
+        >>> band_bend(("G", "J", "?")).round(3)
+        array([0.033, 0.003, 0.   ])
+    """
+    t = float(positive(temperature, "K", "temperature"))
+    out = np.zeros(len(bands))
+    for i, band in enumerate(bands):
+        if (known := PASSBANDS.get(ALIASES.get(band, band))) is None:
+            continue
+        centre, sd = known
+        wave = np.linspace(max(centre - 3 * sd, SHORTEST), centre + 3 * sd, 301)
+        photons = wave**-4 / np.expm1(14387.77 / (wave * t)) * np.exp(-0.5 * ((wave - centre) / sd) ** 2)
+        k = extinction_law(wave)
+        mean = np.average(k, weights=photons)
+        out[i] = np.log(10) / 5 * np.average((k - mean) ** 2, weights=photons) / mean**2
+    return out

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import truncated
 from .linalg import Array
+from .whitening import Noise, noise_of
 
 LN10_5 = float(np.log(10) / 5)
 NEWTON = 8
@@ -83,26 +84,48 @@ def project(factors: Array, columns: Array) -> tuple[Array, Array, Array]:
 
 
 def quadratic(residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array) -> Quadratic:
-    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B), seen (..., B): 1 if observed, else 0; E_0 (...)."""
-    return quadratic_and_rest(residual, vector, factors, variance, seen, e_0)[0]
+    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B) or a covariance (..., B, B) in its place, seen (..., B):
+    1 if observed, else 0; E_0 (...)."""
+    noise = noise_of(variance, jnp.zeros_like(seen), seen)
+    mu_0 = centre_of(residual - e_0[..., None] * vector, noise)
+    columns = [jnp.ones_like(vector), vector, residual - mu_0[..., None] - e_0[..., None] * vector]
+    return quadratic_and_rest(jnp.stack(jnp.broadcast_arrays(*columns), -2), factors, noise, mu_0, e_0)[0]
 
 
 def quadratic_and_rest(
-    residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array, *more: Array
+    columns: Array, factors: Array, noise: Noise, mu_0: Array, e_0: Array
 ) -> tuple[Quadratic, Array]:
-    """`quadratic`, and what is left (..., 3 + n, B + Q) of 1, R, m - M - mu_0 - E_0 R and n `more` columns (..., B)."""
-    root = seen / jnp.sqrt(variance)
-    mu_0 = centre_of(residual - e_0[..., None] * vector, root)
-    each = [jnp.ones_like(vector), vector, residual - mu_0[..., None] - e_0[..., None] * vector, *more]
-    columns = jnp.stack([root * jnp.broadcast_to(c, root.shape) for c in each], -2)
-    _, rest, log_det = project(factors * root[..., None, :], columns)
-    log_det = log_det + (seen * jnp.log(2 * np.pi * variance)).sum(-1)
-    return _quadratic(rest[..., 0, :], rest[..., 1, :], rest[..., 2, :], log_det, mu_0, e_0), rest
+    """What linear columns (..., 3 + n, B) say: those of mu and E, what is left of the data at mu_0 and E_0, and n more;
+    and what is left of them (..., 3 + n, B + Q) in units of the noise, F projected out."""
+    _, rest, log_det = project(noise.white(factors), noise.white(columns))
+    return _quadratic(rest[..., 0, :], rest[..., 1, :], rest[..., 2, :], log_det + noise.log_det, mu_0, e_0), rest
 
 
-def centre_of(residual: Array, root: Array) -> Array:
+def scattered(q: Quadratic, sd: Array) -> Quadratic:
+    """The same with a scatter of mu, N(0, sd^2), of the star's own: a luminosity that differs from its kind's."""
+    less = 1 / (1 + sd**2 * q.a_mu)
+    k = sd**2 * less
+    return q._replace(
+        a_mu=q.a_mu * less, a_both=q.a_both * less, a_e=q.a_e - k * q.a_both**2,
+        b_mu=q.b_mu * less, b_e=q.b_e - k * q.a_both * q.b_mu,
+        log_norm=q.log_norm + 0.5 * (k * q.b_mu**2 + jnp.log(less)),
+    )  # fmt: skip
+
+
+def near(q: Quadratic, others: Others) -> tuple[Array, Array]:
+    """mu and E of the optimum, mu free of its prior and the parallax, E >= 0 and about where its own prior has it: where
+    a model is to be linear."""
+    weight = others.reddening_weight**2
+    a_mu = jnp.maximum(q.a_mu, 1e-6)
+    p = jnp.maximum(q.a_e - q.a_both**2 / a_mu, 0.0) + weight + 0.1 * others.rate**2
+    h = q.b_e - q.a_both * q.b_mu / a_mu + weight * (others.reddening - q.e_0) - others.rate
+    e = jnp.maximum(q.e_0 + h / p, 0.0)
+    return q.mu_0 + (q.b_mu - q.a_both * (e - q.e_0)) / a_mu, e
+
+
+def centre_of(residual: Array, noise: Noise) -> Array:
     """Weighted mean of residuals: a first mu, constant to differentiation, as the integral does not depend on it."""
-    weight = root**2
+    weight = noise.precision_times(jnp.ones_like(residual)[..., None, :])[..., 0, :]
     total = weight.sum(-1)
     mean = (weight * residual).sum(-1) / jnp.where(total > 0, total, 1.0)
     return jax.lax.stop_gradient(jnp.where(total > 0, mean, 10.0))

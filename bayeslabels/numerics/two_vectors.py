@@ -13,19 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .dusty import DistancePrior, Others, Quadratic, log_marginal, quadratic_and_rest, rule
+from .dusty import DistancePrior, Others, Quadratic, log_marginal, near, quadratic_and_rest, rule, scattered
 from .linalg import Array
+from .whitening import Noise
 
 NODES = 9
 """In x."""
 
 
-def of_shape(
-    residual: Array, vector: Array, second: Array, factors: Array, variance: Array, seen: Array, e_0: Array, x: Array
-) -> Quadratic:
-    """`dusty.quadratic` of R + x R_2 at x (K, ...), of stars (...); R_2 (..., B)."""
-    q, rest = quadratic_and_rest(residual, vector, factors, variance, seen, e_0, second)
-    return _at(q, rest, x)
+def of_shape(columns: Array, factors: Array, noise: Noise, mu_0: Array, e_0: Array, x: Array) -> Quadratic:
+    """`dusty.quadratic_and_rest` of R + x R_2 at x (K, ...), of stars (...); columns (..., 4, B): R_2's is the last."""
+    return _at(*quadratic_and_rest(columns, factors, noise, mu_0, e_0), x)
 
 
 def _at(q: Quadratic, rest: Array, x: Array) -> Quadratic:
@@ -37,16 +35,13 @@ def _at(q: Quadratic, rest: Array, x: Array) -> Quadratic:
     )  # fmt: skip
 
 
-def log_marginal_of_both(
-    residual: Array, vector: Array, second: Array, factors: Array, variance: Array, seen: Array, e_0: Array,
-    others: Others, prior: DistancePrior,
-) -> Array:  # fmt: skip
-    """ln p(data) (...), x, E and mu integrated out."""
-    q, rest = quadratic_and_rest(residual, vector, factors, variance, seen, e_0, second)
+def log_marginal_of_both(q: Quadratic, rest: Array, sd: Array, others: Others, prior: DistancePrior) -> Array:
+    """ln p(data) (...), x, E and mu integrated out, of what `dusty.quadratic_and_rest` has of columns of which the fourth
+    is R_2's; sd (...): scatter of mu."""
     centre, width = jax.lax.stop_gradient(_where(q, rest, others))
     t, log_w = (jnp.asarray(a, centre.dtype).reshape(-1, *[1] * centre.ndim) for a in rule(NODES))
     x = centre + width * t
-    at, others = jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), (_at(q, rest, x), others))
+    at, others = jax.tree.map(lambda a: jnp.broadcast_to(a, x.shape), (scattered(_at(q, rest, x), sd), others))
     terms = log_marginal(at, others, prior) + log_w - 0.5 * x**2
     return jax.scipy.special.logsumexp(terms, axis=0) + jnp.log(width) - 0.5 * np.log(2 * np.pi)
 
@@ -56,10 +51,8 @@ def _where(q: Quadratic, rest: Array, others: Others) -> tuple[Array, Array]:
     dot = lambda i, j: (rest[..., i, :] * rest[..., j, :]).sum(-1)  # noqa: E731
     weight = others.reddening_weight**2
     a_mu = jnp.maximum(q.a_mu, 1e-6)
-    # E with x = 0, mu free
-    p = q.a_e - q.a_both**2 / a_mu + weight + 0.1 * others.rate**2
-    h = q.b_e - q.a_both * q.b_mu / a_mu + weight * (others.reddening - q.e_0) - others.rate
-    e = jnp.maximum(q.e_0 + h / p, 0.0)
+    p = jnp.maximum(q.a_e - q.a_both**2 / a_mu, 0.0) + weight + 0.1 * others.rate**2
+    e = near(q, others)[1]
     # x at that E, which may move on by its sd; the residual is that at E
     left = lambda i, j: dot(i, j) - dot(i, 0) * dot(j, 0) / a_mu  # noqa: E731
     off = e - q.e_0

@@ -1,8 +1,8 @@
 """The posterior density of one star's labels given its magnitudes, distance modulus and reddening integrated out.
 
-    p(u | data) ~ p(u) p(labels | u) int dmu p(mu) p(parallax | mu) int dE p(E) N(E_0 | E) p(m | M + mu + E R)
+    p(u | data) ~ p(u) p(labels | u) int dmu p(mu) p(parallax | mu) int dE p(E) N(E_0 | E) p(m | M + mu + A)
     p(m | .) = (1 - f) N(m | ., C) + f N(m | ., C + w^2 I)
-    C = diag(sigma^2 + s_b^2) + s_M^2 1 1' + Cov[M + E R]
+    A = E R - b (E R)^2,   C = C_n + diag(s_b^2) + s_M(u)^2 1 1' + Cov[M + A]
 
 w: the scatter of outliers, which a star may be with the probability f. With a second dust vector (R + x R_2 for R) the
 star's x ~ N(0, 1) is one more unknown after its labels. Arrays of the K kinds of star (good ones, and outliers if there
@@ -24,18 +24,24 @@ from ...numerics.dusty import (
     Place,
     Quadratic,
     log_marginal_at,
+    near,
     parallax_at,
     place,
     project,
+    scattered,
 )
 from ...numerics.linalg import Array
 from ...numerics.modes import Energy
 from ...numerics.network import Function
+from ...numerics.tangent import bent_by_most, extinction, slope
+from ...numerics.whitening import Noise
+from .luminosity import luminosity_sd
 
 
 class Shared(NamedTuple):
     """What the posteriors of all stars have in common; ensemble: the mean function (`Function.ensemble`); of the
-    population ln weight - ln det F, mean and F^-1; second: R_2 if there is one."""
+    population ln weight - ln det F, mean and F^-1; second: R_2 if there is one; bend (B,): of the extinction;
+    luminosity, luminosity_slope: of s_M."""
 
     ensemble: Any
     baseline: Array
@@ -43,6 +49,9 @@ class Shared(NamedTuple):
     reddening_log: Array
     reddening_slope: Array
     second: Array | None
+    bend: Array
+    luminosity: Array
+    luminosity_slope: Array
     log_weight: Array
     mean: Array
     whiten: Array
@@ -54,11 +63,11 @@ def precision_of(shared: Shared) -> Any:
     return jax.tree.leaves(shared.ensemble)[0].dtype
 
 
-class Noise(NamedTuple):
-    """Noise of N stars of K kinds: 1 / sd of the magnitudes (N, K, B), the basis of the directions in which they are
-    uncertain (N, K, Q, B + Q), and ln of how probable the kind is, times its normalisation (N, K)."""
+class Kinds(NamedTuple):
+    """Noise of N stars of K kinds: of the magnitudes, the basis of the directions in which they are uncertain (N, K, Q,
+    B + Q), and ln of how probable the kind is, times its normalisation (N, K)."""
 
-    root: Array
+    own: Noise
     basis: Array
     log_norm: Array
 
@@ -72,12 +81,13 @@ class Told(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What belongs to each of N stars: the magnitudes less mu_0, their noise, `Others`, and the catalogue labels with
-    their precision, scaled."""
+    """What belongs to each of N stars: the magnitudes, a first modulus and reddening, their noise, `Others`, and the
+    catalogue labels with their precision, scaled."""
 
     magnitudes: Array
     mu_0: Array
-    noise: Noise
+    e_0: Array
+    noise: Kinds
     others: Others
     labels: Array
     label_precision: Array
@@ -121,7 +131,8 @@ class LabelEnergy(Energy):
 
     def in_passing(self, u: Array, shared: Shared, own: Own) -> tuple[Array, Told]:
         """The same, and what the magnitudes say."""
-        q = told_by(*self.at(u, shared), own)
+        q = told_by(*self.at(u, shared), shared, own)
+        q = scattered(q, luminosity_sd(shared.luminosity, shared.luminosity_slope, self.labels(u)))
         at, log_norm = place(q, own.others, shared.prior, precision_of(shared))
         each = log_marginal_at(at, log_norm, own.others, shared.prior, self.nodes) + own.noise.log_norm[:, None]
         log_p, log_odds = each[0], None
@@ -131,26 +142,29 @@ class LabelEnergy(Energy):
         return -log_p - self.log_prior(u, shared, own), Told(by_point, log_odds)
 
 
-def told_by(m: Array, vector: Array, own: Own) -> Quadratic:
-    """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these: (K, S), E_0 = 0, up to a
-    constant in log_norm. In float64: it subtracts.
+def told_by(m: Array, vector: Array, shared: Shared, own: Own) -> Quadratic:
+    """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these: (K, S), up to a constant
+    in log_norm; linear where a first step from the star's own modulus and reddening leads. In float64: it subtracts."""
+    dtype, good = precision_of(shared), jax.tree.map(lambda x: x[0], own.noise)
+    parts = jax.tree.map(lambda x: jnp.asarray(x, dtype), (m, vector, shared.bend, own._replace(noise=good)))
+    once, first = parts[-1], jnp.zeros(m.shape[:1], dtype)
+    mu, e = near(_linear(*parts[:3], once, first + once.mu_0, first + once.e_0), once.others)
+    mu, e = mu.astype(m.dtype), bent_by_most(e.astype(m.dtype), vector, shared.bend)
+    return _linear(m, vector, shared.bend, own, mu, e)
 
-    The squares of 1, R and m - M over their sd, less those of their parts along the basis of what is projected out.
-    """
-    z, n_band = own.magnitudes - m, m.shape[-1]
-    weight = own.noise.root**2
-    along = own.noise.root[:, None] * own.noise.basis[..., :n_band]
-    both = jnp.concatenate([weight[:, None], along], 1)
-    n_kind, n_part, _ = both.shape
-    onto = both.reshape(-1, n_band) @ jnp.concatenate([vector, z]).T
-    of_r, of_z = jnp.moveaxis(onto.reshape(n_kind, n_part, 2, -1), 2, 0)
-    squares = weight @ jnp.concatenate([vector**2, vector * z, z**2]).T
-    one, (rr, rz, zz) = both.sum(-1)[..., None], jnp.moveaxis(squares.reshape(n_kind, 3, -1), 1, 0)
-    less = lambda first, a, b: first - (a[:, 1:] * b[:, 1:]).sum(1)  # noqa: E731
+
+def _linear(m: Array, vector: Array, bend: Array, own: Own, mu: Array, e: Array) -> Quadratic:
+    """The same, linear about mu and E (S,); of one kind (S,) or all (K, S)."""
+    residual = own.magnitudes - m - mu[:, None] - extinction(e, vector, bend)
+    columns = jnp.stack([jnp.ones_like(m), slope(e, vector, bend), residual])
+    white = own.noise.own.white(columns.reshape(-1, m.shape[-1]))
+    along = white @ jnp.swapaxes(own.noise.basis[..., : m.shape[-1]], -1, -2)
+    one, of_e, rest = jnp.moveaxis(white.reshape(*white.shape[:-2], 3, *m.shape), -3, 0)
+    less = jnp.moveaxis(along.reshape(*along.shape[:-2], 3, len(m), -1), -3, 0)
+    dot = lambda x, y, i, j: (x * y).sum(-1) - (less[i] * less[j]).sum(-1)  # noqa: E731
     return Quadratic(
-        less(one[:, 0], one, one), less(of_r[:, 0], one, of_r), less(rr, of_r, of_r),
-        less(of_z[:, 0], one, of_z), less(rz, of_r, of_z),
-        -0.5 * less(zz, of_z, of_z), own.mu_0, jnp.zeros_like(own.mu_0),
+        dot(one, one, 0, 0), dot(one, of_e, 0, 1), dot(of_e, of_e, 1, 1), dot(one, rest, 0, 2), dot(of_e, rest, 1, 2),
+        -0.5 * dot(rest, rest, 2, 2), mu, e,
     )  # fmt: skip
 
 
@@ -172,10 +186,12 @@ class LabelCurvature:
             noise = jax.tree.map(lambda x: jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), x[1], x[0]), own.noise)
             mu, e = (jnp.where(wrong, x[:, 1], x[:, 0]) for x in (told.place.mu, told.place.e))
         tangent = LN10_5 * parallax_at(mu) * others.parallax_weight
-        of_mu, of_e = 1 / jnp.sqrt(tangent**2 + 0.04), 1 / jnp.sqrt(others.reddening_weight**2 + others.rate**2)
-        slopes = jnp.moveaxis(of_m + e[:, None] * of_vector, 0, 1)
-        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e * vector], 1)
-        columns = jnp.concatenate([free, slopes], 1) * jnp.broadcast_to(noise.root, m.shape)[:, None]
+        sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, self.energy.labels(u))
+        of_mu, of_e = jnp.sqrt(sd**2 + 1 / (tangent**2 + 0.04)), 1 / jnp.hypot(others.reddening_weight, others.rate)
+        along, bends = slope(e, vector, shared.bend), 1 - 2 * shared.bend * e[:, None] * vector
+        slopes = jnp.moveaxis(of_m + e[:, None] * bends * of_vector, 0, 1)
+        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e * along], 1)
+        columns = noise.own.white(jnp.concatenate([free, slopes], 1))
         n_band = m.shape[-1]
         top = jnp.swapaxes(noise.basis[..., :n_band], -1, -2)
         columns = jnp.concatenate([columns, jnp.zeros((*columns.shape[:2], top.shape[-1]))], -1)

@@ -29,12 +29,14 @@ from ...numerics.density import density_of
 from ...numerics.dusty import summary  # fmt: skip
 from ...numerics.linalg import in_float64
 from ...numerics.mixture import Mixture
+from ...numerics.tangent import extinction, slope
 from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, of_draws, star_rows
 from ...results.star_posterior import Flags
+from . import luminosity
 from .frame import PhotometryFrame
 from .photometry import Photometry
-from .stars import PhotometricMoments, distances, misfit, moments_of, prepare
+from .stars import PhotometricMoments, distances, member, misfit, moments_of, prepare
 
 STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
@@ -86,14 +88,15 @@ class PhotometryKind(Kind):
         return _finished(model, trained)
 
     def sizes(self, model: Photometry) -> dict[str, int]:
-        return {"weight": model.net.size}
+        return {"weight": model.net.size, "term": luminosity.size(len(model.require_frame().names))}
 
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()
         coords = {"band": list(frame.bands), "labels": list(frame.names)}
         sites: dict[str, list[str]] = {
             "weights": ["weight"], "reddening_log": ["band"], "reddening_slope": ["band", "labels"],
-            "scatter": ["band"], "luminosity_scatter": [], "outlier_fraction": [], "zero_point": [],
+            "reddening_bend": ["band"], "scatter": ["band"], "luminosity_scatter": [],
+            "luminosity_scatter_slope": ["term"], "outlier_fraction": [], "zero_point": [],
         }  # fmt: skip
         member = ("coefficients", "reddening_log", "reddening_slope", "reddening_second")
         moments = {"coefficients": ["weight"], **sites, "zero_point_error": []}
@@ -171,7 +174,8 @@ class PhotometryKind(Kind):
         return (mean, error) if with_error else mean
 
     def summary(self, posterior: Posterior) -> QTable:
-        """Per band: scatter, and R at the median labels with the error that the members or draws give."""
+        """Per band: scatter, R at the median labels and w of A = E R - w (E R)^2, 1 / mag, with the errors that the members
+        or draws give."""
         frame = posterior.model.require_frame()
         draws = posterior.data["posterior"].to_dataset()
         at_median = np.exp(draws["reddening_log"].values.reshape(-1, len(frame.bands)))
@@ -183,6 +187,10 @@ class PhotometryKind(Kind):
             "reddening_vector": at_median.mean(0),
             "reddening_vector_error": error,
         }
+        if (bend := posterior.moments.reddening_bend) is not None:
+            each = draws["reddening_bend"].values.reshape(-1, len(bend))
+            none = np.full(len(bend), np.nan)
+            columns |= {"reddening_bend": bend, "reddening_bend_error": each.std(0, ddof=1) if len(each) > 1 else none}
         if (second := posterior.moments.reddening_second) is not None:
             columns["second_vector"] = second.mean(0)
             columns["second_vector_error"] = (
@@ -277,21 +285,15 @@ def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray,
     data = jax.tree.map(jnp.asarray, model.arrays(stars))
     if name == "absolute_magnitudes":
         data = data._replace(reddening_guess=jnp.zeros(len(stars)))
-    members = [
-        {"weights": jnp.asarray(w), "reddening_log": jnp.asarray(r), "reddening_slope": jnp.asarray(s),
-         "luminosity_scatter": jnp.asarray(moments.luminosity_scatter), "scatter": jnp.asarray(moments.scatter),
-         "zero_point": jnp.asarray(moments.zero_point)}
-        for w, r, s in zip(moments.coefficients, moments.reddening_log, moments.reddening_slope, strict=True)
-    ]  # fmt: skip
     values, variances = [], []
-    for theta in members:
+    for theta in (member(model, moments, e) for e in range(len(moments.coefficients))):
         at = model.predicted(theta, data)
         if name == "reddening_vector":
-            slope = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], data.label_root) * at.vector[:, None]
+            turned = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], data.label_root) * at.vector[:, None]
             values.append(at.vector)
-            variances.append((slope**2).sum(1))
+            variances.append((turned**2).sum(1))
             continue
-        own = (at.factors**2).sum(1) + moments.scatter**2
+        own = (at.factors**2).sum(1) + at.luminosity[:, None] ** 2 + moments.scatter**2
         second = 0.0 if moments.reddening_second is None else moments.reddening_second.mean(0)
         if name == "absolute_magnitudes":
             values.append(at.mean)
@@ -299,9 +301,11 @@ def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray,
             continue
         q = model.seen_in(theta, data, at)
         told = summary(q, model.others(theta, data), model.distance_prior)
-        values.append(at.mean + told.modulus[:, None] + told.reddening[:, None] * at.vector)
+        bend = theta["reddening_bend"]
+        values.append(at.mean + told.modulus[:, None] + extinction(told.reddening, at.vector, bend))
+        along = slope(told.reddening, at.vector, bend)
         variances.append(
-            own + told.modulus_error[:, None] ** 2 + (told.reddening_error[:, None] * at.vector) ** 2
+            own + told.modulus_error[:, None] ** 2 + (told.reddening_error[:, None] * along) ** 2
             + (told.reddening**2 + told.reddening_error**2)[:, None] * second**2
         )  # fmt: skip
     stacked = np.stack([np.asarray(x) for x in values])

@@ -1,8 +1,9 @@
 """Dust-aware photometry: absolute magnitudes as functions of the labels, and the vector along which dust moves them.
 
-magnitudes_n = M(u_n) + mu_n + E_n R(u_n) + noise        (Green+21, eq. 2)
+magnitudes_n = M(u_n) + mu_n + A_n + noise               (Green+21, eq. 2)
+A_n = E_n R(u_n) - w (E_n R(u_n))^2                      (eq. B30: broad bands bend)
 ln R_b(u) = r_b + r'_b . u                               (section 2.1)
-optionally E_n R + E_n x_n R_2 for E_n R                 (eq. 20, E_2 = E x)
+optionally R + x_n R_2 for R                             (eq. 20, E_2 = E x)
 parallax_n = 10^((10 - mu_n) / 5) + zero + noise         (mas; any sign)
 """
 
@@ -20,31 +21,48 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
+from ...astro.extinction import band_bend
 from ...core.collapsed import CollapsedModel
 from ...core.own_priors import fitted, is_own, is_own_scatter
 from ...core.priors import DistancePrior, Exponential, ExponentialDisk
-from ...data.columns import refuse_covariance
 from ...data.stars import Stars
 from ...errors import bad_input
-from ...numerics.dusty import Others, Quadratic, log_marginal, parallax_at, quadratic
+from ...numerics.dusty import (
+    Others,
+    Quadratic,
+    centre_of,
+    log_marginal,
+    near,
+    parallax_at,
+    quadratic_and_rest,
+    scattered,
+)
 from ...numerics.linalg import Array, beside, constant, module_of
 from ...numerics.network import Function, Network, Polynomial
+from ...numerics.tangent import bent_by_most, extinction
 from ...numerics.two_vectors import log_marginal_of_both
+from ...numerics.whitening import noise_of
+from . import luminosity
 from .frame import PhotometryFrame, frame_of
+from .scattered import Scattered
 
 STEP = float(np.sqrt(3.0))
 """In sd: at the mean and at so many sd to either side, a quadrature of third order in each direction of label space."""
+
+BEND_SD = 0.02
+"""Sd of the Normal prior of w, 1 / mag, about what the band's width predicts."""
 
 
 class Rows(NamedTuple):
     """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
 
     label_mean (N, L), label_root (N, L, L): of the true labels given the catalogue's, covariance root root';
-    label_density (N,): ln p(catalogue labels). reddening_guess (N,): where the model is linear in E.
+    label_density (N,): ln p(catalogue labels). reddening_guess (N,): a first estimate. noise: of the magnitudes,
+    variances (N, B) or covariances (N, B, B).
     """
 
     magnitudes: Array
-    variance: Array
+    noise: Array
     seen: Array
     label_mean: Array
     label_root: Array
@@ -57,11 +75,13 @@ class Rows(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Absolute magnitudes (N, B), reddening vector (N, B), and the directions (N, L + 1, B) of their uncertainty."""
+    """Absolute magnitudes (N, B), reddening vector (N, B), the directions (N, L, B) of their uncertainty, and the scatter
+    in luminosity (N,)."""
 
     mean: Array
     vector: Array
     factors: Array
+    luminosity: Array
 
 
 @dataclass(frozen=True)
@@ -75,8 +95,10 @@ class Photometry(CollapsedModel):
     r        ``reddening_log``         (B,), ln of mag per mag of reddening at the median labels
     r'       ``reddening_slope``       (B, L), per unit of the scaled labels
     R_2      ``reddening_second``      (B,), with `dust_vectors=2`, at right angles to R, mag per mag of reddening
+    w        ``reddening_bend``        (B,), by how much extinction A falls short of growing with E: w A^2, 1 / mag
     s_b      ``scatter``               (B,), of every band about M, mag
-    s_M      ``luminosity_scatter``    that all bands share (ages, companions), mag
+    s_M      ``luminosity_scatter``    that all bands share (ages, companions), at the median labels, mag
+    c        ``luminosity_scatter_slope`` of ln s_M, linear and quadratic in the scaled labels
     f        ``outlier_fraction``      of stars whose magnitudes scatter by `outlier_width` in every band
     zero     ``zero_point``            of the parallaxes, measured less true, mas
     u_n      ``u``                     (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
@@ -136,8 +158,10 @@ class Photometry(CollapsedModel):
         "reddening_log",
         "reddening_slope",
         "reddening_second",
+        "reddening_bend",
         "scatter",
         "luminosity_scatter",
+        "luminosity_scatter_slope",
         "outlier_fraction",
         "zero_point",
     )
@@ -161,12 +185,13 @@ class Photometry(CollapsedModel):
             u = numpyro.sample("u", population)
             e = numpyro.sample("true_reddening", model.reddening_distribution)
             mu = numpyro.sample("distance_modulus", model.distance_distribution)
-            offset = theta["luminosity_scatter"] * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
+            offset = model.luminosity(theta, u) * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
             vector = model.vector(theta, u)
             if model.dust_vectors == 2:
                 x = numpyro.sample("reddening_variation", dist.Normal(0.0, 1.0))
                 vector = vector + x[:, None] * second_vector(theta["reddening_second"], theta["reddening_log"])
-            m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + e[:, None] * vector
+            dimmed = extinction(e, vector, theta["reddening_bend"])
+            m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + dimmed
             seen = {name: tuple(constant(x)[rows] for x in block) for name, block in rows_of.items()}
             model.sites(seen, u, m, mu, e, theta)
 
@@ -184,11 +209,10 @@ class Photometry(CollapsedModel):
             error = constant(frame.label_error)
             numpyro.sample("labels", dist.Normal(frame.physical(u), error).to_event(1))
         wide = self.outlier_width if self.outliers else 0.0
-        value, variance, observed = seen.get("magnitudes", (None, constant(frame.magnitude_error) ** 2, True))
-        numpyro.sample(
-            "magnitudes", Scattered(m, variance + theta["scatter"] ** 2, wide, theta["outlier_fraction"], observed),
-            obs=value,
-        )  # fmt: skip
+        typical = constant(frame.magnitude_error) ** 2 + jnp.zeros_like(m)
+        value, noise, observed = seen.get("magnitudes", (None, typical, jnp.ones_like(m)))
+        scattered = Scattered(m, noise, theta["scatter"] ** 2, wide, theta["outlier_fraction"], observed)
+        numpyro.sample("magnitudes", scattered, obs=value)
         for name, true, error in (
             ("parallax", parallax_at(mu) + theta["zero_point"], frame.parallax_error),
             ("reddening", e, frame.reddening_error),
@@ -208,8 +232,12 @@ class Photometry(CollapsedModel):
             out["reddening_second"] = numpyro.sample(
                 "reddening_second", dist.Normal(0.0, 0.3).expand([n_band]).to_event(1)
             )
+        bends = dist.Normal(constant(band_bend(self.require_frame().bands)), BEND_SD).to_event(1)
+        out["reddening_bend"] = numpyro.sample("reddening_bend", bends)
         out["scatter"] = numpyro.sample("scatter", dist.HalfNormal(0.05).expand([n_band]).to_event(1))
         out["luminosity_scatter"] = numpyro.sample("luminosity_scatter", dist.HalfNormal(0.3))
+        widths = dist.Normal(0.0, constant(luminosity.prior_sd(n_label))).to_event(1)
+        out["luminosity_scatter_slope"] = numpyro.sample("luminosity_scatter_slope", widths)
         out["outlier_fraction"] = jnp.zeros(())
         if self.outliers:
             out["outlier_fraction"] = numpyro.sample("outlier_fraction", dist.Beta(1.0, 20.0))
@@ -282,8 +310,11 @@ class Photometry(CollapsedModel):
         slope = jnp.moveaxis(up - down, 0, -2) / (2 * STEP)
         turned = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], root)
         slope = slope + (data.reddening_guess[:, None] * vector)[:, None, :] * turned
-        shared = jnp.broadcast_to(theta["luminosity_scatter"], (*u.shape[:-1], 1, vector.shape[-1]))
-        return Predicted(mean, vector, jnp.concatenate([slope, shared], -2))
+        return Predicted(mean, vector, slope, self.luminosity(theta, u))
+
+    def luminosity(self, theta: Mapping[str, Array], u: Array) -> Array:
+        """s_M (...) of scaled labels u (..., L), mag."""
+        return luminosity.luminosity_sd(theta["luminosity_scatter"], theta["luminosity_scatter_slope"], u)
 
     def others(self, theta: Mapping[str, Array], data: Rows) -> Others:
         rate = jnp.full_like(data.reddening, 1 / self.reddening_scale)
@@ -292,8 +323,26 @@ class Photometry(CollapsedModel):
 
     def seen_in(self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0) -> Quadratic:
         """What the magnitudes say of modulus and reddening."""
-        variance = data.variance + theta["scatter"] ** 2 + wide**2
-        return quadratic(data.magnitudes - at.mean, at.vector, at.factors, variance, data.seen, data.reddening_guess)
+        return scattered(self.linear(theta, data, at, wide)[0], at.luminosity)
+
+    def linear(
+        self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0, *more: Array
+    ) -> tuple[Quadratic, Array]:
+        """`quadratic_and_rest`, without the scatter in luminosity, about where one step from a first estimate leads;
+        more: reddening vectors besides R (N, B)."""
+        noise = noise_of(data.noise, theta["scatter"] ** 2 + wide**2 + jnp.zeros_like(data.seen), data.seen)
+        bend = theta["reddening_bend"]
+
+        def about(at, noise, bend, mu, e, *more):
+            residual = data.magnitudes - at.mean - mu[:, None] - extinction(e, at.vector, bend)
+            bends = 1 - 2 * bend * e[:, None] * at.vector
+            columns = [jnp.ones_like(residual), at.vector * bends, residual, *(x * bends for x in more)]
+            return quadratic_and_rest(jnp.stack(columns, -2), at.factors, noise, mu, e)
+
+        fixed, e = jax.lax.stop_gradient((at, noise, bend)), data.reddening_guess
+        mu = centre_of(data.magnitudes - fixed[0].mean - extinction(e, fixed[0].vector, fixed[2]), fixed[1])
+        mu, e = near(about(*fixed, mu, e)[0], self.others(jax.lax.stop_gradient(theta), data))
+        return about(at, noise, bend, mu, bent_by_most(e, fixed[0].vector, fixed[2]), *more)
 
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
@@ -304,18 +353,16 @@ class Photometry(CollapsedModel):
             if self.dust_vectors == 1:
                 return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
             second = jnp.broadcast_to(second_vector(theta["reddening_second"], theta["reddening_log"]), at.vector.shape)
-            variance = data.variance + theta["scatter"] ** 2 + wide**2
-            given = (at.vector, second, at.factors, variance, data.seen, data.reddening_guess)
-            return log_marginal_of_both(data.magnitudes - at.mean, *given, others, prior)
+            return log_marginal_of_both(*self.linear(theta, data, at, wide, second), at.luminosity, others, prior)
 
         if not self.outliers:
             return density(0.0) + data.label_density
-        good, bad = jax.vmap(density)(jnp.array([0.0, self.outlier_width], data.variance.dtype))
+        good, bad = jax.vmap(density)(jnp.array([0.0, self.outlier_width], data.noise.dtype))
         f = jnp.clip(theta["outlier_fraction"], 1e-9, 1 - 1e-6)
         return jnp.logaddexp(jnp.log1p(-f) + good, jnp.log(f) + bad) + data.label_density
 
     def measured(self, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
-        """Value, variance and mask of the blocks that the stars have; labels scaled, with covariances."""
+        """Value, variance or covariance, and mask of the blocks that the stars have; labels scaled, with covariances."""
         frame, out = self.require_frame(), {}
         for name in self.blocks:
             if name not in stars:
@@ -326,6 +373,8 @@ class Photometry(CollapsedModel):
                 value = where(observed, frame.scaled(value), 0.0)
                 both = observed[:, :, None] & observed[:, None, :]
                 variance = stars[name].filled_covariance() / where(both, scale[:, None] * scale, 1.0)
+            elif stars[name].has_covariance and stars[name].n_dim > 1:
+                variance = stars[name].filled_covariance()
             out[name] = (value, variance, observed)
         return out
 
@@ -357,6 +406,8 @@ class Photometry(CollapsedModel):
             "reddening_slope": np.zeros((n_band, n_label)),
             "scatter": np.full(n_band, 0.03),
             "luminosity_scatter": np.array(0.1),
+            "luminosity_scatter_slope": np.zeros(luminosity.size(n_label)),
+            "reddening_bend": band_bend(frame.bands),
         }
         if self.dust_vectors == 2:  # not 0, where the density is level
             out["reddening_second"] = 0.1 * np.random.default_rng([seed, 86028121]).standard_normal(n_band)
@@ -377,7 +428,6 @@ class Photometry(CollapsedModel):
         for name in self.blocks:
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
-        refuse_covariance(stars["magnitudes"], "magnitudes")
         _check_units(stars)
         return self.replace(frame=frame_of(self.components, stars))
 
@@ -420,8 +470,6 @@ class Photometry(CollapsedModel):
         for name in self.blocks:
             if name in stars and stars[name].error is None:
                 raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
-        if "magnitudes" in stars:
-            refuse_covariance(stars["magnitudes"], "magnitudes")
         _check_units(stars)
 
 
@@ -430,36 +478,6 @@ def second_vector(free: Array, log_vector: Array) -> Array:
     vector = jnp.exp(log_vector)
     along = (free * vector).sum(-1, keepdims=True) / (vector**2).sum(-1, keepdims=True)
     return free - along * vector
-
-
-class Scattered(dist.Distribution):
-    """N(mean_b, variance_b) in every observed band, or with probability f N(mean_b, variance_b + wide^2) in all."""
-
-    support = dist.constraints.real_vector
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, mean: Array, variance: Array, wide: float, f: Array, observed: Array):
-        self.mean_, self.variance_, self.wide, self.f = mean, jnp.broadcast_to(variance, mean.shape), wide, f
-        self.observed = observed
-        super().__init__(batch_shape=mean.shape[:-1], event_shape=mean.shape[-1:], validate_args=False)
-
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        which, noise = jax.random.split(key)
-        shape = (*sample_shape, *self.batch_shape)
-        wrong = jax.random.bernoulli(which, self.f, shape)[..., None] if self.wide else 0.0
-        sd = jnp.sqrt(self.variance_ + wrong * self.wide**2)
-        return self.mean_ + sd * jax.random.normal(noise, (*shape, *self.event_shape))
-
-    def log_prob(self, value: Array) -> Array:
-        def density(variance):
-            terms = dist.Normal(self.mean_, jnp.sqrt(variance)).log_prob(value)
-            return jnp.where(self.observed, terms, 0.0).sum(-1)
-
-        good = density(self.variance_)
-        if not self.wide:
-            return good
-        bad = density(self.variance_ + self.wide**2)
-        return jnp.logaddexp(jnp.log1p(-self.f) + good, jnp.log(self.f) + bad)
 
 
 def _one(block: Any, n: int) -> tuple[np.ndarray, np.ndarray]:

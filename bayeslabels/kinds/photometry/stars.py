@@ -15,12 +15,15 @@ import numpy as np
 
 from ...data.stars import Stars
 from ...inference.starwise import StarProblem
-from ...numerics.dusty import Others, Quadratic, draw, place, project, rough
-from ...numerics.linalg import in_float64
+from ...numerics.dusty import Others, Quadratic, centre_of, draw, place, project, rough, scattered
+from ...numerics.linalg import Array, in_float64
 from ...numerics.mixture import Mixture
 from ...numerics.modes import find_modes
+from ...numerics.tangent import extinction
+from ...numerics.whitening import noise_of
 from ...results.posterior import Posterior
-from .density import LabelCurvature, LabelEnergy, Noise, Own, Shared, Told, told_by
+from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told_by
+from .luminosity import luminosity_sd, size
 from .photometry import Photometry, second_vector
 
 CANDIDATES = 1024
@@ -35,8 +38,9 @@ class PhotometricMoments(NamedTuple):
     """E members of an ensemble; L labels, B bands.
 
     coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
-    luminosity_scatter, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second (E, B): R_2 if there
-    is one, of equal sign in all members.
+    luminosity_scatter at the median labels, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second
+    (E, B): R_2 if there is one, of equal sign in all members; reddening_bend (B,): w, 1 / mag; luminosity_scatter_slope:
+    of ln s_M. Models of the first versions have neither of these: 0.
     """
 
     coefficients: np.ndarray
@@ -48,6 +52,20 @@ class PhotometricMoments(NamedTuple):
     zero_point: np.ndarray
     zero_point_error: np.ndarray
     reddening_second: np.ndarray | None = None
+    reddening_bend: np.ndarray | None = None
+    luminosity_scatter_slope: np.ndarray | None = None
+
+
+def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, Array]:
+    """theta of one member of the ensemble, but for R_2."""
+    n_label, n_band = model.shape
+    names = ("scatter", "luminosity_scatter", "outlier_fraction", "zero_point")
+    slope, bend = moments.luminosity_scatter_slope, moments.reddening_bend
+    own = {"weights": moments.coefficients[e], "reddening_log": moments.reddening_log[e],
+           "reddening_slope": moments.reddening_slope[e],
+           "reddening_bend": np.zeros(n_band) if bend is None else bend,
+           "luminosity_scatter_slope": np.zeros(size(n_label)) if slope is None else slope}  # fmt: skip
+    return {name: jnp.asarray(x) for name, x in (own | {n: getattr(moments, n) for n in names}).items()}
 
 
 def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMoments:
@@ -63,7 +81,8 @@ def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMo
     return PhotometricMoments(
         flat["weights"][some], flat["reddening_log"][some], flat["reddening_slope"][some],
         np.sqrt((flat["scatter"] ** 2).mean(0)), np.sqrt((flat["luminosity_scatter"] ** 2).mean()),
-        fraction.mean(), zero.mean(), zero.std(), second,
+        fraction.mean(), zero.mean(), zero.std(), second, flat["reddening_bend"].mean(0),
+        flat["luminosity_scatter_slope"].mean(0),
     )  # fmt: skip
 
 
@@ -72,10 +91,12 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
     mixture = label_prior(model)
     factor = np.linalg.cholesky(mixture.covariance)
     log_weight = np.log(mixture.weight) - np.log(np.einsum("kii->ki", factor)).sum(1)
+    theta = member(model, moments, 0)
     return Shared(
         model.net.ensemble(jnp.asarray(moments.coefficients)), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
         jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
         None if moments.reddening_second is None else jnp.asarray(moments.reddening_second.mean(0)),
+        theta["reddening_bend"], theta["luminosity_scatter"], theta["luminosity_scatter_slope"],
         jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
         jax.tree.map(jnp.asarray, model.distance_prior),
     )  # fmt: skip
@@ -110,7 +131,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
         jnp.asarray,
         (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second),
     )
-    grey = jnp.asarray(moments.luminosity_scatter)
+    grey = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(candidates))
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
     odds = jnp.asarray(np.log(f / (1 - f)) if f > 0 else 0.0)
@@ -122,7 +143,7 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
         index = np.minimum(np.arange(start, start + size), n - 1)
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
         first = _choose(starts, wide, odds, shared.prior, mine, grey, candidates, *at)
-        own = _own(energy, wide, odds, members, shared, mine, grey, first[:, 0])
+        own = _own(energy, wide, odds, members, shared, mine, first[:, 0])
         parts.append(jax.tree.map(lambda x, k=n - start: np.asarray(x)[:k], (own, first)))
     own, first = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
@@ -130,7 +151,8 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
-    """Arrays with a row per star: magnitudes and variances, the catalogue labels and their precision, `Others`."""
+    """Arrays with a row per star: magnitudes, their noise and scatter, the catalogue labels and their precision,
+    `Others`."""
     seen, n = model.measured(stars), len(stars)
     n_label = model.shape[0]
     data = model.arrays(stars)
@@ -145,8 +167,8 @@ def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> di
     parallax = np.where(weight > 0, data.parallax - moments.zero_point, 0.0)
     rate = np.full(n, 1 / model.reddening_scale)
     return {
-        "magnitudes": data.magnitudes, "variance": data.variance + moments.scatter**2, "seen": data.seen,
-        "labels": labels, "precision": precision, "label_mean": data.label_mean,
+        "magnitudes": data.magnitudes, "noise": data.noise, "scatter": moments.scatter**2 + np.zeros_like(data.seen),
+        "seen": data.seen, "reddening_guess": data.reddening_guess, "labels": labels, "precision": precision, "label_mean": data.label_mean,
         "others": Others(parallax, weight, data.reddening, data.reddening_weight, rate),
     }  # fmt: skip
 
@@ -161,30 +183,24 @@ def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vect
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
 
-    def density(variance):
-        """ln p(magnitudes, ... | candidate) (N, S), by matrix products."""
-        w = rows["seen"] / variance
-        total = w.sum(1)
-        mu_0 = (w * y).sum(1) / jnp.maximum(total, 1e-12) - 4.0
+    def density(noise):
+        """ln p(magnitudes, ... | candidate) (N, S), by matrix products; extinction is straight."""
+        weight = noise.precision_times(jnp.ones_like(y)[:, None])[:, 0]
+        total = weight.sum(1)
+        mu_0 = (weight * y).sum(1) / jnp.maximum(total, 1e-12) - 4.0
         z = rows["seen"] * (y - mu_0[:, None])
-        wz = w * z
-        rr = (wz * z).sum(1)[:, None] - 2 * wz @ m.T + w @ (m**2).T
-        b_mu, b_e = wz.sum(1)[:, None] - w @ m.T, wz @ vector.T - w @ (m * vector).T
-        a_both, a_e = w @ vector.T, w @ (vector**2).T
-        # the scatter that all bands share
-        k = luminosity**2 / (1 + luminosity**2 * total)[:, None]
-        t = total[:, None]
-        log_det = (rows["seen"] * jnp.log(2 * np.pi * variance)).sum(1) + jnp.log1p(luminosity**2 * total)
+        wz = noise.precision_times(z[:, None])[:, 0]
+        rr = (wz * z).sum(1)[:, None] - 2 * wz @ m.T + noise.products(m, m)
+        b_mu, b_e = wz.sum(1)[:, None] - weight @ m.T, wz @ vector.T - noise.products(m, vector)
         q = Quadratic(
-            t - k * t**2, a_both - k * t * a_both, a_e - k * a_both**2, b_mu - k * t * b_mu, b_e - k * a_both * b_mu,
-            -0.5 * (rr - k * b_mu**2 + log_det[:, None]), mu_0[:, None], jnp.zeros_like(t),
+            total[:, None], weight @ vector.T, noise.products(vector, vector), b_mu, b_e,
+            -0.5 * (rr + noise.log_det[:, None]), mu_0[:, None], jnp.zeros_like(total[:, None]),
         )  # fmt: skip
-        return rough(q, others, prior)
+        return rough(scattered(q, luminosity), others, prior)
 
     off = candidates[:, : rows["labels"].shape[1]] - rows["labels"][:, None]
-    score = density(rows["variance"])
-    if wide is not None:
-        score = jnp.logaddexp(score, log_odds + density(rows["variance"] + wide**2))
+    each = jax.vmap(density)(_kinds(rows, wide))
+    score = each[0] if wide is None else jnp.logaddexp(each[0], log_odds + each[1])
     score = score - 0.5 * ((off @ rows["precision"]) * off).sum(-1)
     has_labels = (rows["precision"] != 0).any((1, 2))
     picks, nearest = [], jnp.full(score.shape, jnp.inf)
@@ -202,53 +218,59 @@ NEIGHBOUR, FAR = 0.6, 1.5
 """Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
 
 
+def _kinds(rows, wide):
+    """Noise (K, N, ...) of stars, good ones and, where there may be any, outliers: one factorisation."""
+    widths = jnp.asarray([0.0] if wide is None else [0.0, wide], rows["scatter"].dtype)
+    return jax.vmap(lambda w: noise_of(rows["noise"], rows["scatter"] + w**2, rows["seen"]))(widths)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _own(energy, wide, log_odds, members, shared, rows, luminosity, first):
+def _own(energy, wide, log_odds, members, shared, rows, first):
     """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
     coefficients, reddening_log, reddening_slope, second = members
-    n_member, seen = len(coefficients), rows["seen"]
-    root = seen / jnp.sqrt(rows["variance"])
-    total = jnp.maximum((root**2).sum(1), 1e-12)
-    mu_0 = (root**2 * rows["magnitudes"]).sum(1) / total - 4.0
-    z = seen * (rows["magnitudes"] - mu_0[:, None])
+    n_member, y = len(coefficients), rows["magnitudes"]
+    noise = _kinds(rows, wide)
+    m, vector = energy.at(first, shared)
+    mu_0 = centre_of(y - m, jax.tree.map(lambda x: x[0], noise))
 
-    def own_with(factors, widths):
-        """The stars' data, with a kind of star for each width."""
+    def own_with(factors, noise, e):
+        """The stars' data with this noise (K, N, ...)."""
 
-        def noise_with(wide):
-            variance = rows["variance"] + wide**2
-            root = seen / jnp.sqrt(variance)
-            basis, _, log_det = project(factors * root[:, None], jnp.zeros((len(root), 0, root.shape[1])))
-            return Noise(root, basis, -0.5 * (log_det + (seen * jnp.log(variance)).sum(1)))
+        def projected(noise):
+            basis, _, log_det = project(noise.white(factors), jnp.zeros((len(y), 0, y.shape[1])))
+            return basis, -0.5 * (log_det + noise.log_det)
 
-        noise = jax.vmap(noise_with, out_axes=1)(jnp.asarray(widths, root.dtype))
-        log_norm = noise.log_norm - noise.log_norm[:, :1] + jnp.stack([0.0 * log_odds, log_odds])[: len(widths)]
-        return Own(z, mu_0, noise._replace(log_norm=log_norm), rows["others"], rows["labels"], rows["precision"])
+        basis, log_norm = jax.vmap(projected)(noise)
+        odds = jnp.stack([0.0 * log_odds, log_odds])[: len(log_norm), None]
+        kinds = Kinds(noise, basis, log_norm - log_norm[:1] + odds)
+        kinds = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), kinds)
+        return Own(y, mu_0, e, kinds, rows["others"], rows["labels"], rows["precision"])
 
-    shared_by_all = jnp.broadcast_to(luminosity, (*root.shape,))[:, None]
-    widths = [0.0] if wide is None else [0.0, wide]
+    nothing = jnp.zeros((len(y), 0, y.shape[1]))
+    alone = own_with(nothing, jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
+    e = place(_of_good(energy, shared, alone, first)[0], rows["others"], shared.prior)[0].e
     if n_member == 1:
-        return own_with(shared_by_all, widths)
-    e = place(_of_good(energy, shared, own_with(shared_by_all, [0.0]), first), rows["others"], shared.prior)[0].e
+        return own_with(nothing, noise, e)
     labels = energy.labels(first)
     of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
     vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
     if second is not None:
         vectors = vectors + first[:, -1:] * second[:, None]
-    each = of_m + e[:, None] * vectors
+    each = of_m + extinction(jnp.broadcast_to(e, of_m.shape[:-1]), vectors, shared.bend)
     apart = jnp.moveaxis(each - each.mean(0), 0, 1) / np.sqrt(n_member - 1)
-    return own_with(jnp.concatenate([shared_by_all, apart], 1), widths)
+    return own_with(apart, noise, e)
 
 
 def _of_good(energy, shared, own, u):
-    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M)."""
+    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M), and by how much the scatter in luminosity lowers
+    ln p, whatever the magnitudes are."""
 
     def one(u, own):
-        m, vector = energy.at(u[None], shared)
-        return told_by(m, vector, own)
+        return told_by(*energy.at(u[None], shared), shared, own)
 
-    q = jax.vmap(one)(u, own)
-    return jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], q)
+    q = jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], jax.vmap(one)(u, own))
+    sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(u))
+    return scattered(q, sd), 0.5 * jnp.log1p(sd**2 * q.a_mu)
 
 
 @in_float64
@@ -301,5 +323,5 @@ def misfit(problem: StarProblem) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _misfit(energy, shared, own, best):
-    _, log_p = place(_of_good(energy, shared, own, best), own.others, shared.prior)
-    return -2 * log_p
+    q, lower = _of_good(energy, shared, own, best)
+    return -2 * (place(q, own.others, shared.prior)[1] + lower)
