@@ -4,7 +4,7 @@
     python benchmarks/photometry.py vector                   R by band, and with Teff, beside a standard extinction law
     python benchmarks/photometry.py heldout  [--stars 1000]  labels of held-out real stars from their magnitudes
     python benchmarks/photometry.py parallaxes [--seeds 1 2] absolute magnitudes from parallaxes of low S/N
-    python benchmarks/photometry.py dusty                    residual colours by E; parallaxes and labels of a third held out
+    python benchmarks/photometry.py dusty                    a third held out: colours by E, parallaxes, labels
     python benchmarks/photometry.py sbc      [--stars 400]   simulation-based calibration, dwarfs and giants
     python benchmarks/photometry.py speed                    training and test step, stars per CPU second
     python benchmarks/photometry.py bands                    without W1 and W2; with a band that nobody foresaw
@@ -185,9 +185,9 @@ def dusty_stars(a):
     for name, i in (("J - G", 8), ("r - G", 4), ("BP - RP", 1)):
         base = 0 if i != 1 else 2
         for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 9)):
-            each = [np.nanmedian((x[:, i] - x[:, base])[(y > low) & (y < high)]) for x, y in
-                    ((ours, e), (theirs, published["EBV"]))]  # fmt: skip
-            print(f"  {name:7s} E {low}-{high}: {each[0]:+.4f} {each[1]:+.4f}  ({((e > low) & (e < high)).sum()} stars)")
+            some = [(x[:, i] - x[:, base])[(y > low) & (y < high)] for x, y in ((ours, e), (theirs, published["EBV"]))]
+            print(f"  {name:7s} E {low}-{high}: {np.nanmedian(some[0]):+.4f} {np.nanmedian(some[1]):+.4f}  "
+                  f"({np.isfinite(some[0]).sum()} stars)")  # fmt: skip
     theta = member(posterior.model, posterior.moments, 0)
     u = posterior.model.frame.scaled(test["labels"].value)
     grey = np.asarray(posterior.model.luminosity(theta, jnp.asarray(u)))
@@ -198,9 +198,9 @@ def dusty_stars(a):
     z = (measured - w.mean(0)) / np.hypot(w.std(0), sigma)
     good = np.isfinite(z) & (told.stars["outlier_probability"].values < 0.5)
     logg = test["labels"].value[:, 1]
-    for low, high in ((0, 2.3), (2.3, 3.5), (3.5, 5.5)):
+    for low, high in ((0, 2.3), (2.3, 3.5), (3.5, 6)):
         some = good & (logg > low) & (logg < high)
-        print(f"parallaxes, log g {low}-{high}: z {z[some].mean():+.3f} sd {z[some].std():.3f} robust {mad(z[some]):.3f}, "
+        print(f"parallaxes, log g {low}-{high}: z {z[some].mean():+.3f} sd {z[some].std():.3f} robust {mad(z[some]):.2f} "
               f"{some.sum()} stars, scatter {np.median(grey[some]):.3f} mag", flush=True)  # fmt: skip
     own = posterior.with_model(distance_prior=bl.priors.ExponentialDisk())
     some = test[: a.stars or 600]
@@ -209,7 +209,8 @@ def dusty_stars(a):
     error = np.sqrt(np.einsum("nmm->nm", some["labels"].error) + result.error[:, :3] ** 2)
     z, logg = (some["labels"].value - result.mean[:, :3]) / error, logg[: len(some)]
     good = np.isfinite(z).all(1) & (result.stars["outlier_probability"].values < 0.5)
-    for name, rows in (("giants", good & (logg < 3.5)), ("dwarfs", good & (logg > 3.5)), ("E > 0.8", good & (e[: len(some)] > 0.8))):
+    kinds = {"giants": logg < 3.5, "dwarfs": logg > 3.5, "E > 0.8": e[: len(logg)] > 0.8}
+    for name, rows in ((name, good & kind) for name, kind in kinds.items()):
         print(f"labels of {name} ({rows.sum()}): z mean {z[rows].mean(0).round(2)} sd {z[rows].std(0).round(2)} robust "
               f"{mad(z[rows]).round(2)}", flush=True)  # fmt: skip
 

@@ -84,8 +84,8 @@ def project(factors: Array, columns: Array) -> tuple[Array, Array, Array]:
 
 
 def quadratic(residual: Array, vector: Array, factors: Array, variance: Array, seen: Array, e_0: Array) -> Quadratic:
-    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B) or a covariance (..., B, B) in its place, seen (..., B):
-    1 if observed, else 0; E_0 (...)."""
+    """From m - M (..., B), R (..., B), F (..., Q, B), D (..., B) or a covariance (..., B, B) in its place, seen (...,
+    B): 1 if observed, else 0; E_0 (...)."""
     noise = noise_of(variance, jnp.zeros_like(seen), seen)
     mu_0 = centre_of(residual - e_0[..., None] * vector, noise)
     columns = [jnp.ones_like(vector), vector, residual - mu_0[..., None] - e_0[..., None] * vector]
@@ -113,8 +113,8 @@ def scattered(q: Quadratic, sd: Array) -> Quadratic:
 
 
 def near(q: Quadratic, others: Others) -> tuple[Array, Array]:
-    """mu and E of the optimum, mu free of its prior and the parallax, E >= 0 and about where its own prior has it: where
-    a model is to be linear."""
+    """mu and E of the optimum, mu free of its prior and the parallax, E >= 0 and about where its own prior has it:
+    where a model is to be linear."""
     weight = others.reddening_weight**2
     a_mu = jnp.maximum(q.a_mu, 1e-6)
     p = jnp.maximum(q.a_e - q.a_both**2 / a_mu, 0.0) + weight + 0.1 * others.rate**2

@@ -36,8 +36,8 @@ def _at(q: Quadratic, rest: Array, x: Array) -> Quadratic:
 
 
 def log_marginal_of_both(q: Quadratic, rest: Array, sd: Array, others: Others, prior: DistancePrior) -> Array:
-    """ln p(data) (...), x, E and mu integrated out, of what `dusty.quadratic_and_rest` has of columns of which the fourth
-    is R_2's; sd (...): scatter of mu."""
+    """ln p(data) (...), x, E and mu integrated out, of what `dusty.quadratic_and_rest` has of columns of which the
+    fourth is R_2's; sd (...): scatter of mu."""
     centre, width = jax.lax.stop_gradient(_where(q, rest, others))
     t, log_w = (jnp.asarray(a, centre.dtype).reshape(-1, *[1] * centre.ndim) for a in rule(NODES))
     x = centre + width * t

@@ -146,9 +146,11 @@ def told_by(m: Array, vector: Array, shared: Shared, own: Own) -> Quadratic:
     """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these: (K, S), up to a constant
     in log_norm; linear where a first step from the star's own modulus and reddening leads. In float64: it subtracts."""
     dtype, good = precision_of(shared), jax.tree.map(lambda x: x[0], own.noise)
-    parts = jax.tree.map(lambda x: jnp.asarray(x, dtype), (m, vector, shared.bend, own._replace(noise=good)))
-    once, first = parts[-1], jnp.zeros(m.shape[:1], dtype)
-    mu, e = near(_linear(*parts[:3], once, first + once.mu_0, first + once.e_0), once.others)
+    rough_m, rough_vector, bend, once = jax.tree.map(
+        lambda x: jnp.asarray(x, dtype), (m, vector, shared.bend, own._replace(noise=good))
+    )
+    start = jnp.zeros(m.shape[:1], dtype)
+    mu, e = near(_linear(rough_m, rough_vector, bend, once, start + once.mu_0, start + once.e_0), once.others)
     mu, e = mu.astype(m.dtype), bent_by_most(e.astype(m.dtype), vector, shared.bend)
     return _linear(m, vector, shared.bend, own, mu, e)
 

@@ -174,8 +174,8 @@ class PhotometryKind(Kind):
         return (mean, error) if with_error else mean
 
     def summary(self, posterior: Posterior) -> QTable:
-        """Per band: scatter, R at the median labels and w of A = E R - w (E R)^2, 1 / mag, with the errors that the members
-        or draws give."""
+        """Per band: scatter, R at the median labels, and w of A = E R - w (E R)^2, 1 / mag, with the errors that the
+        members or draws give."""
         frame = posterior.model.require_frame()
         draws = posterior.data["posterior"].to_dataset()
         at_median = np.exp(draws["reddening_log"].values.reshape(-1, len(frame.bands)))

@@ -1,4 +1,4 @@
-"""The scatter in luminosity that all bands share, as a smooth function of the labels: giants differ by more than dwarfs.
+"""The scatter in luminosity that all bands share, a smooth function of the labels: giants differ more than dwarfs.
 
 ln s_M(u) = ln s + 3 tanh((phi(u) . c) / 3),   phi: u_i and u_i u_j
 """

@@ -75,8 +75,8 @@ class Rows(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Absolute magnitudes (N, B), reddening vector (N, B), the directions (N, L, B) of their uncertainty, and the scatter
-    in luminosity (N,)."""
+    """Absolute magnitudes (N, B), reddening vector (N, B), the directions (N, L, B) of their uncertainty, and the
+    scatter in luminosity (N,)."""
 
     mean: Array
     vector: Array
@@ -362,7 +362,7 @@ class Photometry(CollapsedModel):
         return jnp.logaddexp(jnp.log1p(-f) + good, jnp.log(f) + bad) + data.label_density
 
     def measured(self, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
-        """Value, variance or covariance, and mask of the blocks that the stars have; labels scaled, with covariances."""
+        """Value, variance or covariance, and mask of the stars' blocks; labels scaled, with covariances."""
         frame, out = self.require_frame(), {}
         for name in self.blocks:
             if name not in stars:

@@ -39,8 +39,8 @@ class PhotometricMoments(NamedTuple):
 
     coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
     luminosity_scatter at the median labels, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second
-    (E, B): R_2 if there is one, of equal sign in all members; reddening_bend (B,): w, 1 / mag; luminosity_scatter_slope:
-    of ln s_M. Models of the first versions have neither of these: 0.
+    (E, B): R_2 if there is one, of equal sign in all members; reddening_bend (B,): w, 1 / mag;
+    luminosity_scatter_slope: of ln s_M. Models of the first versions have neither of these: 0.
     """
 
     coefficients: np.ndarray
@@ -167,8 +167,9 @@ def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> di
     parallax = np.where(weight > 0, data.parallax - moments.zero_point, 0.0)
     rate = np.full(n, 1 / model.reddening_scale)
     return {
-        "magnitudes": data.magnitudes, "noise": data.noise, "scatter": moments.scatter**2 + np.zeros_like(data.seen),
-        "seen": data.seen, "reddening_guess": data.reddening_guess, "labels": labels, "precision": precision, "label_mean": data.label_mean,
+        "magnitudes": data.magnitudes, "noise": data.noise, "seen": data.seen,
+        "scatter": moments.scatter**2 + np.zeros_like(data.seen), "reddening_guess": data.reddening_guess,
+        "labels": labels, "precision": precision, "label_mean": data.label_mean,
         "others": Others(parallax, weight, data.reddening, data.reddening_weight, rate),
     }  # fmt: skip
 
@@ -230,7 +231,7 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
     coefficients, reddening_log, reddening_slope, second = members
     n_member, y = len(coefficients), rows["magnitudes"]
     noise = _kinds(rows, wide)
-    m, vector = energy.at(first, shared)
+    m, _ = energy.at(first, shared)
     mu_0 = centre_of(y - m, jax.tree.map(lambda x: x[0], noise))
 
     def own_with(factors, noise, e):
@@ -262,11 +263,12 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
 
 
 def _of_good(energy, shared, own, u):
-    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M), and by how much the scatter in luminosity lowers
-    ln p, whatever the magnitudes are."""
+    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M), and by how much the scatter in luminosity
+    lowers ln p, whatever the magnitudes are."""
 
     def one(u, own):
-        return told_by(*energy.at(u[None], shared), shared, own)
+        m, vector = energy.at(u[None], shared)
+        return told_by(m, vector, shared, own)
 
     q = jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], jax.vmap(one)(u, own))
     sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(u))
