@@ -200,7 +200,7 @@ def dusty_stars(a):
     logg = test["labels"].value[:, 1]
     for low, high in ((0, 2.3), (2.3, 3.5), (3.5, 6)):
         some = good & (logg > low) & (logg < high)
-        print(f"parallaxes, log g {low}-{high}: z {z[some].mean():+.3f} sd {z[some].std():.3f} robust {mad(z[some]):.2f} "
+        print(f"parallaxes, log g {low}-{high}: z {z[some].mean():+.3f} sd {z[some].std():.3f} ({mad(z[some]):.2f}) "
               f"{some.sum()} stars, scatter {np.median(grey[some]):.3f} mag", flush=True)  # fmt: skip
     own = posterior.with_model(distance_prior=bl.priors.ExponentialDisk())
     some = test[: a.stars or 600]
