@@ -49,8 +49,7 @@ def test_fitzpatricks_law():
 
 
 def test_laws_agree_about_dust_of_other_grains():
-    """More extinction in the red at equal A_V, less in the blue, as R_V grows: in much the same proportions by all laws. In the infrared, F99 has
-    the same at any R_V."""
+    """As R_V grows: at equal A_V less in the blue, more in the red, in much the same proportions by all laws."""
     bands = ("PS1_g", "PS1_r", "PS1_i", "PS1_z", "J", "Ks")
     slopes = {}
     for law in extinction.LAWS:
