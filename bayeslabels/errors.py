@@ -7,19 +7,48 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """Data or settings that cannot mean what was intended."""
+    """Data or settings that cannot mean what was intended.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> try:
+        ...     bl.Cannon(order=2).replace(order=-1)
+        ... except bl.BadInput as problem:
+        ...     print("refused")
+        refused
+    """
 
 
 class CannotDo(TypeError):
-    """A model and an inference that do not go together."""
+    """A model and an inference that do not go together.
+
+    Example:
+        >>> from bayeslabels.errors import CannotDo
+        >>> issubclass(CannotDo, Exception)
+        True
+    """
 
 
 class NotConverged(RuntimeWarning):
-    """A result that came back, but should not be trusted yet."""
+    """A result that came back, but should not be trusted yet.
+
+    Example:
+        >>> import warnings
+        >>> import bayeslabels as bl
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", bl.NotConverged)  # stop where a result should not be trusted
+    """
 
 
 class DoubtfulErrors(UserWarning):
-    """Stated errors of the data that the data themselves refute."""
+    """Stated errors of the data that the data themselves refute.
+
+    Example:
+        >>> import warnings
+        >>> from bayeslabels.errors import DoubtfulErrors
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", DoubtfulErrors)
+    """
 
 
 def bad_input(got: str, expected: str, cause: str | None = None, fix: str | None = None) -> BadInput:

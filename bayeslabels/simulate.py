@@ -63,6 +63,7 @@ def simulate(
         label_scatter: sd of the noise in the training labels beyond their stated errors (tau); by default none.
 
     Example:
+        >>> from bayeslabels.simulate import simulate
         >>> train, test, truth = simulate(200, 100)
         >>> len(train), len(test), truth.test_labels.shape
         (200, 100, (100, 3))
@@ -132,8 +133,9 @@ def simulate_disk(
         limit: faintest H magnitude seen.
 
     Example:
+        >>> from bayeslabels.simulate import simulate_disk
         >>> stars, truth = simulate_disk(500, 40)
-        >>> print(stars.blocks, bool((stars["parallax"].value < 0).any()))
+        >>> print(tuple(stars.blocks), bool((stars["parallax"].value < 0).any()))
         ('magnitudes', 'flux', 'parallax') True
     """
     if min(n_star, n_pixel) < 1:
@@ -209,7 +211,14 @@ class Lines(NamedTuple):
 
 
 def line_list(n_pixel: int) -> Lines:
-    """The lines in spectra of so many pixels, the same in every survey."""
+    """The lines in spectra of so many pixels, the same in every survey.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> lines = bl.simulate.line_list(500)
+        >>> len(lines[0]) > 10
+        True
+    """
     rng = np.random.default_rng(42)
     n_line = max(6, n_pixel // 4)
     centre = START * np.exp(STEP * rng.uniform(-3, n_pixel + 3, n_line))
@@ -275,6 +284,12 @@ def simulate_photometry(
         parallax_error: median error [mas]; stars differ by 40 per cent. label_error: TEFF [K], LOGG, FE_H.
         luminosity_scatter: that all bands share, mag. missing: share of the magnitudes.
         length: of the exponential fall of the space density, kpc; all stars are seen, at any magnitude.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> stars["magnitudes"].names
+        ('G', 'BP', 'RP', 'J', 'H', 'Ks')
     """
     if n_star < 1 or not set(bands) <= set(PASSBANDS):
         raise bad_input(f"n_star={n_star}, bands={tuple(bands)}", f"at least 1, and some of {tuple(PASSBANDS)}")

@@ -85,6 +85,13 @@ def fit(
 
     Raises:
         BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> posterior.model.frame.names
+        ('TEFF', 'LOGG', 'FE_H')
     """
     model = as_model(model)
     _check_arguments(None if isinstance(stars, str | os.PathLike) else stars, seed)
@@ -210,6 +217,16 @@ def infer(
 
     Returns:
         A row for every star, in order; a star without an answer has NaN and a flag.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> result.mean.shape
+        (20, 3)
+        >>> result.table().colnames[:3]
+        ['id', 'TEFF', 'TEFF_error']
     """
     posterior = for_stars_with(posterior, nuisances, flux_error_factor)
     model = posterior.model

@@ -50,7 +50,9 @@ def reddening_along(
         known is NaN. Reddening never falls with distance.
 
     Example:
+        >>> import numpy as np
         >>> import bayeslabels as bl
+        >>> from bayeslabels.astro.dust import reddening_along
         >>> lines = reddening_along(lambda l, b, d: 0.3 * (1 - np.exp(-d)), [10.0, 20.0], [2.0, -3.0])
         >>> lines.reddening.shape, bool((np.diff(lines.reddening) >= 0).all())
         ((2, 25), True)

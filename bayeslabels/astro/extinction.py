@@ -46,6 +46,11 @@ def extinction_law(wavelength: ArrayLike, r_v: float = 3.1, law: str = "o94") ->
 
     Raises:
         BadInput: of wavelengths that the law does not reach.
+
+    Example:
+        >>> from bayeslabels.astro.extinction import extinction_law
+        >>> float(extinction_law(0.55).round(1))
+        1.0
     """
     wave, r_v = plain(wavelength, "micron", "wavelength"), float(positive(r_v, None, "r_v"))
     if not R_V[0] <= r_v <= R_V[1]:
@@ -107,7 +112,13 @@ def band_extinction(
     temperature: ArrayLike, bands: tuple[str, ...], a_v: float = 0.3, r_v: float = 3.1, law: str = "o94"
 ) -> Array:
     """A_band / A_V (N, B) of black bodies of these temperatures (N,), K, behind dust of A_V mag; law as in
-    `extinction_law`."""
+    `extinction_law`.
+
+    Example:
+        >>> from bayeslabels.astro.extinction import band_extinction
+        >>> band_extinction([5000.0], ("G", "J")).shape
+        (1, 2)
+    """
     t = np.atleast_1d(positive(temperature, "K", "temperature"))[:, None]
     a_v = float(positive(a_v, "mag", "a_v"))
     if not a_v <= MOST:
@@ -135,6 +146,7 @@ def band_bend(bands: tuple[str, ...], temperature: float = 5500.0) -> Array:
         temperature: of the black body, K.
 
     Example:
+        >>> from bayeslabels.astro.extinction import band_bend
         >>> band_bend(("G", "J", "?")).round(3)
         array([0.033, 0.003, 0.   ])
     """

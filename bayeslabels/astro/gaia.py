@@ -42,6 +42,7 @@ def parallax_system(name: str) -> ParallaxSystem:
     """Zero point, its sd and the error factor of a catalogue's parallaxes, of `PARALLAX_SYSTEMS`.
 
     Example:
+        >>> from bayeslabels.astro.gaia import parallax_system
         >>> parallax_system("gaia_dr2").error_factor
         1.08
     """
@@ -56,6 +57,7 @@ def excess_factor(bp_rp: ArrayLike, phot_bp_rp_excess_factor: ArrayLike) -> Arra
     Source: Riello et al. 2021 (A&A 649, A3), eq. 6 and table 2, for Gaia EDR3 and DR3.
 
     Example:
+        >>> from bayeslabels.astro.gaia import excess_factor
         >>> excess_factor([0.8, 5.0], [1.20, 1.76]).round(3)
         array([ 0., -0.])
     """
@@ -74,6 +76,11 @@ def good_colour(
     """Whether BP and RP are free of other light: \\|C*\\| < n_sigma times its scatter at this magnitude.
 
     Source: Riello et al. 2021, eq. 18. False where a number is missing.
+
+    Example:
+        >>> from bayeslabels.astro.gaia import good_colour
+        >>> good_colour([0.8, 0.8], [1.20, 1.60], [15.0, 15.0])
+        array([ True, False])
     """
     g = plain(phot_g_mean_mag, "mag", "phot_g_mean_mag")
     return np.abs(excess_factor(bp_rp, phot_bp_rp_excess_factor)) < n_sigma * (0.0059898 + 8.817481e-12 * g**7.618399)
@@ -84,6 +91,11 @@ def good_astrometry(ruwe: ArrayLike, most: float = 1.4) -> Array:
     """Whether the astrometric solution fits a single star: RUWE < 1.4 (Lindegren 2018, GAIA-C3-TN-LU-LL-124).
 
     Stars with companions fail; a cut changes the sample. False where it is missing.
+
+    Example:
+        >>> from bayeslabels.astro.gaia import good_astrometry
+        >>> good_astrometry([1.0, 2.5])
+        array([ True, False])
     """
     return plain(ruwe, None, "ruwe") < most
 
@@ -95,6 +107,7 @@ def parallax_error_factor(phot_g_mean_mag: ArrayLike) -> Array:
     Source: El-Badry, Rix & Heintz 2021 (MNRAS 506, 2269), eq. 16, from wide binaries of 7 < G < 21. NaN elsewhere.
 
     Example:
+        >>> from bayeslabels.astro.gaia import parallax_error_factor
         >>> parallax_error_factor([12.7, 18.0]).round(2)
         array([1.3 , 1.01])
     """
@@ -109,6 +122,7 @@ def magnitude_error(flux: ArrayLike, flux_error: ArrayLike, floor: float = 0.02,
     above `most` (Green+21, section 3: 0.02 and 0.2 mag).
 
     Example:
+        >>> from bayeslabels.astro.gaia import magnitude_error
         >>> magnitude_error([1000.0, 100.0], [10.0, 30.0]).round(4)
         array([0.0228,    inf])
     """
@@ -118,7 +132,13 @@ def magnitude_error(flux: ArrayLike, flux_error: ArrayLike, floor: float = 0.02,
 
 @np.errstate(all="ignore")
 def with_floor(error: ArrayLike, floor: float = 0.02, most: float = np.inf) -> Array:
-    """Errors with a floor added in quadrature; infinite, which is unobserved, above `most` and where missing."""
+    """Errors with a floor added in quadrature; infinite, which is unobserved, above `most` and where missing.
+
+    Example:
+        >>> from bayeslabels.astro.gaia import with_floor
+        >>> with_floor([0.001, 0.5], most=0.2).round(3)
+        array([0.02,  inf])
+    """
     error = positive(error, None, "error", zero=True)
     if not (floor >= 0 and most > floor):
         raise bad_input(f"floor={floor}, most={most}", "0 <= floor < most")

@@ -69,6 +69,11 @@ def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLik
     Returns:
         NaN where an input is missing, the solution has no parallax, or the recipe does not reach: outside
         6 <= G <= 21, 1.1 <= nu <= 1.9 (five parameters) or 1.24 <= nu <= 1.72 (six).
+
+    Example:
+        >>> from bayeslabels.astro.parallax import gaia_zero_point
+        >>> float(gaia_zero_point(15.0, 1.5, 20.0).round(4))
+        -0.0399
     """
     g, nu, latitude, solved = np.broadcast_arrays(
         plain(g, "mag", "g"), plain(colour, "1 / micron", "colour"),
@@ -100,7 +105,13 @@ def _zero_point(q, terms, g, nu, latitude):
 
 @np.errstate(all="ignore")
 def distance_modulus(parallax: ArrayLike) -> Array:
-    """m - M in mag of true parallaxes in mas; refuses values that are not positive, which only measurements have."""
+    """m - M in mag of true parallaxes in mas; refuses values that are not positive, which only measurements have.
+
+    Example:
+        >>> from bayeslabels.astro.parallax import distance_modulus
+        >>> float(distance_modulus(1.0))
+        10.0
+    """
     parallax = plain(parallax, "mas", "parallax")
     if (parallax <= 0).any():
         raise bad_input(
@@ -112,7 +123,13 @@ def distance_modulus(parallax: ArrayLike) -> Array:
 
 @np.errstate(all="ignore")
 def parallax_from_modulus(modulus: ArrayLike) -> Array:
-    """Parallax in mas of a distance modulus in mag."""
+    """Parallax in mas of a distance modulus in mag.
+
+    Example:
+        >>> from bayeslabels.astro.parallax import parallax_from_modulus
+        >>> float(parallax_from_modulus(10.0))
+        1.0
+    """
     return 10 ** (2 - 0.2 * plain(modulus, "mag", "modulus"))
 
 
@@ -158,6 +175,12 @@ def combine(
     on a grid in u that follows each star's posterior, whose skewness is kept. Independent only if the star's own
     astrometry did not enter eta (k-fold training). eta, s: (N,). parallax of any sign, in mas; NaN or masked, or an
     infinite, NaN or masked error: not measured.
+
+    Example:
+        >>> from bayeslabels.astro.parallax import combine
+        >>> both = combine(0.0, 0.1, parallax=1.1, error=0.1)  # ln parallax 0.0 +- 0.1 from the spectrum
+        >>> 1.0 < float(both[0]) < 1.1
+        True
     """
     eta, s, parallax, error, zero_point = np.broadcast_arrays(
         plain(eta, None, "eta"), positive(s, None, "s"), plain(parallax, "mas", "parallax"),

@@ -34,6 +34,14 @@ def propagated_covariance(
         magnitude_error: sigma_m (N, B), mag; infinite for an unobserved band, whose variance is infinite.
         modulus_error: sigma_mu = 5 / ln 10 * parallax_error / parallax (N,), mag; 0 to leave the distance out. It must
             be finite: `reddening_posterior` takes what is not.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro.photometry import propagated_covariance
+        >>> slope = np.array([[[0.01], [0.02]]])  # two bands, one label
+        >>> propagated_covariance(slope, np.array([[[1.0]]]), [1.0, 0.5], [0.0], [[0.02, 0.02]]).round(6)[0]
+        array([[0.0005, 0.0002],
+               [0.0002, 0.0008]])
     """
     j, labels = plain(slope, None, "slope"), plain(label_covariance, None, "label_covariance")
     error = positive(magnitude_error, "mag", "magnitude_error", zero=True)
@@ -57,7 +65,14 @@ def propagated_covariance(
 
 
 def to_colours(n_band: int) -> Array:
-    """The matrix (B, B) from magnitudes to the first magnitude and the others less the first (Green+21, eq. 5)."""
+    """The matrix (B, B) from magnitudes to the first magnitude and the others less the first (Green+21, eq. 5).
+
+    Example:
+        >>> from bayeslabels.astro.photometry import to_colours
+        >>> to_colours(2)
+        array([[ 1.,  0.],
+               [-1.,  1.]])
+    """
     out = np.eye(n_band)
     out[1:, 0] = -1.0
     return out
@@ -86,6 +101,14 @@ def reddening_posterior(
         prior, prior_error: E_0 and sigma_0 (N,), mag; sigma_0 infinite, or one of them NaN or masked, for none.
         modulus_error: sigma_mu (N,) where C leaves it out, mag; infinite for a star of unknown distance, of which
             only the colours count, as where it is NaN or masked.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro.photometry import reddening_posterior
+        >>> covariance = 0.02**2 * np.eye(2)[None]
+        >>> mean, sd = reddening_posterior([[0.2, 0.1]], [1.0, 0.5], covariance, [0.1], [0.1])
+        >>> float(mean[0].round(2))
+        0.2
     """
     y, c = plain(residual, "mag", "residual"), plain(covariance, "mag2", "covariance")
     if y.ndim != 2 or c.shape != (*y.shape, y.shape[-1]):

@@ -45,6 +45,16 @@ def gaussian_pseudo_continuum(
 
     `width` is L in Angstrom: sqrt(2) standard deviations. Missing pixels do not contribute and receive a
     continuum from their neighbours; f_bar is missing where no pixel within 6 L was measured.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro import spectra
+        >>> wavelength = np.linspace(5000.0, 5100.0, 101)
+        >>> flux = np.tile(1 + 0.002 * (wavelength - 5050), (3, 1))
+        >>> ivar = np.full(flux.shape, 1e4)
+        >>> continuum = spectra.gaussian_pseudo_continuum(wavelength, flux, ivar)[0]
+        >>> continuum.shape
+        (3, 101)
     """
     spectra = _read(wavelength, flux, ivar)
     weighted_flux, weight, squared = _gaussian_sums(spectra, width, with_variance=True)
@@ -59,6 +69,16 @@ def normalize_gaussian(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike |
     since it contains f, ignoring it overstates the error of pixels below 2 f_bar rather than understating it.
     Missing in the result: missing pixels, those where f_bar is not positive, and those that make up more than
     half of their own continuum (an isolated pixel has ratio 1 whatever its flux).
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro import spectra
+        >>> wavelength = np.linspace(5000.0, 5100.0, 101)
+        >>> flux = np.tile(1 + 0.002 * (wavelength - 5050), (3, 1))
+        >>> ivar = np.full(flux.shape, 1e4)
+        >>> normalised, weight = spectra.normalize_gaussian(wavelength, flux, ivar)
+        >>> bool(abs(normalised - 1).max() < 0.1)
+        True
     """
     spectra = _read(wavelength, flux, ivar)
     weighted_flux, weight, _ = _gaussian_sums(spectra, width, with_variance=False)
@@ -87,6 +107,16 @@ def polynomial_continuum(
             APOGEE's detectors [(15140, 15812), (15857, 16437), (16472, 16960)]. None: one for all pixels.
 
     c is missing outside the segments, and where a star's measured continuum pixels do not determine it.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro import spectra
+        >>> wavelength = np.linspace(5000.0, 5100.0, 101)
+        >>> flux = np.tile(1 + 0.002 * (wavelength - 5050), (3, 1))
+        >>> ivar = np.full(flux.shape, 1e4)
+        >>> continuum = spectra.polynomial_continuum(wavelength, flux, ivar, np.ones(101, bool), order=1)[0]
+        >>> continuum.shape
+        (3, 101)
     """
     spectra = _read(wavelength, flux, ivar)
     continuum, variance = _polynomial_fit(spectra, pixels, order, segments)
@@ -105,6 +135,16 @@ def normalize_polynomial(
     """Flux over its polynomial continuum: f / c, with ivar c^2 (Ness+15).
 
     Arguments as in `polynomial_continuum`; c is taken as exact. Missing where f or c is, and where c <= 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro import spectra
+        >>> wavelength = np.linspace(5000.0, 5100.0, 101)
+        >>> flux = np.tile(1 + 0.002 * (wavelength - 5050), (3, 1))
+        >>> ivar = np.full(flux.shape, 1e4)
+        >>> normalised, weight = spectra.normalize_polynomial(wavelength, flux, ivar, np.ones(101, bool), order=1)
+        >>> bool(abs(normalised - 1).max() < 1e-9)
+        True
     """
     spectra = _read(wavelength, flux, ivar)
     continuum, _ = _polynomial_fit(spectra, pixels, order, segments)
@@ -118,6 +158,15 @@ def continuum_pixels(flux: ArrayLike, ivar: ArrayLike | None, tolerance: float =
     that vary least between stars (median absolute deviation, in which noise counts) are taken, until they
     make up `fraction` of all pixels. Ness+15 judge by a trained model (baseline coefficient within
     1 +- 0.015, small label coefficients); this needs no labels. Call it per detector to have pixels in each.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro import spectra
+        >>> wavelength = np.linspace(5000.0, 5100.0, 101)
+        >>> flux = np.tile(1 + 0.002 * (wavelength - 5050), (3, 1))
+        >>> ivar = np.full(flux.shape, 1e4)
+        >>> spectra.continuum_pixels(np.ones((3, 101)), ivar, fraction=0.1).shape
+        (101,)
     """
     values, weight, _ = _read_flux(flux, ivar)
     if values.ndim != 2 or len(values) < 2 or not 0 < fraction <= 1:
@@ -150,6 +199,11 @@ def doppler_shift(wavelength: ArrayLike, velocity: ArrayLike) -> Array:
 
     `velocity` is v in km/s (or a Quantity), positive away from the observer: a number, or (n_star,), which
     gives (n_star, n_pixel). -v leads from rest-frame to observed wavelengths.
+
+    Example:
+        >>> from bayeslabels.astro.spectra import doppler_shift
+        >>> doppler_shift([5000.0], [30.0]).round(3)
+        array([[4999.5]])
     """
     return _doppler_factor(velocity)[..., None] * _read_wavelength(wavelength)
 
@@ -172,6 +226,16 @@ def resample(
     `velocity` in km/s, positive away, is a number or (n_star,); NaN makes its star missing. Flux values are
     moved, not rescaled. Missing: outside the old range (never extrapolated), and where a neighbour of
     non-zero weight is.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro import spectra
+        >>> wavelength = np.linspace(5000.0, 5100.0, 101)
+        >>> flux = np.tile(1 + 0.002 * (wavelength - 5050), (3, 1))
+        >>> ivar = np.full(flux.shape, 1e4)
+        >>> new, weight = spectra.resample(wavelength, flux, ivar, np.array([5010.5, 5020.5]))
+        >>> new.round(3)[0]
+        array([0.921, 0.941])
     """
     spectra, grid = _read(wavelength, flux, ivar), _read_wavelength(new_wavelength, "new_wavelength")
     old, n_star = spectra.wavelength, len(spectra.flux)
@@ -210,6 +274,11 @@ def vacuum_to_air(wavelength: ArrayLike) -> Array:
     l_air = l / n(l),  n = 1 + 8.34254e-5 + 2.406147e-2 / (130 - s^2) + 1.5998e-4 / (38.9 - s^2),  s = 1e4 / l
 
     ApJS 130, 403, the IAU standard, after Birch & Downs 1994. Below 2000 Angstrom nothing changes.
+
+    Example:
+        >>> from bayeslabels.astro.spectra import vacuum_to_air
+        >>> float(vacuum_to_air(5000.0).round(2))
+        4998.61
     """
     vacuum = _angstrom(wavelength)
     return np.where(vacuum >= 2000, vacuum / _refractive_index(vacuum), vacuum)
@@ -234,6 +303,11 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
     """Wavelengths in vacuum from those in air, Angstrom, any shape: inverse of `vacuum_to_air` (Morton 2000).
 
     Solves l = l_air n(l) by fixed-point iteration, to rounding.
+
+    Example:
+        >>> from bayeslabels.astro.spectra import air_to_vacuum
+        >>> float(air_to_vacuum(4998.61).round(2))
+        5000.0
     """
     air = vacuum = _angstrom(wavelength)
     for _ in range(6):

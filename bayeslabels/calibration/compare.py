@@ -26,6 +26,14 @@ def compare(models: Mapping[str, CrossValidation]) -> QTable:
     Returns:
         `model`, `elpd`, `elpd_error`, `difference`, `difference_error`, `n_star`, over the stars of which every model
         has a density, and `n_failed`, how many more this model gave no answer for: not punished in the elpd.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> held_out = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
+        >>> second = bl.cross_validate(bl.Cannon(order=2), train, folds=3, progress=False)
+        >>> len(bl.calibration.compare({"order 1": held_out, "order 2": second}))
+        2
     """
     if len(models) < 2:
         raise bad_input(f"{len(models)} model(s)", "at least two", fix='compare({"cannon": a, "lux": b})')

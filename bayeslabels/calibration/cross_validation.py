@@ -41,6 +41,13 @@ class CrossValidation:
 
     For `Parallax` the "labels" are `parallax_sp`, in which a star's own parallax has no part, not even through
     training, `parallax_combined` with it, and `distance`; `log_density` is that of the measured parallax.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> held_out = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
+        >>> held_out.table().colnames[:3]
+        ['id', 'TEFF', 'TEFF_error']
     """
 
     id: np.ndarray
@@ -126,6 +133,13 @@ def cross_validate(
     Args:
         model, stars, inference: as in `fit`. infer_with: the test step's inference, as in `infer`.
         folds: the stars are split at random, by seed, into so many equal parts.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> held_out = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
+        >>> held_out.mean.shape
+        (100, 3)
     """
     model = as_model(model)
     kind = kind_of(model)

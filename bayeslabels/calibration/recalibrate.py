@@ -52,6 +52,15 @@ class Recalibration:
 
     Standard errors are the sandwich's (White 1982), right for residuals that are not Gaussian, too. That of a floor at
     zero says how far up it might be.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> held_out = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
+        >>> errors = bl.calibration.recalibrate(held_out, train)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> len(errors.apply(bl.infer(posterior, test, progress=False)))
+        20
     """
 
     names: tuple[str, ...]
@@ -190,6 +199,14 @@ def recalibrate(
         errors: of the labels, as in `z_scores`. scatter: tau, as in `z_scores`: what a catalogue's labels scatter
             beyond their errors, where that is noise of the catalogue. Left out, the floor takes it up, and the error
             bar becomes that of a catalogue label.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> held_out = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
+        >>> errors = bl.calibration.recalibrate(held_out, train)
+        >>> errors.factor.shape
+        (1, 3)
     """
     if not freedom > 0:
         raise bad_input(f"freedom={freedom!r}", "degrees of freedom above 0", fix="freedom=4")

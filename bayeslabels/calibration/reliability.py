@@ -41,6 +41,14 @@ def reliability(
         A row per label, bin and level: the `share` of the `n_star` stars inside, the `low` and `high` between which 95
         per cent of such shares lie where the error bars hold, whether it `holds`, `z_sd`, and `sharpness`, the median
         sd of label minus prediction, in the label's unit. Of 20 rows one is outside by chance.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.reliability(result, truth.test_labels, bins=1).colnames[:3]
+        ['label', 'unit', 'n_star']
     """
     level = np.atleast_1d(np.asarray(levels, float))
     if level.ndim != 1 or not len(level) or not ((level > 0) & (level < 1)).all():
@@ -82,6 +90,15 @@ class Pairs:
         first, second (P,): rows of the result. names, units: of the M labels.
         difference (P, M): of the means, first minus second, in label units; NaN where either failed.
         error (P, M): its sd, sqrt(var_1 + var_2).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> twice = bl.calibration.pairs(result, id=[f"star {i // 2}" for i in range(20)])
+        >>> twice.names
+        ('TEFF', 'LOGG', 'FE_H')
     """
 
     first: np.ndarray
@@ -126,6 +143,14 @@ def pairs(result: StarPosterior, id: Any = None) -> Pairs:
 
     Args:
         result: of `infer`, a row per observation. id (N,): which star; None: the result's own ids.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.pairs(result, id=[f"star {i // 2}" for i in range(20)]).difference.shape
+        (10, 3)
     """
     ids = np.asarray(result.stars["star"].values if id is None else id)
     if ids.shape != (len(result),):

@@ -53,6 +53,14 @@ class SBC:
         without_error: quantities of which the inference gives one value and no error, which cannot be ranked.
         seed: of the uniform numbers that fill the steps between ranks.
         info: model, inference, settings, CPU seconds.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> model = bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal(0.1))
+        >>> done = bl.calibration.sbc(model, train, bl.MAP(), n_sim=4, test=test[:2], progress=False)
+        >>> done.n_draw
+        99
     """
 
     names: tuple[str, ...]
@@ -170,6 +178,14 @@ def sbc(
 
     Raises:
         CannotDo: a prior that cannot be simulated from.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> model = bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal(0.1))
+        >>> ranks = bl.calibration.sbc(model, train, bl.MAP(), n_sim=4, test=test[:2], progress=False)
+        >>> ranks.ranks.shape[0]
+        4
     """
     began = process_time()
     if isinstance(model, Posterior):

@@ -71,14 +71,32 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
 
 
 def label_scatter(result: Result) -> np.ndarray:
-    """tau of the training step, in label units: (M,), or (N, M) where folds differ."""
+    """tau of the training step, in label units: (M,), or (N, M) where folds differ.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.label_scatter(result).shape
+        (3,)
+    """
     if isinstance(result, CrossValidation):
         return result.label_scatter
     return np.asarray(result.info.get("label_scatter", np.zeros(len(result.frame.names))))
 
 
 def log_density(result: Result, labels: Labels, scatter: Any = None) -> np.ndarray:
-    """Log density (N,) of labels under N(mean, C + labels' covariance + scatter^2); NaN where either is missing."""
+    """Log density (N,) of labels under N(mean, C + labels' covariance + scatter^2); NaN where either is missing.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.log_density(result, truth.test_labels).shape
+        (20,)
+    """
     truth = compared(result, labels, None, scatter)
     return log_density_of(truth.value - result.mean, result.cov + truth.covariance)
 
@@ -91,20 +109,45 @@ def z_scores(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
             included.
         errors: of the labels, (M,), (N, M) or covariances (N, M, M), in the place of the block's.
         scatter: tau, (M,) or (N, M): what the labels scatter beyond their errors, such as `label_scatter`.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.z_scores(result, truth.test_labels).shape
+        (20, 3)
     """
     truth = compared(result, labels, errors, scatter)
     return (truth.value - result.mean) / np.sqrt(np.einsum("nmm->nm", result.cov + truth.covariance))
 
 
 def robust_scatter(x: np.ndarray) -> np.ndarray:
-    """Half the range from the 15.87th to the 84.13th percentile of every column, NaN left out: sd if Gaussian."""
+    """Half the range from the 15.87th to the 84.13th percentile of every column, NaN left out: sd if Gaussian.
+
+    Example:
+        >>> import numpy as np
+        >>> import bayeslabels as bl
+        >>> bl.calibration.robust_scatter(np.array([[-1.0], [0.0], [1.0], [100.0], [np.nan]])).round(2)
+        array([26.7])
+    """
     low, high = np.nanpercentile(x, [15.866, 84.134], axis=0)
     return (high - low) / 2
 
 
 class Coverage(NamedTuple):
     """Share of labels within their central interval, (M,) or (P, M) for P levels, with the band [low, high] that holds
-    95 per cent of the shares of so many (`n_star`, (M,)) stars where the error bars hold."""
+    95 per cent of the shares of so many (`n_star`, (M,)) stars where the error bars hold.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> share = bl.calibration.coverage(result, truth.test_labels)
+        >>> bool(((share.low <= 0.6827) & (share.high >= 0.6827)).all())
+        True
+    """
 
     share: np.ndarray
     low: np.ndarray
@@ -123,6 +166,14 @@ def coverage(
 
     Args:
         level: between 0 and 1, or several (P,). The others as in `z_scores`.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.coverage(result, truth.test_labels).n_star
+        array([20, 20, 20])
     """
     levels = np.asarray(level, float)
     if levels.ndim > 1 or not ((levels > 0) & (levels < 1)).all():
@@ -144,6 +195,14 @@ def pit(result: Result, truth: Labels, *, errors: Any = None, scatter: Any = Non
     """Probability integral transform (N, M): the posterior's probability below each label, uniform if calibrated.
 
     From the draws, each widened by the labels' errors and scatter; from mean and sd where there is one draw (MAP).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> bl.calibration.pit(result, truth.test_labels).shape
+        (20, 3)
     """
     true = compared(result, truth, errors, scatter)
     out = norm.cdf(z_scores(result, truth, errors, scatter))

@@ -101,6 +101,17 @@ def infer_catalog(
     Raises:
         BadInput: before anything is computed: columns or files that are not there, files cut short, duplicated ids,
             a destination that cannot be written, parts of another model, source or settings, named.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> source = bl.tables.write_table(test.to_table(), folder / "survey.fits")
+        >>> run = bl.infer_catalog(posterior, source, folder / "labels.fits", progress=False)
+        >>> len(bl.tables.read_table(folder / "labels.fits"))
+        20
     """
     if jax.process_count() > 1:
         raise CannotDo("infer_catalog in several processes of jax.distributed: partitions.infer_partition does that")

@@ -46,6 +46,18 @@ def infer_partition(
             smallest of three sizes that holds the stars.
 
     The same partition has the same result, to the bit, on whatever worker.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> import pandas
+        >>> spectra = {"flux": list(test.flux.value), "err": list(test.flux.error)}
+        >>> partition = pandas.DataFrame({"source": test.id} | spectra)
+        >>> columns = {"flux": "flux", "flux_error": "err", "id": "source"}
+        >>> frame = bl.partitions.infer_partition(partition, posterior, columns=columns, keep=())
+        >>> len(frame)
+        20
     """
     known = posterior if isinstance(posterior, Posterior) else _loaded(os.fspath(posterior))
     kind = kind_of(known.model)

@@ -29,7 +29,13 @@ START_WIDTH = 1.0
 
 @dataclass(frozen=True)
 class Flat:
-    """No preference: p(theta) constant. Improper, so the model cannot be simulated from it."""
+    """No preference: p(theta) constant. Improper, so the model cannot be simulated from it.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(order=2, label_noise=False, coefficient_prior=bl.priors.Flat()).coefficient_prior
+        Flat()
+    """
 
     def sample(self, name: str, n_pixel: int, n_feature: int, scale: float) -> Array:
         improper = dist.ImproperUniform(dist.constraints.real, (), event_shape=(n_pixel, n_feature))
@@ -44,6 +50,11 @@ class Normal:
     """Ridge: theta_lk ~ N(0, scale^2) for every feature but the constant, which stays nearly flat.
 
     scale: in flux units per unit of the scaled labels' monomials; None: 0.3 of the typical flux.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(order=2, coefficient_prior=bl.priors.Normal(0.1)).coefficient_prior
+        Normal(scale=0.1)
     """
 
     scale: float | None = None
@@ -70,6 +81,11 @@ class Laplace:
     """Sparse (L1): p(theta_lk) ~ exp(-|theta_lk| / scale) for every feature but the constant (Casey+16, eq. 4).
 
     MAP gives exact zeros. scale: in flux units; None: 0.02 of the typical flux.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(order=3, coefficient_prior=bl.priors.Laplace()).coefficient_prior
+        Laplace(scale=None)
     """
 
     scale: float | None = None
@@ -104,6 +120,11 @@ class Learned:
         scale: of the hyperprior of Sigma, in units of f. It is a floor: L pixels give every coefficient a prior sd of
             at least scale f / sqrt(L), and a floor above what terms of high order have makes their noise pass for
             information. Far below that, as by default, it does not matter.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(order=3, coefficient_prior=bl.priors.Learned()).coefficient_prior
+        Learned(scale=0.0001)
     """
 
     scale: float = 1e-4
@@ -139,7 +160,13 @@ class Learned:
 @dataclass(frozen=True)
 class HalfNormal:
     """A scatter ~ HalfNormal(scale), in the units that the model states; scale None: what is typical of the training
-    stars: their flux for s_l, the spread of each label for tau."""
+    stars: their flux for s_l, the spread of each label for tau.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(scatter_distribution=bl.priors.HalfNormal(0.01)).scatter_distribution
+        HalfNormal(scale=0.01)
+    """
 
     scale: float | None = None
 
@@ -166,6 +193,11 @@ class Horseshoe:
     """theta_j ~ N(0, t^2 l_j^2), l_j ~ half-Cauchy(1), times a slab N(0, slab^2): most are nothing, some are free.
 
     scale: t; None: learned, half-Cauchy(1) (Carvalho+2010; the slab as in Piironen & Vehtari 2017).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Parallax(coefficient_prior=bl.priors.Horseshoe()).coefficient_prior
+        Horseshoe(scale=None, slab=2.0)
     """
 
     scale: float | None = None
@@ -204,7 +236,13 @@ def global_scale(scale: float | None) -> Array:
 
 @dataclass(frozen=True)
 class Exponential:
-    """p(E) = exp(-E / scale) / scale for E >= 0, mag; scale None: the mean reddening of the training stars."""
+    """p(E) = exp(-E / scale) / scale for E >= 0, mag; scale None: the mean reddening of the training stars.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Photometry(reddening_prior=bl.priors.Exponential(0.2)).reddening_prior
+        Exponential(scale=0.2)
+    """
 
     scale: float | None = None
 
@@ -212,7 +250,13 @@ class Exponential:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NormalModulus:
-    """Distance modulus mu ~ N(mean, sd^2), mag. Wide, it says next to nothing of the distance."""
+    """Distance modulus mu ~ N(mean, sd^2), mag. Wide, it says next to nothing of the distance.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> round(float(bl.priors.NormalModulus(10.0, 5.0).log_density(10.0)), 2)
+        -2.53
+    """
 
     mean: float = 10.0
     sd: float = 5.0
@@ -234,6 +278,11 @@ class ExponentialDisk:
     """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially with distance from the Sun.
 
     The simplest prior that knows of the growing volume and of the Galaxy's end (Bailer-Jones 2015, eq. 17).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Photometry(distance_prior=bl.priors.ExponentialDisk(1.0)).distance_prior
+        ExponentialDisk(length=1.0)
     """
 
     length: float = 1.35

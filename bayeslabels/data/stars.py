@@ -68,6 +68,14 @@ class Block:
 
     Raises:
         BadInput: zero or negative errors, a covariance that is not one, shapes or units that do not fit.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> value, error = [[4800.0, 2.5], [5100.0, 3.1]], [[40.0, 0.1], [50.0, 0.1]]
+        >>> labels = bl.Block(value, error, names=("TEFF", "LOGG"), unit=("K", "dex"))
+        >>> labels.select(["LOGG"]).value
+        array([[2.5],
+               [3.1]])
     """
 
     value: Array
@@ -211,6 +219,14 @@ class Stars:
 
     Raises:
         BadInput: no stars, blocks of different length, duplicated ids, block names that are taken.
+
+    Example:
+        >>> import numpy as np
+        >>> import bayeslabels as bl
+        >>> flux = bl.Block(np.ones((2, 3)), 0.01, coords={"wavelength": [5000.0, 5001.0, 5002.0]})
+        >>> stars = bl.Stars(id=["a", "b"], flux=flux)
+        >>> len(stars), stars[:1].id
+        (2, array(['a'], dtype='<U1'))
     """
 
     id: np.ndarray | None

@@ -17,6 +17,13 @@ def open_stream(path: str | os.PathLike[str], hdu: int | str | None = None) -> S
 
     Args:
         hdu: of a FITS file, number or name; of an HDF5 file, the name of a group; None: the first table that has rows.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import bayeslabels as bl
+        >>> stars = bl.simulate.simulate_photometry(5, seed=1)[0]
+        >>> path = bl.tables.write_table(stars.to_table(), pathlib.Path(tempfile.mkdtemp()) / "stars.fits")
+        >>> stream = bl.streams.open_stream(path)
     """
     path = Path(path)
     if not path.exists():

@@ -23,12 +23,28 @@ def read_table(path: str | os.PathLike[str], hdu: int | str | None = None) -> Ta
 
     Args:
         hdu: of a FITS file, number or name; of an HDF5 file, the name of a group; None: the first table that has rows.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import bayeslabels as bl
+        >>> stars = bl.simulate.simulate_photometry(5, seed=1)[0]
+        >>> path = bl.tables.write_table(stars.to_table(), pathlib.Path(tempfile.mkdtemp()) / "stars.parquet")
+        >>> len(bl.tables.read_table(path))
+        5
     """
     return open_stream(path, hdu).whole()
 
 
 def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
-    """Write an astropy table with its units; an existing file is replaced."""
+    """Write an astropy table with its units; an existing file is replaced.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import bayeslabels as bl
+        >>> stars = bl.simulate.simulate_photometry(5, seed=1)[0]
+        >>> bl.tables.write_table(stars.to_table(), pathlib.Path(tempfile.mkdtemp()) / "stars.ecsv").name
+        'stars.ecsv'
+    """
     kind, path = format_of(path), Path(path)
     plain = plain_table(table)
     texts = [np.ma.getdata(x).ravel().tolist() for x in plain.itercols() if x.dtype.kind == "U"]

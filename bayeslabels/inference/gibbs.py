@@ -19,6 +19,14 @@ class Gibbs(Inference):
         draws: kept per chain, of which every one takes memory (all coefficients and true labels).
         warmup: sweeps before the first draw, in which the random walks are tuned.
         thin: sweeps per draw kept; warmup counts sweeps too.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> model = bl.Cannon(order=1, label_noise="joint")
+        >>> posterior = bl.fit(model, train, bl.Gibbs(chains=2, draws=50, warmup=50), progress=False)
+        >>> posterior.data["posterior"]["label_scatter"].shape
+        (2, 50, 3)
     """
 
     chains: int = 4

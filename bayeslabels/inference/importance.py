@@ -51,6 +51,14 @@ class Importance(Inference):
     Args:
         draws: per star. starts: starting points per star. freedom: of the proposal's t distribution.
         rescue: NUTS for stars of high k-hat.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, bl.Importance(draws=200), progress=False)
+        >>> bool((result.stars["khat"] < 0.7).all())
+        True
     """
 
     draws: int = 1000

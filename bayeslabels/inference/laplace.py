@@ -22,6 +22,14 @@ class Laplace(Inference):
 
     Args:
         draws: per star. starts: starting points per star.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, bl.Laplace(draws=100), progress=False)
+        >>> result.draws("TEFF").shape
+        (100, 20)
     """
 
     draws: int = 500

@@ -24,6 +24,13 @@ class MAP(Inference):
         batch_size: stars per step of models trained by minibatches (`Photometry`, `Translator`); None: by their number.
 
     Stars in files are passed over as often as there are iterations (`inference.passes`): to the same answer.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, bl.MAP(max_iterations=200), progress=False)
+        >>> posterior.info["inference"]
+        'MAP'
     """
 
     max_iterations: int = 100

@@ -54,6 +54,14 @@ class NUTS(Inference):
         target_accept: acceptance probability aimed at.
         max_tree_depth: of the training step.
         starts: starting points per star for the modes.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test[:5], bl.NUTS(chains=2, draws=50), progress=False)
+        >>> result.data["posterior"]["true_labels"].shape
+        (2, 50, 5, 3)
     """
 
     chains: int = 4

@@ -32,6 +32,13 @@ class SVI(Inference):
         epochs: passes over all stars, instead of `steps`.
         draws: from the fitted guide.
         start: "map" starts at the model's MAP where it has one; "cold" at random.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, bl.SVI(epochs=20), progress=False)
+        >>> posterior.info["inference"]
+        'SVI'
     """
 
     steps: int = 3000

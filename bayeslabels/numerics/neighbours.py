@@ -26,6 +26,8 @@ def label_distance(training: np.ndarray, labels: np.ndarray, scale: np.ndarray |
         scale: (M,) or a number, in these units: what counts as 1, such as 100 K, 0.2 dex, 0.1 dex.
 
     Example:
+        >>> import numpy as np
+        >>> from bayeslabels import label_distance
         >>> training = np.random.default_rng(0).normal(size=(500, 2))
         >>> near, far = label_distance(training, np.array([[0.0, 0.0], [5.0, 5.0]]))
         >>> bool(far > 100 * near)

@@ -37,6 +37,13 @@ def ranks(posterior: Posterior, names: Sequence[str] | None = None, *, axes: Seq
     Args:
         names: parameters, such as ("label_scatter",); None: all that are few numbers, the stars' own left out.
             axes: one per number; None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> model = bl.Cannon(order=1, label_noise="joint")
+        >>> posterior = bl.fit(model, train, bl.Gibbs(chains=2, draws=50, warmup=50), progress=False)
+        >>> figure = bl.plots.ranks(posterior, ["label_scatter"])
     """
     shown = _numbers(posterior, names)
     n_chain, n_draw = next(iter(shown.values())).shape
@@ -57,6 +64,13 @@ def energy(posterior: Posterior, *, axes: Sequence[Axes] | None = None) -> Figur
     """Energies of NUTS and their steps from draw to draw (Betancourt 2016): alike where the tails are reached.
 
     BFMI, the mean squared step over the variance, should be above 0.3 in every chain.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> nuts = bl.NUTS(chains=2, draws=60, warmup=60)
+        >>> posterior = bl.fit(bl.Parallax(features=("magnitudes",)), stars, nuts, progress=False)
+        >>> figure = bl.plots.energy(posterior)
     """
     values = _trace(posterior, "energy", "NUTS()")
     steps = np.diff(values, axis=1)
@@ -71,7 +85,15 @@ def energy(posterior: Posterior, *, axes: Sequence[Axes] | None = None) -> Figur
 
 
 def pair(posterior: Posterior, names: Sequence[str] | None = None) -> Figure:
-    """Densities of every pair of numbers, with 68 and 95 per cent contours; names as in `ranks`."""
+    """Densities of every pair of numbers, with 68 and 95 per cent contours; names as in `ranks`.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> nuts = bl.NUTS(chains=2, draws=60, warmup=60)
+        >>> posterior = bl.fit(bl.Parallax(features=("magnitudes",)), stars, nuts, progress=False)
+        >>> figure = bl.plots.pair(posterior, ["scatter", "zero_point"])
+    """
     shown = {name: x.ravel() for name, x in _numbers(posterior, names).items() if np.ptp(x) > 0}
     if len(shown) > MOST:
         raise bad_input(f"{len(shown)} numbers", f"at most {MOST}", fix=f"names={list(shown)[:2]}")
@@ -95,6 +117,13 @@ def prior_to_posterior(
     Args:
         stars: the training stars, or some like them: the prior's draws are those of the model's program.
         names: as in `ranks`, of sites that the program samples. draws: from the prior.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> nuts = bl.NUTS(chains=2, draws=60, warmup=60)
+        >>> posterior = bl.fit(bl.Parallax(features=("magnitudes",)), stars, nuts, progress=False)
+        >>> figure = bl.plots.prior_to_posterior(posterior, stars, ["scatter"])
     """
     model, shown = posterior.model, _numbers(posterior, names)
     sites = {name.split("[")[0] for name in shown}
@@ -121,7 +150,14 @@ def prior_to_posterior(
 
 def loss(posterior: Posterior, *, axes: Sequence[Axes] | None = None) -> Figure:
     """What an iterative training step wrote down, against the iteration: the loss of `SVI`, the changes of `MAP`; of
-    stars that were held out, against the epoch."""
+    stars that were held out, against the epoch.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> figure = bl.plots.loss(posterior)
+    """
     traces = _sample_stats(posterior)
     shown = {str(name): x for name, x in traces.items() if x.dims in (("iteration",), ("epoch",)) and len(x)}
     if not shown:
@@ -147,6 +183,13 @@ def khat(result: StarPosterior, *, axes: Sequence[Axes] | None = None) -> Figure
     """Pareto k-hat of every star's importance weights (Vehtari+24): above 0.7 they are not to be trusted.
 
     Such stars were sampled with NUTS instead, unless `Importance(rescue=False)` was asked for.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, bl.Importance(draws=200), progress=False)
+        >>> figure = bl.plots.khat(result)
     """
     if "khat" not in result.stars:
         raise bad_input(

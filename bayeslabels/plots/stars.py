@@ -26,6 +26,14 @@ def coefficients(
 
     A first-order coefficient is the change of flux with one scaled label, given in the legend of its panel; its band is
     one standard deviation. `wavelength_unit` is written on the axis.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> figure = bl.plots.coefficients(posterior)
+        >>> len(figure.axes)
+        5
     """
     frame, moments = posterior.model.require_frame(), posterior.moments
     if not getattr(posterior.model, "labels_are_latent", False):
@@ -68,6 +76,15 @@ def corner(result: StarPosterior, star: int | str = 0, *, truth: Any = None) -> 
 
     Args:
         star: row, or id. truth: (M,) of this star, or as in `one_to_one` for all stars.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> figure = bl.plots.corner(result, 0)
+        >>> len(figure.axes)
+        9
     """
     row = _row(result, star)
     frame = result.frame
@@ -107,6 +124,14 @@ def spectrum(
         stars: with flux; the model's labels are those of `result`, or else the stars' own.
         index: row of the star. result: from `infer(posterior, stars)`.
         region: lowest and highest wavelength shown; None: all. axes: two; None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> figure = bl.plots.spectrum(posterior, train, 3)
+        >>> len(figure.axes)
+        2
     """
     star = stars[index]
     frame = posterior.model.require_frame()

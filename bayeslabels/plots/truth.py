@@ -27,6 +27,15 @@ def one_to_one(result: Result, truth: Labels, *, axes: Sequence[Axes] | None = N
     Args:
         truth: (N, M) in label units; `Stars` with labels, such as a catalogue's; or a `simulate.Truth`.
         axes: one per label; None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> figure = bl.plots.one_to_one(result, truth.test_labels)
+        >>> len(figure.axes)
+        3
     """
     reference = compared(result, truth, scatter=scatter(result, truth))
     known, names, units = reference.value, result.frame.names, result.frame.units
@@ -72,6 +81,15 @@ def calibration(result: Result, truth: Labels, *, axes: Any = None) -> Figure:
 
     Args:
         truth: as in `one_to_one`. axes: (2, M); None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> figure = bl.plots.calibration(result, truth.test_labels)
+        >>> len(figure.axes)
+        6
     """
     tau = scatter(result, truth)
     z = -z_scores(result, truth, scatter=tau)
@@ -128,6 +146,15 @@ def reliability(
 
     Args:
         by, bins, by_name, levels, errors: as in `calibration.reliability`. axes: one per label; None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> figure = bl.plots.reliability(result, truth.test_labels, by="TEFF", bins=2)
+        >>> len(figure.axes)
+        3
     """
     if by is None:
         raise bad_input("no by=", "a quantity of every star, or the name of a label", fix='by="TEFF"')

@@ -34,6 +34,13 @@ class Posterior:
         data: xarray.DataTree in ArviZ's schema: `posterior` (chain, draw, ...), `sample_stats`, `moments`.
         moments: what the test step integrates over, such as means and covariances.
         info: how it was made: inference, seed, versions, convergence, dropped pixels, selection.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> print(posterior)
+        Posterior of Cannon by MAP: TEFF, LOGG, FE_H from 50 pixels, 100 training stars, converged
     """
 
     def __init__(self, model: Any, data: xr.DataTree, moments: Any, info: dict[str, Any]):
@@ -168,6 +175,15 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Posterior:
 
     Raises:
         BadInput: of a file that is damaged, cut short, or of another kind.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> import pathlib, tempfile
+        >>> path = posterior.save(pathlib.Path(tempfile.mkdtemp()) / "model.h5")
+        >>> bl.load(path).model == posterior.model
+        True
     """
     path = Path(path)
     try:

@@ -16,7 +16,13 @@ from ..errors import bad_input
 
 
 class Flags(IntFlag):
-    """Bits of the `flags` column."""
+    """Bits of the `flags` column.
+
+    Example:
+        >>> from bayeslabels.results.star_posterior import Flags
+        >>> Flags.MULTIMODAL | Flags.POOR_FIT
+        <Flags.MULTIMODAL|POOR_FIT: 20>
+    """
 
     NOT_CONVERGED = 1
     """The optimum was not reached: labels are NaN."""
@@ -49,7 +55,13 @@ class Flags(IntFlag):
 
 
 def flag_names(value: int) -> tuple[str, ...]:
-    """Names of the bits set in a value of the `flags` column."""
+    """Names of the bits set in a value of the `flags` column.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.flag_names(20)
+        ('MULTIMODAL', 'POOR_FIT')
+    """
     return tuple(flag.name or "" for flag in Flags if flag & int(value))
 
 
@@ -86,6 +98,14 @@ class StarPosterior:
         frame: `names` and `units` of the quantities.
         info: how it was made, including what was integrated over.
         predictor: predict(result, name, with_error), of the training posterior; None: of stars read from a file.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> print(result)
+        StarPosterior of 20 stars by Laplace: TEFF, LOGG, FE_H; flags: none
     """
 
     def __init__(self, data: xr.DataTree, frame: Any, info: dict[str, Any], predictor: Any = None):

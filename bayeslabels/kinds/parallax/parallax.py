@@ -57,6 +57,14 @@ class Parallax(LogLinearModel):
             NumPyro.
 
     Source: Hogg, Eilers & Rix 2019 (arXiv:1810.09468).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> posterior = bl.fit(bl.Parallax(features=("magnitudes",)), stars, progress=False)
+        >>> result = bl.infer(posterior, stars.drop("parallax"), progress=False)
+        >>> result.frame.names[0]
+        'parallax_sp'
     """
 
     features: tuple[str, ...] = ("magnitudes", "ln flux")

@@ -62,6 +62,22 @@ class OwnProgram(Model):
 
     Args:
         program: a function, or a model whose own program is changed in a subclass.
+
+    Example:
+        >>> import numpy as np
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> import bayeslabels as bl
+        >>> def program(stars):
+        ...     width = numpyro.sample("width", dist.HalfNormal(1.0))
+        ...     value, error = stars["height"].value[:, 0], stars["height"].error[:, 0]
+        ...     with numpyro.plate("star", len(stars)):
+        ...         true = numpyro.sample("true", dist.Normal(0.0, width))
+        ...         numpyro.sample("height", dist.Normal(true, error), obs=value)
+        >>> heights = bl.Block(np.random.default_rng(0).normal(size=(30, 1)), 0.3)
+        >>> posterior = bl.fit(program, bl.Stars(height=heights), bl.NUTS(chains=2, draws=50), progress=False)
+        >>> posterior.data["posterior"]["width"].shape
+        (2, 50)
     """
 
     program: Callable[..., Any] = field(kw_only=False)

@@ -88,6 +88,14 @@ class Cannon(LinearModel):
             scatters (Ho+17 section 3: 4); None: none.
 
     Sources: Ness+15 (ApJ 808, 16), Ho+17 (ApJ 836, 5; equations above), Casey+16 (arXiv:1603.03040).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> dict(zip(result.frame.names, result.frame.units))
+        {'TEFF': 'K', 'LOGG': 'dex', 'FE_H': 'dex'}
     """
 
     order: int | Literal["auto"] = "auto"

@@ -74,6 +74,14 @@ class Lux(LinearModel):
             other labels use all pixels.
 
     Source: Horta+25 (arXiv:2502.01745).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Lux(4), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> result.predict("flux").shape
+        (20, 50)
     """
 
     latent_size: int | Literal["auto"] = "auto"
@@ -265,6 +273,15 @@ def derivative_spectra(
         flux_error: of the star that is read, a number or (L,), in flux units.
         draws: from the training posterior of A and B, of which mean and sd are taken.
         seed: same seed, same draws.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> from bayeslabels.models.lux import derivative_spectra
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Lux(4), train, progress=False)
+        >>> slope, error = derivative_spectra(posterior, 0.01)
+        >>> slope.shape
+        (3, 50)
     """
     model, moments = posterior.model, posterior.moments
     if model.labels_are_latent:

@@ -65,6 +65,11 @@ class Continuum(Nuisance):
         degree: of the curve. It has degree + 1 terms with equal parts in the variance.
 
     Columns: continuum_0, continuum_1, ...: a_k.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(nuisances=(bl.nuisances.Continuum(0.01),)).nuisances
+        (Continuum(sd=0.01, degree=4),)
     """
 
     sd: float
@@ -102,6 +107,14 @@ class Velocity(Nuisance):
 
     Needs the wavelengths of the pixels: a coordinate of the training stars' flux, whatever its name.
     Column: velocity, km/s, positive away from the observer.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, nuisances=(bl.nuisances.Velocity(1.0),), progress=False)
+        >>> "velocity" in result.table().colnames
+        True
     """
 
     sd: float
@@ -141,6 +154,11 @@ class Broadening(Nuisance):
             narrower than in training.
 
     Column: broadening: sigma^2, pixel^2.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Cannon(nuisances=(bl.nuisances.Broadening(0.5),)).nuisances
+        (Broadening(sd=0.5),)
     """
 
     sd: float
@@ -175,6 +193,14 @@ class Templates(Nuisance):
         sd: prior sd of the amplitudes, a number or (Q,): flux units per unit of `array`.
 
     Columns: template_0, ...: the amplitudes.
+
+    Example:
+        >>> import numpy as np
+        >>> import bayeslabels as bl
+        >>> sky = np.zeros((1, 50))
+        >>> sky[0, 20] = 1.0
+        >>> bl.Cannon(nuisances=(bl.nuisances.Templates(sky, sd=0.1),)).nuisances[0].sd
+        0.1
     """
 
     array: Any

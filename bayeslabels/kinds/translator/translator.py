@@ -96,6 +96,20 @@ class Translator(CollapsedModel):
             cells, or fewer of few stars (`numerics.occupancy`).
 
     Source: Thomas et al. 2024 (SpectroTranslator).
+
+    Example:
+        >>> import numpy as np
+        >>> import bayeslabels as bl
+        >>> rng = np.random.default_rng(0)
+        >>> ours = rng.normal([5000.0, 3.0], [300.0, 0.5], (200, 2))
+        >>> theirs = ours + [20.0, 0.1] + rng.normal(size=ours.shape) * [10.0, 0.02]
+        >>> names, unit = ("TEFF", "LOGG"), ("K", "dex")
+        >>> labels = bl.Block(ours, (10.0, 0.02), names=names, unit=unit)
+        >>> target = bl.Block(theirs, (10.0, 0.02), names=names, unit=unit)
+        >>> model = bl.Translator(function="polynomial", order=1)
+        >>> posterior = bl.fit(model, bl.Stars(labels=labels, target_labels=target), bl.Laplace(), progress=False)
+        >>> bl.infer(posterior, bl.Stars(labels=labels), progress=False).frame.names
+        ('TEFF', 'LOGG')
     """
 
     pairs: Mapping[str, str] | None = None
@@ -393,6 +407,20 @@ def importances(posterior: Any, stars: Stars, *, background: int = 30) -> xr.Dat
     Args:
         posterior: of `Translator`, with 10 inputs at most. stars: with the blocks of the inputs.
         background: so many training stars stand for "not known", 100 at most.
+
+    Example:
+        >>> import numpy as np
+        >>> import bayeslabels as bl
+        >>> from bayeslabels.models.translator import importances
+        >>> rng = np.random.default_rng(0)
+        >>> ours = rng.normal([5000.0, 3.0], [300.0, 0.5], (200, 2))
+        >>> names, unit = ("TEFF", "LOGG"), ("K", "dex")
+        >>> labels = bl.Block(ours, (10.0, 0.02), names=names, unit=unit)
+        >>> target = bl.Block(ours + [20.0, 0.1], (10.0, 0.02), names=names, unit=unit)
+        >>> model = bl.Translator(function="polynomial", order=1)
+        >>> posterior = bl.fit(model, bl.Stars(labels=labels, target_labels=target), bl.Laplace(), progress=False)
+        >>> importances(posterior, bl.Stars(labels=labels)[:5]).dims
+        ('star', 'labels', 'input')
     """
     model = posterior.model
     if not isinstance(model, Translator):
