@@ -21,6 +21,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import exp1
 
+from .entries import Entries
 from .linalg import Array, in_float64, threads_for
 from .lognormal import LARGEST, Derivatives, cold_start, derivatives, log_likelihood
 
@@ -61,6 +62,7 @@ def fit_posterior(
     sparse: np.ndarray | None = None,
     prior: Ridge | None = None,
     variance: Array | None = None,
+    entries: Entries | None = None,
     zero_prior: tuple[float, float] = (0.0, 0.05),
     s_start: float = 0.1,
     max_iterations: int = 100,
@@ -71,7 +73,7 @@ def fit_posterior(
     Args:
         x: (N, D), the constant first, the others centred. y, sigma: (N,), any sign.
         ridge: (D,), 1/sd^2 of the Normal priors; where `sparse` (D,) is True, the start of what `prior` learns.
-        variance: (N, D), the features' error variances, the diagonals of C_n.
+        variance: (N, V), the features' errors C_n: these entries of them (`Entries`), by default the diagonals.
         zero_prior: mean and sd of the zero point's Normal prior; sd 0 fixes it.
         tolerance: of s and the ridges' effect, relative.
     """
@@ -81,10 +83,10 @@ def fit_posterior(
     shrunk = np.zeros(d) if sparse is None else sparse.astype(float)
     theta = cold_start(x, y - zero, sigma, np.zeros(d), ridge)
     squares, spread, covariance, converged, count = theta**2, np.zeros(n), np.zeros((d + 1, d + 1)), False, 0
-    noise = (
-        squares  # of coefficients without a learned prior at the mean: their spread would feed on itself through s_n
-    )
-    tilt, pull_of_noise = np.zeros(n), np.zeros(d)  # the latter: s_n falls with theta, which acts as a ridge
+    entries = Entries(d) if entries is None else entries
+    noise = entries.products(theta)  # of coefficients without a learned prior at the mean: their spread would feed on
+    # itself through s_n
+    tilt, pull_of_noise = np.zeros(n), np.zeros(entries.n_entry)  # s_n falls with theta, which acts as a ridge
     last: np.ndarray | None = None
     with threads_for(x.size):
         for count in range(1, max_iterations + 1):
@@ -93,11 +95,13 @@ def fit_posterior(
             for _ in range(2):
                 s = np.sqrt(np.exp(2 * log_s) + extra)
                 out = averaged(zero, x @ theta, s, y, sigma, spread, tilt)
-                a, own = information(x, out, width), ridge + np.maximum(pull_of_noise, 0.0)
-                a[range(d), range(d)] += own
+                a, own = information(x, out, width), np.diag(np.append(ridge, 0.0))
+                entries.add_positive(own, pull_of_noise)
+                a += own
                 pull = (np.sum(out.zero) - (zero - mean) / width**2) if width > 0 else 0.0
                 factor, last = factorised(a, functools.partial(_definite, x, out, x @ theta, width, own, last))
-                step = cho_solve(factor, np.r_[np.asarray(out.eta) @ x - (ridge + pull_of_noise) * theta, pull])
+                slope = np.asarray(out.eta) @ x - ridge * theta - entries.applied(pull_of_noise, theta)
+                step = cho_solve(factor, np.r_[slope, pull])
                 step *= min(1.0, 1.0 / np.abs(x @ step[:d]).max())
                 theta, zero = theta + step[:d], zero + step[d]
             covariance = cho_solve(factor, np.eye(d + 1))
@@ -108,7 +112,7 @@ def fit_posterior(
             tilt = x @ covariance[:d, d] / np.maximum(spread, 1e-300)
             if prior is not None and sparse is not None:
                 ridge[sparse] = prior(squares[sparse])
-            noise = theta**2 + shrunk * np.diag(covariance)[:d]
+            noise = entries.expected(theta, covariance, shrunk)
             extra = np.zeros(n) if variance is None else variance @ noise
             log_s = _scatter(log_s, zero, x @ theta, y, sigma, spread, tilt, extra)
             if variance is not None:
@@ -149,7 +153,7 @@ def _definite(
         return last
     slope = np.exp(-np.clip(eta, -LARGEST, LARGEST))
     scored = out._replace(eta_eta=out.fisher, eta_zero=out.fisher * slope, zero_zero=out.fisher * slope**2)
-    return information(x, scored, width) + np.diag(np.append(own, 0.0))
+    return information(x, scored, width) + own
 
 
 def factorised(a: np.ndarray, definite: Callable[[], np.ndarray]) -> tuple[tuple[np.ndarray, bool], np.ndarray]:

@@ -65,8 +65,14 @@ def flag_names(value: int) -> tuple[str, ...]:
     return tuple(flag.name or "" for flag in Flags if flag & int(value))
 
 
-PERCENTILES = ("p5", "p16", "p50", "p84", "p95")
-"""Percentiles that a table may have of every label."""
+PERCENTILES = {
+    "p5": "5th percentile of the posterior",
+    "p16": "15.9th percentile of the posterior",
+    "p50": "median of the posterior",
+    "p84": "84.1th percentile of the posterior",
+    "p95": "95th percentile of the posterior",
+}
+"""Percentiles that a table may have of every label, and what its columns say of them."""
 
 
 def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Sequence[str]) -> None:
@@ -189,10 +195,10 @@ class StarPosterior:
         tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
         parts = [str(x) for x in stars if stars[x].dims == ("star", "labels") and x != "mean"]
         for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
-            put(name, self.mean[:, m], unit)
+            put(name, self.mean[:, m], unit, "mean of the posterior")
             put(f"{name}_error", self.error[:, m], unit, f"standard deviation of {name}")
             for part in parts:
-                put(f"{name}_{part}", stars[part].values[:, m], unit)
+                put(f"{name}_{part}", stars[part].values[:, m], unit, PERCENTILES.get(part, ""))
             if tau[m] > 0 and not self.info.get("label_scatter_included"):
                 scatter = np.hypot(self.error[:, m], tau[m])
                 put(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...data.columns import default_names
 from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.by_value import ByValue
+from ...numerics.entries import Entries
 from ...numerics.incomplete import Population, learn
 from ...numerics.linalg import Array, is_traced, module_of
 
@@ -67,35 +69,46 @@ class FeatureFrame(ByValue):
         return Population(self.mean, self.loadings, self.noise)
 
 
-def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[Array, Array, Array]:
-    """Features (N, D) in their own units with the constant first, variances, and which are measured."""
+def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[Array, Array, Array, Entries]:
+    """Features (N, D) in their own units with the constant first, the entries (N, V) of their errors' covariances,
+    which features are measured, and which entries these are."""
     blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
+    ends = np.cumsum([1, *(block.n_dim for block in blocks)]).tolist()
+    columns = [slice(*x) for x in itertools.pairwise(ends)]
+    correlated = [block.has_covariance and block.n_dim > 1 for block in blocks]
+    entries = Entries(ends[-1], tuple((x.start, x.stop) for x, own in zip(columns, correlated, strict=True) if own))
     if is_traced(blocks):
         one = jnp.ones((len(stars), 1))
-        parts = [(one, 0 * one, one > 0), *map(_of_block, specs, blocks)]
-        return tuple(jnp.concatenate(x, 1) for x in zip(*parts, strict=True))  # type: ignore[return-value]
-    shape = len(stars), 1 + sum(block.n_dim for block in blocks)
-    value, variance, measured = np.ones(shape), np.zeros(shape), np.ones(shape, bool)
-    start = 1
-    for spec, block in zip(specs, blocks, strict=True):  # block by block, in place: it may be most of the memory
-        columns = slice(start, start + block.n_dim)
-        start = columns.stop
-        for first in range(0, len(stars), ROWS):
+        parts = [(one, 0 * one, one > 0, one[:, :0]), *map(_of_block, specs, blocks)]
+        x, v, known, beside = (jnp.concatenate(part, 1) for part in zip(*parts, strict=True))
+        return x, jnp.concatenate([v, beside], 1), known, entries
+    n, start = len(stars), entries.size
+    value, measured, variance = np.ones((n, start)), np.ones((n, start), bool), np.zeros((n, entries.n_entry))
+    for spec, block, at, own in zip(specs, blocks, columns, correlated, strict=True):
+        pairs = slice(start, start := start + own * (block.n_dim * (block.n_dim - 1)) // 2)
+        for first in range(0, n, ROWS):  # in place: it may be most of the memory
             rows = slice(first, first + ROWS)
-            value[rows, columns], variance[rows, columns], measured[rows, columns] = _of_block(spec, block[rows])
-    return value, variance, measured
+            found = _of_block(spec, block[rows])
+            value[rows, at], variance[rows, at], measured[rows, at], variance[rows, pairs] = found
+    return value, variance, measured, entries
 
 
-def _of_block(spec: str, block: Block) -> tuple[Array, Array, Array]:
-    """Features (N, d) of one block, their variances, and which are measured."""
+def _of_block(spec: str, block: Block) -> tuple[Array, Array, Array, Array]:
+    """Features (N, d) of one block, their variances, which are measured, and the covariances (N, d (d - 1) / 2)."""
     x, v, known = block.filled()
     xp = module_of(x)
     x, v = x.astype(float), v.astype(float)
+    slope = xp.ones_like(x)
     if spec.startswith("ln "):
         known = known & (x > 0)
         x = xp.where(known, x, 1.0)
-        x, v = xp.log(x), v / x**2
-    return x, xp.where(known, v, 0.0), known
+        x, slope = xp.log(x), 1 / x
+    slope = xp.where(known, slope, 0.0)
+    beside = x[:, :0]
+    if block.has_covariance:
+        i, j = np.triu_indices(block.n_dim, 1)
+        beside = block.filled_covariance()[:, i, j] * slope[:, i] * slope[:, j]
+    return x, v * slope**2, known, beside
 
 
 def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
@@ -114,8 +127,7 @@ def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
         penalised += [spec in model.sparse_blocks] * block.n_dim
         shared += [logarithm or unit == "mag" for unit in block.units]
         columns.append(block.names)
-    value, variance, measured = raw_features(model.feature_blocks, stars)
-    del variance
+    value, _, measured, _ = raw_features(model.feature_blocks, stars)
     if (empty := measured.sum(0) < 2).any():
         raise bad_input(
             f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",

@@ -5,10 +5,10 @@ Given the training step, ln parallax of a star is N(eta_n, v_n),
     eta_n = E(theta) . x_n
     v_n = s^2 + x_n' Cov(theta) x_n + E(theta)' (C_n + V_n) E(theta) + tr[V_n Cov(theta)] + g_n^2
 
-with C_n the covariance of the errors of what is measured and V_n that of what is missing of x_n. There is no
-tr[C_n Cov(theta)]: the errors of x_n are in x_n' Cov(theta) x_n already. g_n: 0 among the training stars, and what the
-relation, learned there, may be wrong by outside (`predict`). A closed form, to which the star's own
-parallax is added on a grid (`astro.parallax.combine`).
+with C_n (Hogg+19 eq. 5) the covariance of the errors of what is measured and V_n that of what is missing of x_n. There
+is no tr[C_n Cov(theta)]: the errors of x_n are in x_n' Cov(theta) x_n already. g_n: 0 among the training stars, and
+what the relation, learned there, may be wrong by outside (`predict`). A closed form, to which the star's own parallax
+is added on a grid (`astro.parallax.combine`).
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
     parallax_n = exp(eta_n + s_n eps_n) + zero_n + N(0, sigma_n^2),   eta_n = theta . x_n,   eps_n ~ N(0, 1)
     s_n^2 = s^2 + theta' C_n theta
 
-x_n: measured features with the errors C_n. What is missing of x_n has the mean and covariance that the features'
-Gaussian population gives it, conditional on what is measured: never a filled value.
+x_n: measured features with errors of covariance C_n. What is missing of x_n has the mean and covariance that the
+features' Gaussian population gives it, conditional on what is measured: never a filled value.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -24,9 +24,10 @@ import numpyro.distributions as dist
 from ...core.model import Model
 from ...core.own_priors import OwnPrior, fitted
 from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
-from ...data.columns import refuse_covariance, same_unit
+from ...data.columns import same_unit
 from ...data.stars import Stars
 from ...errors import bad_input
+from ...numerics.entries import Entries
 from ...numerics.incomplete import Population
 from ...numerics.linalg import Array, constant, is_traced, module_of
 from ...numerics.lognormal import cold_start, log_likelihood
@@ -36,12 +37,15 @@ WRONG_FREEDOM = 2.0
 """Degrees of freedom of measured parallaxes that are wrong."""
 
 
-class Features(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Features:
     """Scaled features of N stars.
 
-    value (N, D): measured, or of what is missing the population's mean given the measured; variance (N, D): squared
-    errors, of what is missing the diagonal of its covariance; measured (N, D); spread (N, Q, Q): covariance of the
-    population's factors given the measured, (1, Q, Q) if nothing is missing; factors (N, Q): their mean.
+    value (N, D): measured, or of what is missing the population's mean given the measured; variance (N, V): the
+    `entries` of the covariances C_n of the errors, of what is missing the diagonal of its covariance; measured (N, D);
+    spread (N, Q, Q): covariance of the population's factors given the measured, (1, Q, Q) if nothing is missing;
+    factors (N, Q): their mean.
     """
 
     value: Array
@@ -49,9 +53,14 @@ class Features(NamedTuple):
     measured: Array
     spread: Array
     factors: Array
+    entries: Entries = field(metadata={"static": True})
 
     def rows(self, index: Any) -> Features:
-        return Features(*(x if len(x) == 1 else constant(x)[index] for x in self))
+        return jax.tree.map(lambda x: x if len(x) == 1 else x[index], self)
+
+    def noise(self, theta: Array) -> Array:
+        """theta' C_n theta (N,), of what is missing with its own variance alone."""
+        return self.variance @ self.entries.products(theta)
 
     @property
     def complete(self) -> bool:
@@ -140,7 +149,6 @@ class LogLinearModel(Model):
                     f"a block {name!r}, which the training step needs",
                     fix=f"Stars({name}=..., ...), or {type(self).__name__}(features=(...)) without it",
                 )  # fmt: skip
-            refuse_covariance(stars[name], name)
         target = stars[self.predicted]
         if target.n_dim != 1 or target.error is None:
             raise bad_input(
@@ -167,7 +175,6 @@ class LogLinearModel(Model):
                     f"{columns[name] or f'{size} columns'}, as in training", "columns swapped or renamed",
                     f"{name}.select({columns[name]!r})" if columns[name] else "",
                 )  # fmt: skip
-            refuse_covariance(stars[name], name)
             units = tuple(u for u, s in zip(frame.taken_in or frame.units, frame.source, strict=True) if s == name)
             known = bool(frame.taken_in) or not frame.log[frame.source.index(name)]
             if known and not all(map(same_unit, stars[name].units, units)):
@@ -180,22 +187,23 @@ class LogLinearModel(Model):
     def design(self, stars: Stars) -> Features:
         """The scaled features of stars that fit the frame."""
         frame = self.require_frame()
-        value, variance, measured = raw_features(self.feature_blocks, stars)
+        value, variance, measured, entries = raw_features(self.feature_blocks, stars)
         if is_traced(value):
-            return self._traced_design(value, variance, measured)
+            return self._traced_design(value, variance, measured, entries)
         value -= frame.centre
         value /= frame.scale
         value[~measured] = 0.0
-        variance /= frame.scale**2
+        variance /= frame.scale[entries.index[0]] * frame.scale[entries.index[1]]
         population = frame.population
         z, spread = population.factors(value[:, 1:], measured[:, 1:])
         if not measured.all():
             own = np.einsum("jq,nqr,jr->nj", population.loadings, spread, population.loadings, optimize=True)
             value[:, 1:] = np.where(measured[:, 1:], value[:, 1:], population.expected(z))
-            variance[:, 1:] = np.where(measured[:, 1:], variance[:, 1:], own + population.noise)
-        return Features(value, variance, measured, spread, z)
+            alone = slice(1, entries.size)
+            variance[:, alone] = np.where(measured[:, 1:], variance[:, alone], own + population.noise)
+        return Features(value, variance, measured, spread, z, entries)
 
-    def _traced_design(self, value: Array, variance: Array, measured: Array) -> Features:
+    def _traced_design(self, value: Array, variance: Array, measured: Array, entries: Entries) -> Features:
         """`design` of raw features whose numbers JAX is tracing: any of them may be missing."""
         frame = self.require_frame()
         value = jnp.where(measured, (value - constant(frame.centre)) / constant(frame.scale), 0.0)
@@ -205,14 +213,17 @@ class LogLinearModel(Model):
         first = jnp.zeros((len(value), 1))
         expected, doubt = (jnp.concatenate([first, x], 1) for x in (population.expected(z), own))
         value = jnp.where(measured, value, expected)
-        variance = jnp.where(measured, variance / constant(frame.scale) ** 2, doubt)
-        return Features(value, variance, measured, spread, z)
+        i, j, _ = entries.index
+        variance = variance / constant(frame.scale[i] * frame.scale[j])
+        alone = jnp.where(measured, variance[:, : entries.size], doubt)
+        variance = jnp.concatenate([alone, variance[:, entries.size :]], 1)
+        return Features(value, variance, measured, spread, z, entries)
 
     def arrays(self, stars: Stars) -> Regression:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
         features = self.design(stars)
         spread = module_of(features.spread).broadcast_to(features.spread, (len(stars), *features.spread.shape[1:]))
-        return Regression(features._replace(spread=spread), *self.target(stars))
+        return Regression(replace(features, spread=spread), *self.target(stars))
 
     def target(self, stars: Stars) -> tuple[Array, Array, Array]:
         """Measured value less its known zero point, error and mask, (N,) each; missing are 0 with error 1."""
@@ -255,12 +266,14 @@ class LogLinearModel(Model):
         return jax.jit(self.log_likelihood)
 
     def feature_variance(self, theta: Array, features: Features) -> Array:
-        """theta' C_n theta (N,): independent errors of what is measured, the covariance of what is missing."""
+        """theta' C_n theta (N,): errors of what is measured, the covariance of what is missing."""
         frame = self.require_frame()
-        measured = constant(features.measured)
-        variance = jnp.where(measured, features.variance, 0.0) @ theta**2
+        theta, measured = constant(theta), constant(features.measured)
         if features.complete:
-            return variance
+            return features.noise(theta)
+        one = jnp.ones((len(measured), features.entries.n_entry - features.entries.size), bool)
+        seen = jnp.concatenate([measured, one], 1)  # of what is missing there are no entries but the diagonal
+        variance = jnp.where(seen, features.variance, 0.0) @ features.entries.products(theta)
         missing = jnp.where(measured, 0.0, theta)[:, 1:]
         along, noise = missing @ constant(frame.loadings), constant(frame.noise)
         return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ noise

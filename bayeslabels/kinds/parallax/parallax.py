@@ -40,8 +40,15 @@ class Parallax(LogLinearModel):
     zero     ``zero_point``         parallax unit: measured - true
     ======== ====================== =======================================================================
 
+    A result's ln parallax from the features alone is N(eta, v). Its columns are ``parallax_sp``, the mean of that
+    log-normal, exp(eta + v / 2), with its standard deviation ``parallax_sp_error``; ``parallax_sp_p50``, its median
+    exp(eta), which is the spectrophotometric parallax of Hogg+19 eq. 4; ``ln_parallax`` and ``ln_parallax_error``, eta
+    and sqrt(v), in which eq. 5 is exact. ``parallax_combined`` is the mean together with the star's own measured
+    parallax, ``distance`` the mean distance of both.
+
     Args:
-        features: blocks of the stars, ``"ln flux"`` for the logarithm of ``flux``. Numbers that are missing (NaN;
+        features: blocks of the stars, ``"ln flux"`` for the logarithm of ``flux``. Their errors may be covariances, as
+            of bands that share a calibration. Numbers that are missing (NaN;
             fluxes that are not positive) are integrated over, given the others, with the features' Gaussian population.
         sparse: those of them whose coefficients have the sparse prior; None: the logarithms.
         coefficient_prior: of the sparse ones, in units of 1 / feature (per ln flux, mag or scaled label):

@@ -56,7 +56,7 @@ def _gaussian_about(model: Any, data: Data, mode: LogLinearMoments) -> tuple[np.
     """
     penalised, x = model.require_frame().penalised, data.features.value
     theta, zero, s, d = mode.coefficients, mode.zero_point, float(mode.scatter), x.shape[1]
-    noise = np.sqrt(s**2 + data.features.variance @ theta**2)
+    noise = np.sqrt(s**2 + data.features.noise(theta))
     at = derivatives(data.y - zero, data.sigma, x @ theta, noise)
     fisher, cross = np.asarray(at.fisher), np.asarray(at.eta_zero) @ x
     a = np.zeros((d + 1, d + 1))

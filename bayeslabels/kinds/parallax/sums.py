@@ -42,7 +42,7 @@ CLOSEST = 1e-3
 
 class Shared(NamedTuple):
     """The Gaussian posterior, as in `shrinkage.fit_posterior`: mean (D + 1,), covariance (D + 1, D + 1), ln s;
-    ridge, noise and pull of the noise (D,); the fraction of outliers.
+    ridge (D,); noise, `Entries.expected` of them, and pull of the noise (V,); the fraction of outliers.
     """
 
     mean: Array
@@ -56,7 +56,7 @@ class Shared(NamedTuple):
 
 class Sums(NamedTuple):
     """Over stars: information and gradient in theta and zero point, (D + 1, D + 1) and (D + 1,); slope and curvature in
-    ln s; slope in the errors of the features (D,); outliers, stars, density.
+    ln s; slope in the errors of the features (V,); outliers, stars, density.
     """
 
     information: Array
@@ -80,10 +80,11 @@ class GaussianBySums(BySums):
 
     def start(self) -> Shared:
         rows = first_rows(self.model, self.data)
-        q, d = fit_q(self.model, self.data.rows(rows)), len(self.penalised)
-        noise = q.mean[:-1] ** 2 + self.penalised * np.diag(q.covariance)[:-1]
+        q = fit_q(self.model, self.data.rows(rows))
+        entries = self.data.features.entries
+        noise = entries.expected(q.mean, q.covariance, self.penalised)
         at = 0.01 if self.model.has_outliers else 0.0
-        return Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, np.zeros(d), np.array(at))
+        return Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, 0 * noise, np.array(at))
 
     def sums(self, g: Shared, data: Regression, counts: np.ndarray) -> Sums:
         counts = jnp.asarray(counts) * data.seen
@@ -104,7 +105,7 @@ class GaussianBySums(BySums):
         if self.prior is not None:  # once: a ridge that is settled while the likelihood's expansion is kept overshoots
             squares = mean[:d] ** 2 + np.diag(covariance)[:d]
             ridge[self.penalised] = self.prior(squares[self.penalised])
-        noise = mean[:d] ** 2 + self.penalised * np.diag(covariance)[:d]
+        noise = self.data.features.entries.expected(mean, covariance, self.penalised)
         s2 = np.exp(2 * g.log_s)
         slope, curvature = sums.slope - s2 + 1.0, sums.curvature + 2 * s2
         move = slope / curvature if curvature > 0 else np.sign(slope)
@@ -121,8 +122,10 @@ class GaussianBySums(BySums):
         """Mean and covariance after a Newton step; the step, and the information, None where it is not definite."""
         d, (centre, width) = len(ridge), self.model.zero_prior
         a, gradient = np.array(sums.information), np.array(sums.gradient)
-        a[range(d), range(d)] += ridge + np.maximum(g.pull, 0.0)
-        gradient[:d] -= (ridge + g.pull) * g.mean[:d]
+        entries = self.data.features.entries
+        a[range(d), range(d)] += ridge
+        entries.add_positive(a, g.pull)
+        gradient[:d] -= ridge * g.mean[:d] + entries.applied(g.pull, g.mean[:d])
         if width > 0:
             a[d, d] += width**-2
             gradient[d] -= (g.mean[d] - centre) / width**2
@@ -311,7 +314,7 @@ class ModeBySums(BySums):
 @jax.jit
 def _mode_sums(data, counts, at, s, noise) -> ModeSums:
     x, theta, zero = data.features.value, at[:-1], at[-1]
-    out = derivatives(data.y - zero, data.sigma, x @ theta, jnp.sqrt(s**2 + data.features.variance @ noise**2))
+    out = derivatives(data.y - zero, data.sigma, x @ theta, jnp.sqrt(s**2 + data.features.noise(noise)))
     h = counts * jnp.maximum(out.eta_eta, 0.1 * out.fisher)
     of_zero = counts * jnp.maximum(out.zero_zero, 0.0)
     most = jnp.sqrt(h * of_zero)  # of every star a matrix that is not negative

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from scipy.linalg import LinAlgError
 from scipy.optimize import minimize_scalar
@@ -77,9 +78,7 @@ class Data(NamedTuple):
     def rows(self, keep: np.ndarray) -> Data:
         if keep.all():
             return self
-        x = self.features
-        spread = x.spread if len(x.spread) == 1 else x.spread[keep]
-        part = Features(x.value[keep], x.variance[keep], x.measured[keep], spread, x.factors[keep])
+        part = jax.tree.map(lambda x: x[keep] if len(x) == len(keep) else x, self.features)
         return Data(part, self.y[keep], self.sigma[keep])
 
 
@@ -167,7 +166,7 @@ class _Path:
         """s_n at the last optimum's coefficients."""
         if self.theta is None or s == 0:
             return np.full(len(self.data.y), s)
-        return np.sqrt(s**2 + self.data.features.variance @ self.theta**2)
+        return np.sqrt(s**2 + self.data.features.noise(self.theta))
 
     def at(self, strength: float, s: float, tolerance: float) -> Optimum:
         x, penalty = self.data.features.value, np.where(self.penalised, strength, 0.0)
@@ -264,7 +263,7 @@ def _choose(path: _Path, fold: np.ndarray, guess: float, s: float | None, streng
             elif k % 4 == 0:
                 part.with_zero(penalty, guess, 1e-2)
             theta = part.at(penalty, guess, 1e-2).theta
-            eta, variance = out.features.value @ theta, out.features.variance @ theta**2
+            eta, variance = out.features.value @ theta, out.features.noise(theta)
             seen.append((out.y - part.zero, out.sigma, eta, variance))
         y, sigma, eta, variance = (np.concatenate(x) for x in zip(*seen, strict=True))
 
@@ -334,7 +333,8 @@ def fit_q(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
         return shrinkage.fit_posterior(
         data.features.value, data.y, data.sigma, ridge=ridge, sparse=penalised,
         prior=prior_as_ridge(prior) if penalised.any() else None,
-        variance=data.features.variance if data.features.variance.any() else None, zero_prior=model.zero_prior,
+        variance=data.features.variance if data.features.variance.any() else None, entries=data.features.entries,
+        zero_prior=model.zero_prior,
     )  # fmt: skip
 
 
