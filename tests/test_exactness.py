@@ -22,9 +22,9 @@ from bayeslabels.inference import nuts
 from bayeslabels.inference.diagnostics import ess, rhat
 from bayeslabels.inference.starwise import StarProblem
 from bayeslabels.kind import kind_of
+from bayeslabels.kinds.spectra.em import by_em
 from bayeslabels.kinds.spectra.moments import Moments
 from bayeslabels.kinds.spectra.quartic import label_terms
-from bayeslabels.kinds.spectra.training import by_em
 from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64

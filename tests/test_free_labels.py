@@ -13,9 +13,9 @@ import bayeslabels as bl
 from bayeslabels import Cannon, errors
 from bayeslabels.kinds.spectra.choice import HeldOut, asks_held_out, first_or_clearly_better, select, with_label_scatter
 from bayeslabels.kinds.spectra.draws import moments_from_draws
+from bayeslabels.kinds.spectra.em import settled
 from bayeslabels.kinds.spectra.label_curve import _regress, doubt_of
 from bayeslabels.kinds.spectra.labels import labels_at, variables_at
-from bayeslabels.kinds.spectra.training import settled
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
 

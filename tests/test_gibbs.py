@@ -16,7 +16,7 @@ from bayeslabels.errors import CannotDo
 from bayeslabels.inference.map import MAP
 from bayeslabels.kinds.spectra import gibbs
 from bayeslabels.kinds.spectra import sweep as sweeps
-from bayeslabels.kinds.spectra.training import by_em
+from bayeslabels.kinds.spectra.em import by_em
 from bayeslabels.numerics import variates
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64

@@ -18,8 +18,8 @@ from bayeslabels.data.batches import Batches, Passes, RowsInMemory
 from bayeslabels.errors import CannotDo
 from bayeslabels.files import training
 from bayeslabels.inference.passes import Stochastic, Sweeps, by_minibatches, by_sweeps
+from bayeslabels.kinds.spectra.em import by_em
 from bayeslabels.kinds.spectra.sums import SpectraBySums
-from bayeslabels.kinds.spectra.training import by_em
 
 pytest.importorskip("pyarrow")
 

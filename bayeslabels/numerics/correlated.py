@@ -6,8 +6,8 @@ left out, a spectrum is still a quartic in the labels (`compress`):
     G_n = theta' W_n theta,   b_n = theta' W_n y_n,   c_n = 1/2 [y_n' W_n y_n - ln |W_n| + L_n ln 2 pi]
 
 and the coefficients of all pixels, which the stars couple, are Gaussian together: theta (L, K) has the precision
-sum_n W_n (x) phi_n phi_n' and the information sum_n (W_n y_n) phi_n'. Matrices (L, L) of every star are at work: this is
-for some hundred numbers a star, as in low-resolution spectra or in coefficients of a basis.
+sum_n W_n (x) phi_n phi_n' and the information sum_n (W_n y_n) phi_n'. Matrices (L, L) of every star are at work: this
+is for some hundred numbers a star, as in low-resolution spectra or in coefficients of a basis.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack
 
 from .compress import STARS, Statistics
-from .linalg import Array, pack, pairs, unpack
+from .linalg import Array, cholesky, pack, pairs, threads_for, unpack
 from .nuisance import NuisanceSums
 
 
@@ -29,6 +28,15 @@ class Correlated(NamedTuple):
     value: np.ndarray
     covariance: np.ndarray
     observed: np.ndarray
+
+    @classmethod
+    def of(cls, value: Array, error: Array, covariance: Array) -> Correlated:
+        """Of spectra of which a pixel is missing where its value or error (N, L) is not finite."""
+        observed = np.isfinite(value) & np.isfinite(error)
+        both = observed[:, :, None] & observed[:, None, :]
+        return cls(
+            np.where(observed, value, 0.0).astype(float), np.where(both, covariance, 0.0).astype(float), observed
+        )
 
     def rows(self, at: slice) -> Correlated:
         return Correlated(self.value[at], self.covariance[at], self.observed[at])
@@ -47,29 +55,29 @@ def weights(spectra: Correlated, extra: Array, use: np.ndarray, templates: np.nd
     templates (N, Q, L): of nuisances, v ~ N(0, I), that are to be integrated out: C_n + T_n' T_n.
     """
     observed = spectra.observed & use
-    extra = np.broadcast_to(np.where(use, extra, 0.0), spectra.value.shape)
-    w, log_det = np.zeros(spectra.covariance.shape), np.zeros(len(w_of := spectra.value))
-    for n in range(len(w_of)):
-        at = np.flatnonzero(observed[n])
-        if not len(at):
-            continue
-        total = spectra.covariance[n][np.ix_(at, at)] + np.diag(extra[n, at])
+    extra = np.broadcast_to(np.where(use, extra, 0.0), observed.shape)
+    w, log_det, eye = np.empty(spectra.covariance.shape), np.empty(len(observed)), np.eye(len(use))
+    for rows in _parts(len(observed)):
+        total = spectra.covariance[rows] + extra[rows][:, :, None] * eye
         if templates is not None:
-            total = total + templates[n][:, at].T @ templates[n][:, at]
-        w[n][np.ix_(at, at)], log_det[n] = inverted(total)
+            total += np.swapaxes(templates[rows], 1, 2) @ templates[rows]
+        both = observed[rows][:, :, None] & observed[rows][:, None, :]
+        inverse, log_det[rows] = inverted(np.where(both, total, eye))
+        w[rows] = np.where(both, inverse, 0.0)
     return Weights(w, log_det)
 
 
-def inverted(a: np.ndarray) -> tuple[np.ndarray, float]:
-    """The inverse of a positive definite matrix, and minus the logarithm of its determinant; NaN of another."""
-    scale = 1 / np.sqrt(np.diagonal(a))
-    factor, failed = lapack.dpotrf(a * scale * scale[:, None], lower=1, overwrite_a=1)
-    if failed:
-        return np.full(a.shape, np.nan), np.nan
-    log_det = 2 * (np.log(scale) - np.log(np.diagonal(factor))).sum()
-    inverse = np.tril(lapack.dpotri(factor, lower=1, overwrite_c=1)[0])
-    inverse += np.tril(inverse, -1).T
-    return inverse * scale * scale[:, None], float(log_det)
+def inverted(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses of positive definite matrices (..., L, L), and minus the logarithm of their determinants (...); NaN of
+    others."""
+    scale = 1 / np.sqrt(np.diagonal(a, axis1=-2, axis2=-1))
+    scaled = a * scale[..., :, None] * scale[..., None, :]
+    diagonal = np.diagonal(cholesky(scaled), axis1=-2, axis2=-1)
+    good = np.isfinite(diagonal).all(-1)[..., None, None]
+    inverse = np.linalg.inv(np.where(good, scaled, np.eye(a.shape[-1])))
+    inverse = np.where(good, 0.5 * (inverse + np.swapaxes(inverse, -1, -2)), np.nan)
+    log_det = 2 * (np.log(scale) - np.log(diagonal)).sum(-1)
+    return inverse * scale[..., :, None] * scale[..., None, :], log_det
 
 
 def statistics_of(
@@ -103,9 +111,13 @@ def compress_correlated(
     """
     use = np.isfinite(scatter)
     theta = np.where(use[:, None], theta, 0.0)
+    with threads_for(0):  # matrices of single stars are small
+        return _compressed(spectra, theta, scatter, use, theta_covariance, phi, templates)
+
+
+def _compressed(spectra, theta, scatter, use, theta_covariance, phi, templates):
     found = []
-    for first in range(0, len(spectra.value), STARS):
-        rows = slice(first, first + STARS)
+    for rows in _parts(len(spectra.value)):
         part, extra = spectra.rows(rows), np.where(use, scatter, 0.0) ** 2
         if theta_covariance is not None and phi is not None:
             k = theta.shape[1]
@@ -116,7 +128,8 @@ def compress_correlated(
         if templates is not None and phi is not None:
             shape = np.einsum("nk,qlk->nql", phi[rows], np.where(use[:, None], templates, 0.0))
             along = shape @ weighing.w
-            sums = NuisanceSums(along @ np.swapaxes(shape, 1, 2), along @ theta, (along @ part.value[..., None])[..., 0])
+            linear = (along @ part.value[..., None])[..., 0]
+            sums = NuisanceSums(along @ np.swapaxes(shape, 1, 2), along @ theta, linear)
         found.append((statistics_of(part, weighing, theta), sums))
     statistics, sums_of = zip(*found, strict=True)
     whole = Statistics(*(np.concatenate(x) for x in zip(*statistics, strict=True)))
@@ -126,8 +139,8 @@ def compress_correlated(
 
 
 class Coefficients(NamedTuple):
-    """Of all pixels together: mean (L, K), covariance (L, K, L, K), and ln int exp(b' theta - 1/2 theta' A theta) p(theta)
-    d theta, up to constants."""
+    """Of all pixels together: mean (L, K), covariance (L, K, L, K), and the log of the integral of likelihood and prior
+    over them, up to what does not depend on the stars and the prior's own constant."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -155,7 +168,7 @@ def solve_coefficients(
     covariance[blank] = covariance[:, blank] = 0.0
     mean = covariance @ right.ravel()
     evidence = 0.5 * float(right.ravel() @ mean) + 0.5 * log_det
-    return Coefficients(mean.reshape(n_pixel, k), covariance.reshape(n_pixel, k, n_pixel, k), evidence)
+    return Coefficients(mean.reshape(n_pixel, k), covariance.reshape(n_pixel, k, n_pixel, k), float(evidence))
 
 
 def scatter_move(
@@ -170,7 +183,10 @@ def scatter_move(
     n, n_pixel = spectra.value.shape
     k = phi.shape[1]
     known, explained, fisher = np.zeros(n_pixel), np.zeros(n_pixel), np.zeros((n_pixel, n_pixel))
-    across = None if spread is None else pack(np.swapaxes(spread, 1, 2)) + pack(np.swapaxes(spread, 1, 2).swapaxes(2, 3))
+    across = None
+    if spread is not None:
+        blocks = np.swapaxes(spread, 1, 2)
+        across = pack(blocks) + pack(np.swapaxes(blocks, 2, 3))
     for rows in _parts(n):
         part, moments = w[rows], second[rows]
         residual = np.where(spectra.observed[rows], spectra.value[rows] - phi[rows] @ theta.T, 0.0)

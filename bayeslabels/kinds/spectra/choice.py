@@ -15,13 +15,13 @@ from ...errors import BadInput
 from ...inference.map import MAP
 from ...numerics.linalg import in_float64
 from ...results.posterior import Posterior
+from .em import by_em
 from .hidden import with_hidden
 from .label_curve import with_label_curve
 from .model import LinearModel
 from .order import choose_order
 from .quartic import flux_given_labels, prepare
 from .stars import finish, fit_quality
-from .training import by_em
 
 LOG = logging.getLogger("bayeslabels")
 

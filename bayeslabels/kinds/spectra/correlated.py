@@ -18,14 +18,14 @@ from ...errors import CannotDo
 from ...numerics.compress import power_of_two
 from ...numerics.correlated import Correlated, Weights, scatter_move, solve_coefficients, statistics_of, weights
 from ...numerics.features import feature_moments
-from ...numerics.linalg import cholesky, inverse_psd, unpack
+from ...numerics.linalg import cholesky, inverse_psd, threads_for, unpack
 from ...numerics.regression import SMALLEST_LOG_VARIANCE
 from .model import LinearModel
 from .nuisances import shapes_of
 from .training import EM
 
-MOST = 12_000
-"""Coefficients of all pixels that are solved for together, at most: their matrix takes a gigabyte."""
+MOST = 6000
+"""Coefficients of all pixels that are solved for together, at most: their matrix takes 0.3 GB."""
 ALTERNATIONS, SETTLED = 100, 1e-5
 """Of coefficients and scatter where nothing else is to be found, at most, and the change of ln s^2 that ends them."""
 
@@ -51,14 +51,19 @@ class CorrelatedEM(EM):
         self.weighing: Weights | None = None
 
     def read(self, model: LinearModel, stars: Stars) -> Any:
-        self.spectra: Correlated = model.correlated(stars)
-        return model.marginal(stars)
+        value, error = model.marginal(stars)
+        self.spectra = Correlated.of(value, error, stars["flux"].error)
+        return value, error
 
     @property
     def knows_objective(self) -> bool:
         return False
 
     def train(self, start: bool = False) -> float:
+        with threads_for(self.theta.size**2):
+            return self._trained(start)
+
+    def _trained(self, start: bool) -> float:
         k, learned = self.features.size, isinstance(self.model.prior, Learned)
         phi, second = (np.asarray(x) for x in feature_moments(self.features, self.u, self.u_covariance))
         before = self.scatter2.copy()
@@ -70,16 +75,15 @@ class CorrelatedEM(EM):
             if not self.learn_scatter:
                 break
             spread = self.joint if integrate else None
+            last = self.scatter2
             move = scatter_move(
                 self.spectra, self.weighing.w, self.scatter2, phi, second, self.theta * self.allowed, spread,
                 self.scatter_scale,
             )  # fmt: skip
             small, large = np.exp(SMALLEST_LOG_VARIANCE) * self.flux_scale**2, np.exp(40.0) * self.flux_scale**2
-            self.scatter2 = np.where(
-                self.trained, np.clip(self.scatter2 * np.exp(-move), small, large), self.scatter2
-            )
+            self.scatter2 = np.where(self.trained, np.clip(last * np.exp(-move), small, large), last)
             self.weighing = self.weigh(phi)
-            if self.change(before=self.scatter2 * np.exp(move)) < SETTLED:
+            if self.change(last) < SETTLED:
                 break
         if learned:
             precision = np.asarray(self.prior.precision)
@@ -114,7 +118,8 @@ class CorrelatedEM(EM):
         assert self.weighing is not None
         prior = np.asarray(self.prior.precision), np.asarray(self.prior.information)
         found = solve_coefficients(self.spectra, self.weighing.w, phi, second, *prior, self.allowed)
-        self.theta, self.joint, self.evidence = found.mean, found.covariance, found.evidence
+        self.theta, self.evidence = found.mean, found.evidence
+        self.joint = found.covariance * self.allowed[:, :, None, None] * self.allowed
         self.covariance = np.ascontiguousarray(np.einsum("ljlk->ljk", found.covariance))
 
     def flux_evidence(self) -> float:
@@ -129,13 +134,8 @@ class CorrelatedEM(EM):
     def standardised(self) -> np.ndarray:
         assert self.weighing is not None
         phi = np.asarray(self.features(self.u))
-        residual = np.where(self.spectra.observed & self.trained, self.spectra.value - phi @ (self.theta * self.allowed).T, 0.0)
+        residual = self.spectra.value - phi @ (self.theta * self.allowed).T
+        residual = np.where(self.spectra.observed & self.trained, residual, 0.0)
         w = self.weighing.w
         idle = np.eye(w.shape[1]) * (np.diagonal(w, axis1=1, axis2=2) == 0)[:, None]
         return (np.swapaxes(cholesky(w + idle), 1, 2) @ residual[..., None])[..., 0]
-
-
-def em_of(model: LinearModel, stars: Stars) -> EM:
-    """The training of these stars: of independent pixels, or of correlated ones."""
-    flux = stars["flux"]
-    return (CorrelatedEM if flux.has_covariance and flux.n_dim > 1 else EM)(model, stars)

@@ -20,9 +20,10 @@ from ...numerics.features import Features
 from ...numerics.linalg import Array, in_float64
 from ...progress import bar
 from .draws import moments_from_draws
+from .em import SHORT, by_em
 from .model import LinearModel
 from .sweep import MISSING, Data, Plan, State, sweep
-from .training import EM, SHORT, by_em
+from .training import EM
 
 
 @in_float64

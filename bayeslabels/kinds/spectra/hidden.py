@@ -18,8 +18,8 @@ from scipy.sparse.linalg import svds
 from ...data.stars import Block, Stars
 from ...numerics.linalg import in_float64
 from ...progress import bar
+from .em import settled
 from .model import LinearModel
-from .training import settled
 
 MOST = 4
 """Hidden labels, where the number is open."""
@@ -66,11 +66,7 @@ def leading_residual(model: LinearModel, stars: Stars) -> tuple[np.ndarray, floa
     """Main direction of the training stars' residuals: each star's component (N,) along the direction of largest
     variance, mean square 1, and that variance over the largest of noise alone, (sqrt(N) + sqrt(L))^2."""
     em = settled(model, stars, ITERATIONS, TOLERANCE)
-    variance = em.scatter2 + (0.0 if em.error is None else em.error**2)
-    residual = em.value - np.asarray(em.features(em.u)) @ (em.theta * em.allowed).T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        residual = residual / np.sqrt(variance)
-    residual = np.where(np.isfinite(residual) & em.trained, residual, 0.0)
+    residual = em.standardised()
     n, n_pixel = len(residual), int(em.trained.sum())
     if min(residual.shape) < 3:
         return np.zeros(n), 0.0

@@ -33,6 +33,7 @@ from ...numerics.gaussian import log_density_of
 from ...results.posterior import Posterior
 from .choice import select, tell_which_error, with_fit_quality, with_label_scatter
 from .draws import moments_from_draws
+from .em import SHORT, by_em
 from .gibbs import by_gibbs
 from .label_curve import with_label_curve
 from .label_map import label_map
@@ -42,7 +43,6 @@ from .nuisances import require_nuisances
 from .quartic import prepare
 from .stars import COLUMNS, finish, joined, latents, masked, predicted_flux
 from .sums import SpectraBySums
-from .training import SHORT, by_em
 
 GAUSSIAN_DRAWS = 200
 """Draws of the coefficients from their covariance, where a posterior has but its mode."""

@@ -247,7 +247,7 @@ class Lux(LinearModel):
 
     def first_guess(self, stars: Stars) -> np.ndarray:
         """The leading directions of the spectra, each pixel in units of its typical error."""
-        flux, error = self.output(stars)
+        flux, error = self.marginal(stars)
         known = np.isfinite(flux) if error is None else np.isfinite(flux) & np.isfinite(error)
         value = np.where(known, flux, 0.0)
         count = np.maximum(known.sum(0), 1)

@@ -21,10 +21,10 @@ from ...core.own_priors import fitted, scaled
 from ...core.priors import Flat, HalfNormal, ScatterPrior, require_scatter_prior
 from ...data.columns import same_unit
 from ...data.stars import Block, Stars
-from ...errors import bad_input
+from ...errors import CannotDo, bad_input
 from ...numerics.error_factor import WIDTH
 from ...numerics.features import Features
-from ...numerics.linalg import Array, beside, constant, is_traced, module_of, placed
+from ...numerics.linalg import Array, after, beside, constant, is_traced, module_of, placed
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
 
 FLAT_POPULATION = 1e4
@@ -297,17 +297,32 @@ class LinearModel(Model):
 
     def output(self, stars: Stars) -> tuple[Array, Array | None]:
         """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
-        block = stars["flux"]
-        if block.has_covariance:
-            raise bad_input(
-                "flux with covariances", "one error a pixel", "correlated pixels", "flux_error=sqrt of the diagonal"
+        if self.has_covariance(stars):
+            raise CannotDo(
+                "flux with covariances is trained on by MAP() of stars in memory or by NUTS(), not by Gibbs(), SVI() "
+                "or from files; any inference of the test step takes it. Or leave the correlations out: "
+                "Block(flux, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))"
             )
-        if block.error is None:
+        return self.marginal(stars)
+
+    def has_covariance(self, stars: Stars) -> bool:
+        """Whether the errors of the flux are correlated between pixels."""
+        return stars["flux"].has_covariance and stars["flux"].n_dim > 1
+
+    def marginal(self, stars: Stars) -> tuple[Array, Array | None]:
+        """Flux (N, L) and error (N, L) or None of every pixel by itself."""
+        block = stars["flux"]
+        error = block.error
+        if error is None:
             return block.value, None
-        hopeless = block.error > HOPELESS * self.require_frame().flux_scale
+        xp = module_of(error)
+        if block.has_covariance:
+            variance = xp.diagonal(error, axis1=1, axis2=2)
+            error = xp.sqrt(xp.where(variance > 0, variance, np.nan))
+        hopeless = error > HOPELESS * self.require_frame().flux_scale
         if not is_traced(hopeless) and not hopeless.any():
-            return block.value, block.error
-        return block.value, module_of(hopeless).where(hopeless, np.nan, block.error)
+            return block.value, error
+        return block.value, xp.where(hopeless, np.nan, error)
 
     def arrays(self, stars: Stars) -> Spectra:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
@@ -362,16 +377,24 @@ class LinearModel(Model):
         return flux + jnp.einsum("nq,nk,qlk->nl", v, phi, shapes)
 
     def flux_site(self, flux: Array, scatter: Array, factor: Array | None, stars: Stars, rows: Array) -> None:
-        """flux_nl ~ N(flux_nl, f_n^2 sigma_nl^2 + s_l^2), observed where present; factor: that of the survey."""
+        """flux_nl ~ N(flux_nl, f_n^2 sigma_nl^2 + s_l^2), observed where present; factor: that of the survey. With
+        covariances: flux_n ~ N(flux_n, f_n^2 C_n + diag(s^2))."""
         own = self.error_factor_site("star")
         if "flux" not in stars:
             numpyro.sample("flux", dist.Normal(flux, scatter).to_event(1))
             return
         value, variance, observed = (constant(x)[rows] for x in stars["flux"].filled())
-        if own is not None:
-            variance = variance * own[:, None] ** 2
-        if factor is not None:
-            variance = variance * factor**2
+        times = jnp.ones(()) if own is None else own[:, None] ** 2
+        times = times if factor is None else times * factor**2
+        if self.has_covariance(stars):
+            covariance = constant(stars["flux"].filled_covariance())[rows] * times[..., None]
+            noise = covariance + jnp.diag(scatter**2)
+            noise = jnp.where(observed[:, :, None] & observed[:, None, :], noise, jnp.eye(len(scatter)))
+            joint = dist.MultivariateNormal(flux, covariance_matrix=after(noise, flux))
+            numpyro.sample("flux", joint, obs=jnp.where(observed, value, flux))
+            return
+        if own is not None or factor is not None:
+            variance = variance * times
         numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
 
     def first_guess(self, stars: Stars) -> np.ndarray:

@@ -16,8 +16,8 @@ from ...core.priors import Learned
 from ...data.stars import Stars
 from ...numerics.linalg import in_float64
 from ...progress import bar
+from .em import em_of
 from .model import LinearModel
-from .training import EM
 
 MOST_STARS, MOST_PIXELS = 1500, 800
 """Enough to tell orders apart."""
@@ -70,13 +70,13 @@ def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> 
 
 def _labels(model: LinearModel, stars: Stars, shown: Any) -> tuple[np.ndarray, np.ndarray]:
     """Latents (N, P) and covariance (N, P, P) of the training stars."""
-    em = EM(model.bind(stars), stars)
+    em = em_of(model.bind(stars), stars)
     if em.has_latents:
         em.run(ITERATIONS, TOLERANCE, shown)
     return em.u, em.u_covariance
 
 
 def _evidence(model: LinearModel, stars: Stars, u: np.ndarray, spread: np.ndarray) -> float:
-    em = EM(model.bind(stars), stars)
+    em = em_of(model.bind(stars), stars)
     em.train_given(u.copy(), spread)
     return em.flux_evidence()

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...data.stars import Stars
+from ...errors import CannotDo
 from ...inference.starwise import StarProblem
 from ...numerics.compress import Statistics, compress
+from ...numerics.correlated import Correlated, compress_correlated
 from ...numerics.error_factor import error_factors, expected_residual2
 from ...numerics.features import Features, feature_moments
 from ...numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
@@ -63,7 +65,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     integrate = rough = False
     sums = None
     if "flux" in stars:
-        spectra = _Spectra(model, moments, *model.output(stars))
+        spectra = (_Correlated if model.has_covariance(stars) else _Spectra)(model, moments, stars)
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
         rough = integrate or spectra.shapes is not None or spectra.own_factor
         # a first estimate does not need every pixel of a long spectrum
@@ -103,9 +105,8 @@ def flux_given_labels(model: LinearModel, moments: Moments, stars: Stars, phi: n
 
     F = J' G J, k = h + J' (b - G phi_0). phi (N, K): features at which the coefficients are integrated out.
     """
-    value, error = model.output(stars)
-    spread = {"theta_covariance": moments.coefficient_covariance, "feature_pairs": outer_pairs(phi)}
-    gram, linear, constant, *_ = compress(value, error, moments.coefficients, moments.scatter, constant=True, **spread)
+    spectra = (_Correlated if model.has_covariance(stars) else _Spectra)(model.replace(nuisances=()), moments, stars)
+    gram, linear, constant, *_ = spectra.compressed(phi, True, constant=True)[0]
     precision, information = label_terms(model, moments, stars.drop("flux"), phi)
     origin = np.zeros(model.features.n_label)
     at_zero, jacobian = model.features(origin), model.features.jacobian(origin)
@@ -120,14 +121,19 @@ def flux_given_labels(model: LinearModel, moments: Moments, stars: Stars, phi: n
 class _Spectra:
     """Spectra of N stars and the trained parameters that they are compressed with; shapes (Q, L, K): of nuisances."""
 
-    def __init__(self, model: LinearModel, moments: Moments, value: np.ndarray, error: np.ndarray | None):
-        self.moments, self.value, self.error = moments, value, error
+    def __init__(self, model: LinearModel, moments: Moments, stars: Stars):
+        self.moments = moments
+        self.value, self.error = _, error = self.read(model, stars)
         self.own_factor = model.flux_error_factor == "star" and error is not None
         if moments.flux_error_factor is not None and error is not None and not self.own_factor:
             self.error = error * moments.flux_error_factor
         self.shapes = None
         if model.nuisances:
             self.shapes = shapes_of(model.nuisances, model.require_frame(), moments.coefficients)
+
+    def read(self, model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+        """Flux and errors (N, L)."""
+        return model.output(stars)
 
     def draft(self, typical: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:
         """Statistics for a first estimate; nuisances about the spectrum of features `typical` (N, K)."""
@@ -154,18 +160,45 @@ class _Spectra:
         self.error = self.error * np.exp(found[0])[:, None]
         return found
 
-    def compressed(self, phi: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:
+    def compressed(self, phi: Array, integrate: bool, constant: bool = False) -> tuple[Statistics, NuisanceSums | None]:
         """Statistics with all pixels, the coefficients integrated out, and nuisances about each star's own spectrum, at
         features phi (N, K)."""
         spectra = self.value, self.error, self.moments.coefficients, self.moments.scatter
         spread: dict[str, Array] = {}
         if integrate:
             spread = {"theta_covariance": self.moments.coefficient_covariance, "feature_pairs": outer_pairs(phi)}
-        statistics = compress(*spectra, **spread)
+        statistics = compress(*spectra, constant=constant, **spread)
         if self.shapes is None:
             return statistics, None
         sums = compress_nuisances(*spectra, self.shapes, phi, **spread)
         return marginalise(statistics, sums), sums
+
+
+class _Correlated(_Spectra):
+    """Spectra whose errors are correlated between pixels."""
+
+    def read(self, model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+        if model.flux_error_factor == "star":
+            raise CannotDo(
+                'flux_error_factor="star" scales errors of single pixels, not covariances: flux_error_factor=None'
+            )
+        value, error = model.marginal(stars)
+        self.spectra = Correlated.of(value, error, stars["flux"].error)
+        return value, error
+
+    def draft(self, typical: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:
+        return self.compressed(typical, False)
+
+    def compressed(self, phi: Array, integrate: bool, constant: bool = False) -> tuple[Statistics, NuisanceSums | None]:
+        moments, spectra = self.moments, self.spectra
+        if moments.flux_error_factor is not None:
+            spectra = spectra._replace(covariance=spectra.covariance * moments.flux_error_factor**2)
+        spread = moments.coefficient_covariance if integrate else None
+        statistics, sums = compress_correlated(
+            spectra, moments.coefficients, moments.scatter, theta_covariance=spread, phi=np.asarray(phi),
+            templates=self.shapes,
+        )  # fmt: skip
+        return (statistics, None) if sums is None else (marginalise(statistics, sums), sums)
 
 
 def _found(modes: Modes) -> np.ndarray:

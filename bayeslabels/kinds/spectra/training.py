@@ -21,17 +21,14 @@ import numpy as np
 
 from ...core.priors import HalfNormal, Laplace, Learned
 from ...data.stars import Stars
-from ...inference.base import Trained
-from ...inference.map import MAP
 from ...numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ...numerics.error_factor import error_factors, expected_residual2
 from ...numerics.features import feature_moments
 from ...numerics.hierarchy import coefficients_given, learn
-from ...numerics.linalg import Array, in_float64, outer_pairs, pack, unpack
+from ...numerics.linalg import Array, outer_pairs, pack, unpack
 from ...numerics.nuisance import compress_nuisances, marginalise
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior, train_block
-from ...progress import bar
 from .labels import CatalogueLabels, LabelOutputs, LatentLabels
 from .model import LinearModel
 from .moments import Moments
@@ -48,31 +45,6 @@ PRIOR_STEPS, LATENT_STEPS = 100, 5
 """Steps of the learned prior, at most, each time that the pixels are trained: with exact labels, and where the latents
 change as well."""
 
-SHORT = MAP(max_iterations=30, tolerance=0.1)
-"""Settings of a training that is only a starting point."""
-
-
-@in_float64
-def by_em(
-    model: LinearModel, stars: Stars, inference: MAP, seed: int, progress: bool | None, what: str = "training step"
-) -> Trained:
-    inference.refuse_batches(model)
-    state = EM(model, stars)
-    with bar(inference.max_iterations if state.iterates else None, what, progress) as shown:
-        changes, converged = state.run(inference.max_iterations, inference.tolerance, shown)
-    stats: dict[str, Any] = {
-        "converged": bool(converged and state.pixel_converged.all()),
-        "iterations": len(changes),
-        "n_star": len(stars),
-        "n_pixel_trained": int(state.trained.sum()),
-        "n_pixel_dropped": int((~state.trained).sum()),
-        "n_pixel_not_converged": int((~state.pixel_converged).sum()),
-    }
-    if not converged:
-        stats["advice"] = f"MAP(max_iterations={4 * inference.max_iterations})"
-    traces = {"change": np.array(changes), "objective": np.array(state.objectives)}
-    return Trained(state.point(), state.moments(), stats, traces)
-
 
 class EM:
     """Current values of everything that the training step learns; arrays as in `Moments`."""
@@ -81,7 +53,7 @@ class EM:
         self.model = model
         frame = model.require_frame()
         self.features = model.features
-        value, error = model.output(stars)
+        value, error = self.read(model, stars)
         self.n_star, n_pixel = value.shape
         self.stands_for = self.n_star
         m, k = self.features.n_label, self.features.size
@@ -125,6 +97,10 @@ class EM:
             self.mean, self.population = model.fixed_population
         self.objectives: list[float] = []
         self.nuisances: Any = 0.0
+
+    def read(self, model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
+        """Flux and errors (N, L)."""
+        return model.output(stars)
 
     @property
     def iterates(self) -> bool:
@@ -224,6 +200,14 @@ class EM:
         variance = np.where(ok, error**2 + self.scatter2, 1.0)
         residual = np.where(ok, self.value, 0.0)
         return self.prior_evidence - 0.5 * float(np.where(ok, residual**2 / variance + np.log(variance), 0.0).sum())
+
+    def standardised(self) -> np.ndarray:
+        """Residuals (N, L), each in units of its noise; 0 of what is missing."""
+        variance = self.scatter2 + (0.0 if self.error is None else self.error**2)
+        residual = self.value - np.asarray(self.features(self.u)) @ (self.theta * self.allowed).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            residual = residual / np.sqrt(variance)
+        return np.where(np.isfinite(residual) & self.trained, residual, 0.0)
 
     def learn_error_factor(self, phi: np.ndarray, second: np.ndarray) -> float:
         """f of the stars, or of the survey, a step or two towards its mode; returns the change of ln f, in sds."""
@@ -346,14 +330,6 @@ class EM:
         elif self.has_latents:
             sites["labels_missing"] = self.u[~self.known]
         return {name: np.asarray(x)[None, None] for name, x in sites.items()}
-
-
-def settled(model: LinearModel, stars: Stars, max_iterations: int, tolerance: float) -> EM:
-    """A training of these stars that is a means to something else, without a bar of progress."""
-    em = EM(model.bind(stars), stars)
-    with bar(None, "", False) as hidden:
-        em.run(max_iterations, tolerance, hidden)
-    return em
 
 
 class LearnedPrior(NamedTuple):
