@@ -63,19 +63,6 @@ def test_wavelengths_of_another_name(trained, spectra):
             bl.infer(trained, changed(spectra, "flux", coords=coords))
 
 
-def test_covariances_that_would_be_dropped(simulated):
-    stars = simulated.stars
-    covariance = np.tile(4e-4 * (np.eye(3) + 0.3), (len(stars), 1, 1))
-    both = stars.with_block(
-        magnitudes=bl.Block(stars.magnitudes.value, covariance, names=("G", "BP", "RP"), unit="mag")
-    )
-    model = bl.Photometry(function="polynomial", order=1, components=1)
-    with pytest.raises(BadInput, match="magnitudes with covariances"):
-        bl.fit(model, both)
-    with pytest.raises(BadInput, match="magnitudes with covariances"):
-        model.bind(stars).check(both)
-
-
 def test_units_of_logarithms(simulated):
     flux = bl.Block(simulated.stars.flux.value * 1e-17, 1e-19, unit="Jy")
     bound = bl.Parallax(("ln flux",)).bind(simulated.stars.with_block(flux=flux))

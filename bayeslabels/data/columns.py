@@ -92,15 +92,6 @@ def same_unit(a: str, b: str) -> bool:
     return u.Unit(a) == u.Unit(b)
 
 
-def refuse_covariance(block: Any, name: str) -> None:
-    """Refuse covariances where a model would take their diagonal alone."""
-    if block.has_covariance and block.n_dim > 1:
-        raise bad_input(
-            f"{name} with covariances", f"one error per number: correlations of {name} are not used",
-            "correlated calibration or photometry", f"{name}_error=np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))",
-        )  # fmt: skip
-
-
 def convert(data: Numbers, unit: Any, what: str, spread: bool = False) -> np.ndarray:
     """The numbers in the units of their block; numbers without a unit are taken to be in it."""
     array, own = data
