@@ -338,3 +338,79 @@ def _magnitudes(labels: np.ndarray, bands: tuple[str, ...]) -> tuple[np.ndarray,
     absolute = bolometric + colour + 0.12 * metals * (0.52 / wave) ** 3
     vector = 3.1 * extinction_law(wave) * (1 + 0.06 * (teff - 5500) / 1000 * (0.52 / wave))
     return absolute, vector
+
+
+def simulate_xp(
+    n_star: int = 2000,
+    *,
+    n_pixel: int = 61,
+    bands: Sequence[str] = ("J", "H", "Ks", "W1", "W2"),
+    seed: int = 0,
+    snr: float = 100.0,
+    scatter: float = 0.003,
+    label_error: Sequence[float] = (60.0, 0.08, 0.06),
+    parallax_error: float = 0.04,
+) -> tuple[Stars, PhotometryTruth]:
+    """Spectra of low resolution and magnitudes of dwarfs and giants behind dust, as Gaia XP beside 2MASS and WISE.
+
+    Black bodies with lines that follow Teff, log g and [Fe/H]; fluxes in W / (m2 nm), with covariances between
+    neighbouring pixels, sampled at 392 to 992 nm (`coords["wavelength"]`).
+
+    Args:
+        n_pixel: of the spectra. bands: of `astro.extinction.PASSBANDS`.
+        snr: median per pixel; stars and pixels differ. scatter: of every pixel about the function of the labels, mag.
+        label_error: typical, TEFF [K], LOGG, FE_H. parallax_error: median, mas.
+
+    Returns:
+        The stars, with labels, magnitudes, flux, parallax and reddening; and the truth, of magnitudes and then pixels,
+        whose absolute magnitudes are -2.5 log10 of the flux at 10 pc.
+
+    Example:
+        >>> stars, truth = simulate_xp(100, n_pixel=21)
+        >>> stars["flux"].value.shape, truth.reddening_vector.shape
+        ((100, 21), (100, 26))
+    """
+    if n_star < 1 or n_pixel < 2 or not set(bands) <= set(PASSBANDS):
+        raise bad_input(f"n_star={n_star}, n_pixel={n_pixel}, bands={tuple(bands)}",
+                        f"at least 1, at least 2, and some of {tuple(PASSBANDS)}")  # fmt: skip
+    rng = np.random.default_rng([seed, 37])
+    labels = _dwarfs_and_giants(n_star, rng)
+    of_bands, vector = _magnitudes(labels, tuple(bands))
+    wave = np.linspace(0.392, 0.992, n_pixel)
+    teff, logg, metals = (x[:, None] for x in labels.T)
+    radiance = wave**-5 / np.expm1(14388 / (wave * teff)) / teff**4
+    lines = np.random.default_rng(5)
+    centre, width = lines.uniform(0.38, 1.0, 12), lines.uniform(0.008, 0.03, 12)
+    depth = lines.uniform(0.05, 0.35, 12) * (0.7 / (0.4 + centre))
+    trend = lines.normal(size=(3, 12)) * [[0.25], [0.25], [0.5]]
+    trend[2] = np.abs(trend[2])
+    strength = np.exp((teff - 5200) / 1000 * trend[0] + (logg - 3.5) / 1.5 * trend[1] + metals * trend[2])
+    profile = np.exp(-0.5 * ((wave - centre[:, None]) / width[:, None]) ** 2)
+    bolometric = 4.74 + 2.5 * (logg - 4.44) - 10 * np.log10(teff / 5772)
+    spectra = bolometric - 2.5 * np.log10(radiance) + 1.086 * (depth * strength) @ profile
+    spectra = spectra - np.median(spectra) + 33.0
+    curve = np.broadcast_to(3.1 * extinction_law(wave), spectra.shape)
+    absolute, vector = np.concatenate([of_bands, spectra], 1), np.concatenate([vector, curve], 1)
+    distance = rng.gamma(3.0, 0.6, n_star)
+    reddening = 0.2 * rng.exponential(size=n_star)
+    shared = (10 + 5 * np.log10(distance) + 0.1 * rng.standard_normal(n_star))[:, None]
+    m = absolute + shared + reddening[:, None] * vector
+    n = len(bands)
+    flux = 10 ** (-0.4 * (m[:, n:] + scatter * rng.standard_normal(spectra.shape)))
+    faint = np.median(flux, 1, keepdims=True) / (snr * np.exp(0.4 * rng.standard_normal((n_star, 1))))
+    apart = np.abs(np.arange(n_pixel)[:, None] - np.arange(n_pixel))
+    factor = np.linalg.cholesky(np.exp(-0.5 * (apart / 1.5) ** 2) + 0.05 * np.eye(n_pixel))
+    covariance = faint[:, :, None] ** 2 * (factor @ factor.T)
+    of_labels = np.asarray(label_error, float) * np.exp(0.3 * rng.standard_normal((n_star, 3)))
+    of_parallax = parallax_error * np.exp(0.4 * rng.standard_normal(n_star))
+    of_reddening = 0.02 + 0.1 * reddening
+    stars = Stars(
+        labels=Block(labels + of_labels * rng.standard_normal(labels.shape), of_labels,
+                     names=("TEFF", "LOGG", "FE_H"), unit=("K", "dex", "dex")),
+        magnitudes=Block(m[:, :n] + 0.02 * rng.standard_normal((n_star, n)), 0.02, names=bands, unit="mag"),
+        flux=Block(flux + faint * (rng.standard_normal(flux.shape) @ factor.T), covariance, unit="W / (m2 nm)",
+                   coords={"wavelength": 1000 * wave}),
+        parallax=Block(1 / distance + of_parallax * rng.standard_normal(n_star), of_parallax, unit="mas"),
+        reddening=Block(reddening + of_reddening * rng.standard_normal(n_star), of_reddening, unit="mag"),
+    )  # fmt: skip
+    return stars, PhotometryTruth(labels, distance, reddening, absolute, vector)

@@ -34,6 +34,10 @@ class Independent(NamedTuple):
         """x_s' C^-1 y_s (..., S) of x and y (S, B), the same for all stars: one product of matrices."""
         return self.root**2 @ (x * y).T
 
+    def scaled(self, unit: Array) -> Independent:
+        """The same where columns are divided by a unit (..., B) of any sign."""
+        return self._replace(root=self.root * unit)
+
     def coloured(self, white: Array) -> Array:
         """Noise (..., B) from independent numbers of unit variance (..., B); 0 where nothing was measured."""
         return white * jnp.where(self.root > 0, 1 / jnp.where(self.root > 0, self.root, 1.0), 0.0)
@@ -56,6 +60,9 @@ class Correlated(NamedTuple):
         i, j = np.triu_indices(x.shape[-1])
         half = np.where(i == j, 0.5, 1.0)
         return precision[..., i, j] @ (half * (x[:, i] * y[:, j] + x[:, j] * y[:, i])).T
+
+    def scaled(self, unit: Array) -> Correlated:
+        return self._replace(root=self.root * unit[..., None, :])
 
     def coloured(self, white: Array) -> Array:
         seen = jnp.diagonal(self.root, axis1=-2, axis2=-1) > 0

@@ -33,7 +33,7 @@ from ...numerics.dusty import (
 from ...numerics.linalg import Array
 from ...numerics.modes import Energy
 from ...numerics.network import Function
-from ...numerics.tangent import bent_by_most, extinction, slope
+from ...numerics.tangent import as_measured, bent_by_most, extinction, slope
 from ...numerics.whitening import Noise
 from .luminosity import luminosity_sd
 
@@ -81,11 +81,12 @@ class Told(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What belongs to each of N stars: the magnitudes, a first modulus and reddening, their noise, `Others`, and the
-    catalogue labels with their precision, scaled."""
+    """What belongs to each of N stars: the channels, what they are as magnitudes, with weights whose sum is 1, a first
+    reddening, their noise, `Others`, and the catalogue labels with their precision, scaled."""
 
-    magnitudes: Array
-    mu_0: Array
+    value: Array
+    bright: Array
+    weight: Array
     e_0: Array
     noise: Kinds
     others: Others
@@ -98,6 +99,7 @@ class LabelEnergy(Energy):
     """-ln p(u | data) of points u (S, M) of one star, up to a constant."""
 
     net: Function
+    n_magnitude: int
     nodes: int = 9
 
     def at(self, u: Array, shared: Shared) -> tuple[Array, Array]:
@@ -131,7 +133,8 @@ class LabelEnergy(Energy):
 
     def in_passing(self, u: Array, shared: Shared, own: Own) -> tuple[Array, Told]:
         """The same, and what the magnitudes say."""
-        q = told_by(*self.at(u, shared), shared, own)
+        m, vector = self.at(u, shared)
+        q = told_by(self.n_magnitude, m, vector, shared, own)
         q = scattered(q, luminosity_sd(shared.luminosity, shared.luminosity_slope, self.labels(u)))
         at, log_norm = place(q, own.others, shared.prior, precision_of(shared))
         each = log_marginal_at(at, log_norm, own.others, shared.prior, self.nodes) + own.noise.log_norm[:, None]
@@ -142,23 +145,24 @@ class LabelEnergy(Energy):
         return -log_p - self.log_prior(u, shared, own), Told(by_point, log_odds)
 
 
-def told_by(m: Array, vector: Array, shared: Shared, own: Own) -> Quadratic:
+def told_by(n_magnitude: int, m: Array, vector: Array, shared: Shared, own: Own) -> Quadratic:
     """What one star's magnitudes say of its modulus and reddening if M and R (S, B) are these: (K, S), up to a constant
     in log_norm; linear where a first step from the star's own modulus and reddening leads. In float64: it subtracts."""
     dtype, good = precision_of(shared), jax.tree.map(lambda x: x[0], own.noise)
     rough_m, rough_vector, bend, once = jax.tree.map(
         lambda x: jnp.asarray(x, dtype), (m, vector, shared.bend, own._replace(noise=good))
     )
-    start = jnp.zeros(m.shape[:1], dtype)
-    mu, e = near(_linear(rough_m, rough_vector, bend, once, start + once.mu_0, start + once.e_0), once.others)
+    e = jnp.zeros(m.shape[:1], dtype) + once.e_0
+    mu = ((once.bright - rough_m - extinction(e, rough_vector, bend)) * once.weight).sum(-1)
+    mu, e = near(_linear(n_magnitude, rough_m, rough_vector, bend, once, mu, e), once.others)
     mu, e = mu.astype(m.dtype), bent_by_most(e.astype(m.dtype), vector, shared.bend)
-    return _linear(m, vector, shared.bend, own, mu, e)
+    return _linear(n_magnitude, m, vector, shared.bend, own, mu, e)
 
 
-def _linear(m: Array, vector: Array, bend: Array, own: Own, mu: Array, e: Array) -> Quadratic:
+def _linear(n_magnitude: int, m: Array, vector: Array, bend: Array, own: Own, mu: Array, e: Array) -> Quadratic:
     """The same, linear about mu and E (S,); of one kind (S,) or all (K, S)."""
-    residual = own.magnitudes - m - mu[:, None] - extinction(e, vector, bend)
-    columns = jnp.stack([jnp.ones_like(m), slope(e, vector, bend), residual])
+    value, change = as_measured(m + mu[:, None] + extinction(e, vector, bend), n_magnitude)
+    columns = jnp.stack([change, change * slope(e, vector, bend), own.value - value])
     white = own.noise.own.white(columns.reshape(-1, m.shape[-1]))
     along = white @ jnp.swapaxes(own.noise.basis[..., : m.shape[-1]], -1, -2)
     one, of_e, rest = jnp.moveaxis(white.reshape(*white.shape[:-2], 3, *m.shape), -3, 0)
@@ -193,7 +197,9 @@ class LabelCurvature:
         along, bends = slope(e, vector, shared.bend), 1 - 2 * shared.bend * e[:, None] * vector
         slopes = jnp.moveaxis(of_m + e[:, None] * bends * of_vector, 0, 1)
         free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e * along], 1)
-        columns = noise.own.white(jnp.concatenate([free, slopes], 1))
+        dimmed = extinction(e, vector, shared.bend)
+        change = as_measured(m + mu[:, None] + dimmed, self.energy.n_magnitude)[1]
+        columns = noise.own.white(jnp.concatenate([free, slopes], 1) * change[:, None])
         n_band = m.shape[-1]
         top = jnp.swapaxes(noise.basis[..., :n_band], -1, -2)
         columns = jnp.concatenate([columns, jnp.zeros((*columns.shape[:2], top.shape[-1]))], -1)

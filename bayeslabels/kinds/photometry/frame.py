@@ -12,6 +12,7 @@ from ...errors import bad_input
 from ...numerics.by_value import ByValue
 from ...numerics.density import peak_density
 from ...numerics.mixture import Mixture, learn
+from .channels import flux_scale, joined, noise_and_value
 
 KEPT = 5000
 """Training stars whose labels are kept, to tell where the model is valid."""
@@ -22,7 +23,8 @@ class PhotometryFrame(ByValue, Scales):
     """What `Photometry` takes from its training stars; L labels, B bands. u = (label - centre) / scale.
 
     Attributes:
-        names, units, centre, scale: of the labels (L,). bands (B,), band_unit: of the magnitudes.
+        names, units, centre, scale: of the labels (L,). bands (B,), band_unit: of the magnitudes, and after them the
+            `n_flux` pixels of a spectrum, in `flux_scale` of `flux_unit`. All that is said of bands is of both.
         baseline: (1 + L, B) the linear function of u that M departs from; spread: (B, B) of its residuals: the first
             column is shared by all bands, the others are a band's own, mag.
         vector: (B,) a first reddening vector.
@@ -51,6 +53,9 @@ class PhotometryFrame(ByValue, Scales):
     training_u: np.ndarray
     training_seen: np.ndarray
     training_peak: np.ndarray
+    n_flux: int = 0
+    flux_scale: float = 1.0
+    flux_unit: str = ""
 
     @property
     def mixture(self) -> Mixture:
@@ -59,11 +64,19 @@ class PhotometryFrame(ByValue, Scales):
 
 def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     """Names, scales, the labels' population, and a first linear model."""
-    labels, magnitudes = stars["labels"], stars["magnitudes"]
+    labels = stars["labels"]
     value, variance, observed = labels.filled()
     n = len(stars)
     names = labels.names or tuple(str(i) for i in range(labels.n_dim))
-    bands = magnitudes.names or tuple(str(i) for i in range(magnitudes.n_dim))
+    bands: tuple[str, ...] = ()
+    parts, n_flux, scale_of_flux, flux_unit = [], 0, 1.0, ""
+    if "magnitudes" in stars:
+        bands = stars["magnitudes"].names or tuple(str(i) for i in range(stars["magnitudes"].n_dim))
+        parts.append(noise_and_value(stars["magnitudes"]))
+    if "flux" in stars:
+        scale_of_flux, flux_unit, n_flux = flux_scale(stars["flux"]), stars["flux"].units[0], stars["flux"].n_dim
+        bands += tuple(f"flux_{i}" for i in range(n_flux))
+        parts.append(noise_and_value(stars["flux"], scale_of_flux))
     known = np.where(observed, value, np.nan)
     for name, column in zip(names, known.T, strict=True):
         if np.isfinite(column).sum() < 10 or np.nanmax(column) == np.nanmin(column):
@@ -73,11 +86,13 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     noise = labels.filled_covariance() / np.where(both, scale[:, None] * scale, 1.0)
     u = np.where(observed, (value - centre) / scale, 0.0)
     mixture = learn(u, noise, observed, components)
-    m, m_variance, seen = magnitudes.filled()
+    channels = joined(parts, len(bands) - n_flux)
+    m, seen = channels.bright, channels.seen > 0
+    m_variance = np.diagonal(channels.noise, axis1=1, axis2=2) if channels.noise.ndim == 3 else channels.noise
     if not seen.any(0).all():
-        missing = [b for b, s in zip(bands, seen.any(0), strict=True) if not s]
+        missing = [b for b, s in zip(bands, seen.any(0).tolist(), strict=True) if not s]
         raise bad_input(f"no star with {', '.join(missing)}", "at least some training stars in every band",
-                        fix="magnitudes.select([...])")  # fmt: skip
+                        fix="select([...]) of the block")  # fmt: skip
     e = np.zeros(n)
     e_scale, e_error = 0.1, 0.1
     if "reddening" in stars:
@@ -96,7 +111,7 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
         names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, (*mixture,), e_scale,
         np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
         np.sqrt(np.nanmedian(np.where(seen, m_variance, np.nan), 0)), w_error, e_error,
-        mean[kept], seen[kept], peak_density(mean[kept], seen[kept]),
+        mean[kept], seen[kept], peak_density(mean[kept], seen[kept]), n_flux, scale_of_flux, flux_unit,
     )  # fmt: skip
 
 

@@ -29,11 +29,12 @@ from ...numerics.density import density_of
 from ...numerics.dusty import summary  # fmt: skip
 from ...numerics.linalg import in_float64
 from ...numerics.mixture import Mixture
-from ...numerics.tangent import extinction, slope
+from ...numerics.tangent import as_measured, extinction, slope
 from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, of_draws, star_rows
 from ...results.star_posterior import Flags
 from . import luminosity
+from .channels import observed
 from .frame import PhotometryFrame
 from .photometry import Photometry
 from .stars import PhotometricMoments, distances, member, misfit, moments_of, prepare
@@ -75,8 +76,8 @@ class PhotometryKind(Kind):
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Importance()
     columns: ClassVar = DIAGNOSTICS | {
-        "chi2": Column("of the magnitudes, at the best labels, reddening and distance"),
-        "n_band": Column("magnitudes that were measured"),
+        "chi2": Column("of magnitudes and fluxes, at the best labels, reddening and distance"),
+        "n_band": Column("magnitudes and fluxes that were measured"),
         "outlier_probability": Column("that the magnitudes are those of no star of the training set's kind"),
         "label_density": Column("of the training stars at these labels, least of all bands, its peak being 1"),
     }
@@ -88,7 +89,8 @@ class PhotometryKind(Kind):
         return _finished(model, trained)
 
     def sizes(self, model: Photometry) -> dict[str, int]:
-        return {"weight": model.net.size, "term": luminosity.size(len(model.require_frame().names))}
+        return {"weight": model.net.size, "term": luminosity.size(len(model.require_frame().names)),
+                "rank": model.scatter_rank}  # fmt: skip
 
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()
@@ -103,13 +105,15 @@ class PhotometryKind(Kind):
         del moments["weights"]
         if model.dust_vectors == 2:
             sites["reddening_second"] = moments["reddening_second"] = ["band"]
+        if model.scatter_rank:
+            sites["scatter_factors"] = moments["scatter_factors"] = ["rank", "band"]
         return Layout(coords, sites, {k: ["member", *d] if k in member else d for k, d in moments.items()})
 
     def infer(
         self, posterior: Posterior, stars: Stars, inference: Any, seed: int, first: int, progress: bool | None
     ) -> dict[str, xr.Dataset]:
-        if not any(name in stars for name in ("magnitudes", "labels")):
-            raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes or labels")
+        if not any(name in stars for name in ("magnitudes", "flux", "labels")):
+            raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes, flux or labels")
         problem = prepare(posterior, stars, seed, inference.starts)
         out = inference.infer(problem, seed + first, progress)
         return _finish(posterior, stars, problem, out, seed + first)
@@ -161,7 +165,7 @@ class PhotometryKind(Kind):
 
     def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
         name = name or "absolute_magnitudes"
-        known = ("absolute_magnitudes", "reddening_vector", "magnitudes")
+        known = ("absolute_magnitudes", "reddening_vector", *posterior.model.widths)
         if name not in known:
             raise bad_input(f"predict(..., {name!r})", f"one of {known}")
         if "labels" not in stars:
@@ -233,9 +237,9 @@ def _finish(
     if few:
         at = np.asarray(out.u)
         draws = _quantities_of(frame, at, distances(problem, at, seed)[0])
-    observed = {name: stars[name].observed for name in ("labels", "magnitudes") if name in stars}
-    n_band = observed["magnitudes"].sum(1) if "magnitudes" in observed else np.zeros(n, int)
-    blank = (n_band == 0) & ~(observed["labels"].any(1) if "labels" in observed else np.zeros(n, bool))
+    seen = observed(model, stars)
+    n_band = seen.sum(1)
+    blank = (n_band == 0) & ~(stars["labels"].observed.any(1) if "labels" in stars else np.zeros(n, bool))
     failed = out.failed | blank
     for x in (*summaries.values(), covariance, chi2):
         x[failed] = np.nan
@@ -243,7 +247,7 @@ def _finish(
     density = density_of(
         frame.training_u, frame.training_seen, frame.training_peak, frame.scaled(summaries["mean"][:, :n_label])
     )
-    used = np.where(observed["magnitudes"], density, np.nan) if n_band.any() else density
+    used = np.where(seen, density, np.nan) if n_band.any() else density
     flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
     with np.errstate(invalid="ignore"):
         lowest = np.nanmin(np.where(np.isfinite(used), used, np.inf), axis=1)
@@ -278,9 +282,10 @@ def _quantities_of(frame: PhotometryFrame, u: np.ndarray, q: np.ndarray) -> np.n
 
 @in_float64
 def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes all else."""
+    """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes and flux all
+    else."""
     model, moments = posterior.model, posterior.moments
-    if name == "magnitudes" and name in stars:
+    if name in stars:
         stars = stars.drop(name)
     data = jax.tree.map(jnp.asarray, model.arrays(stars))
     if name == "absolute_magnitudes":
@@ -310,4 +315,11 @@ def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray,
         )  # fmt: skip
     stacked = np.stack([np.asarray(x) for x in values])
     error = np.sqrt(np.mean([np.asarray(x) for x in variances], 0) + stacked.var(0, ddof=min(1, len(stacked) - 1)))
-    return stacked.mean(0), error
+    mean, n = stacked.mean(0), model.n_magnitude
+    if name == "magnitudes":
+        return mean[:, :n], error[:, :n]
+    if name == "flux":
+        flux, change = (np.asarray(x)[:, n:] for x in as_measured(jnp.asarray(mean), n))
+        scale = model.require_frame().flux_scale
+        return scale * flux, scale * np.abs(change) * error[:, n:]
+    return mean, error

@@ -37,41 +37,23 @@ from ...numerics.dusty import (
     quadratic_and_rest,
     scattered,
 )
-from ...numerics.linalg import Array, beside, constant, module_of
+from ...numerics.linalg import Array, after, constant
 from ...numerics.network import Function, Network, Polynomial
-from ...numerics.tangent import bent_by_most, extinction
+from ...numerics.tangent import as_measured, bent_by_most, extinction
 from ...numerics.two_vectors import log_marginal_of_both
 from ...numerics.whitening import noise_of
 from . import luminosity
 from .frame import PhotometryFrame, frame_of
+from .rows import Rows, measured, rows_of
 from .scattered import Scattered
 
 STEP = float(np.sqrt(3.0))
 """In sd: at the mean and at so many sd to either side, a quadrature of third order in each direction of label space."""
 
+FACTOR_SD = 0.03
+"""Sd of the Normal prior of `scatter_factors`, mag."""
 BEND_SD = 0.02
 """Sd of the Normal prior of w, 1 / mag, about what the band's width predicts."""
-
-
-class Rows(NamedTuple):
-    """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
-
-    label_mean (N, L), label_root (N, L, L): of the true labels given the catalogue's, covariance root root';
-    label_density (N,): ln p(catalogue labels). reddening_guess (N,): a first estimate. noise: of the magnitudes,
-    variances (N, B) or covariances (N, B, B).
-    """
-
-    magnitudes: Array
-    noise: Array
-    seen: Array
-    label_mean: Array
-    label_root: Array
-    label_density: Array
-    parallax: Array
-    parallax_weight: Array
-    reddening: Array
-    reddening_weight: Array
-    reddening_guess: Array
 
 
 class Predicted(NamedTuple):
@@ -95,6 +77,7 @@ class Photometry(CollapsedModel):
     r        ``reddening_log``         (B,), ln of mag per mag of reddening at the median labels
     r'       ``reddening_slope``       (B, L), per unit of the scaled labels
     R_2      ``reddening_second``      (B,), with `dust_vectors=2`, at right angles to R, mag per mag of reddening
+    F        ``scatter_factors``       (Q, B), with `scatter_rank=Q`: directions in which stars scatter about M, mag
     w        ``reddening_bend``        (B,), by how much extinction A falls short of growing with E: w A^2, 1 / mag
     s_b      ``scatter``               (B,), of every band about M, mag
     s_M      ``luminosity_scatter``    that all bands share (ages, companions), at the median labels, mag
@@ -108,7 +91,9 @@ class Photometry(CollapsedModel):
     ======== ========================= ========================================================================
 
     Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns,
-    NaN for a band that a star has not), `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). The
+    NaN for a band that a star has not), `flux` (pixels of a spectrum, of any unit and sign), both with errors or
+    covariances, `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). B counts the bands and after
+    them the pixels, whose fluxes are 10^(-0.4 m) in units of `frame.flux_scale`; their R is the extinction curve. The
     length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
 
     Args:
@@ -117,6 +102,8 @@ class Photometry(CollapsedModel):
         members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
         dust_vectors: 1, or 2 for dust that differs between stars: the extinction is E (R + x R_2). The sign of R_2,
             and of all x with it, means nothing: compare it with how R varies with R_V.
+        scatter_rank: Q, the number of directions in which all bands and pixels of a star scatter together, beside the
+            scatter of each and that in luminosity: abundances, for one, in spectra.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers: whether there are any. outlier_width: their scatter, mag.
         zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
@@ -138,6 +125,7 @@ class Photometry(CollapsedModel):
     depth: int = 2
     members: int = 4  # type: ignore[assignment]
     dust_vectors: Literal[1, 2] = 1
+    scatter_rank: int = 0
     reddening_slope: float = 0.05
     outliers: bool = True
     outlier_width: float = 0.5
@@ -160,17 +148,26 @@ class Photometry(CollapsedModel):
         "reddening_second",
         "reddening_bend",
         "scatter",
+        "scatter_factors",
         "luminosity_scatter",
         "luminosity_scatter_slope",
         "outlier_fraction",
         "zero_point",
     )
-    blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "parallax", "reddening")  # type: ignore[assignment]
+    blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "flux", "parallax", "reddening")  # type: ignore[assignment]
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
 
     @property
     def widths(self) -> dict[str, int]:
-        return {"magnitudes": len(self.require_frame().bands)}
+        frame = self.require_frame()
+        widths = {"magnitudes": self.n_magnitude, "flux": frame.n_flux}
+        return {name: n for name, n in widths.items() if n}
+
+    @property
+    def n_magnitude(self) -> int:
+        """Number of bands that are magnitudes."""
+        frame = self.require_frame()
+        return len(frame.bands) - frame.n_flux
 
     def __call__(self, stars: Stars, batch_size: int | None = None) -> Any:
         """The NumPyro program; each of `labels`, `magnitudes`, `parallax` and `reddening` is observed where present."""
@@ -180,7 +177,7 @@ class Photometry(CollapsedModel):
         population = dist.MixtureSameFamily(
             dist.Categorical(weight), dist.MultivariateNormal(mean, covariance_matrix=covariance)
         )
-        rows_of = model.measured(stars)
+        blocks = model.measured(stars)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             u = numpyro.sample("u", population)
             e = numpyro.sample("true_reddening", model.reddening_distribution)
@@ -192,7 +189,10 @@ class Photometry(CollapsedModel):
                 vector = vector + x[:, None] * second_vector(theta["reddening_second"], theta["reddening_log"])
             dimmed = extinction(e, vector, theta["reddening_bend"])
             m = model.absolute(theta["weights"], u) + (mu + offset)[:, None] + dimmed
-            seen = {name: tuple(constant(x)[rows] for x in block) for name, block in rows_of.items()}
+            if model.scatter_rank:
+                latent = dist.Normal(0.0, 1.0).expand([model.scatter_rank]).to_event(1)
+                m = m + numpyro.sample("scatter_latent", latent) @ theta["scatter_factors"]
+            seen = {name: tuple(constant(x)[rows] for x in block) for name, block in blocks.items()}
             model.sites(seen, u, m, mu, e, theta)
 
     def sites(self, seen: dict[str, Any], u: Array, m: Array, mu: Array, e: Array, theta: Mapping[str, Array]) -> None:
@@ -209,10 +209,18 @@ class Photometry(CollapsedModel):
             error = constant(frame.label_error)
             numpyro.sample("labels", dist.Normal(frame.physical(u), error).to_event(1))
         wide = self.outlier_width if self.outliers else 0.0
-        typical = constant(frame.magnitude_error) ** 2 + jnp.zeros_like(m)
-        value, noise, observed = seen.get("magnitudes", (None, typical, jnp.ones_like(m)))
-        scattered = Scattered(m, noise, theta["scatter"] ** 2, wide, theta["outlier_fraction"], observed)
-        numpyro.sample("magnitudes", scattered, obs=value)
+        true, change = as_measured(m, self.n_magnitude)
+        f, first = theta["outlier_fraction"], 0
+        for name, n in self.widths.items():
+            at = slice(first, first := first + n)
+            typical = constant(frame.magnitude_error[at]) ** 2 + jnp.zeros_like(m[:, at])
+            value, noise, observed = seen.get(name, (None, typical, jnp.ones_like(typical)))
+            unit = frame.flux_scale if name == "flux" else 1.0
+            own = Scattered(
+                true[:, at], after(noise, f), theta["scatter"][at] ** 2, wide, f, observed, change[:, at], unit
+            )
+            got = numpyro.sample(name, own, obs=None if value is None else value * unit)
+            f = own.outlier_given(got)  # the same star is one in both
         for name, true, error in (
             ("parallax", parallax_at(mu) + theta["zero_point"], frame.parallax_error),
             ("reddening", e, frame.reddening_error),
@@ -232,6 +240,9 @@ class Photometry(CollapsedModel):
             out["reddening_second"] = numpyro.sample(
                 "reddening_second", dist.Normal(0.0, 0.3).expand([n_band]).to_event(1)
             )
+        if self.scatter_rank:
+            factors = dist.Normal(0.0, FACTOR_SD).expand([self.scatter_rank, n_band]).to_event(2)
+            out["scatter_factors"] = numpyro.sample("scatter_factors", factors)
         bends = dist.Normal(constant(band_bend(self.require_frame().bands)), BEND_SD).to_event(1)
         out["reddening_bend"] = numpyro.sample("reddening_bend", bends)
         out["scatter"] = numpyro.sample("scatter", dist.HalfNormal(0.05).expand([n_band]).to_event(1))
@@ -254,6 +265,7 @@ class Photometry(CollapsedModel):
         sites = [name for name in sites if self.outliers or name != "outlier_fraction"]
         sites = [name for name in sites if self.zero_point[1] > 0 or name != "zero_point"]
         sites = [name for name in sites if self.dust_vectors == 2 or name != "reddening_second"]
+        sites = [name for name in sites if self.scatter_rank or name != "scatter_factors"]
         return {"weights": slice(self.net.linear), **dict.fromkeys(sites, ...)}
 
     @cached_property
@@ -310,6 +322,9 @@ class Photometry(CollapsedModel):
         slope = jnp.moveaxis(up - down, 0, -2) / (2 * STEP)
         turned = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], root)
         slope = slope + (data.reddening_guess[:, None] * vector)[:, None, :] * turned
+        if self.scatter_rank:
+            common = jnp.broadcast_to(theta["scatter_factors"], (len(u), self.scatter_rank, mean.shape[-1]))
+            slope = jnp.concatenate([slope, common], 1)
         return Predicted(mean, vector, slope, self.luminosity(theta, u))
 
     def luminosity(self, theta: Mapping[str, Array], u: Array) -> Array:
@@ -330,17 +345,18 @@ class Photometry(CollapsedModel):
     ) -> tuple[Quadratic, Array]:
         """`quadratic_and_rest`, without the scatter in luminosity, about where one step from a first estimate leads;
         more: reddening vectors besides R (N, B)."""
-        noise = noise_of(data.noise, theta["scatter"] ** 2 + wide**2 + jnp.zeros_like(data.seen), data.seen)
-        bend = theta["reddening_bend"]
+        x, bend = data.channels, theta["reddening_bend"]
+        noise = noise_of(x.noise, (theta["scatter"] ** 2 + wide**2) * x.unit**2, x.seen)
 
         def about(at, noise, bend, mu, e, *more):
-            residual = data.magnitudes - at.mean - mu[:, None] - extinction(e, at.vector, bend)
-            bends = 1 - 2 * bend * e[:, None] * at.vector
-            columns = [jnp.ones_like(residual), at.vector * bends, residual, *(x * bends for x in more)]
-            return quadratic_and_rest(jnp.stack(columns, -2), at.factors, noise, mu, e)
+            value, change = as_measured(at.mean + mu[:, None] + extinction(e, at.vector, bend), self.n_magnitude)
+            bends = change * (1 - 2 * bend * e[:, None] * at.vector)
+            columns = [change, at.vector * bends, x.value - value, *(y * bends for y in more)]
+            return quadratic_and_rest(jnp.stack(columns, -2), at.factors * change[:, None], noise, mu, e)
 
         fixed, e = jax.lax.stop_gradient((at, noise, bend)), data.reddening_guess
-        mu = centre_of(data.magnitudes - fixed[0].mean - extinction(e, fixed[0].vector, fixed[2]), fixed[1])
+        bright = x.bright - fixed[0].mean - extinction(e, fixed[0].vector, fixed[2])
+        mu = centre_of(bright, fixed[1].scaled(x.unit))
         mu, e = near(about(*fixed, mu, e)[0], self.others(jax.lax.stop_gradient(theta), data))
         return about(at, noise, bend, mu, bent_by_most(e, fixed[0].vector, fixed[2]), *more)
 
@@ -357,46 +373,16 @@ class Photometry(CollapsedModel):
 
         if not self.outliers:
             return density(0.0) + data.label_density
-        good, bad = jax.vmap(density)(jnp.array([0.0, self.outlier_width], data.noise.dtype))
+        good, bad = jax.vmap(density)(jnp.array([0.0, self.outlier_width], data.channels.unit.dtype))
         f = jnp.clip(theta["outlier_fraction"], 1e-9, 1 - 1e-6)
         return jnp.logaddexp(jnp.log1p(-f) + good, jnp.log(f) + bad) + data.label_density
 
     def measured(self, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
         """Value, variance or covariance, and mask of the stars' blocks; labels scaled, with covariances."""
-        frame, out = self.require_frame(), {}
-        for name in self.blocks:
-            if name not in stars:
-                continue
-            value, variance, observed = stars[name].filled()
-            if name == "labels":
-                (scale,), where = beside(value, frame.scale), module_of(value).where
-                value = where(observed, frame.scaled(value), 0.0)
-                both = observed[:, :, None] & observed[:, None, :]
-                variance = stars[name].filled_covariance() / where(both, scale[:, None] * scale, 1.0)
-            elif stars[name].has_covariance and stars[name].n_dim > 1:
-                variance = stars[name].filled_covariance()
-            out[name] = (value, variance, observed)
-        return out
+        return measured(self, stars)
 
     def arrays(self, stars: Stars) -> Rows:
-        frame, seen, n = self.require_frame(), self.measured(stars), len(stars)
-        n_label, n_band = self.shape
-        none = np.zeros((n, n_label)), np.tile(np.eye(n_label), (n, 1, 1)), np.zeros((n, n_label), bool)
-        given = frame.mixture.given(*seen.get("labels", none))
-        mean, covariance = given.moments()
-        value, vector = np.linalg.eigh(covariance)
-        root = vector * np.sqrt(np.maximum(value, 0.0))[:, None, :]
-        dark = np.zeros((n, n_band)), np.ones((n, n_band)), np.zeros((n, n_band), bool)
-        m, variance, observed = seen.get("magnitudes", dark)
-        w, w_weight = _one(seen.get("parallax"), n)
-        e, e_weight = _one(seen.get("reddening"), n)
-        scale = self.reddening_scale
-        prior = 1 / scale**2  # as wide as the exponential, about its mean: good enough for a place to be linear at
-        guess = np.maximum((e * e_weight**2 + scale * prior) / (e_weight**2 + prior), 0.0)
-        return Rows(
-            m, variance, observed.astype(float), mean, root, given.log_density,
-            w, w_weight, e, e_weight, guess,
-        )  # fmt: skip
+        return rows_of(self, stars)
 
     def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:
         frame, (n_label, n_band) = self.require_frame(), self.shape
@@ -411,6 +397,9 @@ class Photometry(CollapsedModel):
         }
         if self.dust_vectors == 2:  # not 0, where the density is level
             out["reddening_second"] = 0.1 * np.random.default_rng([seed, 86028121]).standard_normal(n_band)
+        if self.scatter_rank:
+            rng = np.random.default_rng([seed, 67867967])
+            out["scatter_factors"] = 0.01 * rng.standard_normal((self.scatter_rank, n_band))
         if self.outliers:
             out["outlier_fraction"] = np.array(0.02)
         if self.zero_point[1] > 0:
@@ -418,8 +407,8 @@ class Photometry(CollapsedModel):
         return out
 
     def bind(self, stars: Stars) -> Self:
-        for name in ("labels", "magnitudes"):
-            if name not in stars:
+        for name, instead in (("labels", "labels"), ("magnitudes", "flux")):
+            if name not in stars and instead not in stars:
                 raise bad_input(
                     f"stars with the blocks {', '.join(stars.blocks)}",
                     f"a block {name!r}, which the training step needs",
@@ -436,6 +425,8 @@ class Photometry(CollapsedModel):
             raise bad_input(f"function={self.function!r}", "'network' or 'polynomial'", fix='function="network"')
         if self.dust_vectors not in (1, 2):
             raise bad_input(f"dust_vectors={self.dust_vectors!r}", "1 or 2", fix="dust_vectors=2")
+        if self.scatter_rank < 0:
+            raise bad_input(f"scatter_rank={self.scatter_rank!r}", "a number of directions >= 0")
         if self.order < 0 or self.depth < 0 or self.width < 1:
             raise bad_input(f"order={self.order}, depth={self.depth}, width={self.width}", ">= 0, >= 0 and >= 1")
         if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
@@ -456,7 +447,7 @@ class Photometry(CollapsedModel):
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
-        for name, names in (("labels", frame.names), ("magnitudes", frame.bands)):
+        for name, names in (("labels", frame.names), ("magnitudes", frame.bands[: self.n_magnitude])):
             if name not in stars:
                 continue
             own = stars[name].names
@@ -465,6 +456,10 @@ class Photometry(CollapsedModel):
                     f"{name} {own}", f"{names}, as in training", "columns swapped, renamed or left out",
                     f"Stars.from_table(table, {name}={names}, ...), NaN for what was not observed",
                 )  # fmt: skip
+        if "flux" in stars and (stars["flux"].n_dim, stars["flux"].units[0]) != (frame.n_flux, frame.flux_unit):
+            raise bad_input(f"flux of {stars['flux'].n_dim} pixels in {stars['flux'].units[0]!r}",
+                            f"{frame.n_flux} pixels in {frame.flux_unit!r}, as in training",
+                            fix="flux on the wavelengths and in the unit of the training stars")  # fmt: skip
         if "labels" in stars and stars["labels"].units != frame.units:
             raise bad_input(f"labels in {stars['labels'].units}", f"{frame.units}, as in training")
         for name in self.blocks:
@@ -478,14 +473,6 @@ def second_vector(free: Array, log_vector: Array) -> Array:
     vector = jnp.exp(log_vector)
     along = (free * vector).sum(-1, keepdims=True) / (vector**2).sum(-1, keepdims=True)
     return free - along * vector
-
-
-def _one(block: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Value and 1 / error (N,) of a block of one column, 0 where it was not measured."""
-    if block is None:
-        return np.zeros(n), np.zeros(n)
-    value, variance, observed = (x[:, 0] for x in block)
-    return np.where(observed, value, 0.0), observed / np.sqrt(variance)
 
 
 def _check_units(stars: Stars) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...data.stars import Stars
 from ...inference.starwise import StarProblem
-from ...numerics.dusty import Others, Quadratic, centre_of, draw, place, project, rough, scattered
+from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
 from ...numerics.mixture import Mixture
 from ...numerics.modes import find_modes
@@ -40,7 +40,7 @@ class PhotometricMoments(NamedTuple):
     coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
     luminosity_scatter at the median labels, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second
     (E, B): R_2 if there is one, of equal sign in all members; reddening_bend (B,): w, 1 / mag;
-    luminosity_scatter_slope: of ln s_M. Models of the first versions have neither of these: 0.
+    luminosity_scatter_slope: of ln s_M; scatter_factors (Q, B), mag. Models of the first versions have none of these.
     """
 
     coefficients: np.ndarray
@@ -54,17 +54,19 @@ class PhotometricMoments(NamedTuple):
     reddening_second: np.ndarray | None = None
     reddening_bend: np.ndarray | None = None
     luminosity_scatter_slope: np.ndarray | None = None
+    scatter_factors: np.ndarray | None = None
 
 
 def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, Array]:
     """theta of one member of the ensemble, but for R_2."""
     n_label, n_band = model.shape
     names = ("scatter", "luminosity_scatter", "outlier_fraction", "zero_point")
-    slope, bend = moments.luminosity_scatter_slope, moments.reddening_bend
+    slope, bend, factors = moments.luminosity_scatter_slope, moments.reddening_bend, moments.scatter_factors
     own = {"weights": moments.coefficients[e], "reddening_log": moments.reddening_log[e],
            "reddening_slope": moments.reddening_slope[e],
            "reddening_bend": np.zeros(n_band) if bend is None else bend,
-           "luminosity_scatter_slope": np.zeros(size(n_label)) if slope is None else slope}  # fmt: skip
+           "luminosity_scatter_slope": np.zeros(size(n_label)) if slope is None else slope,
+           "scatter_factors": np.zeros((0, n_band)) if factors is None else factors}  # fmt: skip
     return {name: jnp.asarray(x) for name, x in (own | {n: getattr(moments, n) for n in names}).items()}
 
 
@@ -83,7 +85,14 @@ def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMo
         np.sqrt((flat["scatter"] ** 2).mean(0)), np.sqrt((flat["luminosity_scatter"] ** 2).mean()),
         fraction.mean(), zero.mean(), zero.std(), second, flat["reddening_bend"].mean(0),
         flat["luminosity_scatter_slope"].mean(0),
+        _factors(flat["scatter_factors"]) if "scatter_factors" in flat else None,
     )  # fmt: skip
+
+
+def _factors(each: np.ndarray) -> np.ndarray:
+    """Factors (Q, B) of the mean covariance of those (E, Q, B), which may be turned against each other."""
+    value, vector = np.linalg.eigh(np.einsum("eqb,eqc->bc", each, each) / len(each))
+    return (vector * np.sqrt(np.maximum(value, 0.0))).T[::-1][: each.shape[1]]
 
 
 def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
@@ -118,7 +127,7 @@ def label_prior(model: Photometry) -> Mixture:
 def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarProblem:
     """The label posteriors of N stars with their modes."""
     model, moments = posterior.model, posterior.moments
-    energy = LabelEnergy(model.net)
+    energy = LabelEnergy(model.net, model.n_magnitude)
     shared = shared_of(model, moments)
     tried = label_prior(model).draw(CANDIDATES, seed)
     if shared.second is not None:
@@ -129,8 +138,9 @@ def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarP
     rows = _rows_of(model, moments, stars)
     members = jax.tree.map(
         jnp.asarray,
-        (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second),
-    )
+        (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second,
+         member(model, moments, 0)["scatter_factors"]),
+    )  # fmt: skip
     grey = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(candidates))
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
@@ -167,8 +177,8 @@ def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> di
     parallax = np.where(weight > 0, data.parallax - moments.zero_point, 0.0)
     rate = np.full(n, 1 / model.reddening_scale)
     return {
-        "magnitudes": data.magnitudes, "noise": data.noise, "seen": data.seen,
-        "scatter": moments.scatter**2 + np.zeros_like(data.seen), "reddening_guess": data.reddening_guess,
+        "channels": data.channels, "scatter": moments.scatter**2 + np.zeros_like(data.channels.seen),
+        "reddening_guess": data.reddening_guess,
         "labels": labels, "precision": precision, "label_mean": data.label_mean,
         "others": Others(parallax, weight, data.reddening, data.reddening_weight, rate),
     }  # fmt: skip
@@ -182,14 +192,16 @@ def _at(energy, u, shared):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vector):
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
-    y, others = rows["magnitudes"], jax.tree.map(lambda x: x[:, None], rows["others"])
+    channels, others = rows["channels"], jax.tree.map(lambda x: x[:, None], rows["others"])
+    y = channels.bright
 
     def density(noise):
         """ln p(magnitudes, ... | candidate) (N, S), by matrix products; extinction is straight."""
+        noise = noise.scaled(channels.unit)
         weight = noise.precision_times(jnp.ones_like(y)[:, None])[:, 0]
         total = weight.sum(1)
         mu_0 = (weight * y).sum(1) / jnp.maximum(total, 1e-12) - 4.0
-        z = rows["seen"] * (y - mu_0[:, None])
+        z = channels.seen * (y - mu_0[:, None])
         wz = noise.precision_times(z[:, None])[:, 0]
         rr = (wz * z).sum(1)[:, None] - 2 * wz @ m.T + noise.products(m, m)
         b_mu, b_e = wz.sum(1)[:, None] - weight @ m.T, wz @ vector.T - noise.products(m, vector)
@@ -221,37 +233,41 @@ NEIGHBOUR, FAR = 0.6, 1.5
 
 def _kinds(rows, wide):
     """Noise (K, N, ...) of stars, good ones and, where there may be any, outliers: one factorisation."""
-    widths = jnp.asarray([0.0] if wide is None else [0.0, wide], rows["scatter"].dtype)
-    return jax.vmap(lambda w: noise_of(rows["noise"], rows["scatter"] + w**2, rows["seen"]))(widths)
+    x = rows["channels"]
+    widths = jnp.asarray([0.0] if wide is None else [0.0, wide], x.unit.dtype)
+    return jax.vmap(lambda w: noise_of(x.noise, (rows["scatter"] + w**2) * x.unit**2, x.seen))(widths)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _own(energy, wide, log_odds, members, shared, rows, first):
     """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
-    coefficients, reddening_log, reddening_slope, second = members
-    n_member, y = len(coefficients), rows["magnitudes"]
+    coefficients, reddening_log, reddening_slope, second, of_all = members
+    n_member, x = len(coefficients), rows["channels"]
     noise = _kinds(rows, wide)
-    m, _ = energy.at(first, shared)
-    mu_0 = centre_of(y - m, jax.tree.map(lambda x: x[0], noise))
+    good = jax.tree.map(lambda x: x[0], noise).scaled(x.unit)
+    weight = good.precision_times(jnp.ones_like(x.unit)[:, None])[:, 0]
+    total = weight.sum(1, keepdims=True)
+    weight = weight / jnp.where(total > 0, total, 1.0)
 
     def own_with(factors, noise, e):
         """The stars' data with this noise (K, N, ...)."""
 
         def projected(noise):
-            basis, _, log_det = project(noise.white(factors), jnp.zeros((len(y), 0, y.shape[1])))
+            white = noise.scaled(x.unit).white(factors)
+            basis, _, log_det = project(white, jnp.zeros((len(white), 0, white.shape[-1])))
             return basis, -0.5 * (log_det + noise.log_det)
 
         basis, log_norm = jax.vmap(projected)(noise)
         odds = jnp.stack([0.0 * log_odds, log_odds])[: len(log_norm), None]
         kinds = Kinds(noise, basis, log_norm - log_norm[:1] + odds)
         kinds = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), kinds)
-        return Own(y, mu_0, e, kinds, rows["others"], rows["labels"], rows["precision"])
+        return Own(x.value, x.bright, weight, e, kinds, rows["others"], rows["labels"], rows["precision"])
 
-    nothing = jnp.zeros((len(y), 0, y.shape[1]))
-    alone = own_with(nothing, jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
+    common = jnp.broadcast_to(of_all, (len(x.unit), *of_all.shape))
+    alone = own_with(common, jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
     e = place(_of_good(energy, shared, alone, first)[0], rows["others"], shared.prior)[0].e
     if n_member == 1:
-        return own_with(nothing, noise, e)
+        return own_with(common, noise, e)
     labels = energy.labels(first)
     of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
     vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
@@ -259,7 +275,7 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
         vectors = vectors + first[:, -1:] * second[:, None]
     each = of_m + extinction(jnp.broadcast_to(e, of_m.shape[:-1]), vectors, shared.bend)
     apart = jnp.moveaxis(each - each.mean(0), 0, 1) / np.sqrt(n_member - 1)
-    return own_with(apart, noise, e)
+    return own_with(jnp.concatenate([common, apart], 1), noise, e)
 
 
 def _of_good(energy, shared, own, u):
@@ -268,7 +284,7 @@ def _of_good(energy, shared, own, u):
 
     def one(u, own):
         m, vector = energy.at(u[None], shared)
-        return told_by(m, vector, shared, own)
+        return told_by(energy.n_magnitude, m, vector, shared, own)
 
     q = jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], jax.vmap(one)(u, own))
     sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(u))

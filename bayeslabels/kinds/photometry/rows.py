@@ -1,0 +1,77 @@
+"""What the likelihood of photometry takes of stars: arrays with a row per star."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...data.stars import Stars
+from ...numerics.linalg import Array, beside, module_of
+from .channels import Measured, joined, noise_and_value
+
+
+class Rows(NamedTuple):
+    """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
+
+    label_mean (N, L), label_root (N, L, L): of the true labels given the catalogue's, covariance root root';
+    label_density (N,): ln p(catalogue labels). reddening_guess (N,): a first estimate.
+    """
+
+    channels: Measured
+    label_mean: Array
+    label_root: Array
+    label_density: Array
+    parallax: Array
+    parallax_weight: Array
+    reddening: Array
+    reddening_weight: Array
+    reddening_guess: Array
+
+
+def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
+    """Value, variance or covariance, and mask of the stars' blocks; labels scaled, with covariances."""
+    frame, out = model.require_frame(), {}
+    for name in model.blocks:
+        if name not in stars:
+            continue
+        value, variance, observed = stars[name].filled()
+        if name == "labels":
+            (scale,), where = beside(value, frame.scale), module_of(value).where
+            value = where(observed, frame.scaled(value), 0.0)
+            both = observed[:, :, None] & observed[:, None, :]
+            variance = stars[name].filled_covariance() / where(both, scale[:, None] * scale, 1.0)
+        elif name in ("magnitudes", "flux"):
+            unit = frame.flux_scale if name == "flux" else 1.0
+            value, variance, observed = noise_and_value(stars[name], unit)
+        out[name] = (value, variance, observed)
+    return out
+
+
+def rows_of(model: Any, stars: Stars) -> Rows:
+    frame, seen, n = model.require_frame(), measured(model, stars), len(stars)
+    n_label = model.shape[0]
+    none = np.zeros((n, n_label)), np.tile(np.eye(n_label), (n, 1, 1)), np.zeros((n, n_label), bool)
+    given = frame.mixture.given(*seen.get("labels", none))
+    mean, covariance = given.moments()
+    value, vector = np.linalg.eigh(covariance)
+    root = vector * np.sqrt(np.maximum(value, 0.0))[:, None, :]
+    dark = {k: (np.zeros((n, b)), np.ones((n, b)), np.zeros((n, b), bool)) for k, b in model.widths.items()}
+    channels = joined([seen.get(name, none) for name, none in dark.items()], model.n_magnitude)
+    w, w_weight = _one(seen.get("parallax"), n)
+    e, e_weight = _one(seen.get("reddening"), n)
+    scale = model.reddening_scale
+    prior = 1 / scale**2  # as wide as the exponential, about its mean: good enough for a place to be linear at
+    guess = np.maximum((e * e_weight**2 + scale * prior) / (e_weight**2 + prior), 0.0)
+    return Rows(
+        channels, mean, root, given.log_density,
+        w, w_weight, e, e_weight, guess,
+    )  # fmt: skip
+
+
+def _one(block: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Value and 1 / error (N,) of a block of one column, 0 where it was not measured."""
+    if block is None:
+        return np.zeros(n), np.zeros(n)
+    value, variance, observed = (x[:, 0] for x in block)
+    return np.where(observed, value, 0.0), observed / np.sqrt(variance)
