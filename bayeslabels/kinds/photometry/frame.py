@@ -90,7 +90,7 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     m, seen = channels.bright, channels.seen > 0
     m_variance = np.diagonal(channels.noise, axis1=1, axis2=2) if channels.noise.ndim == 3 else channels.noise
     if not seen.any(0).all():
-        missing = [b for b, s in zip(bands, seen.any(0).tolist(), strict=True) if not s]
+        missing = [bands[i] for i in np.flatnonzero(~seen.any(0))]
         raise bad_input(f"no star with {', '.join(missing)}", "at least some training stars in every band",
                         fix="select([...]) of the block")  # fmt: skip
     e = np.zeros(n)
