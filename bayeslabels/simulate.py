@@ -362,12 +362,12 @@ def simulate_xp(
         label_error: typical, TEFF [K], LOGG, FE_H. parallax_error: median, mas.
 
     Returns:
-        The stars, with labels, magnitudes, flux, parallax and reddening; and the truth, of magnitudes and then pixels,
-        whose absolute magnitudes are -2.5 log10 of the flux at 10 pc.
+        The stars, with labels, magnitudes, spectrum, parallax and reddening; and the truth, of magnitudes and then
+        pixels, whose absolute magnitudes are -2.5 log10 of the flux at 10 pc.
 
     Example:
         >>> stars, truth = simulate_xp(100, n_pixel=21)
-        >>> stars["flux"].value.shape, truth.reddening_vector.shape
+        >>> stars["spectrum"].value.shape, truth.reddening_vector.shape
         ((100, 21), (100, 26))
     """
     if n_star < 1 or n_pixel < 2 or not set(bands) <= set(PASSBANDS):
@@ -408,7 +408,7 @@ def simulate_xp(
         labels=Block(labels + of_labels * rng.standard_normal(labels.shape), of_labels,
                      names=("TEFF", "LOGG", "FE_H"), unit=("K", "dex", "dex")),
         magnitudes=Block(m[:, :n] + 0.02 * rng.standard_normal((n_star, n)), 0.02, names=bands, unit="mag"),
-        flux=Block(flux + faint * (rng.standard_normal(flux.shape) @ factor.T), covariance, unit="W / (m2 nm)",
+        spectrum=Block(flux + faint * (rng.standard_normal(flux.shape) @ factor.T), covariance, unit="W / (m2 nm)",
                    coords={"wavelength": 1000 * wave}),
         parallax=Block(1 / distance + of_parallax * rng.standard_normal(n_star), of_parallax, unit="mas"),
         reddening=Block(reddening + of_reddening * rng.standard_normal(n_star), of_reddening, unit="mag"),

@@ -1,6 +1,7 @@
 """Which inferences give posteriors: simulation-based calibration of every model, small enough for hundreds of fits.
 
-    python benchmarks/sbc.py [cannon cannon-wide cannon-exact lux parallax translator photometry cannon-stars]
+    python benchmarks/sbc.py [cannon cannon-wide cannon-exact lux parallax translator photometry photometry-xp
+                             cannon-stars]
                              [--n 300] [--by Gibbs ...] [--worst] [--stars 60] [--pixels 60]
 
 One row per model and inference: simulations, p-value, verdict at p > 0.01, CPU seconds. `-stars` and `photometry`
@@ -27,7 +28,7 @@ from bayeslabels import MAP, NUTS, SVI, Block, Gibbs, Importance, Laplace, Stars
 from bayeslabels.calibration import SBC, sbc
 from bayeslabels.core import priors
 from bayeslabels.core.model import Model
-from bayeslabels.simulate import simulate, simulate_photometry
+from bayeslabels.simulate import simulate, simulate_photometry, simulate_xp
 
 Rows = Iterator[tuple[str, Callable[[int, int], SBC]]]
 FEW = NUTS(chains=1, draws=200, warmup=200, max_tree_depth=8)
@@ -142,9 +143,18 @@ def photometry() -> Rows:
     return of_test_step(posterior, test, [MAP(), Laplace(), Importance(), NUTS(chains=2, draws=500)])
 
 
+def photometry_xp() -> Rows:
+    """Fluxes with covariances beside magnitudes, and extinction that bends."""
+    stars, _ = simulate_xp(400, n_pixel=11, bands=("J", "Ks"), seed=1)
+    model = bl.Photometry(function="polynomial", order=2, members=1, outliers=False, scatter_rank=1)
+    posterior = bl.fit(model, stars, MAP(max_iterations=60))
+    return of_test_step(posterior, stars[:100].drop("labels", "reddening"), [Laplace(), Importance()])
+
+
 CASES = {
     "cannon-exact": cannon_exact, "cannon": cannon, "cannon-wide": cannon_wide, "lux": lux, "parallax": parallax,
     "translator": translator, "cannon-stars": cannon_stars, "photometry": photometry,
+    "photometry-xp": photometry_xp,
 }  # fmt: skip
 
 

@@ -51,8 +51,9 @@ def test_two_vector_columns_with_their_correlations():
 def test_scalar_columns_as_of_astrometry():
     rng = np.random.default_rng(1)
     names, n = ("a", "b", "c"), 4
-    table = Table({x: rng.standard_normal(n) for x in names} | {f"{x}_e": np.full(n, 0.1 * (i + 1)) for i, x in
-                  enumerate(names)} | {"ab": np.full(n, 0.5), "ac": np.full(n, -0.2), "bc": np.full(n, 0.1)})  # fmt: skip
+    table = Table({x: rng.standard_normal(n) for x in names})
+    for x, value in {"a_e": 0.1, "b_e": 0.2, "c_e": 0.3, "ab": 0.5, "ac": -0.2, "bc": 0.1}.items():
+        table[x] = np.full(n, value)
     table["a"].unit, table["a_e"].unit = "mas", "uas"
     table["a_e"] *= 1000
     x = bl.Stars.from_table(table, x=names, x_error=["a_e", "b_e", "c_e"], x_correlation=["ab", "ac", "bc"]).x

@@ -36,12 +36,12 @@ def bound(survey):
 
 def test_the_simulated_spectra(survey):
     stars, truth = survey
-    assert stars["flux"].has_covariance
+    assert stars["spectrum"].has_covariance
     assert stars["magnitudes"].names == ("J", "Ks")
     assert truth.absolute_magnitudes.shape == truth.reddening_vector.shape == (300, 9)
-    off = stars["flux"].value / 10 ** (-0.4 * truth.absolute_magnitudes[:, 2:]) - 1
+    off = stars["spectrum"].value / 10 ** (-0.4 * truth.absolute_magnitudes[:, 2:]) - 1
     assert off.max() < 100
-    assert np.isfinite(stars["flux"].value).all()
+    assert np.isfinite(stars["spectrum"].value).all()
 
 
 def test_the_test_step_is_the_programs_density(survey, bound):
@@ -97,7 +97,7 @@ def test_the_training_density_is_the_dense_gaussian(survey, bound):
         m = np.asarray(model.absolute(jnp.asarray(theta["weights"]), data.label_mean))
     unit = np.asarray(data.channels.unit)
     for n in range(4):
-        mags, flux = stars[n].magnitudes, stars[n].flux
+        mags, flux = stars[n].magnitudes, stars[n].spectrum
         seen = np.r_[mags.observed[0], flux.observed[0]]
         centre = np.median((np.asarray(data.channels.bright[n]) - m[n])[seen])
         mu = centre + np.linspace(-1.5, 1.5, 3001)
@@ -122,8 +122,8 @@ def test_an_outlier_is_one_in_both_blocks(survey, bound):
     with jax.enable_x64(True):
         seeded = handlers.seed(handlers.substitute(model, theta), 0)
         found = handlers.trace(seeded).get_trace(stars)
-        both = sum(np.asarray(found[k]["fn"].log_prob(found[k]["value"])) for k in ("magnitudes", "flux"))
-        each = [np.asarray(found[k]["fn"]._each(found[k]["value"])) for k in ("magnitudes", "flux")]
+        both = sum(np.asarray(found[k]["fn"].log_prob(found[k]["value"])) for k in ("magnitudes", "spectrum"))
+        each = [np.asarray(found[k]["fn"]._each(found[k]["value"])) for k in ("magnitudes", "spectrum")]
     good, bad = sum(each)
     np.testing.assert_allclose(both, np.logaddexp(np.log(0.8) + good, np.log(0.2) + bad), rtol=1e-8)
 
@@ -132,9 +132,9 @@ def test_bad_spectra(survey, bound):
     model, _ = bound
     stars = survey[0][:5]
     with pytest.raises(BadInput, match="7 pixels"):
-        model.check(stars.with_block(flux=stars.flux.select(np.arange(3))))
+        model.check(stars.with_block(spectrum=stars.spectrum.select(np.arange(3))))
     with pytest.raises(BadInput, match="magnitudes"):
-        bl.fit(bl.Photometry(), stars.drop("magnitudes", "flux"))
+        bl.fit(bl.Photometry(), stars.drop("magnitudes", "spectrum"))
     with pytest.raises(BadInput, match="scatter_rank"):
         bl.Photometry(scatter_rank=-1)
 

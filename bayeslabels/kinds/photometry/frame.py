@@ -73,10 +73,14 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     if "magnitudes" in stars:
         bands = stars["magnitudes"].names or tuple(str(i) for i in range(stars["magnitudes"].n_dim))
         parts.append(noise_and_value(stars["magnitudes"]))
-    if "flux" in stars:
-        scale_of_flux, flux_unit, n_flux = flux_scale(stars["flux"]), stars["flux"].units[0], stars["flux"].n_dim
+    if "spectrum" in stars:
+        scale_of_flux, flux_unit, n_flux = (
+            flux_scale(stars["spectrum"]),
+            stars["spectrum"].units[0],
+            stars["spectrum"].n_dim,
+        )
         bands += tuple(f"flux_{i}" for i in range(n_flux))
-        parts.append(noise_and_value(stars["flux"], scale_of_flux))
+        parts.append(noise_and_value(stars["spectrum"], scale_of_flux))
     known = np.where(observed, value, np.nan)
     for name, column in zip(names, known.T, strict=True):
         if np.isfinite(column).sum() < 10 or np.nanmax(column) == np.nanmin(column):

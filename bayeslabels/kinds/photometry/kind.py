@@ -112,8 +112,8 @@ class PhotometryKind(Kind):
     def infer(
         self, posterior: Posterior, stars: Stars, inference: Any, seed: int, first: int, progress: bool | None
     ) -> dict[str, xr.Dataset]:
-        if not any(name in stars for name in ("magnitudes", "flux", "labels")):
-            raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes, flux or labels")
+        if not any(name in stars for name in ("magnitudes", "spectrum", "labels")):
+            raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes, spectrum or labels")
         problem = prepare(posterior, stars, seed, inference.starts)
         out = inference.infer(problem, seed + first, progress)
         return _finish(posterior, stars, problem, out, seed + first)
@@ -282,8 +282,8 @@ def _quantities_of(frame: PhotometryFrame, u: np.ndarray, q: np.ndarray) -> np.n
 
 @in_float64
 def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes and flux all
-    else."""
+    """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes and spectrum
+    all else."""
     model, moments = posterior.model, posterior.moments
     if name in stars:
         stars = stars.drop(name)
@@ -318,7 +318,7 @@ def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray,
     mean, n = stacked.mean(0), model.n_magnitude
     if name == "magnitudes":
         return mean[:, :n], error[:, :n]
-    if name == "flux":
+    if name == "spectrum":
         flux, change = (np.asarray(x)[:, n:] for x in as_measured(jnp.asarray(mean), n))
         scale = model.require_frame().flux_scale
         return scale * flux, scale * np.abs(change) * error[:, n:]

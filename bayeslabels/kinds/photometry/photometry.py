@@ -91,7 +91,7 @@ class Photometry(CollapsedModel):
     ======== ========================= ========================================================================
 
     Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns,
-    NaN for a band that a star has not), `flux` (pixels of a spectrum, of any unit and sign), both with errors or
+    NaN for a band that a star has not), `spectrum` (flux in pixels, of any unit and sign), both with errors or
     covariances, `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). B counts the bands and after
     them the pixels, whose fluxes are 10^(-0.4 m) in units of `frame.flux_scale`; their R is the extinction curve. The
     length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
@@ -154,13 +154,13 @@ class Photometry(CollapsedModel):
         "outlier_fraction",
         "zero_point",
     )
-    blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "flux", "parallax", "reddening")  # type: ignore[assignment]
+    blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "spectrum", "parallax", "reddening")  # type: ignore[assignment]
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
 
     @property
     def widths(self) -> dict[str, int]:
         frame = self.require_frame()
-        widths = {"magnitudes": self.n_magnitude, "flux": frame.n_flux}
+        widths = {"magnitudes": self.n_magnitude, "spectrum": frame.n_flux}
         return {name: n for name, n in widths.items() if n}
 
     @property
@@ -215,7 +215,7 @@ class Photometry(CollapsedModel):
             at = slice(first, first := first + n)
             typical = constant(frame.magnitude_error[at]) ** 2 + jnp.zeros_like(m[:, at])
             value, noise, observed = seen.get(name, (None, typical, jnp.ones_like(typical)))
-            unit = frame.flux_scale if name == "flux" else 1.0
+            unit = frame.flux_scale if name == "spectrum" else 1.0
             own = Scattered(
                 true[:, at], after(noise, f), theta["scatter"][at] ** 2, wide, f, observed, change[:, at], unit
             )
@@ -407,7 +407,7 @@ class Photometry(CollapsedModel):
         return out
 
     def bind(self, stars: Stars) -> Self:
-        for name, instead in (("labels", "labels"), ("magnitudes", "flux")):
+        for name, instead in (("labels", "labels"), ("magnitudes", "spectrum")):
             if name not in stars and instead not in stars:
                 raise bad_input(
                     f"stars with the blocks {', '.join(stars.blocks)}",
@@ -456,10 +456,13 @@ class Photometry(CollapsedModel):
                     f"{name} {own}", f"{names}, as in training", "columns swapped, renamed or left out",
                     f"Stars.from_table(table, {name}={names}, ...), NaN for what was not observed",
                 )  # fmt: skip
-        if "flux" in stars and (stars["flux"].n_dim, stars["flux"].units[0]) != (frame.n_flux, frame.flux_unit):
-            raise bad_input(f"flux of {stars['flux'].n_dim} pixels in {stars['flux'].units[0]!r}",
+        if "spectrum" in stars and (stars["spectrum"].n_dim, stars["spectrum"].units[0]) != (
+            frame.n_flux,
+            frame.flux_unit,
+        ):
+            raise bad_input(f"spectrum of {stars['spectrum'].n_dim} pixels in {stars['spectrum'].units[0]!r}",
                             f"{frame.n_flux} pixels in {frame.flux_unit!r}, as in training",
-                            fix="flux on the wavelengths and in the unit of the training stars")  # fmt: skip
+                            fix="spectra on the wavelengths and in the unit of the training stars")  # fmt: skip
         if "labels" in stars and stars["labels"].units != frame.units:
             raise bad_input(f"labels in {stars['labels'].units}", f"{frame.units}, as in training")
         for name in self.blocks:

@@ -41,8 +41,8 @@ def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
             value = where(observed, frame.scaled(value), 0.0)
             both = observed[:, :, None] & observed[:, None, :]
             variance = stars[name].filled_covariance() / where(both, scale[:, None] * scale, 1.0)
-        elif name in ("magnitudes", "flux"):
-            unit = frame.flux_scale if name == "flux" else 1.0
+        elif name in ("magnitudes", "spectrum"):
+            unit = frame.flux_scale if name == "spectrum" else 1.0
             value, variance, observed = noise_and_value(stars[name], unit)
         out[name] = (value, variance, observed)
     return out
