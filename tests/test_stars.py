@@ -561,6 +561,16 @@ def test_from_table(change, request):
     assert (stars.parallax.error == 0.1).all()
 
 
+def test_vector_columns_side_by_side():
+    bp, rp = np.arange(6.0).reshape(2, 3), np.ones((2, 2))
+    flux = Stars.from_table(
+        {"BP": bp, "RP": rp, "E": 0.1 * bp + 1, "F": rp}, flux=("BP", "RP"), flux_error=("E", "F")
+    ).flux
+    np.testing.assert_array_equal(flux.value, np.hstack([bp, rp]))
+    np.testing.assert_array_equal(flux.error[1], [1.3, 1.4, 1.5, 1, 1])
+    assert flux.names == ("0", "1", "2", "3", "4")
+
+
 def test_from_table_refuses():
     def refused(match, source=None, **changes):
         keys = {key: value for key, value in {**KEYS, **changes}.items() if value is not None}

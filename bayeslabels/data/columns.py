@@ -23,7 +23,7 @@ Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all col
 MAX_NAMED = 64  # wider blocks are spectra: their columns have coords, not names
 META = "BLBLOCKS"  # at most eight characters, so that a FITS header holds it
 LOG_UNIT = re.compile(r"log(?:10)?\((.+)\)")
-SUFFIXES = ("error", "ivar", "correlation", "unit", "names", "coords")
+SUFFIXES = ("error", "ivar", "unit", "names", "coords")
 
 
 def numbers(data: Any, what: str) -> Numbers:
@@ -217,11 +217,11 @@ def fits_nulls(rows: Any, name: str) -> np.ndarray | None:
 
 
 def _stack(table: Any, columns: Any) -> Numbers:
-    """The numbers of one column, or of several, scalars and vectors, side by side."""
+    """The numbers of one column, or of several side by side, all of them scalar or all vectors."""
     if not isinstance(columns, str):
         parts = [_stack(table, column) for column in columns]
-        if any(array.ndim > 2 for array, _ in parts):
-            raise bad_input(f"a column of matrices among {columns}", "scalar columns and vector columns")
+        if len({array.ndim for array, _ in parts}) > 1 or parts[0][0].ndim > 2:
+            raise bad_input(f"a vector column among {columns}", "scalar columns, or vector columns")
         wide = [array.reshape(len(array), -1) for array, _ in parts]
         units = [units[0] for array, (_, units) in zip(wide, parts, strict=True) for _ in range(array.shape[1])]
         return np.concatenate(wide, 1), units
@@ -234,44 +234,6 @@ def _stack(table: Any, columns: Any) -> Numbers:
     return array, units
 
 
-def _correlated(table: Any, error: Numbers, columns: Any, width: int, units: list[Any], what: str) -> Numbers:
-    """Covariances (N, n, n), in the units of the block, from errors and their correlations in columns of the table.
-
-    Scalar columns: those of all pairs, 0-1, 0-2, ..., 1-2, ... as astrometry has them. Vector columns: each of a part
-    of the block, the pairs 0-1, 0-2, 1-2, 0-3, ... as Gaia's spectra have them; parts do not correlate.
-    """
-    array, own = error[0].reshape(len(error[0]), -1), error[1]
-    each = [_stack(table, c)[0] for c in ([columns] if isinstance(columns, str) else columns)]
-    matrix = np.tile(np.eye(width), (len(array), 1, 1))
-    if all(x.ndim == 1 for x in each):
-        i, j = np.triu_indices(width, 1)
-        parts = [(np.stack(each, 1), i, j)]
-        fits = len(each) == len(i)
-    else:
-        sizes = [round((1 + np.sqrt(1 + 8 * x.reshape(len(x), -1).shape[1])) / 2) for x in each]
-        starts = np.cumsum([0, *sizes])
-        parts = [(x.reshape(len(x), -1), *(s + k for k in np.tril_indices(n, -1)[::-1]))
-                 for x, n, s in zip(each, sizes, starts, strict=False)]  # fmt: skip
-        fits = starts[-1] == width and all(x.shape[1] == len(i) for x, i, _ in parts)
-    if not fits:
-        got = " + ".join(str(1 if x.ndim == 1 else x.shape[1]) for x in each)
-        raise bad_input(f"{got} numbers in {what}, of {width} columns", "n (n - 1) / 2 numbers for n columns",
-                        "correlations of other columns")  # fmt: skip
-    for x, i, j in parts:
-        matrix[:, i, j] = matrix[:, j, i] = x
-    pairs = zip(own * width if len(own) == 1 else own, units * width if len(units) == 1 else units, strict=True)
-    factor = [
-        1.0 if None in (a, b) or isinstance(a, u.UnrecognizedUnit) else spread_unit(a).to(spread_unit(b))
-        for a, b in pairs
-    ]
-    array = array * factor
-    out = array[:, :, None] * array[:, None, :] * matrix
-    there = np.isfinite(array)
-    return np.where(there[:, :, None] & there[:, None, :], out, np.where(np.eye(width, dtype=bool), np.nan, 0.0)), [
-        None
-    ]
-
-
 def _named(columns: Any) -> bool:
     some = [columns] if isinstance(columns, str) else columns if isinstance(columns, list | tuple) else []
     return len(some) > 0 and all(isinstance(x, str) for x in some)
@@ -279,7 +241,7 @@ def _named(columns: Any) -> bool:
 
 def _read(table: Any, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
     spec = columns[name]
-    error, ivar, correlation, unit, names, coords = (columns.get(f"{name}_{key}") for key in SUFFIXES)
+    error, ivar, unit, names, coords = (columns.get(f"{name}_{key}") for key in SUFFIXES)
     if not _named(spec):
         raise bad_input(f"{name}={spec!r}", "the name of a column, or several", fix=f'{name}="COLUMN"')
     if error is not None and ivar is not None:
@@ -292,9 +254,4 @@ def _read(table: Any, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         error = _stack(table, error) if _named(error) else numbers(error, f"{name}_error")
     if ivar is not None:
         error = error_from_ivar(_stack(table, ivar), f"{name}_ivar")
-    if correlation is not None:
-        if error is None or error[0].ndim == 3 or not _named(correlation):
-            raise bad_input(f"{name}_correlation without errors" if error is None else f"{name}_correlation",
-                            f"columns of correlations, and {name}_error or {name}_ivar beside them")  # fmt: skip
-        error = _correlated(table, error, correlation, width, value[1], f"{name}_correlation")
     return {"value": value, "error": error, "names": names, "unit": unit, "coords": coords}

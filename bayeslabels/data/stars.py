@@ -322,11 +322,9 @@ class Stars:
             table: one row per star. Units and masks are kept.
             id: the column that names the stars.
             **columns: ``<block>="FLUX"``, a vector column, or ``<block>=("TEFF", "LOGG")``, scalar ones,
-                naming its columns, or several of both side by side; also ``<block>_error`` (or numbers, as in `Block`)
-                or ``<block>_ivar``; with ``<block>_correlation`` these become covariances: one vector column per
-                vector column (pairs 0-1, 0-2, 1-2, 0-3, ..., as of Gaia's spectra), or a scalar column per pair (0-1,
-                0-2, ..., 1-2, ..., as of its astrometry); ``<block>_unit``, ``_names`` and ``_coords`` as in `Block`.
-                No columns at all for a table from `to_table`.
+                naming its columns, or several vector columns side by side; also ``<block>_error`` (or numbers, as in
+                `Block`) or ``<block>_ivar``; ``<block>_unit``, ``_names`` and ``_coords`` as in `Block`. No columns
+                at all for a table from `to_table`.
 
         Raises:
             BadInput: columns that are not there, and all that `Block` and `Stars` refuse.
