@@ -52,8 +52,8 @@ STEP = float(np.sqrt(3.0))
 
 FACTOR_SD = 0.03
 """Sd of the Normal prior of `scatter_factors`, mag."""
-BEND_SD = 0.02
-"""Sd of the Normal prior of w, 1 / mag, about what the band's width predicts."""
+BEND_SD = 0.02, 0.002
+"""Sd of the Normal prior of w, 1 / mag, about what a band's width predicts, and about 0 of a pixel, which is narrow."""
 
 
 class Predicted(NamedTuple):
@@ -243,7 +243,8 @@ class Photometry(CollapsedModel):
         if self.scatter_rank:
             factors = dist.Normal(0.0, FACTOR_SD).expand([self.scatter_rank, n_band]).to_event(2)
             out["scatter_factors"] = numpyro.sample("scatter_factors", factors)
-        bends = dist.Normal(constant(band_bend(self.require_frame().bands)), BEND_SD).to_event(1)
+        width = np.where(np.arange(n_band) < self.n_magnitude, *BEND_SD)
+        bends = dist.Normal(constant(band_bend(self.require_frame().bands)), constant(width)).to_event(1)
         out["reddening_bend"] = numpyro.sample("reddening_bend", bends)
         out["scatter"] = numpyro.sample("scatter", dist.HalfNormal(0.05).expand([n_band]).to_event(1))
         out["luminosity_scatter"] = numpyro.sample("luminosity_scatter", dist.HalfNormal(0.3))
