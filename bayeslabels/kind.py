@@ -9,21 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self
 
 import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
-from .core.model import Model, register_kinds
+from .core.model import M, Model, register_kinds
 from .data.batches import Rows, RowsInMemory
 from .data.stars import Stars
 from .errors import CannotDo, bad_input
 from .files.checkpoint import Checkpoint
-from .inference.base import Inference, Trained
+from .inference.base import Inference, T, Trained
 from .inference.whitened import Start
 
-KINDS: dict[type[Model], Kind] = {}
+KINDS: dict[type[Model], Kind[Any, Any]] = {}
 """The kinds, by the base class of their models."""
 
 
@@ -31,14 +31,52 @@ SHOWN = 3
 """Numbers of a site that stand for all of them in simulation-based calibration."""
 
 
+class Named(Protocol):
+    """What has the names and units of a star's quantities."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def units(self) -> tuple[str, ...]: ...
+
+
+class TrainedModel(Protocol[M, T]):
+    """What kinds ask of a `results.Posterior`."""
+
+    model: M
+    data: xr.DataTree
+    moments: T
+    info: dict[str, Any]
+
+    def with_moments(self, moments: T, **point: np.ndarray) -> Self: ...
+    def with_model(self, **changes: Any) -> Self: ...
+
+
+class StarResult(Protocol):
+    """What kinds ask of a `results.StarPosterior`."""
+
+    data: xr.DataTree
+    info: dict[str, Any]
+
+    def __len__(self) -> int: ...
+    @property
+    def stars(self) -> xr.Dataset: ...
+    @property
+    def frame(self) -> Named: ...
+    @property
+    def mean(self) -> np.ndarray: ...
+    @property
+    def cov(self) -> np.ndarray: ...
+
+
 @dataclass
-class Choice:
+class Choice(Generic[M]):
     """What is settled before training: the model, bound to its training stars; the stars kept; what to tell of it.
 
     `held_out`: whatever `Kind.complete` wants to know again.
     """
 
-    model: Any
+    model: M
     stars: Stars
     info: dict[str, Any] = field(default_factory=dict)
     held_out: Any = None
@@ -89,12 +127,12 @@ class Trainer(NamedTuple):
     rows: Callable[[Rows, Any, int, bool | None, Checkpoint | None], Trained] | None = None
 
 
-class Kind(ABC):
+class Kind(ABC, Generic[M, T]):
     """A kind of models: how they are trained, what is inferred of a star, and how both are told."""
 
     models: ClassVar[type[Model]]
     """The base class of its models."""
-    moments: ClassVar[Any]
+    moments: ClassVar[type[Any]]
     """NamedTuple of arrays: what the test step integrates over."""
     trainers: ClassVar[Mapping[type[Inference], Trainer]]
     """The training step: inference -> how. What is not here is refused."""
@@ -133,23 +171,23 @@ class Kind(ABC):
             return inference in self.trainers
         return inference.answers() if self.answers is None else inference in self.answers
 
-    def require(self, inference: Inference, model: Model, verb: str) -> None:
+    def require(self, inference: Inference, model: M, verb: str) -> None:
         """Refuse an inference that does not serve this model, saying what does."""
         if not self.serves(type(inference), verb):
             others = " or ".join(f"{x.__name__}()" for x in self.serving(verb))
             raise CannotDo(f"{type(inference).__name__} has no {verb} step for {self.called(model)}: use {others}")
 
-    def called(self, model: Any) -> str:
+    def called(self, model: M) -> str:
         """What messages call a model."""
         return type(model).__name__
 
-    def choose(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
+    def choose(self, model: M, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice[M]:
         """Settle what the model's settings leave open, and leave out the stars that are not `usable`."""
         bound, usable = model.bind(stars), self.usable(model, stars)
         info = {self.lost: int((~usable).sum())} if self.lost else {}
         return Choice(bound, stars if usable.all() else stars[usable], info)
 
-    def train(self, model: Any, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained:
+    def train(self, model: M, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained[T]:
         """The training step, of stars in memory."""
         how = self.trainers[type(inference)]
         if how.stars is not None:
@@ -158,7 +196,7 @@ class Kind(ABC):
 
     def train_rows(
         self, rows: Rows, inference: Inference, seed: int, progress: bool | None, checkpoint: Checkpoint | None
-    ) -> Trained:
+    ) -> Trained[T]:
         """The training step, of stars that may be more than memory holds."""
         how = self.trainers[type(inference)].rows
         assert how is not None
@@ -170,41 +208,41 @@ class Kind(ABC):
         how = self.trainers[type(inference)]
         return how.rows is not None and (large or how.stars is None)
 
-    def not_by_rows(self, model: Any) -> str:
+    def not_by_rows(self, model: M) -> str:
         """What of a model's settings training by rows cannot heed, and what to do; "": nothing."""
         return ""
 
-    def not_as_program(self, model: Any) -> str:
+    def not_as_program(self, model: M) -> str:
         """What of a model's settings is lost where its program alone is trained, and what to do; "": nothing."""
         return "" if self.first_pass(model) is None else "a first pass that finds outliers (outlier_sigma=None)"
 
-    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+    def usable(self, model: M, stars: Stars) -> np.ndarray:
         """(N,): stars that say anything of the model."""
         return np.ones(len(stars), bool)
 
-    def first_pass(self, model: Any) -> tuple[Any, float] | None:
+    def first_pass(self, model: M) -> tuple[M, float] | None:
         """The model whose training tells outliers before the model itself is trained, and how many robust scatters away
         these are; None: no star is left out."""
         return None
 
-    def offsets(self, model: Any, result: Any, stars: Stars) -> np.ndarray:
+    def offsets(self, model: M, result: StarResult, stars: Stars) -> np.ndarray:
         """What is measured of stars less what a test step without it found, NaN where either is missing; where there
         is a `first_pass`."""
         raise NotImplementedError  # pragma: no cover - guarded by `first_pass`
 
-    def test_settings(self, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def test_settings(self, model: M, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the model for the test step alone, checked: what `infer` was asked beside stars."""
         raise CannotDo(f"{' and '.join(asked)} are of models of spectra, such as Cannon: {self.called(model)} has none")
 
-    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+    def start(self, model: M, stars: Stars, seed: int) -> Start:
         """Where samplers of the program begin."""
         return Start(dict(model.starting_point(stars)))
 
-    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+    def finish(self, model: M, stars: Stars, trained: Trained[Any]) -> Trained[T]:
         """What inferences of the program found, with the moments."""
         return trained
 
-    def train_many(self, model: Any, sims: Sequence[Stars], inference: Any, seed: int) -> Iterator[Trained]:
+    def train_many(self, model: M, sims: Sequence[Stars], inference: Any, seed: int) -> Iterator[Trained[Any]]:
         """`train` of several sets of stars that differ in their measured values alone; side by side where it can be."""
         if not inference.many:
             for i, stars in enumerate(sims):
@@ -214,52 +252,58 @@ class Kind(ABC):
         for stars, trained in zip(sims, inference.fit_many(model, sims, starts, seed), strict=True):
             yield self.finish(model, stars, trained)
 
-    def complete(self, posterior: Any, choice: Choice) -> Any:
+    def complete(self, posterior: TrainedModel[M, T], choice: Choice[M]) -> TrainedModel[M, T]:
         """The posterior with what only held-out stars could tell."""
         return posterior
 
     @abstractmethod
-    def layout(self, model: Any) -> Layout: ...
+    def layout(self, model: M) -> Layout: ...
 
-    def sizes(self, model: Any) -> dict[str, int]:
+    def sizes(self, model: M) -> dict[str, int]:
         """Sizes of dimensions of the moments that have no coordinates, where the model says them."""
         return {}
 
-    def read_moments(self, arrays: dict[str, np.ndarray]) -> Any:
+    def read_moments(self, arrays: dict[str, np.ndarray]) -> T:
         """The moments from the arrays of a file."""
         return self.moments(**{name: arrays[name] for name in self.moments._fields if name in arrays})
 
     @abstractmethod
     def infer(
-        self, posterior: Any, stars: Stars, inference: Inference, seed: int, first: int, progress: bool | None
+        self,
+        posterior: TrainedModel[M, T],
+        stars: Stars,
+        inference: Inference,
+        seed: int,
+        first: int,
+        progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         """`posterior` (draws) and `stars` (summaries and flags) of a batch of stars, a row each; first: its place."""
 
-    def asked(self, model: Any) -> tuple[str, ...]:
+    def asked(self, model: M) -> tuple[str, ...]:
         """Blocks that the test step is asked for, and would take as data where they are present."""
         return ()
 
-    def held_out_view(self, model: Any, stars: Stars) -> Stars:
+    def held_out_view(self, model: M, stars: Stars) -> Stars:
         """Stars without what the test step is asked for."""
         return stars.drop(*[name for name in self.asked(model) if name in stars])
 
-    def batch_size(self, model: Any) -> int:
+    def batch_size(self, model: M) -> int:
         """Stars at a time."""
         return 4096
 
     @abstractmethod
-    def quantities(self, model: Any, stars: Stars | None = None) -> Any:
+    def quantities(self, model: M, stars: Stars | None = None) -> Named:
         """`names` and `units` of what is inferred of every star, or of such stars as these."""
 
     @abstractmethod
-    def about(self, posterior: Any) -> dict[str, Any]:
+    def about(self, posterior: TrainedModel[M, T]) -> dict[str, Any]:
         """For a result's `info`: what was integrated over."""
 
     @abstractmethod
-    def log_density(self, posterior: Any, result: Any, stars: Stars) -> np.ndarray:
+    def log_density(self, posterior: TrainedModel[M, T], result: StarResult, stars: Stars) -> np.ndarray:
         """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""
 
-    def require_saved(self, model: Any, names: Sequence[str]) -> tuple[str, ...]:
+    def require_saved(self, model: M, names: Sequence[str]) -> tuple[str, ...]:
         """The names, if all are of those that can be saved."""
         names = (names,) if isinstance(names, str) else tuple(names)
         if odd := [name for name in names if name not in self.saved]:
@@ -267,19 +311,21 @@ class Kind(ABC):
             raise bad_input(f"save={tuple(odd)}", can)
         return names
 
-    def predict_stars(self, posterior: Any, result: Any, name: str | None, with_error: bool) -> Any:
+    def predict_stars(
+        self, posterior: TrainedModel[M, T], result: StarResult, name: str | None, with_error: bool
+    ) -> Any:
         """What the model makes of the stars of a result, given all that was inferred of them."""
         raise CannotDo(f"{type(posterior.model).__name__} predicts nothing further of a star: see table()")
 
-    def trained_part(self, posterior: Any, stars: Stars) -> Stars:
+    def trained_part(self, posterior: TrainedModel[M, T], stars: Stars) -> Stars:
         """The stars without what the training step could not learn from: its parameters are not known."""
         return stars
 
-    def parameters(self, posterior: Any, seed: int) -> dict[str, np.ndarray]:
+    def parameters(self, posterior: TrainedModel[M, T], seed: int) -> dict[str, np.ndarray]:
         """Draws {site: (chain, draw, ...)} of the training posterior, as its moments tell it where it has one draw."""
         return {str(name): x.values for name, x in posterior.data["posterior"].to_dataset().items()}
 
-    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def identified(self, model: M, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Quantities (S,) that data identify, of sites {name: (S, ...)}: some of each site's numbers."""
         out = {}
         for name, x in draws.items():
@@ -290,32 +336,32 @@ class Kind(ABC):
         return out
 
     @abstractmethod
-    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+    def true_quantities(self, model: M, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
         """True values (N,) of what the test step infers, by name, from sites of a simulation of stars without it."""
 
     @abstractmethod
-    def predict(self, posterior: Any, stars: Stars, name: str | None, with_error: bool) -> Any: ...
+    def predict(self, posterior: TrainedModel[M, T], stars: Stars, name: str | None, with_error: bool) -> Any: ...
 
     @abstractmethod
-    def summary(self, posterior: Any) -> QTable: ...
+    def summary(self, posterior: TrainedModel[M, T]) -> QTable: ...
 
     @abstractmethod
-    def describe(self, model: Any) -> str:
+    def describe(self, model: M) -> str:
         """What is made from what, in a line."""
 
-    def details(self, posterior: Any) -> list[str]:
+    def details(self, posterior: TrainedModel[M, T]) -> list[str]:
         """Lines for `bayeslabels info` that `summary` leaves out."""
         return []
 
 
-def by_program(model: Any, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained:
+def by_program(model: Model, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained[Any]:
     """The trainer of inferences that take any program, from the start that the kind knows."""
     kind = kind_of(model)
     trained = inference.fit(model, stars, seed, progress, lambda: kind.start(model, stars, seed))
     return kind.finish(model, stars, trained)
 
 
-def kind_of(model: Any) -> Kind:
+def kind_of(model: Model) -> Kind[Any, Any]:
     """The kind of a model."""
     register_kinds()
     for base in type(model).__mro__:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -186,7 +186,8 @@ def _posterior(
         warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=stacklevel + 1)
     ranges = ranges_of(choice.stars, choice.model.blocks)
     info = {**provenance(seed, inference), **choice.info, "n_star": n_star, "ranges": ranges}
-    return kind_of(choice.model).complete(Posterior.from_training(choice.model, trained, info), choice)
+    trained_model = Posterior.from_training(choice.model, trained, info)
+    return cast(Posterior, kind_of(choice.model).complete(trained_model, choice))
 
 
 @in_float64

@@ -10,8 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from bayeslabels.numerics.lognormal import cold_start, derivatives, fit_log_linear, log_likelihood
+from bayeslabels.numerics import lognormal
+from bayeslabels.numerics.lognormal import cold_start, derivatives, fit_log_linear
 from bayeslabels.numerics.sparse import minimise, solve_quadratic, subgradient
+
+log_likelihood = jax.jit(lognormal.log_likelihood)
 
 
 @pytest.fixture(autouse=True)

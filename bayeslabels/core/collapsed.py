@@ -21,7 +21,7 @@ import numpyro
 
 from ..data.stars import Stars
 from ..numerics.linalg import Array, constant
-from .model import Model
+from .model import F, Model
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CollapsedProgram:
 
 
 @dataclass(frozen=True)
-class CollapsedModel(Model):
+class CollapsedModel(Model[F]):
     """A model with p(data_n | theta) in closed form or by a quadrature that is exact for every purpose."""
 
     @property

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from numpyro.distributions import Distribution
@@ -25,6 +25,9 @@ from ..errors import bad_input
 from ..numerics.by_value import ByValue
 from ..numerics.linalg import Array, beside, is_traced
 from .program import Program
+
+F = TypeVar("F")
+"""What a model takes from its training stars."""
 
 _CLASSES: dict[str, type[Model]] = {}
 """Every subclass of `Model` by name."""
@@ -105,13 +108,13 @@ def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Model(ByValue, ABC):
+class Model(ByValue, ABC, Generic[F]):
     """Base of all models: hyperparameters and priors in, NumPyro program out.
 
     Models are equal where their settings are; what a model is together with its frame: `Bound`.
     """
 
-    frame: Any = field(default=None, kw_only=True, repr=False, compare=False)
+    frame: F | None = field(default=None, kw_only=True, repr=False, compare=False)
     global_sites: ClassVar[tuple[str, ...]] = ()
     """Names of the sites shared by all stars."""
     stored: ClassVar[tuple[type, ...]] = ()
@@ -210,7 +213,7 @@ class Model(ByValue, ABC):
         """The models that these settings leave open, to be ranked by held-out density."""
         return (self,)
 
-    def require_frame(self) -> Any:
+    def require_frame(self) -> F:
         if self.frame is None:
             raise bad_input(
                 f"a {type(self).__name__} that has not seen training stars", "a bound model", fix="model.bind(stars)"
@@ -221,11 +224,15 @@ class Model(ByValue, ABC):
         return dataclasses.replace(self, **changes)
 
 
-class Bound(ByValue):
+M = TypeVar("M", bound=Model)
+"""The models of a kind."""
+
+
+class Bound(ByValue, Generic[M]):
     """A bound model together with its frame, which is left out where models are compared: what is compiled is for
     both."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: M):
         self.model = model
 
     @cached_property

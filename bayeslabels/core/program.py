@@ -6,7 +6,7 @@ blocks that it observes are arguments, or are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Program:
         observed: the blocks of the template that are the program's data; all else in it is given.
     """
 
-    def __init__(self, model: Any, template: Stars):
+    def __init__(self, model: Callable[[Stars], Any], template: Stars):
         self.model, self.template = model, template
         found: dict[str, Any] = {}
 

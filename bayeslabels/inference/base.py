@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
+"""Moments of a kind: what the test step integrates over."""
+
 
 @dataclass
-class Trained:
+class Trained(Generic[T]):
     """What a training step returns: draws {site: (chain, draw, ...)}, the kind's moments, and diagnostics.
 
     `stats`: scalars and short strings; `traces`: arrays per iteration or draw, such as the loss; `held_out`: rows
@@ -17,7 +20,7 @@ class Trained:
     """
 
     draws: dict[str, np.ndarray]
-    moments: Any
+    moments: T
     stats: dict[str, Any] = field(default_factory=dict)
     traces: dict[str, np.ndarray] = field(default_factory=dict)
     held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))

@@ -20,6 +20,7 @@ from numpyro.distributions.transforms import IdentityTransform
 from numpyro.infer.initialization import init_to_uniform, init_to_value
 from numpyro.infer.util import initialize_model, potential_energy
 
+from ..core.collapsed import CollapsedModel
 from ..core.model import Bound
 from ..data.batches import Batches, Block, Rows
 from ..devices import of_all_processes, shared_out
@@ -73,13 +74,13 @@ def fit_guide(
     return Trained(draws, None, summary_of(loss) | {"steps": len(loss), "batch_size": batches.size}, traces)
 
 
-class Objective:
+class NegativeELBO:
     """The negative ELBO of a guide, whose stars are arguments: compiled once for all sets of them of one shape.
 
     A guide is {site: (mean, spread)} of theta on the real line, with sd = softplus(spread).
     """
 
-    def __init__(self, bound: Bound, names: tuple[str, ...]):
+    def __init__(self, bound: Bound[CollapsedModel], names: tuple[str, ...]):
         model = bound.model
 
         def program(start, rows, counts, width, n):
@@ -123,7 +124,7 @@ class Objective:
         self.to_real = {SITE: IdentityTransform(), **transforms(model)}
 
 
-objective_of = functools.lru_cache(maxsize=4)(Objective)
+objective_of = functools.lru_cache(maxsize=4)(NegativeELBO)
 
 
 class Guided:

@@ -137,7 +137,7 @@ class Objective:
     """What the members of an ensemble minimise, with the stars as arguments: compiled once for all sets of them of one
     shape."""
 
-    def __init__(self, bound: Bound):
+    def __init__(self, bound: Bound[CollapsedModel]):
         model = self.model = bound.model
         self.to_real = to_real = transforms(model)
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self
 
 import numpy as np
 import xarray as xr
 from arviz_base import convert_to_datatree
 from astropy.table import QTable
 
-from ..core.model import Model
+from ..core.model import M
 from ..data.html import shown_table
 from ..data.stars import Stars
 from ..devices import writes
 from ..errors import BadInput, bad_input
 from ..files.whole import write_bytes
-from ..inference.base import Trained
+from ..inference.base import Inference, T, Trained
 from ..kind import kind_of
 from ..names import version_of
 from ..numerics.linalg import in_float64
@@ -26,7 +27,7 @@ from .groups import with_groups
 from .model_file import WRITTEN_BY, from_bytes, to_bytes
 
 
-class Posterior:
+class Posterior(Generic[M, T]):
     """A trained model.
 
     Attributes:
@@ -43,11 +44,11 @@ class Posterior:
         Posterior of Cannon by MAP: TEFF, LOGG, FE_H from 50 pixels, 100 training stars, converged
     """
 
-    def __init__(self, model: Any, data: xr.DataTree, moments: Any, info: dict[str, Any]):
+    def __init__(self, model: M, data: xr.DataTree, moments: T, info: dict[str, Any]):
         self.model, self.data, self.moments, self.info = model, data, moments, info
 
     @classmethod
-    def from_training(cls, model: Model, trained: Trained, info: dict[str, Any]) -> Posterior:
+    def from_training(cls, model: M, trained: Trained[T], info: dict[str, Any]) -> Self:
         coords, dims, moment_dims = kind_of(model).layout(model)
         draws = {k: v for k, v in trained.draws.items() if k in dims}
         data = convert_to_datatree(draws, coords=coords, dims={k: dims[k] for k in draws})
@@ -64,7 +65,7 @@ class Posterior:
             data["sample_stats"] = xr.DataTree(xr.Dataset(traces))
         return cls(model, data, trained.moments, {**info, **trained.stats})
 
-    def with_moments(self, moments: Any, **point: np.ndarray) -> Posterior:
+    def with_moments(self, moments: T, **point: np.ndarray) -> Self:
         """This posterior with other moments for the test step; point: sites of a point estimate that go with them."""
         data = self.data.copy()
         draws = data["posterior"].to_dataset()
@@ -74,11 +75,11 @@ class Posterior:
         dims = kind_of(self.model).layout(self.model).moments
         group = data["moments"].to_dataset().assign(_present(moments, dims))
         data["moments"] = xr.DataTree(group)
-        return Posterior(self.model, data, moments, self.info)
+        return type(self)(self.model, data, moments, self.info)
 
-    def with_model(self, **changes: Any) -> Posterior:
+    def with_model(self, **changes: Any) -> Self:
         """This posterior under other settings of its model: the priors of the test step, such as `distance_prior`."""
-        return Posterior(self.model.replace(**changes), self.data, self.moments, self.info)
+        return type(self)(self.model.replace(**changes), self.data, self.moments, self.info)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -90,7 +91,8 @@ class Posterior:
 
         A catalogue label of a star is Normal(true label, sigma^2 + tau^2).
         """
-        return dict(zip(self.model.require_frame().names, self.moments.label_scatter.tolist(), strict=True))
+        moments: Any = self.moments
+        return dict(zip(self.model.require_frame().names, moments.label_scatter.tolist(), strict=True))
 
     @in_float64
     def predict(self, stars: Stars, name: str | None = None, with_error: bool = False) -> Any:
@@ -168,7 +170,7 @@ class Posterior:
         return path
 
 
-def load(path: str | os.PathLike[str], model: Any = None) -> Posterior:
+def load(path: str | os.PathLike[str], model: Callable[..., Any] | None = None) -> Posterior[Any, Any]:
     """Read a posterior that `Posterior.save` wrote; runs no code from the file.
 
     model: of a posterior of a program of your own, that program: the file holds its name, which is compared.
@@ -199,7 +201,7 @@ def _present(moments: Any, dims: dict[str, list[str]]) -> dict[str, Any]:
     return {k: (d, getattr(moments, k)) for k, d in dims.items() if getattr(moments, k) is not None}
 
 
-def provenance(seed: int, inference: Any) -> dict[str, Any]:
+def provenance(seed: int, inference: Inference) -> dict[str, Any]:
     """What is recorded of how a result was made."""
     versions = {name: version_of(name) for name in ("bayeslabels", "numpyro", "jax", "numpy")}
     return {

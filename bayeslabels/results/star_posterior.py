@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 from typing import Any
 
@@ -13,6 +13,7 @@ from astropy.table import QTable
 
 from ..data.html import shown_table
 from ..errors import bad_input
+from ..kind import Named
 
 
 class Flags(IntFlag):
@@ -114,7 +115,9 @@ class StarPosterior:
         StarPosterior of 20 stars by Laplace: TEFF, LOGG, FE_H; flags: none
     """
 
-    def __init__(self, data: xr.DataTree, frame: Any, info: dict[str, Any], predictor: Any = None):
+    def __init__(
+        self, data: xr.DataTree, frame: Named, info: dict[str, Any], predictor: Callable[..., Any] | None = None
+    ):
         self.data, self.frame, self.info, self.predictor = data, frame, info, predictor
 
     def __len__(self) -> int:
@@ -207,16 +210,17 @@ class StarPosterior:
         of_stars = [str(x) for x in stars if stars[x].dims == ("star",)]
         for one in sorted(of_stars, key=lambda x: x == "flags"):  # flags are the last
             put(one, stars[one].values, stars[one].attrs.get("unit"), stars[one].attrs.get("long_name", ""))
+        further_unit: str | None
         for name in also:
             if name == "latents" and name in stars:
                 value = stars[name].values
                 error = np.sqrt(np.einsum("npp->np", stars["latents_covariance"].values))
-                unit = None
+                further_unit = None
             else:
                 value, error = self.predict(name, with_error=True)
-                unit = self.info.get(f"{name}_unit")
-            put(name, value, unit)
-            put(f"{name}_error", error, unit)
+                further_unit = self.info.get(f"{name}_unit")
+            put(name, value, further_unit)
+            put(f"{name}_error", error, further_unit)
         meta: dict[str, Any] = {
             key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
         }

@@ -26,14 +26,13 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Laplace
-from ...inference.base import Trained
+from ...inference.base import Inference, Trained
 from ...inference.guide import fit_guide
 from ...inference.passes import by_sweeps
 from ...inference.whitened import Start, narrowed
-from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, Trainer, by_program
+from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.lognormal import log_likelihood
 from ...progress import bar
-from ...results.posterior import Posterior
 from ...results.rows import star_rows
 from ...results.star_posterior import Flags
 from .model import LogLinearModel, outlier_density
@@ -49,12 +48,12 @@ NEAR = 3000
 """Training stars that the posterior keeps the place of, at most."""
 
 
-def _map(model: Any, stars: Stars, inference: MAP, seed: int, progress: bool | None) -> Trained:
+def _map(model: LogLinearModel, stars: Stars, inference: MAP, seed: int, progress: bool | None) -> Trained:
     with bar(None, "training step", progress):
         return without_outliers(model, stars, lambda data: fit_mode(model, data, seed))
 
 
-def _laplace(model: Any, stars: Stars, inference: Laplace, seed: int, progress: bool | None) -> Trained:
+def _laplace(model: LogLinearModel, stars: Stars, inference: Laplace, seed: int, progress: bool | None) -> Trained:
     with bar(None, "training step", progress):
         return without_outliers(model, stars, lambda data: fit_gaussian(model, data, inference.draws, seed))
 
@@ -81,13 +80,13 @@ def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoin
     return _finished(rows.model, fit_guide(rows, inference, seed, progress, checkpoint, start))
 
 
-def _finished(model: Any, trained: Trained) -> Trained:
+def _finished(model: LogLinearModel, trained: Trained) -> Trained:
     trained.draws = with_coefficients(model, trained.draws)
     trained.moments = moments_of(model, trained.draws)
     return trained
 
 
-class ParallaxKind(Kind):
+class ParallaxKind(Kind[LogLinearModel, LogLinearMoments]):
     """Parallaxes from features."""
 
     models: ClassVar = LogLinearModel
@@ -111,23 +110,25 @@ class ParallaxKind(Kind):
         "ln_parallax_error": Column("standard deviation of ln_parallax"),
     }
 
-    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+    def usable(self, model: LogLinearModel, stars: Stars) -> np.ndarray:
         if model.predicted not in stars:
             model.bind(stars)  # says what is missing
         return np.asarray(stars[model.predicted].observed[:, 0])
 
-    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+    def start(self, model: LogLinearModel, stars: Stars, seed: int) -> Start:
         return start_of(model, stars)
 
-    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+    def finish(self, model: LogLinearModel, stars: Stars, trained: Trained) -> Trained:
         return _finished(model, trained)
 
-    def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
+    def complete(
+        self, posterior: TrainedModel[LogLinearModel, LogLinearMoments], choice: Choice[LogLinearModel]
+    ) -> TrainedModel[LogLinearModel, LogLinearMoments]:
         model, stars = posterior.model, choice.stars
         some = np.sort(np.random.default_rng(0).permutation(len(stars))[:NEAR])
         return posterior.with_moments(with_surroundings(model, posterior.moments, model.design(stars[some])))
 
-    def layout(self, model: Any) -> Layout:
+    def layout(self, model: LogLinearModel) -> Layout:
         coords = {"feature": list(model.require_frame().names)}
         sites: dict[str, list[str]] = {
             "coefficients": ["feature"],
@@ -146,7 +147,13 @@ class ParallaxKind(Kind):
         return Layout(coords, sites, moments)
 
     def infer(
-        self, posterior: Posterior, stars: Stars, inference: Any, seed: int, first: int, progress: bool | None
+        self,
+        posterior: TrainedModel[LogLinearModel, LogLinearMoments],
+        stars: Stars,
+        inference: Inference,
+        seed: int,
+        first: int,
+        progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model, moments = posterior.model, posterior.moments
         frame, x = model.require_frame(), model.design(stars)
@@ -191,11 +198,11 @@ class ParallaxKind(Kind):
         covariance = error[:, :, None] ** 2 * np.eye(3)
         return star_rows(stars, self.quantities(model).names, draws[None], summaries, covariance, per_star, columns)
 
-    def quantities(self, model: Any, stars: Stars | None = None) -> Quantities:
+    def quantities(self, model: LogLinearModel, stars: Stars | None = None) -> Quantities:
         unit, name = model.require_frame().unit, model.predicted
         return Quantities((f"{name}_sp", f"{name}_combined", "distance"), (unit, unit, "kpc" if unit == "mas" else ""))
 
-    def about(self, posterior: Posterior) -> dict[str, Any]:
+    def about(self, posterior: TrainedModel[LogLinearModel, LogLinearMoments]) -> dict[str, Any]:
         return {
             "integrated_over": "coefficients, zero point, errors of the features and what is missing of them",
             "zero_point": float(posterior.moments.zero_point),
@@ -203,7 +210,9 @@ class ParallaxKind(Kind):
             "scatter": float(posterior.moments.scatter),
         }
 
-    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+    def log_density(
+        self, posterior: TrainedModel[LogLinearModel, LogLinearMoments], result: StarResult, stars: Stars
+    ) -> np.ndarray:
         y, sigma, seen = posterior.model.target(stars)
         at = result.stars
         density, bad = _log_densities(
@@ -212,23 +221,29 @@ class ParallaxKind(Kind):
         density = np.logaddexp(density, bad)
         return np.where(seen, np.asarray(density), np.nan)
 
-    def parameters(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
+    def parameters(self, posterior: TrainedModel[LogLinearModel, LogLinearMoments], seed: int) -> dict[str, np.ndarray]:
         """The coefficients also as the program's sites have them."""
         draws, frame = super().parameters(posterior, seed), posterior.model.require_frame()
         theta = draws["coefficients"] * frame.scale
         draws["wide"] = theta[..., ~frame.penalised]
         return draws | ({"sparse": theta[..., frame.penalised]} if frame.penalised.any() else {})
 
-    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def identified(self, model: LogLinearModel, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return super().identified(model, {name: x for name, x in draws.items() if name != "coefficients"})
 
-    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+    def true_quantities(self, model: LogLinearModel, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
         if (block := model.predicted) in stars:
             raise bad_input(f"stars with {block}", "their features alone", fix=f'stars.drop("{block}")')
         zero = sites.get("zero_point", model.zero_prior[0]) + model.offset(stars)
         return {f"{block}_sp": sites[block][:, 0] - zero}
 
-    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+    def predict(
+        self,
+        posterior: TrainedModel[LogLinearModel, LogLinearMoments],
+        stars: Stars,
+        name: str | None,
+        with_error: bool,
+    ) -> Any:
         if name not in (None, posterior.model.predicted):
             raise bad_input(f"predict(..., {name!r})", f"{posterior.model.predicted!r}")
         posterior.model.check(stars)
@@ -236,7 +251,7 @@ class ParallaxKind(Kind):
         mean = np.exp(eta + 0.5 * sd**2)[:, None]
         return (mean, mean * np.sqrt(np.expm1(sd**2))[:, None]) if with_error else mean
 
-    def summary(self, posterior: Posterior) -> QTable:
+    def summary(self, posterior: TrainedModel[LogLinearModel, LogLinearMoments]) -> QTable:
         """Per feature its unit, coefficient per unit, the error of that, and the value that it is centred on."""
         frame, moments = posterior.model.require_frame(), posterior.moments
         sd = np.sqrt((moments.coefficient_factor**2).sum(1) + moments.coefficient_variance)
@@ -245,23 +260,25 @@ class ParallaxKind(Kind):
             "coefficient_error": sd / frame.scale, "centre": frame.centre,
         })  # fmt: skip
 
-    def details(self, posterior: Posterior) -> list[str]:
+    def details(self, posterior: TrainedModel[LogLinearModel, LogLinearMoments]) -> list[str]:
         told, frame = self.about(posterior), posterior.model.require_frame()
         zero = f"zero point {told['zero_point']:.4g} +- {told['zero_point_error']:.2g} {frame.unit}".rstrip()
         return [f"scatter of ln {posterior.model.predicted} {told['scatter']:.3g}, {zero}"]
 
-    def describe(self, model: Any) -> str:
+    def describe(self, model: LogLinearModel) -> str:
         return f"{model.predicted} from {len(model.require_frame().names) - 1} features"
 
 
-def outlier_probability(model: Any, moments: LogLinearMoments, y: Any, sigma: Any, eta: Any, sd: Any) -> np.ndarray:
+def outlier_probability(
+    model: LogLinearModel, moments: LogLinearMoments, y: Any, sigma: Any, eta: Any, sd: Any
+) -> np.ndarray:
     """That a measured parallax (N,) has nothing to do with the features."""
     good, bad = _log_densities(model, moments, y, sigma, eta, sd)
     return expit(bad - good)
 
 
 def _log_densities(
-    model: Any, moments: LogLinearMoments, y: Any, sigma: Any, eta: Any, sd: Any
+    model: LogLinearModel, moments: LogLinearMoments, y: Any, sigma: Any, eta: Any, sd: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln of (1 - f) p(y | right) and of f p(y | wrong), (N,) each."""
     f = float(moments.outlier_fraction)

@@ -84,10 +84,9 @@ class Regression(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LogLinearModel(Model):
+class LogLinearModel(Model[FeatureFrame]):
     """parallax_n = exp(theta . x_n + s_n eps_n) + zero_n + N(0, sigma_n^2), with features x_n from any blocks."""
 
-    frame: FeatureFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
     stored: ClassVar[tuple[type, ...]] = (FeatureFrame,)
 
     @property
@@ -117,6 +116,11 @@ class LogLinearModel(Model):
     @property
     @abstractmethod
     def sparse_prior(self) -> SparsePrior | OwnPrior: ...
+
+    @property
+    def at_mode(self) -> SparsePrior | OwnPrior:
+        """The prior of the coefficients of which the mode is sought."""
+        return self.sparse_prior
 
     @property
     @abstractmethod

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dtrtri
@@ -13,6 +11,7 @@ from ...data.stars import Stars
 from ...inference.whitened import Start
 from ...numerics.linalg import in_float64
 from ...numerics.lognormal import derivatives
+from .model import LogLinearModel
 from .outliers import first_rows
 from .training import Data, LogLinearMoments, data_of, fit_mode, fit_q
 
@@ -21,7 +20,7 @@ DENSE = 2500
 
 
 @in_float64
-def start_of(model: Any, stars: Stars) -> Start:
+def start_of(model: LogLinearModel, stars: Stars) -> Start:
     """Where samplers of the program begin, and the scales: the Gaussian posterior, or of many coefficients one about
     the sparse mode."""
     if model.fixed_scatter is not None:
@@ -48,7 +47,9 @@ def start_of(model: Any, stars: Stars) -> Start:
     return Start(sites, tuple(names), factor)
 
 
-def _gaussian_about(model: Any, data: Data, mode: LogLinearMoments) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+def _gaussian_about(
+    model: LogLinearModel, data: Data, mode: LogLinearMoments
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """theta, zero point, s and a factor F (D + 1, D + 1) of their Gaussian posterior, the zero point last.
 
     Under a ridge whose scale is learned, with the likelihood's curvature left as it is at the mode: one normal matrix,

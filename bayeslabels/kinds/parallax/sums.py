@@ -239,7 +239,7 @@ class ModeBySums(BySums):
 
     tolerance = 1e-5
 
-    def __init__(self, model: Any, sample: Stars, n: int, seed: int):
+    def __init__(self, model: LogLinearModel, sample: Stars, n: int, seed: int):
         self.model, self.n, self.seed, self.data = model, n, seed, data_of(model, sample)
         self.penalised, self.is_l1 = model.require_frame().penalised, isinstance(model.at_mode, Laplace)
         self.scores: list[Any] = []

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.linalg import LinAlgError
 from scipy.optimize import minimize_scalar
 
+from ...core.own_priors import OwnPrior
 from ...core.priors import Horseshoe, Laplace, Normal
 from ...data.stars import Stars
 from ...errors import CannotDo, bad_input
@@ -88,7 +89,7 @@ def data_of(model: LogLinearModel, stars: Stars) -> Data:
 
 
 @in_float64
-def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trained:
+def fit_mode(model: LogLinearModel, data: Data, seed: int, tolerance: float = 1e-5) -> Trained:
     """The mode under the Laplace or Normal prior."""
     path, strength, s, scores = _chosen_path(model, data, seed)
     zero, optimum = path.with_zero(strength, s, tolerance)
@@ -99,19 +100,20 @@ def fit_mode(model: Any, data: Data, seed: int, tolerance: float = 1e-5) -> Trai
 
 
 def chosen_penalty(
-    model: Any, data: Data, seed: int, times: float
+    model: LogLinearModel, data: Data, seed: int, times: float
 ) -> tuple[float, float, list[Any], np.ndarray, float]:
     """Penalty for so many times as many stars, s, the scores of the choice, and theta and zero point of these stars."""
     path, strength, s, scores = _chosen_path(model, data, seed)
     zero, optimum = path.with_zero(strength, s, 1e-2)
-    if path.l1 and model.at_mode.scale is None:
+    prior = model.at_mode
+    if isinstance(prior, Laplace) and prior.scale is None:
         strength *= np.sqrt(times)
     return strength, s, scores, optimum.theta, zero
 
 
-def _chosen_path(model: Any, data: Data, seed: int) -> tuple[_Path, float, float, list[Any]]:
+def _chosen_path(model: LogLinearModel, data: Data, seed: int) -> tuple[_Path, float, float, list[Any]]:
     prior, frame = model.at_mode, model.require_frame()
-    if isinstance(prior, Horseshoe):
+    if isinstance(prior, Horseshoe | OwnPrior):
         raise CannotDo("MAP needs a prior with a mode: Parallax(coefficient_prior=priors.Laplace()), or use Laplace()")
     penalised = frame.penalised
     path = _Path(data, penalised, model.wide_precision, isinstance(prior, Laplace), model.zero_prior)
@@ -125,8 +127,8 @@ def _chosen_path(model: Any, data: Data, seed: int) -> tuple[_Path, float, float
 
 
 def mode_trained(
-    model: Any, theta: np.ndarray, zero: float, s: float, *, penalty: float, scores: list[Any], objective: float,
-    violation: float, iterations: int, converged: bool,
+    model: LogLinearModel, theta: np.ndarray, zero: float, s: float, *, penalty: float, scores: list[Any],
+    objective: float, violation: float, iterations: int, converged: bool,
 ) -> Trained:  # fmt: skip
     """The result of training by the mode."""
     penalised, d = model.require_frame().penalised, len(theta)

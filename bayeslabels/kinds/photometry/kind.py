@@ -19,18 +19,17 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Importance
-from ...inference.base import StarDraws, Trained
+from ...inference.base import Inference, StarDraws, Trained
 from ...inference.guide import fit_guide
 from ...inference.minibatch import fit_members
 from ...inference.starwise import StarProblem, draw_mixture
 from ...inference.whitened import Start
-from ...kind import DIAGNOSTICS, Column, Kind, Layout, Quantities, Trainer, by_program
+from ...kind import DIAGNOSTICS, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.density import density_of
 from ...numerics.dusty import summary  # fmt: skip
 from ...numerics.linalg import in_float64
 from ...numerics.mixture import Mixture
 from ...numerics.tangent import as_measured, extinction, slope
-from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, of_draws, star_rows
 from ...results.star_posterior import Flags
 from . import luminosity
@@ -66,7 +65,7 @@ def _finished(model: Photometry, trained: Trained) -> Trained:
     return trained
 
 
-class PhotometryKind(Kind):
+class PhotometryKind(Kind[Photometry, PhotometricMoments]):
     """Labels, reddening and distance from magnitudes."""
 
     models: ClassVar = Photometry
@@ -110,7 +109,13 @@ class PhotometryKind(Kind):
         return Layout(coords, sites, {k: ["member", *d] if k in member else d for k, d in moments.items()})
 
     def infer(
-        self, posterior: Posterior, stars: Stars, inference: Any, seed: int, first: int, progress: bool | None
+        self,
+        posterior: TrainedModel[Photometry, PhotometricMoments],
+        stars: Stars,
+        inference: Inference,
+        seed: int,
+        first: int,
+        progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         if not any(name in stars for name in ("magnitudes", "spectrum", "labels")):
             raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes, spectrum or labels")
@@ -128,7 +133,7 @@ class PhotometryKind(Kind):
         names = posterior_names(model)
         return Quantities(names, (*model.require_frame().units, "mag", "mag", "kpc", "")[: len(names)])
 
-    def about(self, posterior: Posterior) -> dict[str, Any]:
+    def about(self, posterior: TrainedModel[Photometry, PhotometricMoments]) -> dict[str, Any]:
         model, moments = posterior.model, posterior.moments
         return {
             "integrated_over": "the members of the ensemble, the zero point, and scatter",
@@ -139,7 +144,9 @@ class PhotometryKind(Kind):
             "label_prior": model.label_prior,
         }
 
-    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+    def log_density(
+        self, posterior: TrainedModel[Photometry, PhotometricMoments], result: StarResult, stars: Stars
+    ) -> np.ndarray:
         """Density of the catalogue labels, under a Gaussian of the posterior's mean and covariance."""
         model = posterior.model
         value, noise, observed = model.measured(stars)["labels"]
@@ -163,7 +170,9 @@ class PhotometryKind(Kind):
             out["reddening_variation"] = sites["reddening_variation"]
         return out | {"reddening": sites["true_reddening"], "distance_modulus": modulus}
 
-    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+    def predict(
+        self, posterior: TrainedModel[Photometry, PhotometricMoments], stars: Stars, name: str | None, with_error: bool
+    ) -> Any:
         name = name or "absolute_magnitudes"
         known = ("absolute_magnitudes", "reddening_vector", *posterior.model.widths)
         if name not in known:
@@ -177,7 +186,7 @@ class PhotometryKind(Kind):
         mean[blank] = error[blank] = np.nan
         return (mean, error) if with_error else mean
 
-    def summary(self, posterior: Posterior) -> QTable:
+    def summary(self, posterior: TrainedModel[Photometry, PhotometricMoments]) -> QTable:
         """Per band: scatter, R at the median labels, and w of A = E R - w (E R)^2, 1 / mag, with the errors that the
         members or draws give."""
         frame = posterior.model.require_frame()
@@ -221,7 +230,11 @@ def start_of(rows: Rows, seed: int) -> Start:
 
 
 def _finish(
-    posterior: Posterior, stars: Stars, problem: StarProblem, out: StarDraws, seed: int
+    posterior: TrainedModel[Photometry, PhotometricMoments],
+    stars: Stars,
+    problem: StarProblem,
+    out: StarDraws,
+    seed: int,
 ) -> dict[str, xr.Dataset]:
     """Draw modulus and reddening given the labels, turn into the user's units, and flag."""
     model, frame = posterior.model, posterior.model.require_frame()
@@ -281,7 +294,9 @@ def _quantities_of(frame: PhotometryFrame, u: np.ndarray, q: np.ndarray) -> np.n
 
 
 @in_float64
-def _predict(posterior: Posterior, stars: Stars, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _predict(
+    posterior: TrainedModel[Photometry, PhotometricMoments], stars: Stars, name: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes and spectrum
     all else."""
     model, moments = posterior.model, posterior.moments

@@ -67,7 +67,7 @@ class Predicted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Photometry(CollapsedModel):
+class Photometry(CollapsedModel[PhotometryFrame]):
     """Magnitudes in any bands from labels, distance and dust; and labels, distances and dust from magnitudes.
 
     ======== ========================= ========================================================================
@@ -134,8 +134,6 @@ class Photometry(CollapsedModel):
     reddening_prior: Exponential | Distribution = field(default_factory=Exponential)
     label_prior: Literal["population", "flat"] = "population"
     components: int = 8
-
-    frame: PhotometryFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     exact_priors: ClassVar[dict[str, str]] = {
         "distance_prior": "priors.ExponentialDisk or NormalModulus",

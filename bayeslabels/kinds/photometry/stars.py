@@ -15,13 +15,13 @@ import numpy as np
 
 from ...data.stars import Stars
 from ...inference.starwise import StarProblem
+from ...kind import TrainedModel
 from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
 from ...numerics.mixture import Mixture
 from ...numerics.modes import find_modes
 from ...numerics.tangent import extinction
 from ...numerics.whitening import noise_of
-from ...results.posterior import Posterior
 from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told_by
 from .luminosity import luminosity_sd, size
 from .photometry import Photometry, second_vector
@@ -124,7 +124,9 @@ def label_prior(model: Photometry) -> Mixture:
 
 
 @in_float64
-def prepare(posterior: Posterior, stars: Stars, seed: int, starts: int) -> StarProblem:
+def prepare(
+    posterior: TrainedModel[Photometry, PhotometricMoments], stars: Stars, seed: int, starts: int
+) -> StarProblem:
     """The label posteriors of N stars with their modes."""
     model, moments = posterior.model, posterior.moments
     energy = LabelEnergy(model.net, model.n_magnitude)

@@ -18,9 +18,8 @@ from ...inference import NUTS, SVI, Importance
 from ...inference.base import Inference, Trained
 from ...inference.starwise import draw_mixture
 from ...inference.whitened import Start
-from ...kind import Choice, Kind, Layout, Quantities, Trainer, by_program, kind_of
+from ...kind import Choice, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program, kind_of
 from ...numerics.gaussian import log_density_of
-from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, of_draws, star_rows
 from .program import OwnProgram
 from .sites import Site, sites_of, told_of
@@ -31,7 +30,7 @@ MIXED = 200
 """Draws from the Gaussians at the modes, where an inference gives the mode alone."""
 
 
-class ProgramKind(Kind):
+class ProgramKind(Kind[OwnProgram, ProgramMoments]):
     """Whatever a program of the user's own infers."""
 
     models: ClassVar = OwnProgram
@@ -47,7 +46,9 @@ class ProgramKind(Kind):
         own = " and ".join(f"a {name} of your own (not {program.exact_priors[name]})" for name in program.own_priors)
         return f"{model.name} with {own}" if own else model.name
 
-    def choose(self, model: OwnProgram, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice:
+    def choose(
+        self, model: OwnProgram, stars: Stars, inference: Inference, seed: int, progress: bool | None
+    ) -> Choice[OwnProgram]:
         if isinstance(model.program, Model) and (lost := kind_of(model.program).not_as_program(model.program)):
             raise CannotDo(f"{model.name}, whose program is trained as it is, has no {lost}")
         return super().choose(model, stars, inference, seed, progress)
@@ -77,7 +78,13 @@ class ProgramKind(Kind):
         return axes | {"training_star": frame.n_star, "number": number}
 
     def infer(
-        self, posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, progress: bool | None
+        self,
+        posterior: TrainedModel[OwnProgram, ProgramMoments],
+        stars: Stars,
+        inference: Inference,
+        seed: int,
+        first: int,
+        progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model = posterior.model
         problem = prepare(model, posterior.moments, stars, seed, inference.starts)
@@ -115,11 +122,13 @@ class ProgramKind(Kind):
             return Quantities(frame.columns[at], frame.column_units[at])
         return _named(model, _told(model, stars))
 
-    def about(self, posterior: Posterior) -> dict[str, Any]:
+    def about(self, posterior: TrainedModel[OwnProgram, ProgramMoments]) -> dict[str, Any]:
         integrated = f"{KEPT} draws of the sites that all stars share"
         return {"program": posterior.model.name, "integrated_over": integrated}
 
-    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+    def log_density(
+        self, posterior: TrainedModel[OwnProgram, ProgramMoments], result: StarResult, stars: Stars
+    ) -> np.ndarray:
         """Density of the block that is asked for, under a Gaussian of what the program draws of it."""
         block = stars[posterior.model.asked]
         value, variance, observed = block.filled()
@@ -137,13 +146,15 @@ class ProgramKind(Kind):
             out |= {name: flat[:, i] for i, name in enumerate(names)}
         return out
 
-    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+    def predict(
+        self, posterior: TrainedModel[OwnProgram, ProgramMoments], stars: Stars, name: str | None, with_error: bool
+    ) -> Any:
         raise CannotDo(
             f"{posterior.model.name} is a program of your own: numpyro.infer.Predictive(program, ...)(key, stars) "
             "predicts every site"
         )
 
-    def summary(self, posterior: Posterior) -> QTable:
+    def summary(self, posterior: TrainedModel[OwnProgram, ProgramMoments]) -> QTable:
         """Mean and sd of every number that all stars share."""
         draws = posterior.data["posterior"].to_dataset()
         rows = []

@@ -47,7 +47,7 @@ class ProgramFrame(ByValue):
 
 
 @dataclass(frozen=True)
-class OwnProgram(Model):
+class OwnProgram(Model[ProgramFrame]):
     """A NumPyro program of stars as a model; `fit(program, stars)` makes one.
 
     The program is called with `Stars`. A block that is present is to be observed (`obs=`), one that is absent sampled,

@@ -198,8 +198,8 @@ class Cannon(LinearModel):
         return ("labels", "hidden") if self.hidden and not self.asks_hidden else ("labels",)
 
     @property
-    def asks_hidden(self) -> bool:
-        return isinstance(self.hidden, int | str) and self.hidden != 0
+    def asks_hidden(self) -> int | Literal["auto"]:
+        return 0 if isinstance(self.hidden, tuple) else self.hidden
 
     def with_hidden(self, names: tuple[str, ...]) -> Self:
         return self.replace(hidden=names)

@@ -13,12 +13,13 @@ from ...data.batches import fold_of
 from ...data.stars import Stars
 from ...errors import BadInput
 from ...inference.map import MAP
+from ...kind import TrainedModel
 from ...numerics.linalg import in_float64
-from ...results.posterior import Posterior
 from .em import by_em
 from .hidden import with_hidden
 from .label_curve import with_label_curve
 from .model import LinearModel
+from .moments import Moments
 from .order import choose_order
 from .quartic import flux_given_labels, prepare
 from .stars import finish, fit_quality
@@ -46,7 +47,7 @@ class HeldOut(NamedTuple):
 
 @in_float64
 def held_out(
-    model: Any,
+    model: LinearModel,
     stars: Stars,
     folds: int,
     seed: int,
@@ -85,7 +86,9 @@ def held_out(
     return HeldOut(mean, covariance, flux)
 
 
-def select(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
+def select(
+    model: LinearModel, stars: Stars, seed: int, progress: bool | None
+) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
     """The variant of highest held-out density, of the catalogue labels given the flux and where labels are outputs of
     the flux given the labels, too (Lux, appendix A), if it is better than the first as surely as the model asks; the
     stars, with starting values of hidden labels; held-out labels, and all scores.
@@ -175,7 +178,9 @@ def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: f
     return total
 
 
-def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Posterior:
+def with_label_scatter(
+    posterior: TrainedModel[LinearModel, Moments], stars: Stars, out: HeldOut
+) -> TrainedModel[LinearModel, Moments]:
     """tau such that 68.27 per cent of held-out catalogue labels lie within their predictive sd."""
     model = posterior.model
     measured = model.catalogue(stars)
@@ -191,7 +196,7 @@ def with_label_scatter(posterior: Posterior, stars: Stars, out: HeldOut) -> Post
     return posterior.with_moments(posterior.moments._replace(label_scatter=scatter), label_scatter=scatter)
 
 
-def tell_which_error(posterior: Posterior, stars: Stars) -> None:
+def tell_which_error(posterior: TrainedModel[LinearModel, Moments], stars: Stars) -> None:
     """A line in the log of labels whose catalogue scatters by more than it states: which column of a table to quote."""
     model, tau = posterior.model, posterior.moments.label_scatter
     if model.scatter_is_own or not len(tau):
@@ -213,7 +218,7 @@ QUALITY_STARS = 1000
 
 
 @in_float64
-def with_fit_quality(posterior: Posterior, stars: Stars) -> Posterior:
+def with_fit_quality(posterior: TrainedModel[LinearModel, Moments], stars: Stars) -> TrainedModel[LinearModel, Moments]:
     """With what is usual of the training stars' chi^2, by which the test step tells poor fits."""
     model, moments = posterior.model, posterior.moments
     some = stars[:: -(-len(stars) // QUALITY_STARS)].drop(*model.label_blocks)

@@ -35,10 +35,11 @@ BLOCK = "hidden"
 
 
 @in_float64
-def with_hidden(model: Any, stars: Stars, progress: bool | None) -> tuple[Any, Stars, list[dict[str, Any]]]:
+def with_hidden(model: LinearModel, stars: Stars, progress: bool | None) -> tuple[Any, Stars, list[dict[str, Any]]]:
     """The model with its hidden labels numbered, the stars with a block of starting values for them, and by how much
     each direction had more variance than the largest of noise."""
-    most = MOST if model.hidden == "auto" else model.hidden
+    asked = model.asks_hidden
+    most = MOST if asked == "auto" else asked
     found: list[np.ndarray] = []
     scores: list[dict[str, Any]] = []
     with bar(most, "hidden labels", progress) as shown:
@@ -48,13 +49,13 @@ def with_hidden(model: Any, stars: Stars, progress: bool | None) -> tuple[Any, S
             score, excess = leading_residual(trial.sampled(), extended)
             scores.append({"hidden": len(found) + 1, "excess": excess})
             shown.update()
-            if model.hidden == "auto" and excess < ABOVE:
+            if asked == "auto" and excess < ABOVE:
                 break
             found.append(score)
     return *_extended(model, stars, found), scores
 
 
-def _extended(model: Any, stars: Stars, found: list[np.ndarray]) -> tuple[Any, Stars]:
+def _extended(model: LinearModel, stars: Stars, found: list[np.ndarray]) -> tuple[Any, Stars]:
     names = tuple(f"{BLOCK}_{q}" for q in range(len(found)))
     if found:
         value = np.stack(found, 1)

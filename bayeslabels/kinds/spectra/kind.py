@@ -28,9 +28,8 @@ from ...inference.nuts import NUTS
 from ...inference.passes import by_minibatches, by_sweeps
 from ...inference.svi import SVI
 from ...inference.whitened import Start
-from ...kind import Choice, Kind, Layout, Trainer, by_program
+from ...kind import Choice, Kind, Layout, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.gaussian import log_density_of
-from ...results.posterior import Posterior
 from .choice import select, tell_which_error, with_fit_quality, with_label_scatter
 from .draws import moments_from_draws
 from .em import SHORT, by_em
@@ -73,7 +72,7 @@ def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoin
     return with_label_curve(rows.model, trained, rows.stars)
 
 
-class SpectraKind(Kind):
+class SpectraKind(Kind[LinearModel, Moments]):
     """Labels from spectra, by models linear in features of the latents."""
 
     models: ClassVar = LinearModel
@@ -92,7 +91,7 @@ class SpectraKind(Kind):
 
     def choose(
         self, model: LinearModel, stars: Stars, inference: Inference, seed: int, progress: bool | None
-    ) -> Choice:
+    ) -> Choice[LinearModel]:
         info: dict[str, Any] = {}
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
@@ -100,7 +99,9 @@ class SpectraKind(Kind):
         chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
         return Choice(chosen.bind(stars), stars, info, seen)
 
-    def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
+    def complete(
+        self, posterior: TrainedModel[LinearModel, Moments], choice: Choice[LinearModel]
+    ) -> TrainedModel[LinearModel, Moments]:
         if choice.held_out is not None and choice.model.scatter_from_held_out:
             posterior = with_label_scatter(posterior, choice.stars, choice.held_out)
         tell_which_error(posterior, choice.stars)
@@ -125,7 +126,7 @@ class SpectraKind(Kind):
         limit = model.outlier_sigma
         return None if limit is None else (model.replace(outlier_sigma=None), limit)
 
-    def offsets(self, model: LinearModel, result: Any, stars: Stars) -> np.ndarray:
+    def offsets(self, model: LinearModel, result: StarResult, stars: Stars) -> np.ndarray:
         catalogue = model.catalogue(stars)
         return np.where(catalogue.observed, catalogue.value, np.nan) - model.require_frame().scaled(result.mean)
 
@@ -141,15 +142,15 @@ class SpectraKind(Kind):
                 raise bad_input(f"nuisances named {twice}", "other names than the labels'", fix="rename the labels")
         return settings
 
-    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+    def start(self, model: LinearModel, stars: Stars, seed: int) -> Start:
         point = with_label_curve(model, by_em(model, stars, SHORT, seed, False), stars)
         return Start({name: x[0, 0] for name, x in point.draws.items()})
 
-    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+    def finish(self, model: LinearModel, stars: Stars, trained: Trained) -> Trained:
         trained.moments = moments_from_draws(model, stars, trained.draws)
         return with_label_curve(model, trained, stars)
 
-    def trained_part(self, posterior: Posterior, stars: Stars) -> Stars:
+    def trained_part(self, posterior: TrainedModel[LinearModel, Moments], stars: Stars) -> Stars:
         blank = ~np.isfinite(posterior.moments.scatter)
         if not blank.any() or "flux" not in stars:
             return stars
@@ -210,7 +211,13 @@ class SpectraKind(Kind):
         return super().read_moments(arrays)
 
     def infer(
-        self, posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, progress: bool | None
+        self,
+        posterior: TrainedModel[LinearModel, Moments],
+        stars: Stars,
+        inference: Inference,
+        seed: int,
+        first: int,
+        progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model, moments = posterior.model, posterior.moments
         blocks = ("flux", *model.label_blocks)
@@ -231,7 +238,7 @@ class SpectraKind(Kind):
     def quantities(self, model: LinearModel, stars: Stars | None = None) -> Frame:
         return model.require_frame()
 
-    def about(self, posterior: Posterior) -> dict[str, Any]:
+    def about(self, posterior: TrainedModel[LinearModel, Moments]) -> dict[str, Any]:
         return {
             "integrated_over": "coefficients and label system of the training posterior",
             "label_scatter": posterior.moments.label_scatter.tolist(),
@@ -245,7 +252,9 @@ class SpectraKind(Kind):
     def held_out_view(self, model: LinearModel, stars: Stars) -> Stars:
         return stars.drop(*[name for name in model.label_blocks if name in stars])
 
-    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+    def log_density(
+        self, posterior: TrainedModel[LinearModel, Moments], result: StarResult, stars: Stars
+    ) -> np.ndarray:
         """Density of the catalogue labels; tau is the catalogue's noise unless it is in the star's own error."""
         model, frame = posterior.model, posterior.model.require_frame()
         catalogue = model.catalogue(stars)
@@ -255,7 +264,7 @@ class SpectraKind(Kind):
         value = np.where(catalogue.observed, frame.physical(catalogue.value), np.nan)
         return log_density_of(value - result.mean, covariance)
 
-    def parameters(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
+    def parameters(self, posterior: TrainedModel[LinearModel, Moments], seed: int) -> dict[str, np.ndarray]:
         """Draws of the sites; where there is one draw, the mode, the coefficients vary as their covariance says."""
         draws, moments = super().parameters(posterior, seed), posterior.moments
         name = posterior.model.sites["coefficients"]
@@ -292,7 +301,9 @@ class SpectraKind(Kind):
             values = jnp.concatenate([sites[block] for block in model.label_blocks], -1)
         return {name: values[:, m] for m, name in enumerate(model.require_frame().names)}
 
-    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+    def predict(
+        self, posterior: TrainedModel[LinearModel, Moments], stars: Stars, name: str | None, with_error: bool
+    ) -> Any:
         name = name or "flux"
         model, moments = posterior.model, posterior.moments
         if name not in ("flux", *model.label_blocks) or (name != "flux" and model.labels_are_latent):
@@ -313,7 +324,9 @@ class SpectraKind(Kind):
             return (mean, sd) if with_error else mean
         return predicted_flux(model, moments, u, spread, with_error)
 
-    def predict_stars(self, posterior: Posterior, result: Any, name: str | None, with_error: bool) -> Any:
+    def predict_stars(
+        self, posterior: TrainedModel[LinearModel, Moments], result: StarResult, name: str | None, with_error: bool
+    ) -> Any:
         if name not in (None, "flux"):
             raise bad_input(f"predict({name!r})", '"flux": the labels are in table()')
         stars, model = result.stars, posterior.model
@@ -322,7 +335,7 @@ class SpectraKind(Kind):
         latent, spread = stars["latents"].values, stars["latents_covariance"].values
         return predicted_flux(model, posterior.moments, latent, spread, with_error, v)
 
-    def summary(self, posterior: Posterior) -> QTable:
+    def summary(self, posterior: TrainedModel[LinearModel, Moments]) -> QTable:
         model, moments = posterior.model, posterior.moments
         frame = model.require_frame()
         if not model.labels_are_latent:
@@ -343,7 +356,7 @@ class SpectraKind(Kind):
         frame = model.require_frame()
         return f"{', '.join(frame.names)} from {frame.n_pixel} pixels"
 
-    def details(self, posterior: Posterior) -> list[str]:
+    def details(self, posterior: TrainedModel[LinearModel, Moments]) -> list[str]:
         frame, moments = posterior.model.require_frame(), posterior.data["moments"].to_dataset()
         grid = "" if frame.coordinate is None else f", {frame.coordinate[0]:.6g} to {frame.coordinate[-1]:.6g}"
         scatter = np.nanmedian(posterior.moments.scatter)

@@ -22,9 +22,11 @@ from ...core.own_priors import OwnPrior, is_own
 from ...core.priors import Learned, Prior
 from ...data.stars import Stars
 from ...errors import bad_input
+from ...kind import TrainedModel
 from ...numerics.features import Features, Monomials
 from ...numerics.linalg import beside, in_float64, inverse_observed, leading_directions, module_of
 from .model import LinearModel, Measured
+from .moments import Moments
 
 LADDER = (1, 2, 4, 8)
 """Latent sizes that "auto" compares, in units of the number of labels (Horta+25 section 4)."""
@@ -260,7 +262,7 @@ class Lux(LinearModel):
 
 @in_float64
 def derivative_spectra(
-    posterior: Any, flux_error: float | np.ndarray, *, draws: int = 100, seed: int = 0
+    posterior: TrainedModel[LinearModel, Moments], flux_error: float | np.ndarray, *, draws: int = 100, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """How each label is read off the spectrum: d label / d flux = A B^+ (M, L), label units per flux unit, and its sd.
 

@@ -61,7 +61,7 @@ class Spectra(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LinearModel(Model):
+class LinearModel(Model[Frame]):
     """flux_nl = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2), with latents u_n ~ N(mu, Lambda) of size P.
 
     The catalogue's labels either measure the latents themselves (`labels_are_latent`, P = M) or are outputs of them
@@ -202,9 +202,9 @@ class LinearModel(Model):
         raise NotImplementedError  # pragma: no cover - guarded by `orders`
 
     @property
-    def asks_hidden(self) -> bool:
-        """Whether labels that no catalogue states are still to be found."""
-        return False
+    def asks_hidden(self) -> int | Literal["auto"]:
+        """The number of labels that no catalogue states and that are still to be found, or "auto"."""
+        return 0
 
     def with_hidden(self, names: tuple[str, ...]) -> Self:
         """The model with hidden labels of these names, in a block "hidden" of training stars; where it asks."""

@@ -28,8 +28,10 @@ STENCIL = 7
 class Grid(Protocol):
     """What a nuisance may know of the pixels: their number, and their wavelengths, where these are known."""
 
-    n_pixel: int
-    coordinate: np.ndarray | None
+    @property
+    def n_pixel(self) -> int: ...
+    @property
+    def coordinate(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ FALL = 30.0
 
 
 @in_float64
-def choose_order(model: Any, stars: Stars, seed: int, progress: bool | None) -> tuple[int, list[dict[str, Any]]]:
+def choose_order(
+    model: LinearModel, stars: Stars, seed: int, progress: bool | None
+) -> tuple[int, list[dict[str, Any]]]:
     """The order, and the lead in log evidence of every order that was tried over the one below it.
 
     All orders that are compared take the same labels: those of the training step at the present order, or of the

@@ -13,10 +13,9 @@ import xarray as xr
 from ...data.stars import Block, Stars
 from ...inference.base import StarDraws
 from ...inference.starwise import StarProblem
-from ...kind import DIAGNOSTICS, Column
+from ...kind import DIAGNOSTICS, Column, TrainedModel
 from ...numerics.neighbours import farthest, label_distance
 from ...numerics.nuisance import NuisanceSums
-from ...results.posterior import Posterior
 from ...results.rows import flags_of_solution, star_rows
 from ...results.star_posterior import Flags
 from .label_map import label_map
@@ -26,7 +25,9 @@ from .nuisances import disturbance, shapes_of
 from .quartic import prepare
 
 
-def latents(posterior: Posterior, stars: Stars, given: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def latents(
+    posterior: TrainedModel[LinearModel, Moments], stars: Stars, given: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Latents (N, P) and covariance (N, P, P) of stars by the blocks `given`."""
     model, moments = posterior.model, posterior.moments
     if model.labels_are_latent:

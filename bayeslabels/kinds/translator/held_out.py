@@ -19,10 +19,10 @@ from scipy.optimize import minimize
 
 from ...data.stars import Stars
 from ...inference.base import Trained
+from ...kind import TrainedModel
 from ...numerics.linalg import in_float64
-from ...results.posterior import Posterior
 from .frame import TARGET, typical_error
-from .translator import Translator
+from .translator import Translator, TranslatorMoments
 
 SPREAD = "held_out_spread"
 """Key of `info`: how far held-out labels are off, in units of their errors."""
@@ -123,7 +123,7 @@ def _spread(model: Translator, members: Any, theta: Any, factor: np.ndarray, own
     return np.nanmedian(np.abs(z), (0, 1)) / 0.6745
 
 
-def doubts(posterior: Posterior, stars: Stars) -> str:
+def doubts(posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars) -> str:
     """What the training stars say against the stated errors, "" for nothing; stars: some of them."""
     frame, said = posterior.model.require_frame(), []
     factor = np.median(posterior.moments.error_factor, 0)

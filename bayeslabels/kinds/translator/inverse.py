@@ -21,11 +21,12 @@ from ...core.model import Bound
 from ...data.stars import Stars
 from ...inference.importance import Importance, Weighted
 from ...inference.starwise import StarProblem
+from ...kind import TrainedModel
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, Modes
 from ...numerics.propagate import log_normal
 from .frame import Inputs, measured
-from .translator import Rows
+from .translator import Rows, Translator, TranslatorMoments
 
 STEPS = 5
 """Iterations of the filter."""
@@ -63,7 +64,7 @@ class Own(NamedTuple):
 class InputEnergy(Energy):
     """-ln p(x | data) of points x (S, D) of one star, up to a constant."""
 
-    bound: Bound
+    bound: Bound[Translator]
 
     def __call__(self, x: Array, shared: Any, own: Own) -> Array:
         model = self.bound.model
@@ -75,7 +76,9 @@ class InputEnergy(Energy):
 
 
 @in_float64
-def inverse(posterior: Any, stars: Stars, draws: int, seed: int, progress: bool | None) -> Weighted:
+def inverse(
+    posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars, draws: int, seed: int, progress: bool | None
+) -> Weighted:
     """Draws (S, N, D) of the true inputs, scaled, of stars with `target_labels`, and what is known of each."""
     model, frame = posterior.model, posterior.model.require_frame()
     weight, precision = posterior.moments.tails

@@ -34,16 +34,14 @@ from ...inference.guide import fit_guide
 from ...inference.importance import KHAT_LIMIT
 from ...inference.minibatch import fit_members, fit_part
 from ...inference.whitened import Start
-from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Trainer, by_program
+from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.occupancy import Occupancy
-from ...numerics.propagate import scale_mixture
-from ...results.posterior import Posterior
 from ...results.rows import star_rows
 from ...results.star_posterior import Flags
 from .frame import TARGET, Inputs, known_inputs, measured
 from .held_out import doubts, told_by_held_out
 from .inverse import inverse
-from .translator import Translator
+from .translator import Translator, TranslatorMoments
 
 LEARNING_RATE = 1e-2
 MEMBERS = 20
@@ -65,33 +63,6 @@ class Quantities(NamedTuple):
     names: tuple[str, ...]
     units: tuple[str, ...]
     block: str = TARGET
-
-
-class TranslatorMoments(NamedTuple):
-    """Members of an ensemble, or draws of the training posterior; E of them, as in `Translator.parameters`.
-
-    coefficients (E, P), scatter_weights (E, P'), correlation (E, M, M), freedom (E,), inf for a Gaussian;
-    scatter_shift (E, M): what held-out stars add to ln s; error_factor (E, M): of the stated errors of the outputs.
-    """
-
-    coefficients: np.ndarray
-    scatter_weights: np.ndarray
-    correlation: np.ndarray
-    freedom: np.ndarray
-    scatter_shift: np.ndarray
-    error_factor: np.ndarray
-
-    @property
-    def theta(self) -> dict[str, np.ndarray]:
-        return self._asdict()
-
-    @property
-    def tails(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and precisions of the Gaussians that make the scatter's distribution."""
-        if not np.isfinite(self.freedom).all():
-            return np.ones(1), np.ones(1)
-        log_weight, precision = scale_mixture(jnp.asarray(self.freedom))
-        return np.exp(np.asarray(log_weight, float)).mean(0), precision
 
 
 class Predicted(NamedTuple):
@@ -116,7 +87,7 @@ def _map(rows: Rows, inference: MAP, seed: int, progress: bool | None, checkpoin
     return told_by_held_out(trained, rows.model, moments, rows.held_out(trained.held_out), moments)
 
 
-def _laplace(model: Any, stars: Stars, inference: Laplace, seed: int, progress: bool | None) -> Trained:
+def _laplace(model: Translator, stars: Stars, inference: Laplace, seed: int, progress: bool | None) -> Trained:
     """A Gaussian of what f is linear in (all of a polynomial) about every member of `MAP`, given its other weights,
     scatter and tails."""
     rows = RowsInMemory(model, stars)
@@ -134,12 +105,12 @@ def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoin
     return _finished(rows.model, trained)
 
 
-def _finished(model: Any, trained: Trained) -> Trained:
+def _finished(model: Translator, trained: Trained) -> Trained:
     trained.moments = _members(model, trained.draws, MEMBERS)
     return trained
 
 
-class TranslatorKind(Kind):
+class TranslatorKind(Kind[Translator, TranslatorMoments]):
     """Labels of one survey from those of another."""
 
     models: ClassVar = Translator
@@ -161,7 +132,7 @@ class TranslatorKind(Kind):
     }
     parts: ClassVar = ("error_measurement", "error_function", "error_intrinsic")
 
-    def require(self, inference: Inference, model: Any, verb: str) -> None:
+    def require(self, inference: Inference, model: Translator, verb: str) -> None:
         super().require(inference, model, verb)
         if verb == "fit" and model.dropout and not isinstance(inference, MAP):
             raise CannotDo(
@@ -169,26 +140,28 @@ class TranslatorKind(Kind):
                 "posterior of all weights: use MAP(), or Translator(dropout=0)"
             )
 
-    def usable(self, model: Any, stars: Stars) -> np.ndarray:
+    def usable(self, model: Translator, stars: Stars) -> np.ndarray:
         if TARGET not in stars:
             model.bind(stars)  # says what is missing
         return np.asarray(stars[TARGET].observed.any(1))
 
-    def start(self, model: Any, stars: Stars, seed: int) -> Start:
+    def start(self, model: Translator, stars: Stars, seed: int) -> Start:
         return start_of(RowsInMemory(model, stars), seed)
 
-    def finish(self, model: Any, stars: Stars, trained: Trained) -> Trained:
+    def finish(self, model: Translator, stars: Stars, trained: Trained) -> Trained:
         return _finished(model, trained)
 
-    def complete(self, posterior: Posterior, choice: Choice) -> Posterior:
+    def complete(
+        self, posterior: TrainedModel[Translator, TranslatorMoments], choice: Choice[Translator]
+    ) -> TrainedModel[Translator, TranslatorMoments]:
         if said := doubts(posterior, choice.stars):
             warnings.warn(said, DoubtfulErrors, stacklevel=4)
         return posterior
 
-    def sizes(self, model: Any) -> dict[str, int]:
+    def sizes(self, model: Translator) -> dict[str, int]:
         return {"weight": sum(f.size for f in model.functions), "scatter_weight": sum(f.size for f in model.scatters)}
 
-    def layout(self, model: Any) -> Layout:
+    def layout(self, model: Translator) -> Layout:
         names = list(model.require_frame().names)
         matrix = ["labels", "labels_bis"]
         sites: dict[str, list[str]] = {
@@ -199,7 +172,13 @@ class TranslatorKind(Kind):
         return Layout({"labels": names, "labels_bis": names}, sites, moments)
 
     def infer(
-        self, posterior: Posterior, stars: Stars, inference: Any, seed: int, first: int, progress: bool | None
+        self,
+        posterior: TrainedModel[Translator, TranslatorMoments],
+        stars: Stars,
+        inference: Inference,
+        seed: int,
+        first: int,
+        progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model, frame = posterior.model, posterior.model.require_frame()
         if TARGET in stars:
@@ -227,25 +206,27 @@ class TranslatorKind(Kind):
         per_star = {"n_missing": (~given.observed).sum(1), "outside": outside, "flags": flags}
         return star_rows(stars, frame.names, draws[None], summaries, covariance, per_star, self.columns)
 
-    def asked(self, model: Any) -> tuple[str, ...]:
+    def asked(self, model: Translator) -> tuple[str, ...]:
         return (TARGET,)
 
-    def batch_size(self, model: Any) -> int:
+    def batch_size(self, model: Translator) -> int:
         return 65_536
 
-    def quantities(self, model: Any, stars: Stars | None = None) -> Quantities:
+    def quantities(self, model: Translator, stars: Stars | None = None) -> Quantities:
         frame = model.require_frame()
         if stars is not None and TARGET in stars:
             return Quantities(frame.input_names, frame.input_units, frame.source[0])
         return Quantities(frame.names, frame.units)
 
-    def about(self, posterior: Posterior) -> dict[str, Any]:
+    def about(self, posterior: TrainedModel[Translator, TranslatorMoments]) -> dict[str, Any]:
         return {
             "integrated_over": "errors of the inputs and what is missing of them, the function, the intrinsic scatter",
             "members": len(posterior.moments.coefficients),
         }
 
-    def log_density(self, posterior: Posterior, result: Any, stars: Stars) -> np.ndarray:
+    def log_density(
+        self, posterior: TrainedModel[Translator, TranslatorMoments], result: StarResult, stars: Stars
+    ) -> np.ndarray:
         model, frame = posterior.model, posterior.model.require_frame()
         rows = model.arrays(stars)
         each = jax.vmap(lambda theta: model.log_likelihood(theta, jax.tree.map(jnp.asarray, rows)))
@@ -253,7 +234,7 @@ class TranslatorKind(Kind):
         constant = np.log(len(posterior.moments.coefficients)) + rows.observed @ np.log(frame.target_scale)
         return np.where(rows.observed.any(1), density - constant, np.nan)
 
-    def identified(self, model: Any, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def identified(self, model: Translator, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Quantities that data identify: of networks, what they say of some training stars."""
         x = jnp.asarray(model.require_frame().background[:SOME_STARS])
         both = np.asarray(jax.vmap(lambda theta: model.raw_outputs(theta, x))(draws))
@@ -263,7 +244,7 @@ class TranslatorKind(Kind):
             rest["correlation"] = rest["correlation"][:, 1:, 0]
         return super().identified(model, {"mean": both[..., :m], "ln scatter": both[..., m:], **rest})
 
-    def true_quantities(self, model: Any, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
+    def true_quantities(self, model: Translator, sites: dict[str, Any], stars: Stars) -> dict[str, Any]:
         frame = model.require_frame()
         if TARGET in stars:
             groups = zip(frame.groups, ("true_inputs", "true_inputs_extrinsic"), strict=False)
@@ -271,7 +252,9 @@ class TranslatorKind(Kind):
             return {name: frame.centre[j] + frame.scale[j] * true[j] for j, name in enumerate(frame.input_names)}
         return {name: sites[TARGET][:, m] for m, name in enumerate(model.require_frame().names)}
 
-    def predict(self, posterior: Posterior, stars: Stars, name: str | None, with_error: bool) -> Any:
+    def predict(
+        self, posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars, name: str | None, with_error: bool
+    ) -> Any:
         frame = posterior.model.require_frame()
         if name not in (None, TARGET):
             raise bad_input(f"predict(..., {name!r})", f"{TARGET!r}")
@@ -281,7 +264,7 @@ class TranslatorKind(Kind):
         sd = frame.target_scale * np.sqrt(np.einsum("nmm->nm", found.covariance))
         return (mean, sd) if with_error else mean
 
-    def summary(self, posterior: Posterior) -> QTable:
+    def summary(self, posterior: TrainedModel[Translator, TranslatorMoments]) -> QTable:
         """Per target label: the input that it corrects, the median and spread of their difference in the training set,
         typical intrinsic scatter and error of the function there, and the factor of the stated errors (1: none, or
         believed)."""
@@ -297,7 +280,7 @@ class TranslatorKind(Kind):
             "function_error": typical(found.function), "error_factor": np.median(posterior.moments.error_factor, 0),
         })  # fmt: skip
 
-    def describe(self, model: Any) -> str:
+    def describe(self, model: Translator) -> str:
         frame = model.require_frame()
         return f"{', '.join(frame.names)} from {', '.join(frame.input_names)}"
 
@@ -326,14 +309,14 @@ def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> Tran
     )
 
 
-def predict(posterior: Posterior, given: Inputs, exact: bool = False) -> Predicted:
+def predict(posterior: TrainedModel[Translator, TranslatorMoments], given: Inputs, exact: bool = False) -> Predicted:
     """What the members together say of the outputs; exact: given's values are the true inputs."""
     model = posterior.model
     x, root = (given.value, np.zeros((*given.value.shape, 0))) if exact else known_inputs(model.require_frame(), given)
     return Predicted(*_predict(Bound(model), posterior.moments, x, root))
 
 
-def _predict(bound: Bound, moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
+def _predict(bound: Bound[Translator], moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
     """In chunks of one shape; in float32, which is exact to a millionth of the spread."""
     n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
@@ -385,7 +368,11 @@ def _draws(found: Predicted, weight: Any, precision: Any, n: int, rng: np.random
 
 
 def _backwards(
-    posterior: Posterior, stars: Stars, inference: Any, seed: int, progress: bool | None
+    posterior: TrainedModel[Translator, TranslatorMoments],
+    stars: Stars,
+    inference: Any,
+    seed: int,
+    progress: bool | None,
 ) -> dict[str, xr.Dataset]:
     """The inputs of stars whose outputs are known, as `Kind.infer`."""
     model, frame = posterior.model, posterior.model.require_frame()

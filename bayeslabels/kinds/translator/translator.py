@@ -8,7 +8,7 @@ labels_n = x_n + N(0, C_n),   target_labels_n = y_n + N(0, k C'_n k),   x_n ~ a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
@@ -21,6 +21,7 @@ import xarray as xr
 from ...core.collapsed import CollapsedModel
 from ...data.stars import Stars
 from ...errors import bad_input
+from ...kind import TrainedModel
 from ...numerics.linalg import Array, beside, constant, in_float64, is_traced, module_of
 from ...numerics.mixture import Mixture
 from ...numerics.network import Function, Network, Polynomial
@@ -50,7 +51,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Translator(CollapsedModel):
+class Translator(CollapsedModel[TranslatorFrame]):
     """Labels of survey A (with magnitudes, colours, ...) to labels of survey B, learned from stars in common.
 
     ====== =================== ============================================================================
@@ -128,7 +129,6 @@ class Translator(CollapsedModel):
     components: int = 8
     bins: int = 30
     threshold: int = 1
-    frame: TranslatorFrame | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     global_sites: ClassVar[tuple[str, ...]] = (
         "coefficients", "scatter_weights", "correlation", "freedom", "error_factor",
@@ -397,8 +397,37 @@ def _measure(block: str, mean: Array, covariance: Array, stars: Stars, rows: Arr
     numpyro.sample(block, dist.MultivariateNormal(mean, covariance), obs=value)
 
 
+class TranslatorMoments(NamedTuple):
+    """Members of an ensemble, or draws of the training posterior; E of them, as in `Translator.parameters`.
+
+    coefficients (E, P), scatter_weights (E, P'), correlation (E, M, M), freedom (E,), inf for a Gaussian;
+    scatter_shift (E, M): what held-out stars add to ln s; error_factor (E, M): of the stated errors of the outputs.
+    """
+
+    coefficients: np.ndarray
+    scatter_weights: np.ndarray
+    correlation: np.ndarray
+    freedom: np.ndarray
+    scatter_shift: np.ndarray
+    error_factor: np.ndarray
+
+    @property
+    def theta(self) -> dict[str, np.ndarray]:
+        return self._asdict()
+
+    @property
+    def tails(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and precisions of the Gaussians that make the scatter's distribution."""
+        if not np.isfinite(self.freedom).all():
+            return np.ones(1), np.ones(1)
+        log_weight, precision = scale_mixture(jnp.asarray(self.freedom))
+        return np.exp(np.asarray(log_weight, float)).mean(0), precision
+
+
 @in_float64
-def importances(posterior: Any, stars: Stars, *, background: int = 30) -> xr.DataArray:
+def importances(
+    posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars, *, background: int = 30
+) -> xr.DataArray:
     """Exact Shapley values (star, labels, input): how far each input moves each translated label of a star.
 
     In label units; with the mean translation of the background they sum to the star's own. `abs(values).mean("star")`
