@@ -19,7 +19,7 @@ from ..inference.base import Inference
 from ..kind import kind_of
 from ..kinds.program.program import as_model
 from ..progress import bar
-from ..results.star_posterior import StarPosterior
+from ..results.star_posterior import ONE_SIGMA, StarPosterior
 from ..verbs import fit, infer
 
 
@@ -102,7 +102,7 @@ class CrossValidation:
             if self.label_scatter[:, m].any():
                 numbers[f"{name}_catalogue_error"] = np.hypot(sd, self.label_scatter[:, m])
             columns |= {key: x * units.Unit(unit) if unit else x for key, x in numbers.items()}
-            for percent in [x for x in ("p16", "p50", "p84") if x in self.stars]:
+            for percent in [x for x in ONE_SIGMA if x in self.stars]:
                 x = self.stars[percent].values[:, m]
                 columns[f"{name}_{percent}"] = x * units.Unit(unit) if unit else x
         return QTable(columns | {"log_density": self.log_density, "fold": self.fold, "flags": self.flags})

@@ -22,7 +22,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from ..errors import bad_input
-from ..results.star_posterior import Flags, StarPosterior
+from ..results.star_posterior import PERCENTILES, Flags, StarPosterior
 from .bins import bin_of, binned, quantity
 from .scores import Labels, Result, compared
 
@@ -102,7 +102,7 @@ class Recalibration:
         stars, draws = result.stars, result.data["posterior"].to_dataset()
         mean = stars["mean"]
         changed: dict[str, Any] = {"error_stated": (mean.dims, sd)}
-        for name in [x for x in ("p5", "p16", "p50", "p84", "p95") if x in stars]:
+        for name in [x for x in PERCENTILES if x in stars]:
             changed[name] = mean + (stars[name] - mean) * factor
         both = factor * factor.rename({along: f"{along}_bis"})
         changed["covariance"] = (stars["covariance"] * both).transpose(*stars["covariance"].dims)

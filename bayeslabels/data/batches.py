@@ -99,8 +99,8 @@ def pieces_of(n: int, size: int = BLOCK // OPEN) -> list[Range]:
     return [(first, min(first + size, n)) for first in range(0, n, size)]
 
 
-class Block(NamedTuple):
-    """Some stars on their way to the device, and their minibatches.
+class DeviceBlock(NamedTuple):
+    """Stars held on the device at a time, cut into minibatches for each ensemble member.
 
     data: arrays of the stars. order (E, S, B): the rows of every member's batches; counts (E, S, B): which of them do.
     steps: of S, how many are to be done. last: of its epoch.
@@ -213,18 +213,18 @@ class Batches:
             own[mask] = turns
         return order, counts, steps
 
-    def blocks(self, epoch: int = 0, index: int = 0) -> Generator[Block]:
+    def blocks(self, epoch: int = 0, index: int = 0) -> Generator[DeviceBlock]:
         """Block after block, epoch after epoch, from one of them on; read ahead by one."""
         return ahead(self._blocks(epoch, index))
 
-    def _blocks(self, epoch: int, index: int) -> Iterator[Block]:
+    def _blocks(self, epoch: int, index: int) -> Iterator[DeviceBlock]:
         before: tuple[list[Range], Any] = ([], None)
         while True:
             plan = self.plan(epoch)
             for i in range(index, len(plan)):
                 if plan[i] != before[0]:
                     before = plan[i], self.rows.take(plan[i], min(self.block, self.rows.n))
-                yield Block(epoch, i, i + 1 == len(plan), before[1], *self.order(epoch, i, plan[i]))
+                yield DeviceBlock(epoch, i, i + 1 == len(plan), before[1], *self.order(epoch, i, plan[i]))
             epoch, index = epoch + 1, 0
 
 
@@ -245,11 +245,11 @@ class Passes:
         most = min(max(most - most % STARS, STARS), self.rows.n)
         return most + -most % STARS
 
-    def blocks(self, epoch: int = 0, index: int = 0) -> Generator[Block]:
+    def blocks(self, epoch: int = 0, index: int = 0) -> Generator[DeviceBlock]:
         """Block after block, pass after pass, from one of them on; read ahead by one."""
         return ahead(self._blocks(epoch, index))
 
-    def _blocks(self, epoch: int, index: int) -> Iterator[Block]:
+    def _blocks(self, epoch: int, index: int) -> Iterator[DeviceBlock]:
         n, size = self.rows.n, self.size
         order = np.arange(size, dtype=np.int32)[None, None]
         firsts = range(0, n, size)
@@ -259,7 +259,7 @@ class Passes:
                 counts = np.zeros(order.shape, bool)
                 counts[0, 0, : stop - first] = self.rows.usable[first:stop]
                 data = self.rows.take([(first, stop)], size)
-                yield Block(epoch, i, i + 1 == len(firsts), data, order, counts, 1)
+                yield DeviceBlock(epoch, i, i + 1 == len(firsts), data, order, counts, 1)
             epoch, index = epoch + 1, 0
 
 

@@ -22,7 +22,7 @@ from numpyro.infer.util import initialize_model, potential_energy
 
 from ..core.collapsed import CollapsedModel
 from ..core.model import Bound
-from ..data.batches import Batches, Block, Rows
+from ..data.batches import Batches, DeviceBlock, Rows
 from ..devices import of_all_processes, shared_out
 from ..files.checkpoint import Checkpoint
 from ..numerics.linalg import Array
@@ -154,7 +154,7 @@ class Guided:
         fallen = np.clip((steps - fall) / max(end - fall, 1), 0.0, 1.0)
         return self.learning_rate * (LEAST + (1 - LEAST) * 0.5 * (1 + np.cos(np.pi * fallen)))
 
-    def take(self, block: Block) -> bool:
+    def take(self, block: DeviceBlock) -> bool:
         """Train on a block; whether all is done."""
         if self.extent[0] != block.epoch:
             self.extent = block.epoch, float(self.batches.extent(block.epoch)[1][0])

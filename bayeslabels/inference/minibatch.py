@@ -23,7 +23,7 @@ from numpyro.infer.util import log_density
 
 from ..core.collapsed import CollapsedModel
 from ..core.model import Bound
-from ..data.batches import Batches, Block, Passes, Rows
+from ..data.batches import Batches, DeviceBlock, Passes, Rows
 from ..devices import of_all_processes, shared_out
 from ..files.checkpoint import Checkpoint
 from ..progress import bar
@@ -204,7 +204,7 @@ class Members:
         out = batches.rows.held_out(batches.out)
         self.out = jax.tree.map(jnp.asarray, (out, batches.rows.usable[batches.out]))
 
-    def take(self, block: Block) -> bool:
+    def take(self, block: DeviceBlock) -> bool:
         """Train on a block; whether all is done."""
         if self.extent[0] != block.epoch:
             self.extent = block.epoch, self.batches.extent(block.epoch)[1]

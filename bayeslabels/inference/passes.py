@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..data.batches import Batches, Block, Passes, Rows
+from ..data.batches import Batches, DeviceBlock, Passes, Rows
 from ..devices import summed
 from ..files.checkpoint import Checkpoint
 from ..numerics.compress import STARS
@@ -77,7 +77,7 @@ class Sweeps:
         self.blank = jax.tree.map(np.zeros_like, by_sums.sums(g, few, np.zeros(passes.size)))
         self.state: dict[str, Any] = {"g": g, "sums": self.blank, "changes": np.zeros(0), "objectives": np.zeros(0)}
 
-    def take(self, block: Block) -> bool:
+    def take(self, block: DeviceBlock) -> bool:
         """Add a block; at the end of a pass update, and whether all is done."""
         s = self.state
         sums = self.by_sums.shared_sums(s["g"], block.data, block.counts[0, 0].astype(float))
@@ -122,7 +122,7 @@ class Stochastic:
             "scores": np.zeros(0), "idle": np.zeros((), int),
         }  # fmt: skip
 
-    def take(self, block: Block) -> bool:
+    def take(self, block: DeviceBlock) -> bool:
         """A step for every minibatch of a block; at the end of an epoch, whether all is done."""
         if self.extent[0] != block.epoch:
             self.extent = block.epoch, float(self.batches.extent(block.epoch)[1][0])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ..data.stars import Stars
 from ..errors import bad_input
+from ..results.star_posterior import LEVELS, ONE_SIGMA
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
 """Colours of Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -70,7 +71,7 @@ def matrix(draws: np.ndarray, names: Sequence[str], units: Sequence[str], known:
             if i == j:
                 ax.hist(draws[:, i], 40, (low[i], high[i]), color=BLUE, alpha=0.55, density=True)
                 ax.set_yticks([])
-                p16, p50, p84 = np.percentile(draws[:, i], [15.865, 50, 84.135])
+                p16, p50, p84 = np.percentile(draws[:, i], [100 * LEVELS[x] for x in ONE_SIGMA])
                 ax.set_title(_value(names[i], p16, p50, p84, units[i]), fontsize=9)
             else:
                 _density(ax, draws[:, j], draws[:, i], (low[j], high[j]), (low[i], high[i]))

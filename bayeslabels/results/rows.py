@@ -11,14 +11,12 @@ import xarray as xr
 from ..data.stars import Stars
 from ..inference.importance import KHAT_LIMIT
 from ..kind import Column
-from .star_posterior import Flags
+from .star_posterior import LEVELS, ONE_SIGMA, Flags
 
 RHAT_LIMIT = 1.02
 """R-hat above which chains do not agree."""
 SECOND = 0.01
 """Probability of all modes but the best above which a star has a second solution."""
-LEVELS = {"p16": 0.15865, "p50": 0.5, "p84": 0.84135}
-"""Percentiles of every quantity."""
 
 
 def star_rows(
@@ -68,8 +66,8 @@ def of_draws(draws: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     off = flat - mean
     covariance = np.einsum("snq,snr->nqr", off, off, optimize=True) / max(len(flat) - 1, 1)
     by_star = np.ascontiguousarray(np.moveaxis(flat, 0, -1))  # sorted where they lie, several times faster
-    percentiles = np.percentile(by_star, [100 * x for x in LEVELS.values()], axis=-1, overwrite_input=True)
-    return {"mean": mean, **dict(zip(LEVELS, percentiles, strict=True))}, covariance
+    percentiles = np.percentile(by_star, [100 * LEVELS[x] for x in ONE_SIGMA], axis=-1, overwrite_input=True)
+    return {"mean": mean, **dict(zip(ONE_SIGMA, percentiles, strict=True))}, covariance
 
 
 def flags_of_solution(out: Any, weight: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:

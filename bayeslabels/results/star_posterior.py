@@ -74,6 +74,10 @@ PERCENTILES = {
     "p95": "95th percentile of the posterior",
 }
 """Percentiles that a table may have of every label, and what its columns say of them."""
+LEVELS = dict(zip(PERCENTILES, (0.05, 0.15865, 0.5, 0.84135, 0.95), strict=True))
+"""Their probabilities."""
+ONE_SIGMA = ("p16", "p50", "p84")
+"""The percentiles that every kind tells."""
 
 
 def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Sequence[str]) -> None:

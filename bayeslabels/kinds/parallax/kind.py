@@ -34,7 +34,7 @@ from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarR
 from ...numerics.lognormal import log_likelihood
 from ...progress import bar
 from ...results.rows import star_rows
-from ...results.star_posterior import Flags
+from ...results.star_posterior import ONE_SIGMA, Flags
 from .model import LogLinearModel, outlier_density
 from .outliers import without_outliers
 from .predict import ln_parallax, outside, with_surroundings
@@ -188,7 +188,7 @@ class ParallaxKind(Kind[LogLinearModel, LogLinearMoments]):
         flags |= Flags.NOT_CONVERGED * lost
         for values in (mean, error, at):
             values[lost | (blank & ~seen)] = np.nan
-        summaries = {"mean": mean, **{name: at[:, i] for i, name in enumerate(("p16", "p50", "p84"))}}
+        summaries = {"mean": mean, **{name: at[:, i] for i, name in enumerate(ONE_SIGMA)}}
         zero = moments.zero_point + model.offset(stars)
         per_star = {
             "feature_distance": distance, "n_missing": n_missing, "zero_point": zero, "outlier_probability": wrong,

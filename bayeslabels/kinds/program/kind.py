@@ -11,7 +11,6 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
-from ...core.model import Model
 from ...data.stars import Stars
 from ...errors import CannotDo, bad_input
 from ...inference import NUTS, SVI, Importance
@@ -40,8 +39,8 @@ class ProgramKind(Kind[OwnProgram, ProgramMoments]):
     infer_by: ClassVar = Importance()
 
     def called(self, model: OwnProgram) -> str:
-        program = model.program
-        if not isinstance(program, Model):
+        program = model.changed
+        if program is None:
             return f"the program {model.name}"
         own = " and ".join(f"a {name} of your own (not {program.exact_priors[name]})" for name in program.own_priors)
         return f"{model.name} with {own}" if own else model.name
@@ -49,15 +48,15 @@ class ProgramKind(Kind[OwnProgram, ProgramMoments]):
     def choose(
         self, model: OwnProgram, stars: Stars, inference: Inference, seed: int, progress: bool | None
     ) -> Choice[OwnProgram]:
-        if isinstance(model.program, Model) and (lost := kind_of(model.program).not_as_program(model.program)):
+        if model.changed is not None and (lost := kind_of(model.changed).not_as_program(model.changed)):
             raise CannotDo(f"{model.name}, whose program is trained as it is, has no {lost}")
         return super().choose(model, stars, inference, seed, progress)
 
     def start(self, model: OwnProgram, stars: Stars, seed: int) -> Start:
         """Start of a sampler: for a model whose program is changed, where the unchanged one would begin."""
-        if not isinstance(model.program, Model):
+        if model.changed is None:
             return super().start(model, stars, seed)
-        begin = kind_of(model.program).start(model.program.with_usual_priors(), stars, seed)
+        begin = kind_of(model.changed).start(model.changed.with_usual_priors(), stars, seed)
         known = dict(model.require_frame().shared) | dict(model.require_frame().star)
         return Start({name: x for name, x in begin.sites.items() if name in known})
 

@@ -89,16 +89,21 @@ class OwnProgram(Model[ProgramFrame]):
         return self.program(stars)
 
     @property
+    def changed(self) -> Model | None:
+        """The model whose own program is changed, where the program is none of the user's writing throughout."""
+        return self.program if isinstance(self.program, Model) else None
+
+    @property
     def name(self) -> str:
         """What the program is called."""
-        if isinstance(self.program, Model):
-            return type(self.program).__name__
+        if self.changed is not None:
+            return type(self.changed).__name__
         return str(getattr(self.program, "__qualname__", type(self.program).__qualname__))
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        if isinstance(self.program, Model):
-            return self.program.blocks
+        if self.changed is not None:
+            return self.changed.blocks
         return () if self.frame is None else self.frame.blocks
 
     @property
@@ -109,11 +114,11 @@ class OwnProgram(Model[ProgramFrame]):
     @property
     def asked(self) -> str | None:
         """The block that the test step is asked for: `labels`, if there are any, or that of the changed model."""
-        asked = kind_of(self.program).asked(self.program) if isinstance(self.program, Model) else ("labels",)
+        asked = ("labels",) if self.changed is None else kind_of(self.changed).asked(self.changed)
         return next((name for name in asked if name in self.require_frame().blocks), None)
 
     def bind(self, stars: Stars) -> Self:
-        program = self.program.bind(stars) if isinstance(self.program, Model) else self.program
+        program = self.program if self.changed is None else self.changed.bind(stars)
         sites = sites_of(program, stars)
         blocks = tuple(stars.blocks)
         columns = tuple(_columns(b, stars[b]) for b in blocks)
@@ -128,18 +133,18 @@ class OwnProgram(Model[ProgramFrame]):
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
-        if isinstance(self.program, Model):
-            self.program.check(stars)
+        if self.changed is not None:
+            self.changed.check(stars)
         for block in stars.blocks:
             if block in frame.blocks and stars[block].n_dim != len(frame.columns[frame.blocks.index(block)]):
                 n = len(frame.columns[frame.blocks.index(block)])
                 raise bad_input(f"{block} of {stars[block].n_dim} columns", f"{n}, as in training")
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
-        return self.program.with_usual_priors().starting_point(stars) if isinstance(self.program, Model) else {}
+        return {} if self.changed is None else self.changed.with_usual_priors().starting_point(stars)
 
     def comparable(self, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.program.comparable(draws) if isinstance(self.program, Model) else draws
+        return draws if self.changed is None else self.changed.comparable(draws)
 
 
 def _columns(name: str, block: Block) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ...kind import DIAGNOSTICS, Column, TrainedModel
 from ...numerics.neighbours import farthest, label_distance
 from ...numerics.nuisance import NuisanceSums
 from ...results.rows import flags_of_solution, star_rows
-from ...results.star_posterior import Flags
+from ...results.star_posterior import LEVELS, ONE_SIGMA, Flags
 from .label_map import label_map
 from .model import HOPELESS, LinearModel
 from .moments import Moments
@@ -65,7 +65,7 @@ def finish(
     labels *= frame.scale
     labels += frame.centre
     if n_draw > 1:
-        p16, p50, p84 = np.percentile(labels.reshape(-1, *mean.shape), [15.865, 50, 84.135], axis=0)
+        p16, p50, p84 = np.percentile(labels.reshape(-1, *mean.shape), [100 * LEVELS[x] for x in ONE_SIGMA], axis=0)
     else:
         sd = frame.scale * np.sqrt(np.einsum("nmm->nm", covariance))
         p50 = frame.physical(mean)
@@ -213,7 +213,7 @@ def joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[
         at = list(labels)
         keep[np.ix_(at, at)] = True
         first["posterior"]["true_labels"].values[..., at] = result["posterior"]["true_labels"].values[..., at]
-        for name in ("mean", "p16", "p50", "p84"):
+        for name in ("mean", *ONE_SIGMA):
             first["stars"][name].values[:, at] = result["stars"][name].values[:, at]
         rows = np.ix_(range(len(own)), at, at)
         own[rows] = result["stars"]["covariance"].values[rows]

@@ -37,7 +37,7 @@ from ...inference.whitened import Start
 from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.occupancy import Occupancy
 from ...results.rows import star_rows
-from ...results.star_posterior import Flags
+from ...results.star_posterior import LEVELS, Flags
 from .frame import TARGET, Inputs, known_inputs, measured
 from .held_out import doubts, told_by_held_out
 from .inverse import inverse
@@ -54,7 +54,6 @@ CHUNK = 512
 """Stars whose hidden layers stay in the cache."""
 BACK = 1000
 """Draws that the moments of the other direction are of."""
-LEVELS = {"p5": 0.05, "p16": 0.15865, "p50": 0.5, "p84": 0.84135, "p95": 0.95}
 
 
 class Quantities(NamedTuple):
