@@ -50,7 +50,7 @@ ASKED = {"Parallax": "parallax", "Translator": "target_labels"}
 """The block that the test step is asked for; `labels` by default."""
 SAMPLED = {
     "Parallax": ("parallax",),
-    "Photometry": EXAMPLES["Photometry"].blocks,
+    "Photometry": ("labels", "magnitudes", "parallax", "reddening"),
     "Translator": ("labels", "target_labels"),
 }
 """The blocks that are data where present and sampled where absent; `labels` and `flux` by default."""

@@ -56,7 +56,8 @@ class Features:
     entries: Entries = field(metadata={"static": True})
 
     def rows(self, index: Any) -> Features:
-        return jax.tree.map(lambda x: x if len(x) == 1 else x[index], self)
+        turn = constant if is_traced(index) else lambda x: x
+        return jax.tree.map(lambda x: x if len(x) == 1 else turn(x)[index], self)
 
     def noise(self, theta: Array) -> Array:
         """theta' C_n theta (N,), of what is missing with its own variance alone."""
