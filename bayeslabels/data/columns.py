@@ -38,10 +38,16 @@ def numbers(data: Any, what: str) -> Numbers:
         if array.dtype == object:
             vectors = array.size and np.ndim(array.flat[0])
             nullable = hasattr(data, "to_numpy") and not vectors
-            array = data.to_numpy(float, na_value=np.nan) if nullable else np.array(array.tolist(), float)
+            if nullable:
+                array = data.to_numpy(float, na_value=np.nan)
+            elif vectors:
+                array = np.array(array.tolist(), float)
+            else:
+                plain = [np.nan if x is np.ma.masked else x for x in array.ravel().tolist()]
+                array = np.array(plain, float).reshape(array.shape)
         if array.dtype.kind not in "fiub":
             raise TypeError(array.dtype)
-    except (TypeError, ValueError) as why:
+    except (TypeError, ValueError, OverflowError) as why:
         raise bad_input(f"{what} that is not numeric ({why})", "real numbers, NaN where missing") from None
     single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
     array = np.array(array, np.float32 if single else np.float64)

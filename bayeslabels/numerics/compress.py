@@ -117,10 +117,10 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
     return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
 
 
-@functools.partial(jax.jit, static_argnames=("number", "constant"))
-def _add_tile(sums, y, e, theta, theta_pairs, scatter2, trace, feature_pairs, unit, number, constant):
+@functools.partial(jax.jit, static_argnames="constant")
+def _add_tile(sums, y, e, theta, theta_pairs, scatter2, trace, feature_pairs, unit, constant):
     """`sums` with the pixels of a tile (STARS, width) added; y and e in the caller's unit, all else in `unit`."""
-    y, e = ((x * unit).astype(number) for x in (y, jnp.zeros(()) if e is None else e))
+    y, e = (jnp.asarray(x, float) * unit for x in (y, jnp.zeros(()) if e is None else e))
     value, variance, ok = known(y, e)
     ok &= jnp.isfinite(scatter2)
     if trace is not None:
@@ -128,7 +128,7 @@ def _add_tile(sums, y, e, theta, theta_pairs, scatter2, trace, feature_pairs, un
     total = jnp.where(ok, variance + scatter2, 1.0)
     w = jax.lax.optimization_barrier(ok / total)  # one division, not one per sum
     wy = jax.lax.optimization_barrier(w * value)
-    one = jnp.ones(y.shape[1], number)
+    one = jnp.ones(y.shape[1])
     square = (wy * value) @ one
     logs = jnp.nan * square
     if constant:
@@ -147,18 +147,16 @@ def compress(
     theta_covariance: Array | None = None,
     feature_pairs: Array | None = None,
     constant: bool = False,
-    draft: bool = False,
 ) -> Statistics:
     """Compress spectra (N, L) with coefficients theta (L, K) and scatter (L,); a pixel of NaN scatter is left out.
 
     With theta_covariance (L, K, K) and the packed second moments of the features at a first estimate,
     feature_pairs (N, K (K + 1) / 2), the coefficients are integrated out: every pixel's variance is
-    sigma_nl^2 + s_l^2 + tr(Cov(theta_l) phi_n phi_n'). That trace, a small correction, is computed in float32.
+    sigma_nl^2 + s_l^2 + tr(Cov(theta_l) phi_n phi_n').
 
-    constant: compute c_n, which label posteriors do not need (NaN otherwise). draft: all in float32, for a first
-    estimate.
+    constant: compute c_n, which label posteriors do not need (NaN otherwise). All sums are in float64: in float32 the
+    order of pixels, and the unit of the flux, would change errors by 1e-7 of themselves.
     """
-    number = np.float32 if draft else np.float64
     n_star, n_pixel = value.shape
     k = theta.shape[1]
     use = np.isfinite(scatter)
@@ -168,17 +166,16 @@ def compress(
     size = k * (k + 1) // 2
     f = trace = None
     if theta_covariance is not None and feature_pairs is not None:
-        with np.errstate(over="ignore"):  # of fluxes that no star has
-            f = np.asarray(feature_pairs, np.float32)
+        f = np.asarray(feature_pairs)
         covariance = np.where(use[:, None], pack(np.asarray(theta_covariance)), 0.0)
-        trace = (covariance * (unit**2 * pairs(k)[2])).T.astype(np.float32)
+        trace = (covariance * (unit**2 * pairs(k)[2])).T
     width = -(-n_pixel // -(-n_pixel // TILE))
-    blank = tuple(np.zeros((STARS, *tail), number) for tail in ((size,), (k,), (), (), ()))
+    blank = tuple(np.zeros((STARS, *tail)) for tail in ((size,), (k,), (), (), ()))
     sums = [blank] * -(-n_star // STARS)
     for start in range(0, n_pixel, width):
         columns = slice(start, start + width)
-        filled = _filled(theta[columns], (width, k), 0.0).astype(number)
-        s2 = jnp.asarray(_filled(scatter2[columns], (width,), np.nan).astype(number))
+        filled = _filled(theta[columns], (width, k), 0.0)
+        s2 = jnp.asarray(_filled(scatter2[columns], (width,), np.nan))
         t, products = jnp.asarray(filled), jnp.asarray(outer_pairs(filled))
         c = None if trace is None else jnp.asarray(_filled(trace[:, columns], (size, width), 0.0))
         for i in range(len(sums)):
@@ -186,8 +183,8 @@ def compress(
             y = _filled(value[rows, columns], (STARS, width), np.nan)
             e = None if error is None else _filled(error[rows, columns], (STARS, width), np.nan)
             own = None if f is None else _filled(f[rows], (STARS, size), 0.0)
-            sums[i] = _add_tile(sums[i], y, e, t, products, s2, c, own, unit, number, constant)
-    gram, *rest = (np.concatenate(x)[:n_star].astype(np.float64) for x in zip(*sums, strict=True))
+            sums[i] = _add_tile(sums[i], y, e, t, products, s2, c, own, unit, constant)
+    gram, *rest = (np.concatenate(x)[:n_star] for x in zip(*sums, strict=True))
     return Statistics(unpack(gram, k), *rest)
 
 

@@ -22,6 +22,8 @@ SIDE_BY_SIDE = 4
 
 TOLERANCE = 1e-10
 """Newton decrement, in nats, of a star that has arrived at its mode."""
+NEAR = 0.01
+"""Newton decrement from which a full Newton step converges; from `TOLERANCE` it ends at rounding."""
 
 
 def objective(u, statistics: Statistics, precision, information, features: Features):
@@ -194,7 +196,23 @@ def _distinct(features, keep, threshold, u, f, done, problem):
     """`Modes` with the stars first."""
     u, f, done = (jnp.moveaxis(x, 1, 0) for x in (u, f, done))
     found = distinct(u, f, done, lambda at, _: newton_curvature(at, *problem, features), keep, threshold)
+    location, covariance = jax.vmap(functools.partial(_exactly, features, problem))(found.location)
+    found = found._replace(location=location, covariance=covariance)
     return tuple(jnp.moveaxis(x, 1, 0) for x in found)
+
+
+def _exactly(features, problem, u):
+    """Modes (N, M), and their covariances, that do not depend on the way to them: u is near to them."""
+    statistics, precision, information = problem
+
+    def curvature(u):
+        return newton_curvature(u, statistics, precision, information, features)
+
+    gradient = jax.grad(lambda u: objective(u, statistics, precision, information, features).sum())(u)
+    move = solve_small(curvature(u), gradient)
+    near = jnp.einsum("nm,nm->n", gradient, move) < NEAR
+    u = jnp.where(near[:, None], u - move, u)
+    return u, inverse_psd(curvature(u))
 
 
 def settle(

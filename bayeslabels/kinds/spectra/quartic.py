@@ -141,7 +141,7 @@ class _Spectra:
         some = slice(None, None, max(1, self.value.shape[1] // DRAFT_PIXELS) if rough else 1)
         theta, scatter = self.moments.coefficients[some], self.moments.scatter[some]
         shown = self.value[:, some], None if self.error is None else self.error[:, some]
-        statistics = compress(*shown, theta, scatter, draft=integrate)
+        statistics = compress(*shown, theta, scatter)
         if self.shapes is None:
             return statistics, None
         sums = compress_nuisances(*shown, theta, scatter, self.shapes[:, some], typical)
