@@ -72,7 +72,7 @@ def run_fit(a: argparse.Namespace, written: list[Path]) -> None:
 def _saved(posterior: Posterior, path: Path) -> Path:
     """Save what was trained; where that fails now, as on a disk that is full, in a folder for temporary files."""
     try:
-        return posterior.save(path)
+        return posterior.save(path, overwrite=True)  # asked for, or refused, before training
     except OSError as problem:
         elsewhere = Path(tempfile.mkdtemp(prefix="bayeslabels-")) / path.name
         posterior.save(elsewhere)

@@ -84,7 +84,7 @@ def run(
 
     out.mkdir(parents=True, exist_ok=True)
     about = {}
-    written.append(posterior.save(out / "model.nc"))
+    written.append(posterior.save(out / "model.nc", overwrite=True))
     model = out / "model.nc"
     about["model.nc"] = f'the trained model: bayeslabels info {model}; in Python: bayeslabels.load("{model}")'
     table = result.table()

@@ -64,10 +64,15 @@ def bad_input(got: str, expected: str, cause: str | None = None, fix: str | None
 def index_of(name: str, names: Iterable[str], kind: str) -> int:
     """Where a name stands among names; refuses one that is not there once, naming those that are near."""
     names = list(names)
-    if (n := names.count(name)) != 1:
-        near = difflib.get_close_matches(name, map(str, names), 3, 0.4) or names[:5]
-        raise bad_input(f"{kind} {name!r}, which is there {n} times", "one of " + ", ".join(map(repr, near)))
-    return names.index(name)
+    n = names.count(name)
+    if n == 1:
+        return names.index(name)
+    if n > 1:
+        raise bad_input(f"{kind} {name!r}, which is there {n} times", "each name once")
+    near = difflib.get_close_matches(name.lower(), (str(x).lower() for x in names), 3, 0.4)
+    meant = [repr(x) for x in names if str(x).lower() in near]
+    there = f"there are {', '.join(map(repr, names[:5]))}" if names else "there are none"
+    raise BadInput(f"there is no {kind} {name!r}; " + (f"did you mean {' or '.join(meant[:3])}?" if meant else there))
 
 
 def printable(text: str) -> str:

@@ -322,8 +322,7 @@ def gathered(
         "trained_by": posterior.info.get("inference", ""),
         "n_star": data["stars"].sizes["star"],
     }
-    predictor = functools.partial(kind.predict_stars, posterior)
-    return StarPosterior(data, kind.quantities(posterior.model, stars), info, predictor)
+    return StarPosterior(data, kind.quantities(posterior.model, stars), info, posterior.predictor)
 
 
 def described(model: Model) -> dict[str, str]:

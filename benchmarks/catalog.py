@@ -87,7 +87,7 @@ def write_spectra(n, n_pixel, folder):
     u, flux = some(1000)
     labels = bl.Block(u, np.full(u.shape, 1e-3), names=("A", "B", "C"))
     stars = bl.Stars(labels=labels, flux=bl.Block.from_ivar(flux, np.full(flux.shape, 1e4)))
-    bl.fit(bl.Cannon(order=2, label_noise=False), stars).save(folder / "cannon.nc")
+    bl.fit(bl.Cannon(order=2, label_noise=False), stars).save(folder / "cannon.nc", overwrite=True)
     writer = None
     for first in range(0, n, GROUP):
         u, flux = some(min(GROUP, n - first))
@@ -163,7 +163,7 @@ def cost(sizes, folder):
     """MAP of stars from magnitudes and parallaxes; each number of stars in a process of its own."""
     stars, _ = simulate_photometry(3000, ALL_BANDS, seed=99)
     model = bl.Photometry(function="polynomial", members=2)
-    bl.fit(model, stars, bl.MAP(max_iterations=20)).save(folder / "model.nc")
+    bl.fit(model, stars, bl.MAP(max_iterations=20)).save(folder / "model.nc", overwrite=True)
     write_photometry(2048, folder / "few.parquet", 5, ALL_BANDS)
     each = []
     for n in sizes:

@@ -62,7 +62,7 @@ def trained(a, train, **settings):
     posterior = bl.fit(model, train, bl.MAP(a.epochs), seed=a.seed, progress=False)
     print(f"trained in {time.process_time() - start:.0f} CPU s: {posterior}", flush=True)
     if a.posterior:
-        posterior.save(a.posterior)
+        posterior.save(a.posterior, overwrite=True)
     return posterior
 
 

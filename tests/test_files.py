@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import bayeslabels as bl
+from bayeslabels.files import sealed
 from bayeslabels.files import whole as files
-from bayeslabels.results import model_file
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden_cannon_v1.nc"
@@ -87,7 +87,7 @@ def test_a_torn_write_leaves_the_old_file(trained, training, tmp_path, monkeypat
 
     monkeypatch.setattr("bayeslabels.files.whole.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trained.save(path)
+        trained.save(path, overwrite=True)
     assert path.read_bytes() == before
     assert [x.name for x in tmp_path.iterdir()] == ["cannon.nc"]
 
@@ -95,11 +95,11 @@ def test_a_torn_write_leaves_the_old_file(trained, training, tmp_path, monkeypat
 @contextlib.contextmanager
 def changed(path):
     """A model file, open to be changed by one who then makes a new checksum."""
-    content, _ = model_file.unsealed(path.read_bytes(), path)
+    content, _ = sealed.unsealed(path.read_bytes(), path, "")
     path.write_bytes(content)
     with h5py.File(path, "r+") as file:
         yield file
-    path.write_bytes(model_file.sealed(path.read_bytes()))
+    path.write_bytes(sealed.sealed(path.read_bytes()))
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_refused_before_hdf5_sees_it(trained, tmp_path, monkey
     path = trained.save(tmp_path / "cannon.nc")
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(model_file.h5py, "File", None)
+    monkeypatch.setattr(sealed.h5py, "File", None)
     for place in [0, len(whole) - 100, len(whole) - 2, *rng.integers(0, len(whole), 100).tolist()]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
         with pytest.raises(bl.BadInput, match="checksum"):
@@ -187,7 +187,7 @@ def scrambled(file, rng):
 def test_changes_with_a_new_checksum_raise_nothing_else(trained, tmp_path):
     refused = 0
     for seed in range(300):
-        path = trained.save(tmp_path / "cannon.nc")
+        path = trained.save(tmp_path / "cannon.nc", overwrite=True)
         with changed(path) as file:
             scrambled(file, np.random.default_rng(seed))
         try:
@@ -328,7 +328,7 @@ def test_saving_on_a_full_disk_is_an_error_that_the_process_survives(trained, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
             with pytest.raises(OSError, match=r"[Ff]ile too large"):
-                trained.save(path)
+                trained.save(path, overwrite=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
@@ -340,7 +340,9 @@ def test_a_link_stays_and_its_target_is_replaced(trained, tmp_path):
     real, link = tmp_path / "big disk.nc", tmp_path / "cannon.nc"
     real.write_bytes(b"old")
     link.symlink_to(real)
-    trained.save(link)
+    with pytest.raises(bl.BadInput, match="overwrite=True"):
+        trained.save(link)
+    trained.save(link, overwrite=True)
     assert link.is_symlink()
     assert bl.load(real).model == trained.model
 

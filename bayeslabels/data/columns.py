@@ -5,6 +5,7 @@ Files are the business of `tables`; blocks are made, and their numbers checked, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from astropy import units as u
 from astropy.io.fits import FITS_rec
-from astropy.table import Column, QTable
+from astropy.table import Column, MaskedColumn, QTable
 from astropy.utils.masked import Masked
 
 from ..errors import bad_input, index_of
@@ -69,6 +70,18 @@ def unit_of(text: str) -> Any:
         if not (inside := LOG_UNIT.fullmatch(plain)):
             raise
         return u.dex(u.Unit(inside[1].replace(".", " ")))
+
+
+def unit_in(text: Any, format: str | None = None) -> Any:
+    """The unit of a text in a file, as archives write it, too; an unrecognized one where it is none."""
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    if text is None or not str(text).strip():
+        return None
+    found = u.Unit(str(text), format=format, parse_strict="silent")
+    if isinstance(found, u.UnrecognizedUnit):
+        with contextlib.suppress(ValueError, TypeError):
+            return unit_of(str(text))
+    return found
 
 
 def unit_strings(unit: Any, n_dim: int, what: str) -> Any:
@@ -202,13 +215,19 @@ def table_of(id: np.ndarray | None, blocks: Mapping[str, Any]) -> QTable:
 
 def column_of(table: Any, column: str) -> Any:
     """One column of whatever `Stars.from_table` takes for a table."""
-    arrow = hasattr(table, "column_names")
-    if arrow or not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
-        fix = "Stars.from_table(table.to_pandas(), ...)" if arrow else "Stars.from_table(Table.read(path), ...)"
-        raise bad_input(f"a {type(table).__module__}.{type(table).__name__}", "a table of astropy or pandas", fix=fix)
+    if not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):
+        fix = "Stars.from_table(Table.read(path), ...)"
+        got = f"a {type(table).__module__}.{type(table).__name__}"
+        raise bad_input(got, "a table of astropy, pandas or Arrow", fix=fix)
     names = getattr(getattr(table, "dtype", None), "names", None)
     index_of(column, getattr(table, "colnames", table) if names is None else names, "column")
     return table[column]
+
+
+def column(values: Any, mask: Any = None, unit: Any = None) -> Column:
+    """A table column, masked only where something is."""
+    hidden = mask is not None and np.any(mask)
+    return MaskedColumn(values, mask=mask, unit=unit) if hidden else Column(values, unit=unit)
 
 
 def fits_nulls(rows: Any, name: str) -> np.ndarray | None:

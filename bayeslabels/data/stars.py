@@ -18,6 +18,7 @@ from astropy.table import QTable
 
 from ..errors import BadInput, bad_input, index_of
 from ..numerics.by_value import ByValue
+from .arrow import without_arrow
 from .columns import (
     SUFFIXES,
     Numbers,
@@ -316,7 +317,7 @@ class Stars:
 
     @classmethod
     def from_table(cls, table: Any, *, id: str | None = None, **columns: Any) -> Stars:
-        """Stars from an astropy table, FITS records, a structured array, a pandas frame, or a dict of arrays.
+        """Stars from a table of astropy, pandas, Arrow or polars, FITS records, a structured array or a dict of arrays.
 
         Args:
             table: one row per star. Units and masks are kept.
@@ -329,6 +330,7 @@ class Stars:
         Raises:
             BadInput: columns that are not there, and all that `Block` and `Stars` refuse.
         """
+        table = without_arrow(table)
         layout, id = layout_of(table, id, columns)
         blocks = {name: _make(Block, **_valid(**parts, name=name)) for name, parts in read_blocks(table, layout)}
         return cls(id=None if id is None else column_of(table, id), **blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Callable
@@ -16,15 +17,13 @@ from astropy.table import QTable
 from ..core.model import M
 from ..data.html import shown_table
 from ..data.stars import Stars
-from ..devices import writes
 from ..errors import BadInput, bad_input
-from ..files.whole import write_bytes
 from ..inference.base import Inference, T, Trained
 from ..kind import kind_of
 from ..names import version_of
 from ..numerics.linalg import in_float64
 from .groups import with_groups
-from .model_file import WRITTEN_BY, from_bytes, to_bytes
+from .model_file import load_model, save_model
 
 
 class Posterior(Generic[M, T]):
@@ -85,6 +84,16 @@ class Posterior(Generic[M, T]):
     def asked(self) -> tuple[str, ...]:
         """Blocks that the test step is asked for, and would take as data where they are present."""
         return kind_of(self.model).asked(self.model)
+
+    @property
+    def inferred(self) -> tuple[str, ...]:
+        """Names of what the test step infers of a star."""
+        return tuple(kind_of(self.model).quantities(self.model).names)
+
+    @property
+    def predictor(self) -> Any:
+        """predict(result, name, with_error) of the result of a test step."""
+        return functools.partial(kind_of(self.model).predict_stars, self)
 
     def label_scatter(self) -> dict[str, float]:
         """tau of every label, in its own unit: how far the catalogue's labels scatter beyond their stated errors.
@@ -159,15 +168,18 @@ class Posterior(Generic[M, T]):
     def _repr_html_(self) -> str:
         return shown_table(repr(self), self.summary())
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a netCDF4 (HDF5) file with its checksum; written beside and moved into place: whole, or not there.
 
         Of several processes (`jax.distributed`) the first alone writes.
+
+        Args:
+            overwrite: replace a file of that name.
+
+        Raises:
+            BadInput: of a file that exists.
         """
-        path = Path(path)
-        if writes():
-            write_bytes(to_bytes(self.model, self.data, self.info), path)
-        return path
+        return save_model(self.model, self.data, self.info, path, overwrite)
 
 
 def load(path: str | os.PathLike[str], model: Callable[..., Any] | None = None) -> Posterior[Any, Any]:
@@ -187,13 +199,7 @@ def load(path: str | os.PathLike[str], model: Callable[..., Any] | None = None) 
         >>> bl.load(path).model == posterior.model
         True
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        got = f"no file {path}" if not path.exists() else f"{path}, which cannot be read ({problem.strerror})"
-        raise bad_input(got, WRITTEN_BY) from problem
-    return Posterior(*from_bytes(data, path, model))
+    return Posterior(*load_model(path, model))
 
 
 def _present(moments: Any, dims: dict[str, list[str]]) -> dict[str, Any]:

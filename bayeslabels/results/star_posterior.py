@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from astropy.table import QTable
 from ..data.html import shown_table
 from ..errors import bad_input
 from ..kind import Named
+from .star_file import load_stars, save_stars
 
 
 class Flags(IntFlag):
@@ -233,6 +236,39 @@ class StarPosterior:
         for name, meaning in meanings.items():
             table[name].info.description = meaning or None
         return table
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write all that is known of the stars, draws included, as a netCDF4 (HDF5) file with its checksum.
+
+        Written beside and moved into place: whole, or not there. Plain arrays and texts: loading runs no code.
+
+        Args:
+            overwrite: replace a file of that name.
+
+        Raises:
+            BadInput: of a file that exists.
+
+        Example:
+            >>> result.save("stars.nc")  # doctest: +SKIP
+            >>> bl.StarPosterior.load("stars.nc", posterior).predict("flux")  # doctest: +SKIP
+        """
+        return save_stars(self.data, self.frame, self.info, path, overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], posterior: Any = None) -> StarPosterior:
+        """Read what `save` wrote.
+
+        posterior: the training posterior, which `predict` needs and the file does not hold.
+
+        Raises:
+            BadInput: of a file that is damaged, cut short, or of another kind; of a posterior of other labels.
+        """
+        data, frame, info = load_stars(path)
+        if posterior is not None and (names := posterior.inferred) != frame.names:
+            raise bad_input(
+                f"{path} of {', '.join(frame.names)}, and a posterior of {', '.join(names)}", "that of the test step"
+            )
+        return cls(data, frame, info, None if posterior is None else posterior.predictor)
 
     def flag_counts(self) -> dict[str, int]:
         """How many stars carry each flag."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from astropy.table import Column, MaskedColumn, QTable, Table, vstack
+from astropy.table import QTable, Table, vstack
 from astropy.utils.masked import Masked
 
-from ...data.columns import unit_of
+from ...data.columns import column
 from ...errors import BadInput, bad_input
 
 
@@ -118,26 +118,6 @@ def whole_file(path: Path) -> Iterator[None]:
 def joined(tables: list[Table]) -> Table:
     """One table after the other."""
     return tables[0] if len(tables) == 1 else vstack(tables, join_type="exact", metadata_conflicts="silent")
-
-
-def column(values: Any, mask: Any = None, unit: Any = None) -> Column:
-    """A table column, masked only where something is."""
-    hidden = mask is not None and np.any(mask)
-    return MaskedColumn(values, mask=mask, unit=unit) if hidden else Column(values, unit=unit)
-
-
-def unit_in(text: Any, format: str | None = None) -> Any:
-    """The unit of a text in a file, as archives write it, too; an unrecognized one where it is none."""
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    if text is None or not str(text).strip():
-        return None
-    from astropy.units import Unit, UnrecognizedUnit
-
-    found = Unit(str(text), format=format, parse_strict="silent")
-    if isinstance(found, UnrecognizedUnit):
-        with contextlib.suppress(ValueError, TypeError):
-            return unit_of(str(text))
-    return found
 
 
 def vectors(rows: Sequence[Any], name: str) -> np.ndarray:

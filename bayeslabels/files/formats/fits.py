@@ -14,9 +14,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import QTable, Table
 
-from ...data.columns import META, fits_nulls
+from ...data.columns import META, column, fits_nulls, unit_in
 from ...errors import bad_input
-from .base import Format, Stream, column, plain_table, unit_in, vectors, whole_file
+from .base import Format, Stream, plain_table, vectors, whole_file
 from .parquet import lengths_of_texts
 
 TABLES = (fits.BinTableHDU, fits.TableHDU)

@@ -11,9 +11,10 @@ import h5py
 import numpy as np
 from astropy.table import QTable, Table
 
+from ...data.columns import column, unit_in
+from ...data.serialized import MASK, Written
 from ...errors import bad_input
-from .base import Format, Stream, column, plain_table, unit_in, vectors, whole_file
-from .serialized import MASK, Written
+from .base import Format, Stream, plain_table, vectors, whole_file
 
 META = "__meta__"
 """Dataset with the meta of the table."""

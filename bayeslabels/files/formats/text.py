@@ -13,8 +13,9 @@ import numpy as np
 from astropy.io import ascii
 from astropy.table import Column, MaskedColumn, Table
 
+from ...data.columns import column, unit_in
 from ...errors import bad_input
-from .base import Format, Stream, column, unit_in, whole_file
+from .base import Format, Stream, whole_file
 
 MISSING = [("", "0"), ("null", "0"), ("NULL", "0")]
 """Texts that stand for nothing: the Gaia archive writes null."""

@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 from astropy.table.meta import get_header_from_yaml
 
-from .base import column, unit_in
+from .columns import column, unit_in
 
 MASK = ".mask"
 """End of the name of a column that astropy writes beside a masked one."""
