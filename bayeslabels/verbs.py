@@ -16,7 +16,7 @@ import xarray as xr
 
 from .core.model import Model
 from .data.batches import Usable
-from .data.sentinels import ranges_of, refuse_sentinels, without_sentinels
+from .data.sentinels import ranges_of, refuse_sentinels, refuse_tiny_errors, warn_of_far_labels, without_sentinels
 from .data.stars import Stars
 from .devices import one_each
 from .errors import CannotDo, NotConverged, bad_input
@@ -338,6 +338,8 @@ def _refuse_early(model: Model, stars: Stars) -> None:
         if block in stars:
             refuse_names(stars[block].names or (), kind.beside, kind.columns, kind.parts)
     refuse_sentinels(stars, model.blocks)
+    refuse_tiny_errors(stars, model.blocks)
+    warn_of_far_labels(stars, [x for x in model.blocks if x == "labels"])
 
 
 def _check_arguments(stars: Any, seed: Any) -> None:

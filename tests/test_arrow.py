@@ -9,7 +9,8 @@ from astropy.table import MaskedColumn, Table
 
 import bayeslabels as bl
 
-pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow")
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 

@@ -183,6 +183,6 @@ def _sha256(path: Path) -> str:
 def _notes_of(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, TypeError) as problem:  # TypeError: of JSON that is no mapping
         what = f"{path}, which cannot be read ({problem})"
         raise bad_input(what, "the notes of an earlier run", fix="resume=False to start again") from problem

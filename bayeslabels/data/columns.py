@@ -111,6 +111,10 @@ def same_unit(a: str, b: str) -> bool:
     return u.Unit(a) == u.Unit(b)
 
 
+def is_angle(unit: str) -> bool:
+    return bool(u.Unit(unit).is_equivalent(u.rad))
+
+
 def convert(data: Numbers, unit: Any, what: str, spread: bool = False) -> np.ndarray:
     """The numbers in the units of their block; numbers without a unit are taken to be in it."""
     array, own = data

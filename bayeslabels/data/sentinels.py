@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import bad_input
+from ..errors import DoubtfulErrors, bad_input
 from .columns import MAX_NAMED
 from .stars import Block, Stars
 
@@ -17,11 +18,15 @@ FILLS = np.unique([*NINES, 32767, 32768, 65535, 2147483647, 2147483648])
 SMALL, LARGE = 1e-20, 1e10
 """Numbers below (0, most of all) and above them may stand for what is missing, too."""
 SPECTRA = "flux"
+ENOUGH, RARE = 20, 0.05
+"""Stars from which the usual range of a label is known, and the share of them, at most, that is called unusual."""
 FAR = 15.0
 """Spreads of the other values from their median, beyond which such a number is no measurement."""
 
 
 PERCENTILES = (2.5, 50, 97.5)
+TINY = 1e-6
+"""Of the median error: an error below it is no error of measurement."""
 
 
 def refuse_sentinels(stars: Stars, blocks: Sequence[str]) -> None:
@@ -40,6 +45,46 @@ def refuse_sentinels(stars: Stars, blocks: Sequence[str]) -> None:
                     f"{int((column == value).sum())} stars with {what} = {value:g}, where the others have {low:.4g} to "
                     f"{high:.4g}", "NaN where it was not measured", "a sentinel for what is missing",
                     f"table[{what!r}] = np.where(np.isclose(table[{what!r}], {value:g}), np.nan, table[{what!r}])",
+                )  # fmt: skip
+
+
+def refuse_tiny_errors(stars: Stars, blocks: Sequence[str]) -> None:
+    """Refuse training stars of which one number would count for more than those of a million others."""
+    for name, block in _narrow(stars, [x for x in blocks if x != SPECTRA]):
+        if block.error is None:
+            continue
+        spread = np.sqrt(np.diagonal(block.error, axis1=1, axis2=2)) if block.has_covariance else block.error
+        for i, column in enumerate(np.where(block.observed, spread, np.nan).T):
+            known = column[np.isfinite(column)]
+            tiny = known[known < TINY * np.median(known)] if len(known) else known
+            if len(tiny):
+                what = block.names[i] if block.names else f"column {i} of {name}"
+                raise bad_input(
+                    f"{len(tiny)} stars whose error of {what} is {tiny[0]:g}, where most have {np.median(known):.4g}",
+                    "errors of a measurement, or NaN where it was not measured", "a number that stands for missing",
+                    f"{name}_error=np.where(error > {TINY:g} * np.nanmedian(error), error, np.nan)",
+                )  # fmt: skip
+
+
+def warn_of_far_labels(stars: Stars, blocks: Sequence[str]) -> None:
+    """Warn of exact training labels that are far from all others: they bend the model of all stars."""
+    for name, block in _narrow(stars, blocks):
+        if block.error is not None:
+            continue
+        for i, column in enumerate(np.where(block.observed, block.value, np.nan).T):
+            known = column[np.isfinite(column)]
+            if len(known) < ENOUGH:
+                continue
+            low, centre, high = np.percentile(known, [16, 50, 84])  # which few that are far off do not move
+            far = np.flatnonzero(np.abs(column - centre) > FAR * max((high - low) / 2, 1e-12 * abs(centre)))
+            if 0 < len(far) <= RARE * len(known):
+                what = block.names[i] if block.names else f"column {i} of {name}"
+                ids = "" if stars.id is None else f" (id {stars.id[far[0]]})"
+                warnings.warn(
+                    f"{len(far)} training stars with an exact {what} such as {column[far[0]]:g}{ids}, where most have "
+                    f"{low:.4g} to {high:.4g}. An exact label that is wrong, or in another unit, bends the model of "
+                    f"all stars: leave the star out, set the label to NaN, or give {name}_error.",
+                    DoubtfulErrors, stacklevel=5,
                 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ if the last one is torn. Plain arrays: loading runs no code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -101,7 +102,7 @@ class Checkpoint:
         leaves = jax.tree_util.tree_flatten_with_path(state)[0]
         arrays = {jax.tree_util.keystr(path): np.asarray(_plain(leaf)) for path, leaf in leaves}
         arrays[PLACE] = np.array(place)
-        notes = np.array(json.dumps({"work": self.notes, "arrays": sorted(arrays)}))
+        notes = np.array(json.dumps({"work": self.notes, "arrays": sorted(arrays), "sha256": _digest(arrays)}))
         with in_one_piece(self.path) as part:
             with open(part, "wb") as file:
                 np.savez(file, **{NOTES: notes, **arrays})  # type: ignore[arg-type]
@@ -117,8 +118,8 @@ class Checkpoint:
                 with open(path, "rb") as file, np.load(file) as stored:
                     arrays = {name: stored[name] for name in stored.files}
                 notes = json.loads(str(arrays.pop(NOTES)))
-                if sorted(arrays) != notes["arrays"]:
-                    raise ValueError("some arrays are not there")
+                if sorted(arrays) != notes["arrays"] or _digest(arrays) != notes["sha256"]:
+                    raise ValueError("its arrays are not those that were written")
                 place = arrays.pop(PLACE)
             except FileNotFoundError:
                 continue
@@ -143,6 +144,16 @@ def _is_checkpoint(path: Path) -> bool:
             return f"{NOTES}.npy" in archive.namelist()
     except Exception:  # whatever another kind of file makes zipfile stumble over
         return False
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of names, types, shapes and numbers."""
+    out = hashlib.sha256()
+    for name in sorted(arrays):
+        x = np.ascontiguousarray(arrays[name])
+        out.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
+        out.update(x.tobytes())
+    return out.hexdigest()
 
 
 def refuse_other(before: Mapping[str, Any], now: Mapping[str, Any], what: str, fix: str) -> None:

@@ -24,7 +24,7 @@ import numpyro.distributions as dist
 from ...core.model import Model
 from ...core.own_priors import OwnPrior, fitted
 from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
-from ...data.columns import same_unit
+from ...data.columns import is_angle, same_unit
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.entries import Entries
@@ -155,6 +155,11 @@ class LogLinearModel(Model[FeatureFrame]):
                     fix=f"Stars({name}=..., ...), or {type(self).__name__}(features=(...)) without it",
                 )  # fmt: skip
         target = stars[self.predicted]
+        if self.predicted == "parallax" and target.units[0] and not is_angle(target.units[0]):
+            raise bad_input(
+                f"parallax in {target.units[0]!r}", "an angle, such as mas", "distances",
+                "1 / distance, with error / distance**2: of errors that are small",
+            )  # fmt: skip
         if target.n_dim != 1 or target.error is None:
             raise bad_input(
                 f"{self.predicted} of {target.n_dim} columns{'' if target.error is not None else ' without errors'}",
