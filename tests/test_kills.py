@@ -34,7 +34,7 @@ def work(out):
         infer_catalog(bl.load(how["model"]), how["source"], out, columns=how["columns"], batch_size=2, seed=3,
                       progress=False)
         return
-    inference = bl.MAP(max_iterations=30, batch_size=100)
+    inference = bl.MAP(max_iterations=6, batch_size=100)
     fitted = bl.fit(training.MODEL, how["source"], inference, columns=training.NAMES, seed=1, progress=False,
                     checkpoint=out + ".npz", every=0)
     fitted.save(out + ".nc", overwrite=True)
