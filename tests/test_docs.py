@@ -82,7 +82,7 @@ def test_examples_print_what_the_page_says(page):
     """The first example; numbers to 2 per cent, since they differ in the last digits from machine to machine."""
     code, said = blocks(ROOT / page, "python")[0], blocks(ROOT / page, "text")[0]
     got = printed(code)
-    frames = [re.sub("-{2,}", "--", NUMBER.sub("0", x)).split() for x in (got, said)]  # columns as wide as their numbers
+    frames = [re.sub("-{2,}", "--", NUMBER.sub("0", x)).split() for x in (got, said)]
     assert frames[0] == frames[1]
     a, b = (np.array(NUMBER.findall(x), float) for x in (got, said))
     np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
