@@ -17,7 +17,7 @@ from astropy.table import QTable
 from ..core.model import M
 from ..data.html import shown_table
 from ..data.stars import Stars
-from ..errors import BadInput, bad_input
+from ..errors import BadInput
 from ..inference.base import Inference, T, Trained
 from ..kind import kind_of
 from ..names import version_of
