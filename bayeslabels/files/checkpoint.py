@@ -120,13 +120,13 @@ class Checkpoint:
                 notes = json.loads(str(arrays.pop(NOTES)))
                 if sorted(arrays) != notes["arrays"] or _digest(arrays) != notes["sha256"]:
                     raise ValueError("its arrays are not those that were written")
-                place = arrays.pop(PLACE)
+                place, work = arrays.pop(PLACE), dict(notes["work"])
             except FileNotFoundError:
                 continue
             except Exception:  # whatever a damaged archive makes zipfile and NumPy stumble over
                 torn.append(str(path))
                 continue
-            refuse_other(notes["work"], self.notes, f"the checkpoint {path}", "another file name, or remove this one")
+            refuse_other(work, self.notes, f"the checkpoint {path}", "another file name, or remove this one")
             return Found(arrays, tuple(map(int, place)))
         if torn:
             warnings.warn(f"{' and '.join(torn)} cannot be read: the work starts again", stacklevel=4)
