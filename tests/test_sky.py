@@ -332,8 +332,8 @@ def test_the_population_is_freed_of_a_selection_by_magnitude(survey, posterior):
     near = [np.abs(m[:, 0] - x) < 0.7 for x in (low, high)]
     true = -np.diff([np.log((apparent[x & seen] < limit).mean()) for x in near])[0]
     assert true > 0.5  # the survey itself has no selection
-    assert abs(rises[0]) < 0.5
-    assert abs(rises[1] - true) < 0.6
+    assert abs(rises[0]) < 0.8  # over five magnitudes, from 700 stars
+    assert abs(rises[1] - rises[0] - true) < 0.5 * true
 
 
 def test_other_label_priors(survey, posterior):
