@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # at run time `__getattr__` imports them where they are first
     from .kinds.spectra.lux import Lux
     from .kinds.translator.translator import Translator
     from .numerics.neighbours import label_distance
+    from .results.cluster import together
     from .results.posterior import Posterior, load
     from .results.star_posterior import StarPosterior, flag_names
     from .verbs import fit, infer
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "nuisances",
     "priors",
+    "together",
 ]  # fmt: skip
 
 

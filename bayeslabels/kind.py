@@ -299,6 +299,12 @@ class Kind(ABC, Generic[M, T]):
     def about(self, posterior: TrainedModel[M, T]) -> dict[str, Any]:
         """For a result's `info`: what was integrated over."""
 
+    def log_prior(
+        self, posterior: TrainedModel[M, T], stars: Stars, names: Sequence[str], values: np.ndarray
+    ) -> np.ndarray:
+        """ln p (P, N) of quantities of these names at values (P, Q), under each star's own prior in the test step."""
+        raise CannotDo(f"the prior of {', '.join(names)} is not known of {self.called(posterior.model)}")
+
     @abstractmethod
     def log_density(self, posterior: TrainedModel[M, T], result: StarResult, stars: Stars) -> np.ndarray:
         """ln p (N,) of what `held_out_view` hides, or the test step does not use; NaN where a star has none."""

@@ -16,6 +16,7 @@ PUBLIC = {
     "kinds.spectra.lux": ("Lux",),
     "kinds.translator.translator": ("Translator",),
     "numerics.neighbours": ("label_distance",),
+    "results.cluster": ("together",),
     "results.posterior": ("Posterior", "load"),
     "results.star_posterior": ("StarPosterior", "flag_names"),
     "verbs": ("fit", "infer"),

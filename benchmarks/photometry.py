@@ -81,7 +81,7 @@ def residuals(posterior, stars):
         for i in range(len(moments.coefficients)):
             theta = member(model, moments, i) | {"zero_point": 0.0}
             q = model.seen_in(theta, data, model.predicted(theta, data))
-            e.append(dusty.summary(q, model.others(theta, data), model.distance_prior).reddening)
+            e.append(dusty.summary(q, model.others(theta, data)).reddening)
     e = np.mean(e, 0)
     value = np.where(stars["magnitudes"].observed, stars["magnitudes"].value, np.nan)
     return value - m - extinction(e, vector, moments.reddening_bend), e

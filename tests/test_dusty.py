@@ -11,6 +11,7 @@ from scipy.special import log_ndtr
 from scipy.stats import kstest, multivariate_normal, norm
 
 from bayeslabels.core import priors
+from bayeslabels.core.reddening_priors import Falling
 from bayeslabels.numerics import dusty, truncated
 from bayeslabels.numerics.density import density_of, peak_density
 from bayeslabels.numerics.modes import find_modes
@@ -24,7 +25,7 @@ def float64():
         yield
 
 
-def case(seed, parallax=True, reddening=True, missing=()):
+def case(seed, parallax=True, reddening=True, missing=(), prior=priors.NormalModulus()):  # noqa: B008
     """A star: what `quadratic` takes, and what is known beside."""
     rng = np.random.default_rng(seed)
     vector = np.array([2.6, 3.4, 1.9, 0.8, 0.3])
@@ -38,22 +39,23 @@ def case(seed, parallax=True, reddening=True, missing=()):
     w, sigma = 10 ** (0.2 * (10 - mu)), 0.3
     others = dusty.Others(
         *(np.asarray(x) for x in (w + sigma * rng.normal() if parallax else 0.0, 1 / sigma if parallax else 0.0,
-          e + 0.05 * rng.normal() if reddening else 0.0, 20.0 if reddening else 0.0, 6.0)),
+          e + 0.05 * rng.normal() if reddening else 0.0, 20.0 if reddening else 0.0)),
+        prior, Falling(np.asarray(6.0)),
     )  # fmt: skip
     return residual, vector, factors, variance, seen, others
 
 
-def log_joint(mu, e, residual, vector, factors, variance, seen, others, prior):
+def log_joint(mu, e, residual, vector, factors, variance, seen, others):
     """ln p(mu, E, data) by dense matrices."""
     at = seen > 0
     covariance = (np.diag(variance) + factors.T @ factors)[np.ix_(at, at)]
     out = multivariate_normal(np.zeros(at.sum()), covariance).logpdf((residual - mu - e * vector)[at])
-    out += np.log(others.rate) - others.rate * e
+    out += np.log(6.0) - 6.0 * e
     if others.parallax_weight > 0:
         out += norm(10 ** (0.2 * (10 - mu)), 1 / others.parallax_weight).logpdf(others.parallax)
     if others.reddening_weight > 0:
         out += norm(e, 1 / others.reddening_weight).logpdf(others.reddening)
-    return out + float(prior.log_density(jnp.asarray(mu)))
+    return out + float(others.distance.log_density(jnp.asarray(mu)))
 
 
 def quadratic(residual, vector, factors, variance, seen, e_0):
@@ -64,10 +66,10 @@ summary, log_marginal, draw = jax.jit(dusty.summary), jax.jit(dusty.log_marginal
 
 
 @jax.jit
-def in_single(q, others, prior):
-    at, log_norm = dusty.place(q, others, prior, jnp.float32)
+def in_single(q, others):
+    at, log_norm = dusty.place(q, others, jnp.float32)
     assert at.mu.dtype == jnp.float32
-    return dusty.log_marginal_at(at, log_norm, others, prior)
+    return dusty.log_marginal_at(at, log_norm, others)
 
 
 CASES = [{}, {"parallax": False}, {"reddening": False}, {"missing": (1, 4)}, {"parallax": False, "missing": (0, 2, 3)}]
@@ -83,7 +85,7 @@ def test_the_quadratic_is_the_dense_gaussian(given):
         for mu, e in ((9.0, 0.1), (10.2, 0.7)):
             x, y = mu - q.mu_0, e - e_0
             ours = q.log_norm + q.b_mu * x + q.b_e * y - 0.5 * (q.a_mu * x**2 + 2 * q.a_both * x * y + q.a_e * y**2)
-            dense = log_joint(mu, e, residual, vector, factors, variance, seen, flat, priors.NormalModulus())
+            dense = log_joint(mu, e, residual, vector, factors, variance, seen, flat)
             dense -= np.log(6.0) - 6.0 * e + float(priors.NormalModulus().log_density(jnp.asarray(mu)))
             np.testing.assert_allclose(ours, dense, rtol=1e-9, atol=1e-8)
 
@@ -92,34 +94,34 @@ def test_the_quadratic_is_the_dense_gaussian(given):
 @pytest.mark.parametrize("given", CASES)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_integral_over_modulus_and_reddening(given, prior, seed):
-    parts = case(seed, **given)
+    parts = case(seed, **given, prior=prior)
     others = parts[-1]
     q = quadratic(*parts[:-1], 0.2)
-    told = summary(q, others, prior)
+    told = summary(q, others)
     mu, mu_w = np.polynomial.legendre.leggauss(200)
     e, e_w = np.polynomial.legendre.leggauss(200)
     mu = told.modulus + 8 * told.modulus_error * mu
     low = max(0.0, float(told.reddening - 9 * told.reddening_error))
     high = float(told.reddening + 9 * told.reddening_error)
     e = low + 0.5 * (high - low) * (e + 1)
-    grid = grid_log_joint(mu, e, parts, prior)
+    grid = grid_log_joint(mu, e, parts)
     weight = np.outer(mu_w * 8 * told.modulus_error, e_w * 0.5 * (high - low))
     p = weight * np.exp(grid - grid.max())
     brute = np.log(p.sum()) + grid.max()
-    np.testing.assert_allclose(log_marginal(q, others, prior), brute, atol=2e-3)
-    np.testing.assert_allclose(in_single(q, others, prior), brute, atol=4e-3)
+    np.testing.assert_allclose(log_marginal(q, others), brute, atol=2e-3)
+    np.testing.assert_allclose(in_single(q, others), brute, atol=4e-3)
     np.testing.assert_allclose(told.modulus, (p.sum(1) * mu).sum() / p.sum(), atol=0.02 * told.modulus_error)
     np.testing.assert_allclose(told.reddening, (p.sum(0) * e).sum() / p.sum(), atol=0.02 * told.reddening_error)
-    np.testing.assert_allclose(dusty.rough(q, others, prior), brute, atol=1.0)
+    np.testing.assert_allclose(dusty.rough(q, others), brute, atol=1.0)
 
 
-def grid_log_joint(mu, e, parts, prior):
+def grid_log_joint(mu, e, parts):
     residual, vector, factors, variance, seen, others = parts
     at = seen > 0
     inverse = np.linalg.inv((np.diag(variance) + factors.T @ factors)[np.ix_(at, at)])
     off = (residual - mu[:, None, None] - e[:, None] * vector)[..., at]
     out = -0.5 * np.einsum("abi,ij,abj->ab", off, inverse, off) + 0.5 * np.linalg.slogdet(inverse / (2 * np.pi))[1]
-    out += np.log(others.rate) - others.rate * e + np.asarray(prior.log_density(jnp.asarray(mu)))[:, None]
+    out += np.log(6.0) - 6.0 * e + np.asarray(others.distance.log_density(jnp.asarray(mu)))[:, None]
     if others.parallax_weight > 0:
         out += norm(10 ** (0.2 * (10 - mu)), 1 / others.parallax_weight).logpdf(others.parallax)[:, None]
     if others.reddening_weight > 0:
@@ -128,19 +130,19 @@ def grid_log_joint(mu, e, parts, prior):
 
 
 def test_draws_follow_the_density():
-    parts = case(4, parallax=False)
-    others, prior = parts[-1], priors.ExponentialDisk()
+    parts = case(4, parallax=False, prior=priors.ExponentialDisk())
+    others = parts[-1]
     q = quadratic(*parts[:-1], 0.0)
     uniform = np.random.default_rng(0).random((2, 4000))
     wide = jax.tree.map(lambda x: jnp.broadcast_to(x, 4000), (q, jax.tree.map(jnp.asarray, others)))
-    told = dusty.summary(q, others, prior)
+    told = dusty.summary(q, others)
     both = jnp.asarray(uniform[0]), jnp.asarray(uniform[1])
     grid_mu = np.linspace(-8, 8, 400) * told.modulus_error + told.modulus
     grid_e = np.linspace(0, told.reddening + 10 * told.reddening_error, 400)
-    p = grid_log_joint(grid_mu, grid_e, parts, prior)
+    p = grid_log_joint(grid_mu, grid_e, parts)
     p = np.exp(p - p.max())
     for dtype in (jnp.float32, jnp.float64):
-        mu, e = draw(jax.jit(dusty.place, static_argnums=3)(*wide, prior, dtype)[0], wide[1], prior, both)
+        mu, e = draw(jax.jit(dusty.place, static_argnums=2)(*wide, dtype)[0], wide[1], both)
         for drawn, grid, density in ((mu, grid_mu, p.sum(1)), (e, grid_e, p.sum(0))):
             cdf = integrate.cumulative_trapezoid(density, grid, initial=0)
             assert kstest(np.interp(drawn, grid, cdf / cdf[-1]), "uniform").pvalue > 1e-3

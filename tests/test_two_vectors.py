@@ -12,10 +12,10 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels.core import priors
+from bayeslabels.core.reddening_priors import Falling
 from bayeslabels.errors import BadInput
-from bayeslabels.kinds.photometry.photometry import second_vector
 from bayeslabels.numerics import dusty
-from bayeslabels.numerics.two_vectors import log_marginal_of_both, of_shape
+from bayeslabels.numerics.two_vectors import log_marginal_of_both, of_shape, second_vector
 from bayeslabels.numerics.whitening import noise_of
 from bayeslabels.simulate import simulate_photometry
 
@@ -36,7 +36,8 @@ def star(seed, e, parallax=True, reddening=True, missing=()):
     of_e = 0.02 + 0.1 * e
     others = dusty.Others(
         *(np.asarray(a) for a in (w + sigma * rng.normal() if parallax else 0.0, 1 / sigma if parallax else 0.0,
-          e + of_e * rng.normal() if reddening else 0.0, 1 / of_e if reddening else 0.0, 6.0)),
+          e + of_e * rng.normal() if reddening else 0.0, 1 / of_e if reddening else 0.0)),
+        priors.NormalModulus(), Falling(np.asarray(6.0)),
     )  # fmt: skip
     return mu, residual, factors, variance, seen, others
 
@@ -57,7 +58,7 @@ def test_the_integral_over_the_shape_of_the_extinction_curve(e, given):
 
     @jax.jit
     def integral(others, *args):
-        return log_marginal_of_both(*dusty.quadratic_and_rest(*columns_of(*args)), 0.0, others, prior)
+        return log_marginal_of_both(*dusty.quadratic_and_rest(*columns_of(*args)), 0.0, others)
 
     along = jax.jit(lambda x, *args: of_shape(*columns_of(*args), x))
     for seed in (0, 1):
@@ -75,7 +76,7 @@ def test_the_integral_over_the_shape_of_the_extinction_curve(e, given):
         of_mu = np.asarray(prior.log_density(jnp.asarray(mu)))
         if others.parallax_weight > 0:
             of_mu = of_mu + norm(10 ** (0.2 * (10 - mu)), 1 / others.parallax_weight).logpdf(others.parallax)
-        of_e = np.log(others.rate) - others.rate * grid_e
+        of_e = np.log(6.0) - 6.0 * grid_e
         if others.reddening_weight > 0:
             of_e = of_e + norm(grid_e, 1 / others.reddening_weight).logpdf(others.reddening)
         total = []

@@ -17,11 +17,19 @@ import numpyro.distributions as dist
 
 from ..errors import bad_input
 from ..numerics import horseshoe
-from ..numerics.dusty import LN10_5
+from ..numerics.by_value import ByValue
 from ..numerics.hierarchy import Hyperprior
 from ..numerics.linalg import Array
 from ..numerics.regression import CoefficientPrior
+from .distance_priors import DistancePrior, ExponentialDisk, Galaxy, NormalModulus
 from .own_priors import is_own_scatter
+from .reddening_priors import AlongSightline, Exponential, ReddeningPrior
+
+__all__ = [
+    "AlongSightline", "DistancePrior", "Exponential", "ExponentialDisk", "Flat", "Galaxy", "HalfNormal", "Horseshoe",
+    "LabelMixture", "Laplace", "Learned", "Normal", "NormalModulus", "Prior", "ReddeningPrior", "ScatterPrior",
+    "SparsePrior",
+]  # fmt: skip
 
 START_WIDTH = 1.0
 """Prior sd of coefficients, in units of the typical flux, from which a learned prior starts."""
@@ -235,77 +243,39 @@ def global_scale(scale: float | None) -> Array:
 
 
 @dataclass(frozen=True)
-class Exponential:
-    """p(E) = exp(-E / scale) / scale for E >= 0, mag; scale None: the mean reddening of the training stars.
+class LabelMixture(ByValue):
+    """A mixture of Gaussians of a star's labels together, in their units and order: sum_k weight_k N(mean_k, cov_k).
+
+    Args:
+        mean: (K, L), or (L,) of one Gaussian. covariance: (K, L, L), or (L, L). weight: (K,), in any unit; None: equal.
 
     Example:
         >>> import bayeslabels as bl
-        >>> bl.Photometry(reddening_prior=bl.priors.Exponential(0.2)).reddening_prior
-        Exponential(scale=0.2)
+        >>> dwarfs = bl.priors.LabelMixture([5600.0, 4.4, 0.0], [[90000, 0, 0], [0, 0.04, 0], [0, 0, 0.01]])
+        >>> bl.Photometry(label_prior=dwarfs).label_prior.mean.shape
+        (1, 3)
     """
 
-    scale: float | None = None
+    mean: Any
+    covariance: Any
+    weight: Any = None
 
+    def __post_init__(self) -> None:
+        mean = np.atleast_2d(np.asarray(self.mean, float))
+        covariance = np.asarray(self.covariance, float)
+        covariance = covariance[None] if covariance.ndim == 2 else covariance
+        k, n = mean.shape
+        weight = np.ones(k) if self.weight is None else np.asarray(self.weight, float)
+        if covariance.shape != (k, n, n) or weight.shape != (k,) or not (weight > 0).all():
+            raise bad_input(
+                f"LabelMixture of mean {mean.shape}, covariance {covariance.shape}, weight {weight.shape}",
+                "(K, L), (K, L, L) and (K,) above 0",
+            )  # fmt: skip
+        if not np.isfinite(mean).all() or not (np.linalg.eigvalsh(covariance) > 0).all():
+            raise bad_input("LabelMixture with covariances that are not positive definite", "covariances")
+        for name, x in (("mean", mean), ("covariance", covariance), ("weight", weight / weight.sum())):
+            object.__setattr__(self, name, x)
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class NormalModulus:
-    """Distance modulus mu ~ N(mean, sd^2), mag. Wide, it says next to nothing of the distance.
-
-    Example:
-        >>> import bayeslabels as bl
-        >>> round(float(bl.priors.NormalModulus(10.0, 5.0).log_density(10.0)), 2)
-        -2.53
-    """
-
-    mean: float = 10.0
-    sd: float = 5.0
-
-    def log_density(self, mu: Array) -> Array:
-        return -0.5 * ((mu - self.mean) / self.sd) ** 2 - jnp.log(self.sd) - 0.5 * float(np.log(2 * np.pi))
-
-    def slopes(self, mu: Array) -> tuple[Array, Array]:
-        """d ln p / dmu and -d^2 ln p / dmu^2."""
-        return (self.mean - mu) / self.sd**2, self.sd**-2 + 0 * mu
-
-    def distribution(self) -> dist.Distribution:
-        return dist.Normal(self.mean, self.sd)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ExponentialDisk:
-    """Distances d [kpc] ~ d^2 exp(-d / length): a space density that falls exponentially with distance from the Sun.
-
-    The simplest prior that knows of the growing volume and of the Galaxy's end (Bailer-Jones 2015, eq. 17).
-
-    Example:
-        >>> import bayeslabels as bl
-        >>> bl.Photometry(distance_prior=bl.priors.ExponentialDisk(1.0)).distance_prior
-        ExponentialDisk(length=1.0)
-    """
-
-    length: float = 1.35
-
-    def log_density(self, mu: Array) -> Array:
-        """Density of the distance modulus, mag: p(mu) = p(d) dd / dmu."""
-        ln_d = (mu - 10) * LN10_5
-        return 3 * ln_d - jnp.exp(ln_d) / self.length + jnp.log(0.5 * LN10_5 / self.length**3)
-
-    def slopes(self, mu: Array) -> tuple[Array, Array]:
-        """d ln p / dmu and -d^2 ln p / dmu^2."""
-        d = jnp.exp((mu - 10) * LN10_5) / self.length
-        return LN10_5 * (3 - d), LN10_5**2 * d
-
-    def distribution(self) -> dist.Distribution:
-        to_modulus = [
-            dist.transforms.ExpTransform().inv,
-            dist.transforms.AffineTransform(10.0, 1 / LN10_5, domain=dist.constraints.real),
-        ]
-        return dist.TransformedDistribution(dist.Gamma(3.0, 1 / self.length), to_modulus)
-
-
-DistancePrior = NormalModulus | ExponentialDisk
 
 Prior = Flat | Normal | Laplace | Learned
 ScatterPrior = HalfNormal | dist.Distribution

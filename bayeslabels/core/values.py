@@ -26,6 +26,9 @@ _PRIORS = {
         priors.Exponential,
         priors.NormalModulus,
         priors.ExponentialDisk,
+        priors.Galaxy,
+        priors.AlongSightline,
+        priors.LabelMixture,
     )
 }
 

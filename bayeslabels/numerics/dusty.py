@@ -28,13 +28,23 @@ NEWTON = 8
 """Steps to the mode of the integrand, which is nearly Gaussian; the width is that of the last."""
 
 
-class DistancePrior(Protocol):
-    """p(mu), mu in mag."""
+class Distance(Protocol):
+    """p(mu) of stars (...), mu in mag; arrays with a row per star."""
 
     def log_density(self, mu: Array) -> Array: ...
 
     def slopes(self, mu: Array) -> tuple[Array, Array]:
         """d ln p / dmu and -d^2 ln p / dmu^2."""
+
+
+class Reddening(Protocol):
+    """p(E | mu) = exp(log_norm + pull E - precision E^2 / 2), E >= 0, of stars (...); arrays with a row per star."""
+
+    def given(self, mu: Array) -> tuple[Array, Array, Array]:
+        """Precision, pull and log_norm at mu."""
+
+    def rough(self, mu: Array) -> tuple[Array, Array]:
+        """Precision and mean of a Gaussian that is about as wide."""
 
 
 class Quadratic(NamedTuple):
@@ -55,13 +65,14 @@ class Quadratic(NamedTuple):
 
 class Others(NamedTuple):
     """What is known besides the magnitudes: parallax [mas] less its zero point and 1 / error, reddening [mag] and
-    1 / error, each 0 where unknown; rate: of the exponential prior of E, 1 / mag."""
+    1 / error, each 0 where unknown; and the star's own priors of its distance modulus and its reddening."""
 
     parallax: Array
     parallax_weight: Array
     reddening: Array
     reddening_weight: Array
-    rate: Array
+    distance: Distance
+    dust: Reddening
 
 
 def project(factors: Array, columns: Array) -> tuple[Array, Array, Array]:
@@ -112,13 +123,22 @@ def scattered(q: Quadratic, sd: Array) -> Quadratic:
     )  # fmt: skip
 
 
+def about_reddening(q: Quadratic, others: Others) -> tuple[Array, Array, Array]:
+    """Precision and pull of p(E | mu) at the modulus that the magnitudes have at E_0; and the precision of a prior that
+    is about as narrow, or three times as wide where it is no Gaussian."""
+    mu = q.mu_0 + q.b_mu / jnp.maximum(q.a_mu, 1e-6)
+    hold, pull, _ = others.dust.given(mu)
+    return hold, pull, jnp.maximum(hold, 0.1 * others.dust.rough(mu)[0])
+
+
 def near(q: Quadratic, others: Others) -> tuple[Array, Array]:
     """mu and E of the optimum, mu free of its prior and the parallax, E >= 0 and about where its own prior has it:
     where a model is to be linear."""
     weight = others.reddening_weight**2
+    hold, pull, firm = about_reddening(q, others)
     a_mu = jnp.maximum(q.a_mu, 1e-6)
-    p = jnp.maximum(q.a_e - q.a_both**2 / a_mu, 0.0) + weight + 0.1 * others.rate**2
-    h = q.b_e - q.a_both * q.b_mu / a_mu + weight * (others.reddening - q.e_0) - others.rate
+    p = jnp.maximum(q.a_e - q.a_both**2 / a_mu, 0.0) + weight + firm
+    h = q.b_e - q.a_both * q.b_mu / a_mu + weight * (others.reddening - q.e_0) + pull - hold * q.e_0
     e = jnp.maximum(q.e_0 + h / p, 0.0)
     return q.mu_0 + (q.b_mu - q.a_both * (e - q.e_0)) / a_mu, e
 
@@ -139,29 +159,31 @@ def _quadratic(one, vector, residual, log_det, mu_0, e_0):
     )  # fmt: skip
 
 
-def _in_e(q: Quadratic, others: Others, x: Array) -> tuple[Array, Array]:
-    """h and p of exp(h y - p y^2 / 2) at x = mu - mu_0."""
+def _in_e(q: Quadratic, others: Others, x: Array) -> tuple[Array, Array, Array]:
+    """h, p and c of exp(h y - p y^2 / 2 + c) at x = mu - mu_0, c: of p(E | mu) alone."""
+    precision, pull, log_norm = others.dust.given(q.mu_0 + x)
     weight = others.reddening_weight**2
-    p = jnp.maximum(q.a_e + weight, 1e-8)
-    return q.b_e - q.a_both * x + weight * (others.reddening - q.e_0) - others.rate, p
+    p = jnp.maximum(q.a_e + weight + precision, 1e-8)
+    h = q.b_e - q.a_both * x + weight * (others.reddening - q.e_0) + pull - precision * q.e_0
+    return h, p, log_norm + q.e_0 * (pull - 0.5 * precision * q.e_0)
 
 
 def mean_reddening(q: Quadratic, others: Others, x: Array) -> Array:
     """Mean of E at mu = mu_0 + x."""
-    return truncated.moments(*_in_e(q, others, x), q.e_0)[0]
+    return truncated.moments(*_in_e(q, others, x)[:2], q.e_0)[0]
 
 
-def log_integrand(q: Quadratic, others: Others, prior: DistancePrior, x: Array) -> Array:
+def log_integrand(q: Quadratic, others: Others, x: Array) -> Array:
     """ln of p(mu) p(parallax | mu) p(m, E_0 | mu), at x = mu - mu_0."""
-    h, p = _in_e(q, others, x)
+    h, p, of_prior = _in_e(q, others, x)
     seen = others.reddening_weight > 0
     known = jnp.where(seen, jnp.log(jnp.where(seen, others.reddening_weight, 1.0) / truncated.SQRT_2PI), 0.0)
     known = known - 0.5 * (others.reddening_weight * (others.reddening - q.e_0)) ** 2
-    of_e = truncated.log_integral(h, p, q.e_0) + jnp.log(others.rate) - others.rate * q.e_0 + known
+    of_e = truncated.log_integral(h, p, q.e_0) + of_prior + known
     seen = others.parallax_weight > 0
     norm = jnp.where(seen, jnp.log(jnp.where(seen, others.parallax_weight, 1.0) / truncated.SQRT_2PI), 0.0)
     misfit = others.parallax_weight * (others.parallax - parallax_at(q.mu_0 + x))
-    of_mu = prior.log_density(q.mu_0 + x) + norm - 0.5 * misfit**2
+    of_mu = others.distance.log_density(q.mu_0 + x) + norm - 0.5 * misfit**2
     return q.log_norm + x * (q.b_mu - 0.5 * q.a_mu * x) + of_e + of_mu
 
 
@@ -170,10 +192,13 @@ def parallax_at(mu: Array) -> Array:
     return jnp.exp(LN10_5 * (10 - jnp.maximum(mu, -15.0)))
 
 
-def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Array]:
-    """Mode x = mu - mu_0 and width of the integrand; in float32, good enough for where to look."""
+def mode(q: Quadratic, others: Others) -> tuple[Array, Array]:
+    """Mode x = mu - mu_0 and width of the integrand; in float32, good enough for where to look.
+
+    Where E is known to grow with mu, its slope there joins both in the curvature, as if p(E | mu) were Gaussian.
+    """
     dtype = q.a_mu.dtype
-    q, others, prior = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (q, others, prior))
+    q, others = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (q, others))
     precision, weight = others.parallax_weight**2, others.reddening_weight**2
     p = jnp.maximum(q.a_e + weight, 1e-8)
     alone = jnp.maximum(q.a_mu - q.a_both**2 / p, 1e-6)
@@ -184,14 +209,20 @@ def mode(q: Quadratic, others: Others, prior: DistancePrior) -> tuple[Array, Arr
     x = strength * aim / (strength + alone)
 
     def slopes(x):
-        h, p = _in_e(q, others, x)
+        h, p, _ = _in_e(q, others, x)
         mean, variance = truncated.moments(h, p, q.e_0)
-        first, second = prior.slopes(q.mu_0 + x)
+        first, second = others.distance.slopes(q.mu_0 + x)
+        at = q.mu_0 + x
+        (hold, pull, _), rise = jax.jvp(others.dust.given, (at,), (jnp.ones_like(at),))
+        first = first + rise[2] + mean * rise[1] - 0.5 * (mean**2 + variance) * rise[0]
+        firm = jnp.maximum(hold, 1e-8)
+        slope = jnp.where(hold > 0, (rise[1] - pull / firm * rise[0]) / firm, 0.0)
+        both, own = q.a_both - hold * slope, q.a_mu + hold * slope**2
         true = parallax_at(q.mu_0 + x)
         tangent = -LN10_5 * true
         off = precision * (y - true)
         gradient = q.b_mu - q.a_mu * x - q.a_both * (mean - q.e_0) + first + off * tangent
-        fisher = jnp.maximum(q.a_mu - q.a_both**2 * variance, 0.0) + jnp.maximum(second, 1e-4) + precision * tangent**2
+        fisher = jnp.maximum(own - both**2 * variance, 0.0) + jnp.maximum(second, 1e-4) + precision * tangent**2
         return gradient, fisher, fisher - off * LN10_5**2 * true
 
     def step(_, state):
@@ -238,10 +269,10 @@ class Place(NamedTuple):
         return Quadratic(*self[:5], jnp.zeros_like(self.b_e), self.mu, self.e)
 
 
-def place(q: Quadratic, others: Others, prior: DistancePrior, dtype: Any = None) -> tuple[Place, Array]:
+def place(q: Quadratic, others: Others, dtype: Any = None) -> tuple[Place, Array]:
     """Where the integrand is, in float32 if that is the `dtype`, and ln p(m) there, as precise as it was."""
     fixed, beside = _as(jnp.float32, jax.lax.stop_gradient((q, others)))
-    x, width = (a.astype(q.b_e.dtype) for a in mode(fixed, beside, prior))
+    x, width = (a.astype(q.b_e.dtype) for a in mode(fixed, beside))
     y = mean_reddening(fixed, beside, x.astype(jnp.float32)).astype(x.dtype) - q.e_0
     near = moved(q, x, y)
     at = Place(near.a_mu, near.a_both, near.a_e, near.b_mu, near.b_e, near.mu_0, near.e_0, width)
@@ -252,16 +283,16 @@ def _as(dtype: Any, tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
-def log_marginal(q: Quadratic, others: Others, prior: DistancePrior, nodes: int = 11) -> Array:
+def log_marginal(q: Quadratic, others: Others, nodes: int = 11) -> Array:
     """ln p(data) (...), mu and E integrated out."""
-    return log_marginal_at(*place(q, others, prior), others, prior, nodes)
+    return log_marginal_at(*place(q, others), others, nodes)
 
 
-def log_marginal_at(at: Place, log_norm: Array, others: Others, prior: DistancePrior, nodes: int = 11) -> Array:
+def log_marginal_at(at: Place, log_norm: Array, others: Others, nodes: int = 11) -> Array:
     """The same of `place`; to 1e-3, in a third of the time, if that is in float32."""
-    q, (others, prior) = at.quadratic, _as(at.mu.dtype, (others, prior))
+    q, others = at.quadratic, _as(at.mu.dtype, others)
     t, log_w = _nodes(nodes, at.mu)
-    terms = log_integrand(q, others, prior, at.width * t) + log_w
+    terms = log_integrand(q, others, at.width * t) + log_w
     return log_norm + jax.scipy.special.logsumexp(terms, axis=0) + jnp.log(at.width)
 
 
@@ -270,11 +301,12 @@ def _nodes(nodes: int, x: Array) -> tuple[Array, Array]:
     return tuple(jnp.asarray(a, x.dtype).reshape(-1, *[1] * x.ndim) for a in rule(nodes))  # type: ignore[return-value]
 
 
-def rough(q: Quadratic, others: Others, prior: DistancePrior) -> Array:
+def rough(q: Quadratic, others: Others) -> Array:
     """About `log_marginal`, a hundred times faster: E Gaussian, or 0 where that is negative; the parallax linear."""
-    of_e = others.reddening_weight**2 + others.rate**2
-    a_e = q.a_e + of_e
-    b_e = q.b_e + others.reddening_weight**2 * (others.reddening - q.e_0) + others.rate * (1 - others.rate * q.e_0)
+    # what is known of E is that at the modulus without it
+    hold, usual = others.dust.rough(q.mu_0 + q.b_mu / jnp.maximum(q.a_mu, 1e-6))
+    a_e = q.a_e + others.reddening_weight**2 + hold
+    b_e = q.b_e + others.reddening_weight**2 * (others.reddening - q.e_0) + hold * (usual - q.e_0)
     a = jnp.maximum(q.a_mu - q.a_both**2 / a_e, 1e-6)
     b = q.b_mu - q.a_both * b_e / a_e
     free = b / a
@@ -284,14 +316,14 @@ def rough(q: Quadratic, others: Others, prior: DistancePrior) -> Array:
     x = b / a
     clear = -q.e_0 * (b_e + 0.5 * a_e * q.e_0)
     chi2 = jnp.where(dusty, 0.5 * b_e**2 / a_e, clear) + 0.5 * b**2 / a - 0.5 * jnp.log(a * a_e)
-    data = others.reddening_weight**2 * (others.reddening - q.e_0) ** 2 + (1 - others.rate * q.e_0) ** 2
+    data = others.reddening_weight**2 * (others.reddening - q.e_0) ** 2 + hold * (usual - q.e_0) ** 2
     true = parallax_at(q.mu_0 + x)
     spread = 1 + (others.parallax_weight * LN10_5 * true) ** 2 / a
     misfit = (others.parallax_weight * (others.parallax - true)) ** 2 / spread + jnp.log(spread)
-    norm = 0.5 * np.log(2 * np.pi) + jnp.log(others.rate)
+    norm = 0.5 * np.log(2 * np.pi) + 0.5 * jnp.log(hold)
     for weight in (others.parallax_weight, others.reddening_weight):
         norm = norm + jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1.0) / truncated.SQRT_2PI), 0.0)
-    return q.log_norm + norm + chi2 - 0.5 * data - 0.5 * misfit + prior.log_density(q.mu_0 + x)
+    return q.log_norm + norm + chi2 - 0.5 * data - 0.5 * misfit + others.distance.log_density(q.mu_0 + x)
 
 
 class Summary(NamedTuple):
@@ -303,13 +335,13 @@ class Summary(NamedTuple):
     reddening_error: Array
 
 
-def summary(q: Quadratic, others: Others, prior: DistancePrior, nodes: int = 11) -> Summary:
+def summary(q: Quadratic, others: Others, nodes: int = 11) -> Summary:
     """Posterior moments (...), by the same quadrature as `log_marginal`."""
-    x, width = mode(q, others, prior)
+    x, width = mode(q, others)
     t, log_w = _nodes(nodes, x)
     at = x + width * t
-    p = jax.nn.softmax(log_integrand(q, others, prior, at) + log_w, axis=0)
-    e, e_variance = truncated.moments(*_in_e(q, others, at), q.e_0)
+    p = jax.nn.softmax(log_integrand(q, others, at) + log_w, axis=0)
+    e, e_variance = truncated.moments(*_in_e(q, others, at)[:2], q.e_0)
     mean = lambda a: (p * a).sum(0)  # noqa: E731
     mu, red = mean(at), mean(e)
     mu_variance = mean((at - mu) ** 2)
@@ -321,17 +353,15 @@ GRID = 25
 """Points in mu at which the density is followed to draw from it."""
 
 
-def draw(
-    at: Place, others: Others, prior: DistancePrior, uniform: tuple[Array, Array], reach: float = 5.5
-) -> tuple[Array, Array]:
+def draw(at: Place, others: Others, uniform: tuple[Array, Array], reach: float = 5.5) -> tuple[Array, Array]:
     """mu and E at the cumulative probabilities `uniform` (...), (...), of (0, 1).
 
     mu from its density, log-linear between the points of a grid, then E given mu.
     """
-    q, (others, prior) = at.quadratic, _as(at.mu.dtype, (others, prior))
+    q, others = at.quadratic, _as(at.mu.dtype, others)
     step = at.width * (2 * reach / (GRID - 1))
     grid = step * (jnp.arange(GRID, dtype=step.dtype).reshape(-1, *[1] * step.ndim) - (GRID - 1) / 2)
-    log_p = log_integrand(q, others, prior, grid)
+    log_p = log_integrand(q, others, grid)
     log_p = log_p - log_p.max(0)
     rise = log_p[1:] - log_p[:-1]
     safe = jnp.where(jnp.abs(rise) < 1e-6, 1e-6, rise)
@@ -345,5 +375,5 @@ def draw(
     within = jnp.clip((aim - pick(cumulative) + pick(mass)) / pick(mass), 1e-12, 1.0)
     slope = pick(safe)
     x = pick(grid[:-1]) + step * jnp.log1p(within * jnp.expm1(slope)) / slope
-    h, p, e_0 = _as(uniform[1].dtype, (*_in_e(q, others, x), q.e_0))
+    h, p, e_0 = _as(uniform[1].dtype, (*_in_e(q, others, x)[:2], q.e_0))
     return at.mu + x, truncated.draw(h, p, e_0, uniform[1])

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from ...numerics.dusty import (
     LN10_5,
-    DistancePrior,
     Others,
     Place,
     Quadratic,
@@ -35,13 +34,14 @@ from ...numerics.modes import Energy
 from ...numerics.network import Function
 from ...numerics.tangent import as_measured, bent_by_most, extinction, slope
 from ...numerics.whitening import Noise
+from .label_prior import Tilt
 from .luminosity import luminosity_sd
 
 
 class Shared(NamedTuple):
     """What the posteriors of all stars have in common; ensemble: the mean function (`Function.ensemble`); of the
-    population ln weight - ln det F, mean and F^-1; second: R_2 if there is one; bend (B,): of the extinction;
-    luminosity, luminosity_slope: of s_M."""
+    population ln weight - ln det F, mean and F^-1; tilt: of the label prior by absolute magnitude (`label_prior`);
+    second: R_2 if there is one; bend (B,): of the extinction; luminosity, luminosity_slope: of s_M."""
 
     ensemble: Any
     baseline: Array
@@ -55,7 +55,7 @@ class Shared(NamedTuple):
     log_weight: Array
     mean: Array
     whiten: Array
-    prior: DistancePrior
+    tilt: Tilt
 
 
 def precision_of(shared: Shared) -> Any:
@@ -122,11 +122,12 @@ class LabelEnergy(Energy):
         centre = (shared.whiten @ shared.mean[..., None]).reshape(-1, 1)
         return (shared.whiten.reshape(-1, n) @ self.labels(u).T - centre).reshape(-1, n, len(u))
 
-    def log_prior(self, u: Array, shared: Shared, own: Own) -> Array:
+    def log_prior(self, u: Array, m: Array, shared: Shared, own: Own) -> Array:
+        """At absolute magnitudes m (S, B), those of u."""
         off = self.labels(u) - own.labels
         known = -0.5 * ((off @ own.label_precision) * off).sum(-1) - 0.5 * (u[:, self.net.n_in :] ** 2).sum(-1)
         in_each = shared.log_weight[:, None] - 0.5 * (self.white(u, shared) ** 2).sum(1)
-        return jax.scipy.special.logsumexp(in_each, axis=0) + known
+        return jax.scipy.special.logsumexp(in_each, axis=0) + known + shared.tilt(m)
 
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
         return self.in_passing(u, shared, own)[0]
@@ -136,13 +137,13 @@ class LabelEnergy(Energy):
         m, vector = self.at(u, shared)
         q = told_by(self.n_magnitude, m, vector, shared, own)
         q = scattered(q, luminosity_sd(shared.luminosity, shared.luminosity_slope, self.labels(u)))
-        at, log_norm = place(q, own.others, shared.prior, precision_of(shared))
-        each = log_marginal_at(at, log_norm, own.others, shared.prior, self.nodes) + own.noise.log_norm[:, None]
+        at, log_norm = place(q, own.others, precision_of(shared))
+        each = log_marginal_at(at, log_norm, own.others, self.nodes) + own.noise.log_norm[:, None]
         log_p, log_odds = each[0], None
         if len(each) == 2:
             log_p, log_odds = jnp.logaddexp(each[0], each[1]), each[1] - each[0]
         by_point = jax.tree.map(lambda x: jnp.broadcast_to(x, each.shape).T, at)
-        return -log_p - self.log_prior(u, shared, own), Told(by_point, log_odds)
+        return -log_p - self.log_prior(u, m, shared, own), Told(by_point, log_odds)
 
 
 def told_by(n_magnitude: int, m: Array, vector: Array, shared: Shared, own: Own) -> Quadratic:
@@ -193,10 +194,11 @@ class LabelCurvature:
             mu, e = (jnp.where(wrong, x[:, 1], x[:, 0]) for x in (told.place.mu, told.place.e))
         tangent = LN10_5 * parallax_at(mu) * others.parallax_weight
         sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, self.energy.labels(u))
-        of_mu, of_e = jnp.sqrt(sd**2 + 1 / (tangent**2 + 0.04)), 1 / jnp.hypot(others.reddening_weight, others.rate)
+        of_mu = jnp.sqrt(sd**2 + 1 / (tangent**2 + 0.04))
+        of_e = 1 / jnp.sqrt(others.reddening_weight**2 + others.dust.rough(mu)[0] + 0 * e)
         along, bends = slope(e, vector, shared.bend), 1 - 2 * shared.bend * e[:, None] * vector
         slopes = jnp.moveaxis(of_m + e[:, None] * bends * of_vector, 0, 1)
-        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e * along], 1)
+        free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e[:, None] * along], 1)
         dimmed = extinction(e, vector, shared.bend)
         change = as_measured(m + mu[:, None] + dimmed, self.energy.n_magnitude)[1]
         columns = noise.own.white(jnp.concatenate([free, slopes], 1) * change[:, None])

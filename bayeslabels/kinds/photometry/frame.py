@@ -18,6 +18,10 @@ KEPT = 5000
 """Training stars whose labels are kept, to tell where the model is valid."""
 
 
+MODULI = np.arange(-4.0, 26.01, 0.1)
+"""Distance moduli at which a density is kept."""
+
+
 @dataclass(frozen=True)
 class PhotometryFrame(ByValue, Scales):
     """What `Photometry` takes from its training stars; L labels, B bands. u = (label - centre) / scale.
@@ -32,7 +36,8 @@ class PhotometryFrame(ByValue, Scales):
         reddening_scale: mean reddening, mag.
         label_error (L,), magnitude_error (B,), parallax_error, reddening_error: typical ones, of simulated catalogues.
         training_u (n, L), training_seen (n, B): labels of training stars and the bands that they have;
-            training_peak (B,): the largest density of them.
+            training_peak (B,): the largest density of them; training_magnitudes (n, B): theirs, 0 where not seen;
+            training_moduli: density at `MODULI` of the distance prior, mean over the training stars.
     """
 
     names: tuple[str, ...]
@@ -56,6 +61,8 @@ class PhotometryFrame(ByValue, Scales):
     n_flux: int = 0
     flux_scale: float = 1.0
     flux_unit: str = ""
+    training_magnitudes: np.ndarray | None = None
+    training_moduli: np.ndarray | None = None
 
     @property
     def mixture(self) -> Mixture:
@@ -115,7 +122,7 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
         names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, (*mixture,), e_scale,
         np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
         np.sqrt(np.nanmedian(np.where(seen, m_variance, np.nan), 0)), w_error, e_error,
-        mean[kept], seen[kept], peak_density(mean[kept], seen[kept]), n_flux, scale_of_flux, flux_unit,
+        mean[kept], seen[kept], peak_density(mean[kept], seen[kept]), n_flux, scale_of_flux, flux_unit, m[kept],
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ each draw of the labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -35,7 +36,9 @@ from ...results.star_posterior import Flags
 from . import luminosity
 from .channels import observed
 from .frame import PhotometryFrame
+from .label_prior import log_prior
 from .photometry import Photometry
+from .r_v import r_v_of
 from .stars import PhotometricMoments, distances, member, misfit, moments_of, prepare
 
 STEPS = 30
@@ -78,6 +81,8 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         "chi2": Column("of magnitudes and fluxes, at the best labels, reddening and distance"),
         "n_band": Column("magnitudes and fluxes that were measured"),
         "outlier_probability": Column("that the magnitudes are those of no star of the training set's kind"),
+        "r_v": Column("R(V) of the star's dust, by Cardelli+89, that of the mean extinction curve being 3.1"),
+        "r_v_error": Column("standard deviation of r_v"),
         "label_density": Column("of the training stars at these labels, least of all bands, its peak being 1"),
     }
 
@@ -140,9 +145,15 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
             "zero_point": float(moments.zero_point),
             "luminosity_scatter": float(moments.luminosity_scatter),
             "distance_prior": repr(model.distance_prior),
-            "reddening_prior": f"Exponential(scale={model.reddening_scale:.4g})",
-            "label_prior": model.label_prior,
+            "reddening_prior": f"{type(model.reddening_prior).__name__}(scale={model.reddening_scale:.4g})",
+            "label_prior": str(model.label_prior),
         }
+
+    def log_prior(
+        self, posterior: TrainedModel[Photometry, PhotometricMoments], stars: Stars, names: Sequence[str],
+        values: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        return log_prior(posterior.model, posterior.moments, stars, names, values)
 
     def log_density(
         self, posterior: TrainedModel[Photometry, PhotometricMoments], result: StarResult, stars: Stars
@@ -246,6 +257,7 @@ def _finish(
     q, wrong = distances(problem, u, seed, out.beside)
     chi2 = misfit(problem)
     draws = _quantities_of(frame, u, q)
+    shapes = draws[..., -1]  # of the extinction curve, with two dust vectors
     summaries, covariance = of_draws(draws)
     if few:
         at = np.asarray(out.u)
@@ -271,6 +283,12 @@ def _finish(
     per_star = {
         "chi2": chi2, "n_band": n_band, "outlier_probability": wrong, "label_density": lowest, **told, "flags": flags,
     }  # fmt: skip
+    if (second := posterior.moments.reddening_second) is not None:
+        mean_vector = np.exp(posterior.moments.reddening_log.mean(0))
+        found = r_v_of(frame.bands, mean_vector, second.mean(0), shapes)
+        if found is not None:
+            told_of = {"r_v": found.mean((0, 1)), "r_v_error": found.std((0, 1))}
+            per_star = {**{k: np.where(failed, np.nan, x) for k, x in told_of.items()}, **per_star}
     further = {"training_density": (("star", "band"), density)}
     return star_rows(
         stars, posterior_names(model), draws, summaries, covariance, per_star, PhotometryKind.columns,
@@ -320,7 +338,7 @@ def _predict(
             variances.append(own)
             continue
         q = model.seen_in(theta, data, at)
-        told = summary(q, model.others(theta, data), model.distance_prior)
+        told = summary(q, model.others(theta, data))
         bend = theta["reddening_bend"]
         values.append(at.mean + told.modulus[:, None] + extinction(told.reddening, at.vector, bend))
         along = slope(told.reddening, at.vector, bend)

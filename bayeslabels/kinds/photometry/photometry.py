@@ -9,6 +9,7 @@ parallax_n = 10^((10 - mu_n) / 5) + zero + noise         (mas; any sign)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from numpyro.distributions import Distribution
 from ...astro.extinction import band_bend
 from ...core.collapsed import CollapsedModel
 from ...core.own_priors import fitted, is_own, is_own_scatter
-from ...core.priors import DistancePrior, Exponential, ExponentialDisk
+from ...core.priors import DistancePrior, Exponential, ExponentialDisk, LabelMixture, ReddeningPrior
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.dusty import (
@@ -40,10 +41,12 @@ from ...numerics.dusty import (
 from ...numerics.linalg import Array, after, constant
 from ...numerics.network import Function, Network, Polynomial
 from ...numerics.tangent import as_measured, bent_by_most, extinction
-from ...numerics.two_vectors import log_marginal_of_both
+from ...numerics.two_vectors import log_marginal_of_both, second_vector
 from ...numerics.whitening import noise_of
 from . import luminosity
+from .blocks import check_blocks
 from .frame import PhotometryFrame, frame_of
+from .label_prior import density_of_moduli, require_label_prior
 from .rows import Rows, measured, rows_of
 from .scattered import Scattered
 
@@ -100,19 +103,23 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         function: of labels to absolute magnitudes: "network", or "polynomial" of this `order`.
         width, depth: of the network's hidden layers.
         members: how many networks `MAP` trains; what they differ by widens the error bars of every star.
-        dust_vectors: 1, or 2 for dust that differs between stars: the extinction is E (R + x R_2). The sign of R_2,
-            and of all x with it, means nothing: compare it with how R varies with R_V.
+        dust_vectors: 1, or 2 for dust that differs between stars: the extinction is E (R + x R_2). In the test step x
+            grows with R_V, of which stars have an estimate, `r_v`, where at least three bands are known.
         scatter_rank: Q, the number of directions in which all bands and pixels of a star scatter together, beside the
             scatter of each and that in luminosity: abundances, for one, in spectra.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
-        outliers: whether there are any. outlier_width: their scatter, mag.
+        outliers, outlier_width: whether there are any, and their scatter, mag.
         zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
         distance_prior: of the Galaxy's stars, not of the sample's. Where stars were selected by their magnitudes, the
             distances at given magnitudes are still those of the Galaxy; a prior that is flat in mu would make
-            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave. Or a
-            distribution of NumPyro, of the distance modulus.
-        reddening_prior: of E; the mean of the training stars by default. Or a distribution of NumPyro.
-        label_prior: of the test step: the training stars' "population", or "flat" within twice its extent.
+            absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave.
+            `priors.Galaxy` reads where stars are from the block `sky`. Or a distribution of NumPyro, of the modulus.
+        reddening_prior: of E; exponential, with the mean of the training stars, by default; `priors.AlongSightline` for
+            a map that says how E grows with distance. Or a distribution of NumPyro.
+        label_prior: of the test step. "population": that of the training stars. "volume": that of all stars of a
+            volume, which is the population freed of the training survey's selection by apparent magnitude. "cmd": flat
+            in the colour-magnitude diagram where there are training stars. "flat": within twice the extent of the
+            population. Or `priors.LabelMixture`, or a distribution of NumPyro of all labels together, in their units.
         components: Gaussians of the labels' population, at most.
 
     Source: Green, Rix, Tschesche et al. 2021 (arXiv:2006.16258). Departures: errors of the labels act through the true
@@ -131,13 +138,13 @@ class Photometry(CollapsedModel[PhotometryFrame]):
     outlier_width: float = 0.5
     zero_point: tuple[float, float] = (0.0, 0.05)
     distance_prior: DistancePrior | Distribution = field(default_factory=ExponentialDisk)
-    reddening_prior: Exponential | Distribution = field(default_factory=Exponential)
-    label_prior: Literal["population", "flat"] = "population"
+    reddening_prior: ReddeningPrior | Distribution = field(default_factory=Exponential)
+    label_prior: Literal["population", "flat", "volume", "cmd"] | LabelMixture | Distribution = "population"
     components: int = 8
 
     exact_priors: ClassVar[dict[str, str]] = {
-        "distance_prior": "priors.ExponentialDisk or NormalModulus",
-        "reddening_prior": "priors.Exponential",
+        "distance_prior": "priors.Galaxy, ExponentialDisk or NormalModulus",
+        "reddening_prior": "priors.Exponential or AlongSightline",
     }
     global_sites: ClassVar[tuple[str, ...]] = (
         "weights",
@@ -152,8 +159,19 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         "outlier_fraction",
         "zero_point",
     )
-    blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "spectrum", "parallax", "reddening")  # type: ignore[assignment]
+    measured_blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "spectrum", "parallax", "reddening")
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """What is measured of the stars, and what their priors read."""
+        return self.measured_blocks + tuple(name for prior in self.star_priors for name in prior.blocks)
+
+    @property
+    def star_priors(self) -> tuple[DistancePrior | ReddeningPrior, ...]:
+        """The priors that may differ from star to star."""
+        both = (self.distance_prior, self.reddening_prior)
+        return tuple(x for x in both if isinstance(x, DistancePrior | ReddeningPrior))
 
     @property
     def widths(self) -> dict[str, int]:
@@ -178,8 +196,8 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         blocks = model.measured(stars)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             u = numpyro.sample("u", population)
-            e = numpyro.sample("true_reddening", model.reddening_distribution)
-            mu = numpyro.sample("distance_modulus", model.distance_distribution)
+            mu = numpyro.sample("distance_modulus", model.distance_distribution(stars, rows))
+            e = numpyro.sample("true_reddening", model.reddening_distribution(stars, rows, mu))
             offset = model.luminosity(theta, u) * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
             vector = model.vector(theta, u)
             if model.dust_vectors == 2:
@@ -280,22 +298,24 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         frame = self.require_frame()
         return len(frame.names), len(frame.bands)
 
-    @property
-    def distance_distribution(self) -> Distribution:
-        """Prior of the distance modulus."""
+    def distance_distribution(self, stars: Stars, rows: Array) -> Distribution:
+        """Prior of the distance moduli of some of the stars."""
         own = self.distance_prior
-        return fitted("distance_modulus", own, ()) if isinstance(own, Distribution) else own.distribution()
+        if isinstance(own, Distribution):
+            return fitted("distance_modulus", own, ())
+        return jax.tree.map(lambda x: constant(x)[rows], own.at(stars)).distribution()
 
-    @property
-    def reddening_distribution(self) -> Distribution:
+    def reddening_distribution(self, stars: Stars, rows: Array, mu: Array) -> Distribution:
+        """Prior of the reddenings of some of the stars, whose distance moduli are mu."""
         own = self.reddening_prior
         if isinstance(own, Distribution):
             return fitted("true_reddening", own, ())
-        return dist.Exponential(1 / self.reddening_scale)
+        bound = own.at(stars, self.require_frame().reddening_scale)
+        return jax.tree.map(lambda x: constant(x)[rows], bound).distribution(mu)
 
     @property
     def reddening_scale(self) -> float:
-        given = self.reddening_prior.scale if isinstance(self.reddening_prior, Exponential) else None
+        given = self.reddening_prior.scale if isinstance(self.reddening_prior, ReddeningPrior) else None
         return self.require_frame().reddening_scale if given is None else given
 
     def absolute(self, weights: Array, u: Array) -> Array:
@@ -331,9 +351,9 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         return luminosity.luminosity_sd(theta["luminosity_scatter"], theta["luminosity_scatter_slope"], u)
 
     def others(self, theta: Mapping[str, Array], data: Rows) -> Others:
-        rate = jnp.full_like(data.reddening, 1 / self.reddening_scale)
         parallax = data.parallax - theta["zero_point"]
-        return Others(parallax, data.parallax_weight, data.reddening, data.reddening_weight, rate)
+        known = (data.parallax_weight, data.reddening, data.reddening_weight)
+        return Others(parallax, *known, data.distance, data.dust)
 
     def seen_in(self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0) -> Quadratic:
         """What the magnitudes say of modulus and reddening."""
@@ -362,13 +382,13 @@ class Photometry(CollapsedModel[PhotometryFrame]):
     def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
         """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
         catalogue's, all else exactly."""
-        at, others, prior = self.predicted(theta, data), self.others(theta, data), self.distance_prior
+        at, others = self.predicted(theta, data), self.others(theta, data)
 
         def density(wide):
             if self.dust_vectors == 1:
-                return log_marginal(self.seen_in(theta, data, at, wide), others, prior)
+                return log_marginal(self.seen_in(theta, data, at, wide), others)
             second = jnp.broadcast_to(second_vector(theta["reddening_second"], theta["reddening_log"]), at.vector.shape)
-            return log_marginal_of_both(*self.linear(theta, data, at, wide, second), at.luminosity, others, prior)
+            return log_marginal_of_both(*self.linear(theta, data, at, wide, second), at.luminosity, others)
 
         if not self.outliers:
             return density(0.0) + data.label_density
@@ -409,15 +429,12 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         for name, instead in (("labels", "labels"), ("magnitudes", "spectrum")):
             if name not in stars and instead not in stars:
                 raise bad_input(
-                    f"stars with the blocks {', '.join(stars.blocks)}",
-                    f"a block {name!r}, which the training step needs",
+                    f"stars with the blocks {', '.join(stars.blocks)}", f"a block {name!r}, which training needs",
                     fix=f"Stars({name}=..., ...) or Stars.from_table(table, {name}=(...), {name}_error=(...))",
-                )
-        for name in self.blocks:
-            if name in stars and stars[name].error is None:
-                raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
-        _check_units(stars)
-        return self.replace(frame=frame_of(self.components, stars))
+                )  # fmt: skip
+        check_blocks(self, stars)
+        moduli = density_of_moduli(self.distance_prior, stars)
+        return self.replace(frame=dataclasses.replace(frame_of(self.components, stars), training_moduli=moduli))
 
     def __post_init__(self) -> None:
         if self.function not in ("network", "polynomial"):
@@ -433,15 +450,14 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         for name in ("reddening_slope", "outlier_width", "members", "components"):
             if not getattr(self, name) > 0:
                 raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
-        if self.label_prior not in ("population", "flat"):
-            raise bad_input(f"label_prior={self.label_prior!r}", "'population' or 'flat'")
+        require_label_prior(self.label_prior)
         if not is_own("distance_prior", self.distance_prior) and not isinstance(self.distance_prior, DistancePrior):
             raise bad_input(f"distance_prior={self.distance_prior!r}",
-                            "priors.ExponentialDisk or NormalModulus, or a distribution of NumPyro",
+                            "priors.Galaxy, ExponentialDisk or NormalModulus, or a distribution of NumPyro",
                             fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
         own = is_own_scatter("reddening_prior", self.reddening_prior)
-        if not own and not isinstance(self.reddening_prior, Exponential):
-            raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential",
+        if not own and not isinstance(self.reddening_prior, ReddeningPrior):
+            raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential or AlongSightline",
                             fix="reddening_prior=priors.Exponential(0.1)")  # fmt: skip
 
     def check(self, stars: Stars) -> None:
@@ -464,24 +480,4 @@ class Photometry(CollapsedModel[PhotometryFrame]):
                             fix="spectra on the wavelengths and in the unit of the training stars")  # fmt: skip
         if "labels" in stars and stars["labels"].units != frame.units:
             raise bad_input(f"labels in {stars['labels'].units}", f"{frame.units}, as in training")
-        for name in self.blocks:
-            if name in stars and stars[name].error is None:
-                raise bad_input(f"{name} without errors", "an error for every number", fix=f"Block({name}, error)")
-        _check_units(stars)
-
-
-def second_vector(free: Array, log_vector: Array) -> Array:
-    """R_2 (..., B): what of a free vector is at right angles to R at the median labels, whose part E measures."""
-    vector = jnp.exp(log_vector)
-    along = (free * vector).sum(-1, keepdims=True) / (vector**2).sum(-1, keepdims=True)
-    return free - along * vector
-
-
-def _check_units(stars: Stars) -> None:
-    for name, unit in (("magnitudes", "mag"), ("parallax", "mas"), ("reddening", "mag")):
-        if name not in stars:
-            continue
-        if name != "magnitudes" and stars[name].n_dim != 1:
-            raise bad_input(f"{name} of {stars[name].n_dim} columns", "one number per star")
-        if wrong := set(stars[name].units) - {unit, ""}:
-            raise bad_input(f"{name} in {sorted(wrong)}", unit, fix=f"Block(..., unit={unit!r})")
+        check_blocks(self, stars)

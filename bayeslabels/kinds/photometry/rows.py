@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...data.stars import Stars
+from ...numerics.dusty import Distance, Reddening
 from ...numerics.linalg import Array, beside, module_of
 from .channels import Measured, joined, noise_and_value
 
@@ -15,7 +16,8 @@ class Rows(NamedTuple):
     """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
 
     label_mean (N, L), label_root (N, L, L): of the true labels given the catalogue's, covariance root root';
-    label_density (N,): ln p(catalogue labels). reddening_guess (N,): a first estimate.
+    label_density (N,): ln p(catalogue labels). reddening_guess (N,): a first estimate. distance, dust: the stars' own
+    priors of modulus and reddening.
     """
 
     channels: Measured
@@ -27,12 +29,14 @@ class Rows(NamedTuple):
     reddening: Array
     reddening_weight: Array
     reddening_guess: Array
+    distance: Distance
+    dust: Reddening
 
 
 def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
     """Value, variance or covariance, and mask of the stars' blocks; labels scaled, with covariances."""
     frame, out = model.require_frame(), {}
-    for name in model.blocks:
+    for name in model.measured_blocks:
         if name not in stars:
             continue
         value, variance, observed = stars[name].filled()
@@ -60,12 +64,13 @@ def rows_of(model: Any, stars: Stars) -> Rows:
     channels = joined([seen.get(name, none) for name, none in dark.items()], model.n_magnitude)
     w, w_weight = _one(seen.get("parallax"), n)
     e, e_weight = _one(seen.get("reddening"), n)
-    scale = model.reddening_scale
-    prior = 1 / scale**2  # as wide as the exponential, about its mean: good enough for a place to be linear at
-    guess = np.maximum((e * e_weight**2 + scale * prior) / (e_weight**2 + prior), 0.0)
+    distance = model.distance_prior.at(stars)
+    dust = model.reddening_prior.at(stars, frame.reddening_scale)
+    usual = dust.typical  # a prior as wide as that, about it: good enough for a place to be linear at
+    guess = np.maximum((e * e_weight**2 + 1 / usual) / (e_weight**2 + usual**-2), 0.0)
     return Rows(
         channels, mean, root, given.log_density,
-        w, w_weight, e, e_weight, guess,
+        w, w_weight, e, e_weight, guess, distance, dust,
     )  # fmt: skip
 
 

@@ -18,13 +18,15 @@ from ...inference.starwise import StarProblem
 from ...kind import TrainedModel
 from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
-from ...numerics.mixture import Mixture
 from ...numerics.modes import find_modes
 from ...numerics.tangent import extinction
+from ...numerics.two_vectors import second_vector
 from ...numerics.whitening import noise_of
+from . import r_v
 from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told_by
+from .label_prior import label_prior
 from .luminosity import luminosity_sd, size
-from .photometry import Photometry, second_vector
+from .photometry import Photometry
 
 CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
@@ -39,7 +41,7 @@ class PhotometricMoments(NamedTuple):
 
     coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
     luminosity_scatter at the median labels, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second
-    (E, B): R_2 if there is one, of equal sign in all members; reddening_bend (B,): w, 1 / mag;
+    (E, B): R_2 if there is one, its sign such that x grows with R_V; reddening_bend (B,): w, 1 / mag;
     luminosity_scatter_slope: of ln s_M; scatter_factors (Q, B), mag. Models of the first versions have none of these.
     """
 
@@ -80,6 +82,8 @@ def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMo
     if "reddening_second" in flat:
         second = np.asarray(second_vector(flat["reddening_second"], flat["reddening_log"]))[some]
         second = second * np.where(second @ second[0] < 0, -1.0, 1.0)[:, None]
+        vector = np.exp(flat["reddening_log"][some].mean(0))
+        second = second * r_v.sign(model.require_frame().bands, vector, second.mean(0))
     return PhotometricMoments(
         flat["weights"][some], flat["reddening_log"][some], flat["reddening_slope"][some],
         np.sqrt((flat["scatter"] ** 2).mean(0)), np.sqrt((flat["luminosity_scatter"] ** 2).mean()),
@@ -97,7 +101,7 @@ def _factors(each: np.ndarray) -> np.ndarray:
 
 def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
     frame = model.require_frame()
-    mixture = label_prior(model)
+    mixture, tilt = label_prior(model, moments)
     factor = np.linalg.cholesky(mixture.covariance)
     log_weight = np.log(mixture.weight) - np.log(np.einsum("kii->ki", factor)).sum(1)
     theta = member(model, moments, 0)
@@ -107,20 +111,8 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
         None if moments.reddening_second is None else jnp.asarray(moments.reddening_second.mean(0)),
         theta["reddening_bend"], theta["luminosity_scatter"], theta["luminosity_scatter_slope"],
         jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
-        jax.tree.map(jnp.asarray, model.distance_prior),
+        jax.tree.map(jnp.asarray, tilt),
     )  # fmt: skip
-
-
-def label_prior(model: Photometry) -> Mixture:
-    """Label prior of the test step: the training labels' population; "flat": one Gaussian five times as wide in every
-    direction."""
-    population = model.require_frame().mixture
-    if model.label_prior == "population":
-        return population
-    mean = population.weight @ population.mean
-    offset = population.mean - mean
-    spread = population.covariance + offset[:, :, None] * offset[:, None, :]
-    return Mixture(np.ones(1), mean[None], 25 * np.einsum("k,kij->ij", population.weight, spread)[None])
 
 
 @in_float64
@@ -131,12 +123,13 @@ def prepare(
     model, moments = posterior.model, posterior.moments
     energy = LabelEnergy(model.net, model.n_magnitude)
     shared = shared_of(model, moments)
-    tried = label_prior(model).draw(CANDIDATES, seed)
+    tried = label_prior(model, moments).population.draw(CANDIDATES, seed)
     if shared.second is not None:
         x = np.random.default_rng([seed, 32452843]).standard_normal((CANDIDATES, 1))
         tried = np.concatenate([tried, x], 1)
     candidates = jnp.asarray(tried)
-    at = _at(energy, candidates, shared)
+    m, vector = _at(energy, candidates, shared)
+    at = m, vector, shared.tilt(m)
     rows = _rows_of(model, moments, stars)
     members = jax.tree.map(
         jnp.asarray,
@@ -154,7 +147,7 @@ def prepare(
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
-        first = _choose(starts, wide, odds, shared.prior, mine, grey, candidates, *at)
+        first = _choose(starts, wide, odds, mine, grey, candidates, *at)
         own = _own(energy, wide, odds, members, shared, mine, first[:, 0])
         parts.append(jax.tree.map(lambda x, k=n - start: np.asarray(x)[:k], (own, first)))
     own, first = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -177,12 +170,11 @@ def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> di
     sigma = np.where(data.parallax_weight > 0, 1 / np.maximum(data.parallax_weight, 1e-300), 1.0)
     weight = np.where(data.parallax_weight > 0, 1 / np.hypot(sigma, moments.zero_point_error), 0.0)
     parallax = np.where(weight > 0, data.parallax - moments.zero_point, 0.0)
-    rate = np.full(n, 1 / model.reddening_scale)
     return {
         "channels": data.channels, "scatter": moments.scatter**2 + np.zeros_like(data.channels.seen),
         "reddening_guess": data.reddening_guess,
         "labels": labels, "precision": precision, "label_mean": data.label_mean,
-        "others": Others(parallax, weight, data.reddening, data.reddening_weight, rate),
+        "others": Others(parallax, weight, data.reddening, data.reddening_weight, data.distance, data.dust),
     }  # fmt: skip
 
 
@@ -192,7 +184,7 @@ def _at(energy, u, shared):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vector):
+def _choose(starts, wide, log_odds, rows, luminosity, candidates, m, vector, tilt):
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     channels, others = rows["channels"], jax.tree.map(lambda x: x[:, None], rows["others"])
     y = channels.bright
@@ -211,17 +203,22 @@ def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vect
             total[:, None], weight @ vector.T, noise.products(vector, vector), b_mu, b_e,
             -0.5 * (rr + noise.log_det[:, None]), mu_0[:, None], jnp.zeros_like(total[:, None]),
         )  # fmt: skip
-        return rough(scattered(q, luminosity), others, prior)
+        return rough(scattered(q, luminosity), others)
 
     off = candidates[:, : rows["labels"].shape[1]] - rows["labels"][:, None]
     each = jax.vmap(density)(_kinds(rows, wide))
     score = each[0] if wide is None else jnp.logaddexp(each[0], log_odds + each[1])
-    score = score - 0.5 * ((off @ rows["precision"]) * off).sum(-1)
+    score = score - 0.5 * ((off @ rows["precision"]) * off).sum(-1) + tilt
     has_labels = (rows["precision"] != 0).any((1, 2))
-    picks, nearest = [], jnp.full(score.shape, jnp.inf)
+    picks, nearest, bright, first = [], jnp.full(score.shape, jnp.inf), m.mean(1), None
     for j in range(starts):
         apart = FAR if j <= starts // 2 else NEIGHBOUR
-        pick = candidates[jnp.where(nearest < apart**2, -jnp.inf, score).argmax(1)]
+        best = jnp.where(nearest < apart**2, -jnp.inf, score).argmax(1)
+        if j == 1:  # a dwarf's from a giant's: metals alone can be as far apart
+            alike = jnp.abs(bright - bright[first][:, None]) < BRIGHTER
+            best = jnp.where(alike, -jnp.inf, score).argmax(1)
+        first = best if j == 0 else first
+        pick = candidates[best]
         picks.append(pick)
         nearest = jnp.minimum(nearest, ((candidates - pick[:, None]) ** 2).sum(-1))
     known = jnp.pad(rows["label_mean"], ((0, 0), (0, candidates.shape[1] - off.shape[-1])))
@@ -230,7 +227,9 @@ def _choose(starts, wide, log_odds, prior, rows, luminosity, candidates, m, vect
 
 
 NEIGHBOUR, FAR = 0.6, 1.5
-"""Scaled distances of a start from those before: a dwarf's from a giant's first, then what else there may be."""
+"""Scaled distances of a start from those before: far ones first, then what else there may be."""
+BRIGHTER = 2.0
+"""By how much the second start differs from the first in absolute magnitude."""
 
 
 def _kinds(rows, wide):
@@ -267,7 +266,7 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
 
     common = jnp.broadcast_to(of_all, (len(x.unit), *of_all.shape))
     alone = own_with(common, jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
-    e = place(_of_good(energy, shared, alone, first)[0], rows["others"], shared.prior)[0].e
+    e = place(_of_good(energy, shared, alone, first)[0], rows["others"])[0].e
     if n_member == 1:
         return own_with(common, noise, e)
     labels = energy.labels(first)
@@ -324,7 +323,7 @@ def _draw_distances(energy, shared, own, u, told, uniform):
         if told.log_odds is not None:
             wrong = jax.nn.sigmoid(told.log_odds)
             at = jax.tree.map(lambda x: jnp.where(uniform[2] < wrong, x[:, 1], x[:, 0]), told.place)
-        mu, e = draw(at, own.others, shared.prior, (uniform[0], uniform[1]))
+        mu, e = draw(at, own.others, (uniform[0], uniform[1]))
         return jnp.stack([e, mu], -1), wrong.mean()
 
     return jax.vmap(one, (0, 0, 0, 1))(own, u, told, uniform)
@@ -344,4 +343,4 @@ def misfit(problem: StarProblem) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def _misfit(energy, shared, own, best):
     q, lower = _of_good(energy, shared, own, best)
-    return -2 * (place(q, own.others, shared.prior)[1] + lower)
+    return -2 * (place(q, own.others)[1] + lower)
