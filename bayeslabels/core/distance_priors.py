@@ -172,11 +172,11 @@ class Galaxy(DistancePrior):
     """Distances of the Galaxy's stars along the line of sight of each star.
 
         p(mu | l, b) ~ d^3 rho(R, z)
-        rho = thin + thick + halo, of the density near the Sun:
+        rho = thin + thick + halo, of the density near the Sun
         thin  = (1 - thick_share - halo_share) exp(-(R - R_0) / thin_length - (|z| - z_0) / thin_height)
         thick = thick_share exp(-(R - R_0) / thick_length - (|z| - z_0) / thick_height)
-        halo  = halo_share (r / R_0)^-halo_slope,   r^2 = R^2 + (z / halo_axis)^2 + core^2,
-                steeper, with halo_outer_slope, beyond halo_break
+        halo  = halo_share (r / R_0)^-halo_slope, and steeper, with halo_outer_slope, beyond halo_break
+        r^2   = R^2 + (z / halo_axis)^2 + core^2
 
     R_0 = 8.2 kpc, z_0 = 25 pc. Lengths and heights in kpc. The block `sky` of the stars says where they are: columns
     `l` and `b`, or `ra` and `dec` (ICRS), in degrees, without errors. A star without coordinates has the mean of all

@@ -73,25 +73,25 @@ class Predicted(NamedTuple):
 class Photometry(CollapsedModel[PhotometryFrame]):
     """Magnitudes in any bands from labels, distance and dust; and labels, distances and dust from magnitudes.
 
-    ======== ========================= ========================================================================
-    symbol   site                      meaning, shape, unit
-    ======== ========================= ========================================================================
-    M        ``weights``               of the function from scaled labels to absolute magnitudes (B,), mag
-    r        ``reddening_log``         (B,), ln of mag per mag of reddening at the median labels
-    r'       ``reddening_slope``       (B, L), per unit of the scaled labels
-    R_2      ``reddening_second``      (B,), with `dust_vectors=2`, at right angles to R, mag per mag of reddening
-    F        ``scatter_factors``       (Q, B), with `scatter_rank=Q`: directions in which stars scatter about M, mag
-    w        ``reddening_bend``        (B,), by how much extinction A falls short of growing with E: w A^2, 1 / mag
-    s_b      ``scatter``               (B,), of every band about M, mag
-    s_M      ``luminosity_scatter``    that all bands share (ages, companions), at the median labels, mag
+    ======== ============================ ===========================================================================
+    symbol   site                         meaning, shape, unit
+    ======== ============================ ===========================================================================
+    M        ``weights``                  of the function from scaled labels to absolute magnitudes (B,), mag
+    r        ``reddening_log``            (B,), ln of mag per mag of reddening at the median labels
+    r'       ``reddening_slope``          (B, L), per unit of the scaled labels
+    R_2      ``reddening_second``         (B,), with `dust_vectors=2`, at right angles to R, mag per mag of reddening
+    F        ``scatter_factors``          (Q, B), with `scatter_rank=Q`: directions in which stars scatter about M, mag
+    w        ``reddening_bend``           (B,), by how much extinction A falls short of growing with E: w A^2, 1 / mag
+    s_b      ``scatter``                  (B,), of every band about M, mag
+    s_M      ``luminosity_scatter``       that all bands share (ages, companions), at the median labels, mag
     c        ``luminosity_scatter_slope`` of ln s_M, linear and quadratic in the scaled labels
-    f        ``outlier_fraction``      of stars whose magnitudes scatter by `outlier_width` in every band
-    zero     ``zero_point``            of the parallaxes, measured less true, mas
-    u_n      ``u``                     (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
-    E_n      ``true_reddening``        its reddening ~ `reddening_prior`, mag
-    x_n      ``reddening_variation``   of its extinction curve from the mean, in sd (as R_V is) ~ N(0, 1)
-    mu_n     ``distance_modulus``      its distance modulus ~ `distance_prior`, mag
-    ======== ========================= ========================================================================
+    f        ``outlier_fraction``         of stars whose magnitudes scatter by `outlier_width` in every band
+    zero     ``zero_point``               of the parallaxes, measured less true, mas
+    u_n      ``u``                        (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
+    E_n      ``true_reddening``           its reddening ~ `reddening_prior`, mag
+    x_n      ``reddening_variation``      of its extinction curve from the mean, in sd (as R_V is) ~ N(0, 1)
+    mu_n     ``distance_modulus``         its distance modulus ~ `distance_prior`, mag
+    ======== ============================ ===========================================================================
 
     Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns,
     NaN for a band that a star has not), `spectrum` (flux in pixels, of any unit and sign), both with errors or
