@@ -258,11 +258,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(files, tmp_
 def test_what_was_trained_is_not_lost_with_the_disk(files, tmp_path, monkeypatch, capsys):
     save, tried = bl.Posterior.save, []
 
-    def full(posterior, path):
+    def full(posterior, path, **how):
         tried.append(path)
         if len(tried) == 1:
             raise OSError(28, "No space left on device")
-        return save(posterior, path)
+        return save(posterior, path, **how)
 
     monkeypatch.setattr(bl.Posterior, "save", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

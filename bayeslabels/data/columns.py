@@ -251,7 +251,7 @@ def _stack(table: Any, columns: Any) -> Numbers:
         parts = [_stack(table, column) for column in columns]
         if len({array.ndim for array, _ in parts}) > 1 or parts[0][0].ndim > 2:
             raise bad_input(f"a vector column among {columns}", "scalar columns, or vector columns")
-        wide = [array.reshape(len(array), -1) for array, _ in parts]
+        wide = [array if array.ndim == 2 else array[:, None] for array, _ in parts]
         units = [units[0] for array, (_, units) in zip(wide, parts, strict=True) for _ in range(array.shape[1])]
         return np.concatenate(wide, 1), units
     array, units = numbers(column_of(table, columns), columns)
