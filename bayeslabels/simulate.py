@@ -366,6 +366,7 @@ def simulate_xp(
         pixels, whose absolute magnitudes are -2.5 log10 of the flux at 10 pc.
 
     Example:
+        >>> from bayeslabels.simulate import simulate_xp
         >>> stars, truth = simulate_xp(100, n_pixel=21)
         >>> stars["spectrum"].value.shape, truth.reddening_vector.shape
         ((100, 21), (100, 26))

@@ -13,7 +13,18 @@ import pytest
 import bayeslabels as bl
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
-COSTLY = {"Gibbs", "Photometry", "Translator", "energy", "importances", "pair", "prior_to_posterior", "ranks"}
+COSTLY = {
+    "Gibbs",
+    "Groups",
+    "Photometry",
+    "together",
+    "Translator",
+    "energy",
+    "importances",
+    "pair",
+    "prior_to_posterior",
+    "ranks",
+}
 """Those whose example trains something that no other test does; the slow tests run them."""
 
 

@@ -361,6 +361,7 @@ def test_other_label_priors(survey, posterior):
         bl.priors.LabelMixture([1.0, 2.0], -np.eye(2))
 
 
+@pytest.mark.slow
 def test_members_of_a_cluster_give_one_modulus(survey, posterior):
     """Ten groups of 30 stars, each of one modulus, and in each two stars of another."""
     stars, _, mu, _ = survey

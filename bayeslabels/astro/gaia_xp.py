@@ -33,6 +33,7 @@ def covariance(error: ArrayLike, correlation: ArrayLike) -> Array:
 
     Example:
         >>> import numpy as np
+        >>> from bayeslabels.astro.gaia_xp import covariance
         >>> covariance(np.array([[1.0, 2.0, 3.0]]), np.array([[0.1, 0.2, 0.3]]))[0]
         array([[1. , 0.2, 0.6],
                [0.2, 4. , 1.8],
@@ -77,6 +78,16 @@ def xp_coefficients(table: Any, n: tuple[int, int] | None = None, scale: ArrayLi
 
     Raises:
         BadInput: columns that are not there, or of other lengths.
+
+    Example:
+        >>> import numpy as np
+        >>> from bayeslabels.astro.gaia_xp import xp_coefficients
+        >>> one = {"coefficients": np.ones((2, 3)), "coefficient_errors": 0.1 * np.ones((2, 3)),
+        ...        "coefficient_correlations": np.zeros((2, 3))}
+        >>> table = {f"{band}_{name}": x for band in ("bp", "rp") for name, x in one.items()}
+        >>> value, covariance = xp_coefficients(table)
+        >>> value.shape, covariance.shape
+        ((2, 6), (2, 6, 6))
     """
     parts = []
     for band, size in zip(("bp", "rp"), n or (None, None), strict=True):

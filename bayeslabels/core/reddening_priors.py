@@ -42,6 +42,11 @@ class Exponential(ReddeningPrior):
 
     Stars with a block `reddening_scale` (one column, mag, without errors) have a scale of their own, such as the
     reddening of a map in their direction.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> bl.Photometry(reddening_prior=bl.priors.Exponential(0.2)).reddening_prior
+        Exponential(scale=0.2)
     """
 
     blocks: ClassVar[tuple[str, ...]] = ("reddening_scale",)
@@ -84,8 +89,8 @@ class AlongSightline(ReddeningPrior):
         >>> wall = 0.5 / (1 + np.exp(-3 * (mu - 9)))  # a cloud at 630 pc
         >>> sightline = bl.Block(wall[None], 0.05, unit="mag", coords={"modulus": mu})
         >>> bound = bl.priors.AlongSightline().at(bl.Stars(sightline=sightline), 0.1)
-        >>> np.round(bound.rough(np.array([7.0, 11.0]))[1], 2)
-        array([0. , 0.5], dtype=float32)
+        >>> [round(float(x), 2) for x in bound.rough(np.array([7.0, 11.0]))[1]]
+        [0.0, 0.5]
     """
 
     blocks: ClassVar[tuple[str, ...]] = ("sightline", "reddening_scale")

@@ -24,6 +24,17 @@ class Groups(NamedTuple):
     table: a row per group: `group`, `n_star`, what is shared with its error, and `effective`: the share of effective
     draws, not to be trusted below 0.05. member (N,): probability of each star to be a member of its group; NaN where it
     is in none or has no answer. covariance: (group, Q, Q).
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> model = bl.Photometry(function="polynomial", order=2, members=1)
+        >>> posterior = bl.fit(model, stars, bl.MAP(max_iterations=20), progress=False)
+        >>> some = stars[:4].drop("labels")
+        >>> result = bl.infer(posterior, some, bl.Laplace(draws=200), progress=False)
+        >>> groups = bl.together(posterior, some, result, ["a", "a", "b", "b"])
+        >>> groups.member.shape
+        (4,)
     """
 
     table: QTable
@@ -61,6 +72,17 @@ def together(
 
     Example:
         groups = together(posterior, stars, result, table["cluster"], ("distance_modulus", "FE_H"))
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> model = bl.Photometry(function="polynomial", order=2, members=1)
+        >>> posterior = bl.fit(model, stars, bl.MAP(max_iterations=20), progress=False)
+        >>> some = stars[:4].drop("labels")
+        >>> result = bl.infer(posterior, some, bl.Laplace(draws=200), progress=False)
+        >>> groups = bl.together(posterior, some, result, ["a", "a", "b", "b"])
+        >>> len(groups.table)
+        2
     """
     share = (share,) if isinstance(share, str) else tuple(share)
     names = list(result.frame.names)

@@ -124,6 +124,15 @@ class Photometry(CollapsedModel[PhotometryFrame]):
 
     Source: Green, Rix, Tschesche et al. 2021 (arXiv:2006.16258). Departures: errors of the labels act through the true
     labels behind them, parallaxes of any S/N enter as parallaxes, E is never negative, outliers are a mixture.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> model = bl.Photometry(function="polynomial", order=2, members=1)
+        >>> posterior = bl.fit(model, stars, bl.MAP(max_iterations=20), progress=False)
+        >>> result = bl.infer(posterior, stars[:20].drop("labels"), bl.MAP(), progress=False)
+        >>> result.frame.names[:5]
+        ('TEFF', 'LOGG', 'FE_H', 'reddening', 'distance_modulus')
     """
 
     function: Literal["network", "polynomial"] = "network"
