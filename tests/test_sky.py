@@ -229,6 +229,7 @@ def posterior(survey):
     return bl.fit(MODEL, survey[0][:700], bl.MAP(max_iterations=40), seed=0)
 
 
+@pytest.mark.slow
 def test_posteriors_hold_the_truth(survey, posterior):
     stars, labels, mu, e = survey
     new = stars[700:].drop("labels")
