@@ -171,7 +171,9 @@ def translator() -> dict[str, float]:
     except ImportError:
         return out
     start = time.process_time()
-    members = [MLPRegressor((64, 64), early_stopping=True, max_iter=500, random_state=i) for i in range(5)]
+    members = [
+        MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=500, random_state=i) for i in range(5)
+    ]
     each = np.stack([m.fit(x[:4000], noisy[:4000]).predict(x[4000:]) for m in members])
     peer, off = time.process_time() - start, each.mean(0) - y[4000:]
     return out | {
