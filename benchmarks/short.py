@@ -274,7 +274,7 @@ def table(kept: dict[str, Any]) -> str:
         rows.append(f"| {CASES[name].__doc__} | {said} |")
     about = f"Measured on {kept['date']}, {kept['machine']}, Python {kept['python']}, JAX {kept['jax']}.\n"
     how = "Made by `python benchmarks/short.py --write`. Where *over peer* is below 1, ours is faster or better.\n"
-    return "\n".join([about, how, *rows, ""])
+    return "\n".join(["# Short benchmarks\n", about, how, *rows, ""])
 
 
 def main() -> None:
