@@ -12,7 +12,7 @@ from astropy.table import Column, MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_relations import MODELS, NAMES, UNITS, survey
+from test_relations import MODELS, NAMES, SPREAD, UNITS, survey
 
 import bayeslabels as bl
 from bayeslabels.errors import BadInput
@@ -134,7 +134,7 @@ def test_results_stay_as_they_are(name, examples):
         train, test, (mean0, error0) = base(seed, gaps)
         mean, error = RELATIONS[name](train, test, np.random.default_rng(key))
         np.testing.assert_array_equal(np.isnan(mean), np.isnan(mean0))
-        known = np.isfinite(mean0).all(1)
+        known = np.isfinite(mean0).all(1) & (error0 < 3 * SPREAD).all(1)  # of the others, one pixel says next to nothing
         assert known.sum() > 6
         assert (np.abs(mean - mean0) / error0)[known].max() < CLOSE
         np.testing.assert_allclose(error[known], error0[known], rtol=CLOSE)
