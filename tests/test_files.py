@@ -266,6 +266,7 @@ DAMAGES = {
     "a moment less": lambda f: f["moments"].__delitem__("scatter"),
     "a moment more": lambda f: f["moments"].move("scatter", "scutter"),
     "not finite": lambda f: f["moments/label_scatter"].__setitem__(0, np.nan),
+    "no dimensions": lambda f: put(f["model"]["array_0"], "DIMENSION_LIST", np.arange(5)),
     "no pixel": lambda f: f["moments/coefficients"].__setitem__(..., np.nan),
 }
 

@@ -143,6 +143,12 @@ def test_damaged_files_are_bad_input(tmp_path, suffix, damage):
             read(path)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_ids_that_begin_like_comments(tmp_path, suffix):
+    path = write_table(Table({"id": ["a", "#1", "# 2", "b"], "G": np.arange(4.0)}), tmp_path / f"t{suffix}")
+    assert bl.Stars.from_table(read_table(path), magnitudes="G", id="id").id.tolist() == ["a", "#1", "# 2", "b"]
+
+
 def test_what_a_format_cannot_hold_is_refused(tmp_path):
     with pytest.raises(BadInput, match="vectors"):
         write_table(Table({"flux": np.ones((2, 3))}), tmp_path / "t.csv")

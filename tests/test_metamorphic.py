@@ -134,7 +134,7 @@ def test_results_stay_as_they_are(name, examples):
         train, test, (mean0, error0) = base(seed, gaps)
         mean, error = RELATIONS[name](train, test, np.random.default_rng(key))
         np.testing.assert_array_equal(np.isnan(mean), np.isnan(mean0))
-        known = np.isfinite(mean0).all(1) & (error0 < 3 * SPREAD).all(1)  # of the others, one pixel says next to nothing
+        known = np.isfinite(mean0).all(1) & (error0 < 3 * SPREAD).all(1)
         assert known.sum() > 6
         assert (np.abs(mean - mean0) / error0)[known].max() < CLOSE
         np.testing.assert_allclose(error[known], error0[known], rtol=CLOSE)
@@ -226,7 +226,11 @@ def test_ids_come_back_or_are_refused(tmp_path, examples):
         stars = bl.Stars(id=np.array(names), magnitudes=bl.Block(np.arange(float(len(names)))))
         path = write_table(stars.to_table(), tmp_path / f"i{suffix}")
         for parts in ([read_table(path)], list(open_stream(path).read(0, 2, ["id", "magnitudes"]))):
-            back = [x for part in parts for x in bl.Stars.from_table(part, magnitudes="magnitudes", id="id").id]
+            try:
+                back = [x for part in parts for x in bl.Stars.from_table(part, magnitudes="magnitudes", id="id").id]
+            except BadInput:
+                assert {"NULL", "null"} & set(names)  # which text files have for what is missing
+                continue
             assert [str(x) for x in back] == [str(x) for x in names]
 
     typed = [x for x in SUFFIXES if ".csv" not in x]

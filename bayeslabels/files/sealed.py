@@ -132,7 +132,34 @@ def _refuse_others(group: Any, path: Path, written_by: str, depth: int) -> None:
         elif not isinstance(x, h5py.Dataset):
             raise bad_input(f"{path}, in which {x.name} is a {type(x).__name__}", f"{written_by}, which has none")
         else:
+            _refuse_odd_dimensions(x, path, written_by)
             _refuse_elsewhere(x, path, written_by)
+
+
+_INTEGER, _STRING, _TABLE, _LISTS = (
+    h5py.h5t.TypeIntegerID, h5py.h5t.TypeStringID, h5py.h5t.TypeCompoundID, h5py.h5t.TypeVlenID,
+)  # fmt: skip
+DIMENSIONS = {
+    "CLASS": (_STRING, 0), "NAME": (_STRING, 0), "_Netcdf4Dimid": (_INTEGER, 0), "_Netcdf4Coordinates": (_INTEGER, 1),
+    "REFERENCE_LIST": (_TABLE, 1), "DIMENSION_LIST": (_LISTS, 1),
+}  # fmt: skip
+"""Attributes by which netCDF4 knows dimensions: type and number of axes. Of other types HDF5 writes over memory."""
+OF_AXES = ("DIMENSION_LIST", "_Netcdf4Coordinates")
+"""Of them those with an entry for every axis of their dataset."""
+
+
+def _refuse_odd_dimensions(x: Any, path: Path, written_by: str) -> None:
+    """Looks at types and shapes alone, before anything is read."""
+    for name in DIMENSIONS.keys() & set(x.attrs):
+        there = x.attrs.get_id(name)
+        kind, (expected, axes) = there.get_type(), DIMENSIONS[name]
+        right = isinstance(kind, expected) and there.shape is not None and len(there.shape) == axes
+        if expected is _LISTS:
+            right = right and isinstance(kind.get_super(), h5py.h5t.TypeReferenceID)
+        if expected is _STRING:
+            right = right and not kind.is_variable_str() and kind.get_size() <= 256
+        if not right or (name in OF_AXES and x.ndim and there.shape != (x.ndim,)):
+            raise bad_input(f"{path}, in which {name} of {x.name} is none of netCDF4", written_by)
 
 
 def _refuse_elsewhere(x: Any, path: Path, written_by: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,8 +31,10 @@ class Ecsv(Format):
         return TextStream(path)
 
     def write(self, table: Table, path: Path) -> None:
+        made = io.StringIO()
+        table.write(made, format="ascii.ecsv")
         with _opened(path, "wt") as file:
-            table.write(file, format="ascii.ecsv")
+            file.write(_without_comments(made.getvalue()))
 
 
 class Csv(Format):
@@ -73,6 +76,17 @@ class TextStream(Stream):
 def _opened(path: Path, mode: str) -> Any:
     encoding = "utf-8-sig" if mode == "rt" else "utf-8"
     return (gzip.open if path.suffix.lower() == ".gz" else open)(path, mode, encoding=encoding, newline="")
+
+
+def _without_comments(text: str) -> str:
+    """ECSV with quotes around what a row begins with, if that is #: its star would be read as a comment."""
+    lines = text.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0) + 1
+    for i, line in enumerate(lines[first:], first):
+        if line.startswith("#"):
+            field, space, rest = line.rstrip("\r\n").partition(" ")
+            lines[i] = f'"{field}"{space}{rest}\n'
+    return "".join(lines)
 
 
 def _ecsv(text: str) -> Table:
