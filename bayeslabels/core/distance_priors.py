@@ -7,6 +7,7 @@ through batches, minibatches and the programs that are compiled for them.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,14 +24,14 @@ from ..numerics.dusty import LN10_5
 from ..numerics.linalg import Array, module_of
 
 
-class DistancePrior:
+class DistancePrior(ABC):
     """A prior of the distance modulus; `blocks`: those of the stars that it reads."""
 
     blocks: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def at(self, stars: Stars) -> Any:
         """p(mu) of N stars: `log_density(mu)`, `slopes(mu)` and `distribution()`, arrays with a row per star."""
-        raise NotImplementedError
 
     def check(self, stars: Stars) -> None:
         """Refuse stars whose blocks it cannot read; by default it reads none."""

@@ -35,7 +35,7 @@ class Program:
         found: dict[str, Any] = {}
 
         def read() -> int:
-            found.update(handlers.trace(handlers.seed(Drawn(model, template.blocks), 0)).get_trace(template))
+            found.update(handlers.trace(handlers.seed(_Drawn(model, template.blocks), 0)).get_trace(template))
             return 0
 
         try:
@@ -66,9 +66,7 @@ class Program:
 
     def simulate(self, key: Array, given: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Every site's value, drawn from the program but for the values given: parameters, latents and data."""
-        program = handlers.seed(Drawn(self.model, self.observed), key)
-        sites = handlers.trace(handlers.substitute(program, data=dict(given or {}))).get_trace(self.template)
-        return {name: x["value"] for name, x in sites.items() if x["type"] in ("sample", "deterministic")}
+        return drawn_sites(self.model, self.template, self.observed, key, given or {})
 
     def stars(self, sites: Mapping[str, np.ndarray]) -> Stars:
         """The template with the data of a simulation, missing where the template's are."""
@@ -92,7 +90,16 @@ def observed_blocks(model: Any, stars: Stars, at: Mapping[str, Array]) -> tuple[
     return tuple(name for name in stars.blocks if name in found)
 
 
-class Drawn(Messenger):
+def drawn_sites(
+    model: Callable[[Stars], Any], stars: Stars, observed: tuple[str, ...], key: Array, given: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Every site's value, drawn from the program but for the values given; blocks in `observed` are drawn, too."""
+    program = handlers.substitute(handlers.seed(_Drawn(model, observed), key), data=dict(given))
+    sites = handlers.trace(program).get_trace(stars)
+    return {name: x["value"] for name, x in sites.items() if x["type"] in ("sample", "deterministic")}
+
+
+class _Drawn(Messenger):
     """Observed sites of these names are drawn instead."""
 
     def __init__(self, fn: Any, names: Any):

@@ -6,6 +6,7 @@ is then in closed form, whatever the prior.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,15 +22,15 @@ from ..numerics.along import line, resampled
 from ..numerics.linalg import Array, module_of
 
 
-class ReddeningPrior:
+class ReddeningPrior(ABC):
     """A prior of the reddening; `blocks`: those of the stars that it reads."""
 
     blocks: ClassVar[tuple[str, ...]] = ()
     scale: float | None
 
+    @abstractmethod
     def at(self, stars: Stars, typical: float) -> Any:
         """p(E | mu) of N stars, arrays with a row per star; typical: the mean reddening of the training stars, mag."""
-        raise NotImplementedError
 
     def check(self, stars: Stars) -> None:
         """Refuse stars whose blocks it cannot read; by default it reads none."""

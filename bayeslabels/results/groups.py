@@ -17,7 +17,7 @@ from numpyro import handlers
 from numpyro.infer import log_likelihood as log_likelihood_of_program
 
 from ..core.collapsed import CollapsedModel
-from ..core.program import Drawn, observed_blocks
+from ..core.program import drawn_sites, observed_blocks
 from ..data.stars import Stars
 from ..errors import CannotDo, bad_input
 from ..kind import kind_of
@@ -82,9 +82,7 @@ def _drawn(
 
     def one(given: Any) -> dict[str, Any]:
         key, point = given
-        program = handlers.substitute(handlers.seed(Drawn(model, observed), key), data=point)
-        sites = handlers.trace(program).get_trace(stars)
-        return {name: x["value"] for name, x in sites.items() if x["type"] in ("sample", "deterministic")}
+        return drawn_sites(model, stars, observed, key, point)
 
     try:
         each = jax.jit(lambda given: jax.lax.map(one, given))((keys, dict(draws)))
