@@ -27,7 +27,7 @@ PLACES = {name: module for module, names in PUBLIC.items() for name in names}
 MODELS = tuple(sorted(name for name, module in PLACES.items() if module.startswith("kinds.") and name[0].isupper()))
 """The models that are made by name and settings alone."""
 INFERENCES = tuple(sorted(PUBLIC["inference"]))
-FORMATS = "FITS (.fits), Parquet (.parquet), HDF5 (.h5), ECSV (.ecsv), CSV (.csv)"
+FORMATS = "FITS (.fits), Parquet (.parquet), HDF5 (.h5), VOTable (.vot), ECSV (.ecsv), CSV (.csv)"
 """The file formats, as `files.formats` has them."""
 TABLES = f"a file in {FORMATS}, or a folder of Parquet files"
 """The tables that can be read and written."""

@@ -166,7 +166,9 @@ def test_suffixes_are_of_one_format_each():
     assert format_of("SURVEY.FITS.GZ").name == "FITS"
 
 
-@pytest.mark.parametrize("suffix", [x for x in TYPED if x not in (".fit", ".fit.gz", ".hdf", ".hdf5")])
+@pytest.mark.parametrize(
+    "suffix", [x.suffixes[0] for x in FORMATS[:-1]] + [".fz", ".fits.gz", ".pq", ".ecsv.gz", ".vot.gz"]
+)
 def test_fit_and_infer_take_the_same_files(training, tmp_path, suffix, capsys):
     """On the command line, with the catalogue in the format of the source, to the bit that of FITS."""
     table = Table({"ID": [f"s{i}" for i in range(40)], "T": training.labels.value[:, 0], "FLUX": training.flux.value})

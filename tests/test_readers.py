@@ -64,6 +64,11 @@ def as_hdf5(rows, path):
                 file[name].attrs["unit"] = str(column.unit)
 
 
+def as_votable_of_text(rows, path):
+    """As archives write it: what is masked is an empty cell."""
+    rows.write(path, format="votable")
+
+
 WRITERS = {
     "a.fits": lambda rows, path: rows.write(path),
     "a.fits.gz": lambda rows, path: rows.write(path, format="fits"),
@@ -71,6 +76,8 @@ WRITERS = {
     "astropy.parquet": lambda rows, path: rows.write(path),
     "arrow.parquet": as_arrow,
     "a.hdf5": as_hdf5,
+    "a.vot": lambda rows, path: rows.write(path, format="votable", tabledata_format="binary2"),
+    "text.vot": as_votable_of_text,
 }
 
 
@@ -107,7 +114,7 @@ def test_units_gaps_and_ids_come_through(tmp_path, name, n, ids):
 
 
 @pytest.mark.filterwarnings("ignore:The unit 'dex' could not be saved")
-@pytest.mark.parametrize("name", [x for x in WRITERS if not x.endswith("hdf5")])
+@pytest.mark.parametrize("name", [x for x in WRITERS if x.split(".")[-1] not in ("hdf5", "vot")])
 def test_the_packages_own_tables_come_back(tmp_path, name):
     if name.startswith("arrow"):
         pytest.skip("Arrow alone keeps nothing of an astropy table's meta")

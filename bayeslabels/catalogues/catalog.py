@@ -83,7 +83,7 @@ def infer_catalog(
     """Test step for a catalogue of any length: `infer(...).table()` of every star, in the order of the source.
 
     Args:
-        source: a table in a file of any format (FITS, Parquet, HDF5, ECSV or CSV), or a folder of Parquet files.
+        source: a table in a file of any format (`docs/reference/formats.md`), or a folder of Parquet files.
         destination: a folder, for a Parquet file per batch; or a file of any format.
         inference: as in `infer`.
         columns: names of columns as in `Stars.from_table`, ``{"flux": "FLUX", "flux_ivar": "IVAR", "id": "NAME"}``, and

@@ -10,8 +10,9 @@ from .fits import Fits
 from .hdf5 import Hdf5
 from .parquet import Parquet
 from .text import Csv, Ecsv
+from .votable import VOTable
 
-FORMATS: tuple[Format, ...] = (Fits(), Parquet(), Hdf5(), Ecsv(), Csv())
+FORMATS: tuple[Format, ...] = (Fits(), Parquet(), Hdf5(), VOTable(), Ecsv(), Csv())
 SUFFIXES = [suffix for x in FORMATS for suffix in x.suffixes]
 
 

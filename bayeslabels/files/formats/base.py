@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +55,24 @@ class Stream(ABC):
     def identity(self) -> list[list[Any]]:
         """Name, size and time of every file, by which a resumed run knows its source."""
         return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]
+
+
+class WholeStream(Stream):
+    """A table that is read as a whole, at once."""
+
+    def __init__(self, path: Path, read: Callable[[], Table]):
+        self.table = read()
+        if not self.table.colnames:
+            raise bad_input(f"{path} without columns", "their names, and the numbers of each star")
+        self.paths, self.n_row, self.names = (path,), len(self.table), tuple(self.table.colnames)
+        self.meta = dict(self.table.meta)
+
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
+        for first in range(start, self.n_row, size):
+            yield self.table[list(columns)][first : first + size]
+
+    def empty(self) -> Table:
+        return self.table
 
 
 class Format(ABC):

@@ -6,7 +6,6 @@ import gzip
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from astropy.table import Column, MaskedColumn, Table
 
 from ...data.columns import column, unit_in
 from ...errors import bad_input
-from .base import Format, Stream, whole_file
+from .base import Format, WholeStream, whole_file
 
 MISSING = [("", "0"), ("null", "0"), ("NULL", "0")]
 """Texts that stand for nothing: the Gaia archive writes null."""
@@ -27,8 +26,8 @@ class Ecsv(Format):
     name = "ECSV"
     suffixes = (".ecsv", ".ecsv.gz")
 
-    def open(self, path: Path, hdu: int | str | None) -> TextStream:
-        return TextStream(path)
+    def open(self, path: Path, hdu: int | str | None) -> WholeStream:
+        return WholeStream(path, lambda: _read(path))
 
     def write(self, table: Table, path: Path) -> None:
         made = io.StringIO()
@@ -44,8 +43,8 @@ class Csv(Format):
     suffixes = (".csv", ".csv.gz")
     vectors = False
 
-    def open(self, path: Path, hdu: int | str | None) -> TextStream:
-        return TextStream(path)
+    def open(self, path: Path, hdu: int | str | None) -> WholeStream:
+        return WholeStream(path, lambda: _read(path))
 
     def write(self, table: Table, path: Path) -> None:
         self.refuse(path, vectors=[name for name in table.colnames if table[name].ndim > 1])
@@ -53,24 +52,12 @@ class Csv(Format):
             table.write(file, format="ascii.csv")
 
 
-class TextStream(Stream):
-    def __init__(self, path: Path):
-        with whole_file(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with _opened(path, "rt") as file:
-                text = file.read()
-            self.table = _ecsv(text) if text.startswith("# %ECSV") else _csv(text, path)
-        if not self.table.colnames:
-            raise bad_input(f"{path} without columns", "a line of their names, and one of each star")
-        self.paths, self.n_row, self.names = (path,), len(self.table), tuple(self.table.colnames)
-        self.meta = dict(self.table.meta)
-
-    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[Table]:
-        for first in range(start, self.n_row, size):
-            yield self.table[list(columns)][first : first + size]
-
-    def empty(self) -> Table:
-        return self.table
+def _read(path: Path) -> Table:
+    with whole_file(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _opened(path, "rt") as file:
+            text = file.read()
+        return _ecsv(text) if text.startswith("# %ECSV") else _csv(text, path)
 
 
 def _opened(path: Path, mode: str) -> Any:
