@@ -18,8 +18,12 @@ AS_USUAL: dict[str, tuple[Any, Any]] = {
     "jax_debug_infs": (jax.debug_infs, False),
     "jax_numpy_rank_promotion": (jax.numpy_rank_promotion, "allow"),
     "jax_numpy_dtype_promotion": (jax.numpy_dtype_promotion, "standard"),
+    "jax_debug_key_reuse": (jax.debug_key_reuse, False),
+    "jax_default_matmul_precision": (jax.default_matmul_precision, None),
+    "jax_default_prng_impl": (jax.default_prng_impl, "threefry2x32"),
 }
-"""Settings of JAX that stop code which is right: NaN marks what is missing, and shapes are broadcast on purpose."""
+"""Settings of JAX that stop code which is right (NaN marks what is missing, shapes are broadcast on purpose, NumPyro
+uses keys again), or that change its numbers: the digits of products, and the draws that belong to a seed."""
 GUARDS = ("host_to_device", "device_to_device", "device_to_host")
 NUMPY = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 """What NumPy does by default where numbers overflow, underflow or are none."""

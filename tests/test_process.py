@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -48,6 +49,36 @@ def test_flags_of_the_users_own_code(flag, trained, training, spectra, tmp_path)
     infer_catalog(posterior, tmp_path / "in.fits", tmp_path / "out.fits", batch_size=16, progress=False)
     assert len(read_table(tmp_path / "out.fits")) == len(holes)
     assert getattr(jax.config, flag) == FLAGS[flag]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_debug_key_reuse", True), ("jax_default_prng_impl", "rbg"), ("jax_default_matmul_precision", "bfloat16")],
+)
+def test_settings_that_change_draws_or_digits(name, value):
+    """The draws that belong to a seed, and products of numbers, are those of JAX as it is by default."""
+
+    def draws():
+        key = jax.random.PRNGKey(0)
+        return np.array(jax.random.normal(key, 3) + jax.random.normal(key, 3))
+
+    before, expected = getattr(jax.config, name), draws()
+    jax.config.update(name, value)
+    try:
+        with process.settings_as_usual():
+            assert getattr(jax.config, name) == process.AS_USUAL[name][1] == before
+            np.testing.assert_array_equal(draws(), expected)
+        assert getattr(jax.config, name) == value
+    finally:
+        jax.config.update(name, before)
+
+
+def test_two_threads_at_once(trained, spectra):
+    expected = bl.infer(trained, spectra, progress=False).mean
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: bl.infer(trained, spectra, progress=False).mean, range(4)))
+    for mean in found:
+        np.testing.assert_array_equal(mean, expected)
 
 
 def test_numpy_that_raises(trained, training, spectra):

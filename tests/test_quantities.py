@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from astropy import units as u
 from astropy.table import Column, MaskedColumn, QTable, Table
 from astropy.utils.masked import Masked
 
-from bayeslabels.astro import extinction, parallax, photometry, spectra
+from bayeslabels.astro import extinction, gaia, parallax, photometry, spectra
 from bayeslabels.astro.quantities import plain
 from bayeslabels.errors import BadInput
 
@@ -27,6 +29,11 @@ ALIKE = [
      [np.ones((1, 2, 1)), np.ones((1, 1, 1)), [1, 2], [100] * u.mmag, [[20, 30]] * u.mmag]),
     (spectra.vacuum_to_air, [[5000.0]], [[500.0] * u.nm]),
     (spectra.doppler_shift, [[5000.0], 10.0], [[0.5] * u.um, 1e4 * u.m / u.s]),
+    (parallax.distance_modulus, [[10.0, 0.1]], [xr.DataArray([0.01, 0.0001], attrs={"units": "arcsec"})]),
+    (parallax.distance_modulus, [[10.0, np.nan]], [pd.Series([10, None], dtype="Int64")]),
+    (parallax.distance_modulus, [[10.0, np.nan]], [[10.0 * u.mas, np.nan * u.mas]]),
+    (parallax.distance_modulus, [10.0], [np.array(10_000) * u.uas]),
+    (parallax.distance_modulus, [[]], [np.zeros(0) * u.arcsec]),
 ]  # fmt: skip
 
 
@@ -69,6 +76,19 @@ def test_combined_parallaxes_of_quantities():
         (photometry.propagated_covariance, [np.ones((1, 1, 1)), np.ones((1, 1, 1)), [1], [0.1], [[-999.0]]]),
         (plain, [[1 * u.mas, 1 * u.K], "mas", "parallax"]),
         (spectra.normalize_gaussian, [[5000.0, 5001.0], [1.0, 1.0] * u.Jy, [1.0, 1.0] / u.K]),
+        (spectra.normalize_gaussian, [[0.5, 0.5001], [1.0, 1.0], None]),  # micron without their unit
+        (spectra.normalize_gaussian, [np.log10([5000.0, 5001.0]), [1.0, 1.0], None]),
+        (spectra.normalize_gaussian, [[5000.0, 5001.0], [1.0, 1.0], None, [50.0, 60.0]]),
+        (extinction.extinction_law, [0.55, [3.1, 3.2]]),
+        (extinction.band_extinction, [np.full((2, 2), 5000.0), ("G",)]),
+        (extinction.band_extinction, [[5000.0], ("G",), [0.1, 0.2]]),
+        (gaia.excess_factor, [np.ones(3), np.ones(2)]),
+        (gaia.good_colour, [np.ones(3), np.ones(3), np.ones(2)]),
+        (gaia.magnitude_error, [np.ones(3), np.ones(2)]),
+        (parallax.gaia_zero_point, [np.full(3, 15.0), np.full(2, 1.5), 30.0]),
+        (parallax.combine, [np.zeros(3), 0.1, np.ones(2)]),
+        (photometry.reddening_posterior, [[[0.26, 0.34, 0.2]], VECTOR[:2], COVARIANCE, [0.1], [0.2]]),
+        (photometry.reddening_posterior, [[[0.26, 0.34, 0.2]], VECTOR, -COVARIANCE, [0.1], [0.2]]),
     ],
 )
 def test_what_cannot_be_is_refused(function, arguments):

@@ -7,14 +7,16 @@ import gzip
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 from astropy import units as u
 from astropy.io import fits
 from astropy.table import MaskedColumn, QTable, Table
+from astropy.time import Time
 
 import bayeslabels as bl
 from bayeslabels.files.sources import Source, read_stars, stars_of
 from bayeslabels.files.streams import open_stream
-from bayeslabels.files.tables import read_table
+from bayeslabels.files.tables import read_table, write_table
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa
@@ -165,6 +167,118 @@ def test_the_null_of_a_scaled_fits_column_is_as_stored(tmp_path, scale):
             np.testing.assert_allclose(bl.Stars.from_table(rows, magnitudes="MAG").magnitudes.value[:, 0], expected)
 
 
+def as_logical(path):
+    fits.BinTableHDU.from_columns([fits.Column(name="X", format="L", array=np.array([1, 0, 1], bool))]).writeto(path)
+    path.write_bytes(path.read_bytes().replace(b"TFT", b"T\0T"))
+
+
+def as_lists(path):
+    rows = np.empty(3, object)
+    rows[:] = [np.array([1], np.int32), np.array([-9], np.int32), np.array([1], np.int32)]
+    fits.BinTableHDU.from_columns([fits.Column(name="X", format="PJ()", array=rows, null=-9)]).writeto(path)
+
+
+def as_text(path):
+    column = fits.Column(name="X", format="I6", array=np.array([1, 7, 1]), null="7", ascii=True)
+    fits.TableHDU.from_columns([column]).writeto(path)
+
+
+def as_unsigned(path):
+    column = fits.Column(name="X", format="I", array=np.array([1, 65535, 1], np.uint16), bzero=32768, null=32767)
+    fits.BinTableHDU.from_columns([column]).writeto(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*contains NULL")
+@pytest.mark.parametrize("write", [as_logical, as_lists, as_text, as_unsigned])
+def test_nulls_of_every_type_of_fits_column(tmp_path, write):
+    """The number, text or byte that stands for nothing, as it is stored; in FITS records, too, but for lists."""
+    write(tmp_path / "n.fits")
+    np.testing.assert_array_equal(
+        bl.Stars.from_table(read_table(tmp_path / "n.fits"), x="X").x.value[:, 0], [1, np.nan, 1]
+    )
+    if write is not as_lists:
+        rows = fits.getdata(tmp_path / "n.fits")
+        np.testing.assert_array_equal(bl.Stars.from_table(rows, x="X").x.value[:, 0], [1, np.nan, 1])
+
+
+def test_units_and_nulls_of_netcdf(tmp_path):
+    """The conventions of netCDF: an attribute `units`, and numbers that stand for what is missing."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, dtype in (("x", float), ("n", np.int16), ("f", np.float32)):
+            file[name] = np.array([1, -99, 3], dtype)
+            file[name].attrs["units"] = np.bytes_("mas")
+            file[name].attrs["missing_value" if name == "n" else "_FillValue"] = np.array([-99], dtype)
+    table = read_table(tmp_path / "a.h5")
+    for name in ("x", "n", "f"):
+        block = bl.Stars.from_table(table, x=name).x
+        assert block.units == ("mas",)
+        np.testing.assert_array_equal(block.value[:, 0], [1, np.nan, 3])
+    block = bl.Stars.from_table(xr.Dataset({"x": ("star", [1.0, 2.0], {"units": "mas"})}), x="x").x
+    assert block.units == ("mas",)
+
+
+@pytest.mark.parametrize("word", ["--", "NA", "N/A", "...", "None", "<NA>", "nan", "null", " - ", ""])
+def test_words_for_what_is_missing_among_numbers_in_csv(tmp_path, word):
+    """Long integers stay what they are, and texts in which such a word stands stay texts."""
+    (tmp_path / "a.csv").write_text(f"id,x,n,name\n1,1.5,{LONG},{word}\n2,{word},{LONG + 2},b\n3,-2,,c\n")
+    table = read_table(tmp_path / "a.csv")
+    np.testing.assert_array_equal(bl.Stars.from_table(table, x="x").x.value[:, 0], [1.5, np.nan, -2])
+    assert table["n"].tolist() == [LONG, LONG + 2, None]
+    assert table["name"].tolist()[1:] == ["b", "c"]
+    (tmp_path / "a.csv").write_text(f"id\n{LONG}\n{word or 'NA'}\n")
+    assert read_table(tmp_path / "a.csv")["id"].tolist() == [LONG, None]
+    (tmp_path / "a.csv").write_text(f"id\n{2**63 + 5}\n{word or 'NA'}\n")
+    assert read_table(tmp_path / "a.csv")["id"].tolist() == [2**63 + 5, None]
+
+
+def twice_in_csv(path):
+    path.write_text("id,x,x\n1,2,3\n")
+
+
+def twice_in_ecsv(path):
+    columns = "# - {name: x, datatype: float64}\n" * 2
+    path.write_text(f"# %ECSV 1.0\n# ---\n# datatype:\n{columns}x x\n1 2\n")
+
+
+def twice_in_votable(path):
+    fields = '<FIELD name="x" datatype="double"/>' * 2
+    cells = "<DATA><TABLEDATA><TR><TD>1</TD><TD>2</TD></TR></TABLEDATA></DATA>"
+    path.write_text(f'<VOTABLE version="1.4"><RESOURCE><TABLE>{fields}{cells}</TABLE></RESOURCE></VOTABLE>')
+
+
+def twice_in_parquet(path):
+    pq.write_table(pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["x", "x"]), path)
+
+
+def twice_in_fits(path):
+    Table({"x": [1.0], "y": [2.0]}).write(path)
+    path.write_bytes(path.read_bytes().replace(b"TTYPE2  = 'y", b"TTYPE2  = 'x"))
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [(twice_in_csv, "csv"), (twice_in_ecsv, "ecsv"), (twice_in_votable, "vot"), (twice_in_parquet, "parquet"),
+     (twice_in_fits, "fits")],
+)  # fmt: skip
+def test_columns_of_one_name_are_refused(tmp_path, write, suffix):
+    """astropy would rename the second, and the first would be taken without a word."""
+    write(tmp_path / f"a.{suffix}")
+    with pytest.raises(bl.BadInput, match="x"):
+        bl.Stars.from_table(read_table(tmp_path / f"a.{suffix}"), x="x")
+
+
+@pytest.mark.parametrize("name", ["a.fits", "a.ecsv", "a.parquet", "a.h5", "a.vot", "a.csv"])
+def test_columns_that_are_no_numbers_are_refused(tmp_path, name):
+    rows = Table({"x": [1.0], "t": Time([57000.0], format="mjd")})
+    with pytest.raises(bl.BadInput, match="'t' of Time"):
+        write_table(rows, tmp_path / name)
+    with pytest.raises(bl.BadInput, match="not numeric"):
+        bl.Stars.from_table(rows, x="t")
+    if name == "a.fits":
+        with pytest.raises(bl.BadInput, match="ASCII"):
+            write_table(Table({"x\n": [1.0]}), tmp_path / name)
+
+
 def test_an_empty_first_table_is_passed_over(tmp_path):
     empty, full = fits.table_to_hdu(Table({"A": np.zeros(0)})), fits.table_to_hdu(Table({"A": np.arange(3.0)}))
     fits.HDUList([fits.PrimaryHDU(), empty, full]).writeto(tmp_path / "two.fits")
@@ -188,6 +302,19 @@ def test_a_damaged_gz_is_refused(tmp_path):
 def test_units_as_archives_write_them(text, unit):
     block = bl.Block([1.0, 2.0], unit=text)
     assert u.Unit(block.units[0]) == unit
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("[cm/s2]", u.dex(u.cm / u.s**2)), ("1E-17 erg/s/cm^2/Ang", 1e-17 * u.erg / u.s / u.cm**2 / u.AA),
+        ("10**-17 erg/(s cm2 Angstrom)", 1e-17 * u.erg / u.s / u.cm**2 / u.AA), ("nanomaggies", u.nmgy),
+        ("counts", u.ct), ("mags", u.mag), ("0.1 nm", u.AA), ("---", u.one), ("unitless", u.one), ("", u.one),
+
+    ],
+)  # fmt: skip
+def test_units_as_surveys_write_them(text, unit):
+    assert u.Unit(bl.Block([1.0, 2.0], unit=text).units[0]) == u.Unit(unit)
 
 
 def test_units_that_are_none_are_refused():

@@ -221,7 +221,7 @@ def test_names():
     assert Block(np.ones((2, 64))).names is not None
     assert Block(np.ones((2, 65))).names is None
     assert Block(np.ones(2), names="TEFF").names == ("TEFF",)
-    for bad in (("a",), ("a", "a")):
+    for bad in (("", "a"), (1, 2), (None, "a"), ("a\n", "b"), ("a",), ("a", "a")):
         with pytest.raises(BadInput, match="names"):
             Block(np.ones((2, 2)), names=bad)
 

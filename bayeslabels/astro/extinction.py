@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 
 from ..errors import bad_input, index_of
-from .quantities import Array, plain, positive
+from .quantities import Array, plain, positive, single
 
 SHORTEST, LONGEST = 0.3, 10.0
 """Where the law was measured, micron."""
@@ -52,7 +52,7 @@ def extinction_law(wavelength: ArrayLike, r_v: float = 3.1, law: str = "o94") ->
         >>> float(extinction_law(0.55).round(1))
         1.0
     """
-    wave, r_v = plain(wavelength, "micron", "wavelength"), float(positive(r_v, None, "r_v"))
+    wave, r_v = plain(wavelength, "micron", "wavelength"), single(r_v, None, "r_v")
     if not R_V[0] <= r_v <= R_V[1]:
         raise bad_input(f"r_v={r_v:g}", f"{R_V[0]:g} to {R_V[1]:g}", "A_V in its place", "r_v=3.1")
     outside = (wave < SHORTEST) | (wave > LONGEST)
@@ -119,8 +119,10 @@ def band_extinction(
         >>> band_extinction([5000.0], ("G", "J")).shape
         (1, 2)
     """
-    t = np.atleast_1d(positive(temperature, "K", "temperature"))[:, None]
-    a_v = float(positive(a_v, "mag", "a_v"))
+    t = np.atleast_1d(positive(temperature, "K", "temperature"))[..., None]
+    if t.ndim > 2:
+        raise bad_input(f"temperature of shape {t.shape[:-1]}", "one number, or one per star")
+    a_v = single(a_v, "mag", "a_v")
     if not a_v <= MOST:
         raise bad_input(f"a_v={a_v:g}", f"a number up to {MOST:g} mag", "a sentinel for what is missing")
     out = np.empty((len(t), len(bands)))
@@ -150,7 +152,7 @@ def band_bend(bands: tuple[str, ...], temperature: float = 5500.0) -> Array:
         >>> band_bend(("G", "J", "?")).round(3)
         array([0.033, 0.003, 0.   ])
     """
-    t = float(positive(temperature, "K", "temperature"))
+    t = single(temperature, "K", "temperature")
     out = np.zeros(len(bands))
     for i, band in enumerate(bands):
         if (known := PASSBANDS.get(ALIASES.get(band, band))) is None:

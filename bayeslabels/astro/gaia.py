@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input, index_of
-from .quantities import Array, plain, positive
+from .quantities import Array, alike, plain, positive
 
 
 class ParallaxSystem(NamedTuple):
@@ -61,8 +61,9 @@ def excess_factor(bp_rp: ArrayLike, phot_bp_rp_excess_factor: ArrayLike) -> Arra
         >>> excess_factor([0.8, 5.0], [1.20, 1.76]).round(3)
         array([ 0., -0.])
     """
-    x, factor = np.broadcast_arrays(
-        plain(bp_rp, "mag", "bp_rp"), plain(phot_bp_rp_excess_factor, None, "phot_bp_rp_excess_factor")
+    x, factor = alike(
+        bp_rp=plain(bp_rp, "mag", "bp_rp"),
+        excess=plain(phot_bp_rp_excess_factor, None, "phot_bp_rp_excess_factor"),
     )
     blue = np.polyval([0.032277, 0.033772, 1.154360], x)
     middle = np.polyval([-0.005879, 0.049255, 0.011464, 1.162004], x)
@@ -82,8 +83,11 @@ def good_colour(
         >>> good_colour([0.8, 0.8], [1.20, 1.60], [15.0, 15.0])
         array([ True, False])
     """
-    g = plain(phot_g_mean_mag, "mag", "phot_g_mean_mag")
-    return np.abs(excess_factor(bp_rp, phot_bp_rp_excess_factor)) < n_sigma * (0.0059898 + 8.817481e-12 * g**7.618399)
+    excess, g = alike(
+        excess=np.abs(excess_factor(bp_rp, phot_bp_rp_excess_factor)),
+        g=plain(phot_g_mean_mag, "mag", "phot_g_mean_mag"),
+    )
+    return excess < n_sigma * (0.0059898 + 8.817481e-12 * g**7.618399)
 
 
 @np.errstate(all="ignore")
@@ -126,7 +130,7 @@ def magnitude_error(flux: ArrayLike, flux_error: ArrayLike, floor: float = 0.02,
         >>> magnitude_error([1000.0, 100.0], [10.0, 30.0]).round(4)
         array([0.0228,    inf])
     """
-    flux, error = plain(flux, None, "flux"), positive(flux_error, None, "flux_error")
+    flux, error = alike(flux=plain(flux, None, "flux"), flux_error=positive(flux_error, None, "flux_error"))
     return with_floor(2.5 / np.log(10) * error / np.where(flux > 0, flux, np.nan), floor, most)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
-from .quantities import Array, plain, positive
+from .quantities import Array, alike, plain, positive
 
 PERCENTILES = (5, 16, 50, 84, 95)
 
@@ -75,9 +75,9 @@ def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLik
         >>> float(gaia_zero_point(15.0, 1.5, 20.0).round(4))
         -0.0399
     """
-    g, nu, latitude, solved = np.broadcast_arrays(
-        plain(g, "mag", "g"), plain(colour, "1 / micron", "colour"),
-        plain(ecliptic_latitude, "deg", "ecliptic_latitude"), plain(solved, None, "solved"),
+    g, nu, latitude, solved = alike(
+        g=plain(g, "mag", "g"), colour=plain(colour, "1 / micron", "colour"),
+        ecliptic_latitude=plain(ecliptic_latitude, "deg", "ecliptic_latitude"), solved=plain(solved, None, "solved"),
     )  # fmt: skip
     if (np.abs(latitude) > 90).any():
         raise bad_input("ecliptic latitudes beyond 90 degrees", "degrees", "another coordinate in its place", "ecl_lat")
@@ -182,9 +182,9 @@ def combine(
         >>> 1.0 < float(both[0]) < 1.1
         True
     """
-    eta, s, parallax, error, zero_point = np.broadcast_arrays(
-        plain(eta, None, "eta"), positive(s, None, "s"), plain(parallax, "mas", "parallax"),
-        plain(error, "mas", "error"), plain(zero_point, "mas", "zero_point"),
+    eta, s, parallax, error, zero_point = alike(
+        eta=plain(eta, None, "eta"), s=positive(s, None, "s"), parallax=plain(parallax, "mas", "parallax"),
+        error=plain(error, "mas", "error"), zero_point=plain(zero_point, "mas", "zero_point"),
     )  # fmt: skip
     shape = eta.shape
     eta, s, parallax, error, zero_point = (np.atleast_1d(x) for x in (eta, s, parallax, error, zero_point))

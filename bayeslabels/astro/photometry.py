@@ -113,9 +113,15 @@ def reddening_posterior(
     y, c = plain(residual, "mag", "residual"), plain(covariance, "mag2", "covariance")
     if y.ndim != 2 or c.shape != (*y.shape, y.shape[-1]):
         raise bad_input(f"residual {y.shape}, covariance {c.shape}", "(N, B) and (N, B, B)")
+    vector = plain(reddening_vector, None, "reddening_vector")
+    if vector.shape not in (y.shape, y.shape[1:]):
+        raise bad_input(f"reddening_vector of shape {vector.shape}", f"{y.shape[1:]}, or {y.shape}")
     seen = np.isfinite(y) & np.isfinite(np.diagonal(c, axis1=1, axis2=2))
-    vector = np.where(seen, np.broadcast_to(plain(reddening_vector, None, "reddening_vector"), y.shape), 0.0)
+    vector = np.where(seen, vector, 0.0)
     c = np.where(seen[:, :, None] & seen[:, None, :], c, np.eye(y.shape[1]))
+    if (odd := ~(np.linalg.eigvalsh(c)[:, 0] > 0)).any():
+        got = f"covariances of which {int(odd.sum())} of {len(odd)} are not positive definite"
+        raise bad_input(got, "covariances, NaN on the diagonal where missing", "errors or correlations in their place")
     columns = np.stack([vector, np.where(seen, y, 0.0), seen.astype(float)], -1)
     inner = np.swapaxes(columns, 1, 2) @ np.linalg.solve(c, columns)  # R, residual and 1 in the metric C^-1
     centre = np.broadcast_to(plain(prior, "mag", "prior"), len(y))

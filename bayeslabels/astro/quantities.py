@@ -28,7 +28,7 @@ def plain(data: Any, unit: Any, what: str) -> Array:
             data = u.Quantity(data)
         except (TypeError, u.UnitConversionError) as problem:
             raise bad_input(f"{what} with several units", "one unit, or none") from problem
-    own, mask = getattr(data, "unit", None), None
+    own, mask = unit_held(data), None
     if isinstance(data, Masked):
         mask, data = np.asarray(data.mask), data.unmasked
     elif isinstance(data, np.ma.MaskedArray):
@@ -46,6 +46,31 @@ def plain(data: Any, unit: Any, what: str) -> Array:
     if mask is not None:
         array[mask] = np.nan
     return array
+
+
+def unit_held(data: Any) -> Any:
+    """The unit that numbers bring along: of a Quantity or a column, or the attribute "units" of an xarray."""
+    unit = getattr(data, "unit", None)
+    if unit is None and hasattr(data, "dims"):
+        unit = getattr(data, "attrs", {}).get("units")
+    return unit
+
+
+def alike(**arrays: Array) -> list[Array]:
+    """The arrays, by their names, at one shape."""
+    try:
+        return [*np.broadcast_arrays(*arrays.values())]
+    except ValueError as problem:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise bad_input(f"arrays of shape {shapes}", "one number, or one per star, in each") from problem
+
+
+def single(data: Any, unit: Any, what: str) -> float:
+    """As `positive`, one number."""
+    array = positive(data, unit, what)
+    if array.size != 1:
+        raise bad_input(f"{what} of shape {array.shape}", "one number")
+    return float(array.reshape(()))
 
 
 def positive(data: Any, unit: Any, what: str, zero: bool = False) -> Array:

@@ -290,7 +290,8 @@ def _angstrom(wavelength: ArrayLike) -> Array:
     if (odd := found < SHORTEST).any():
         raise bad_input(
             f"wavelength {found[odd].flat[0]:.6g} Angstrom", f"{SHORTEST:g} Angstrom or more",
-            "wavelengths in micron without their unit", "wavelength * astropy.units.micron",
+            "wavelengths in micron without their unit, or their logarithms",
+            "wavelength * astropy.units.micron, or 10**log_wavelength",
         )  # fmt: skip
     return found
 
@@ -412,10 +413,10 @@ def _refractive_index(vacuum: Array) -> Array:
 
 def _gaussian_sums(spectra: _Spectra, width: float, with_variance: bool) -> tuple[Array, Array, Array]:
     """sum_i f_i ivar_i w_i, sum_i ivar_i w_i and, with_variance, sum_i ivar_i w_i^2: (n_star, n_pixel)."""
-    width = float(plain(width, "Angstrom", "width"))
+    width = float(np.squeeze(plain(width, "Angstrom", "width"))) if np.size(width) == 1 else np.nan
     if not 0 < width < np.inf:
         raise bad_input(f"width={width}", "a positive width in Angstrom", fix="width=50.0")
-    grid, reach = spectra.wavelength, _REACH * width
+    grid, reach = _angstrom(spectra.wavelength), _REACH * width
     band = int(np.max(np.searchsorted(grid, grid + reach, "right") - np.searchsorted(grid, grid - reach)))
     block = max(1, min(max(band, 256), _BLOCK // band))
     weighted = spectra.flux * spectra.weight

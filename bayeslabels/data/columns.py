@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from astropy.io.fits import FITS_rec
 from astropy.table import Column, MaskedColumn, QTable
 from astropy.utils.masked import Masked
 
+from ..astro.quantities import unit_held
 from ..errors import bad_input, index_of
 
 Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all columns, or one each
@@ -24,12 +26,20 @@ Numbers: TypeAlias = tuple[np.ndarray, list[Any]]  # with units: one for all col
 MAX_NAMED = 64  # wider blocks are spectra: their columns have coords, not names
 META = "BLBLOCKS"  # at most eight characters, so that a FITS header holds it
 LOG_UNIT = re.compile(r"log(?:10)?\((.+)\)")
+WORD = re.compile(r"[A-Za-z]+")
+EXPONENT = re.compile(r"(?<=\d)E(?=[-+]?\d)")
+WORDS = {
+    "ang": "Angstrom", "angstroms": "Angstrom", "counts": "ct", "mags": "mag", "magnitude": "mag", "magnitudes": "mag",
+    "nanomaggies": "nmgy", "nanomaggy": "nmgy", "adu": "adu", "degk": "K", "days": "day", "years": "yr",
+}  # fmt: skip
+"""Units as surveys write them, in lower case, and as astropy knows them."""
+NO_UNIT = ("-", "--", "---", "[-]", "none", "null", "unitless", "dimensionless", "n/a")
 SUFFIXES = ("error", "ivar", "unit", "names", "coords")
 
 
 def numbers(data: Any, what: str) -> Numbers:
     """Native floats, NaN where masked, and their unit."""
-    unit, mask = getattr(data, "unit", None), None
+    unit, mask = unit_held(data), None
     if isinstance(data, Masked):
         mask, data = np.asarray(data.mask), data.unmasked
     elif isinstance(data, np.ma.MaskedArray):
@@ -47,7 +57,8 @@ def numbers(data: Any, what: str) -> Numbers:
                 plain = [np.nan if x is np.ma.masked else x for x in array.ravel().tolist()]
                 array = np.array(plain, float).reshape(array.shape)
         if array.dtype.kind not in "fiub":
-            raise TypeError(array.dtype)
+            odd = next((x for x in array.ravel().tolist() if not _is_number(x)), None)
+            raise TypeError(array.dtype if odd is None else f"such as {odd!r:.40}")
     except (TypeError, ValueError, OverflowError) as why:
         raise bad_input(f"{what} that is not numeric ({why})", "real numbers, NaN where missing") from None
     single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
@@ -57,6 +68,14 @@ def numbers(data: Any, what: str) -> Numbers:
     return array, [unit]
 
 
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def unit_of(text: str) -> Any:
     """The unit of a text, also as the Gaia archive writes it: 'dex' in quotes, log(cm.s**-2) for dex(cm / s2).
 
@@ -64,12 +83,22 @@ def unit_of(text: str) -> Any:
         ValueError: if it is none that astropy knows.
     """
     plain = text.strip().strip("'\"")
+    if not plain or plain.lower() in NO_UNIT:
+        return u.dimensionless_unscaled if plain or not text.strip() else u.Unit(text)
+    plain = EXPONENT.sub("e", plain)
+    plain = WORD.sub(lambda word: WORDS.get(word[0].lower(), word[0]), plain)
     try:
-        return u.Unit(plain)
+        if plain.count("/") < 2:
+            return u.Unit(plain)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*multiple slashes", u.UnitsWarning)
+            return u.Unit(plain)
     except ValueError:
-        if not (inside := LOG_UNIT.fullmatch(plain)):
-            raise
-        return u.dex(u.Unit(inside[1].replace(".", " ")))
+        if inside := LOG_UNIT.fullmatch(plain):
+            return u.dex(u.Unit(inside[1].replace(".", " ")))
+        if plain[0] == "[":  # of the CDS: a logarithm
+            return u.Unit(plain, format="cds")
+        raise
 
 
 def unit_in(text: Any, format: str | None = None) -> Any:
@@ -235,13 +264,22 @@ def column(values: Any, mask: Any = None, unit: Any = None) -> Column:
 
 
 def fits_nulls(rows: Any, name: str) -> np.ndarray | None:
-    """Where an integer column of a FITS table has its null, which is a number as stored, before any scaling; None: it
-    has no null, or none of these rows has it."""
-    null = rows.columns[name].null
-    stored = rows.view(np.ndarray)[name]
-    if null in (None, "") or stored.dtype.kind not in "iu":
+    """Where a column of a FITS table has its null: a number or text as stored, before any scaling; 0 of words of truth.
+
+    None: it has no null, or none of these rows has it. Lists of several lengths hold theirs inside (`formats.fits`).
+    """
+    of, stored = rows.columns[name], rows.view(np.ndarray)[name]
+    form = str(of.format).lstrip("0123456789")[:1]
+    if form == "L" and stored.dtype.kind in "iu":
+        found = stored == 0
+    elif of.null in (None, "") or form in "PQ":
         return None
-    found = stored == int(null)
+    elif stored.dtype.kind == "S":  # of a table of text, in which it is the field as it stands
+        found = np.strings.strip(stored) == str(of.null).strip().encode()
+    elif stored.dtype.kind in "iu":
+        found = stored == int(of.null)
+    else:
+        return None
     return found if found.any() else None
 
 

@@ -373,6 +373,8 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
     unit = unit_strings(unit if unit is not None else value[1], n_dim, what)
     x = convert((x, value[1]), unit, what)
     names = default_names(n_dim) if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if odd := [x for x in names or () if not (isinstance(x, str) and x.strip() and x.isprintable())]:
+        raise bad_input(f"{odd[0]!r} among the names of {what}", "texts that can be printed", fix='names=("TEFF", ...)')
     if names is not None and (len(names) != n_dim or len(set(names)) < n_dim):
         raise bad_input(f"names {names} of {what}", f"{n_dim}, each once")
     if x.dtype == np.float64 and (wrong := np.isfinite(x) & ((x > LARGEST) | (x < -LARGEST))).any():
@@ -457,7 +459,8 @@ def _identifiers(id: Any) -> np.ndarray:
             )  # fmt: skip
         array = np.array(every)
     if masked or array.ndim != 1 or array.dtype.kind not in "iuU":
-        raise bad_input(f"id {'masked' if masked else array.dtype}", "one string or integer per star")
+        lost = "floating-point numbers, which lose the last digits of long ids" if array.dtype.kind == "f" else None
+        raise bad_input(f"id {'masked' if masked else array.dtype}", "one string or integer per star", lost)
     unique, counts = np.unique(array, return_counts=True)
     if len(some := unique[counts > 1].tolist()):
         got = f"{len(some)} duplicated ids ({', '.join(map(str, some[:3]))}{', ...' if some[3:] else ''})"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from astropy.table import QTable, Table, vstack
+from astropy.table import Column, QTable, Table, vstack
 from astropy.utils.masked import Masked
 
 from ...data.columns import column
@@ -105,9 +105,10 @@ class Format(ABC):
     ) -> None:
         """Refuse what such a file cannot hold: texts that are not ASCII, columns of vectors."""
         for what, texts in (("columns", names), ("ids", ids)):
-            if self.ascii_only and (odd := [text for text in texts if not text.isascii()]):
+            odd = [x for x in texts if not x.isascii() or (what == "columns" and not x.isprintable())]
+            if self.ascii_only and odd:
                 raise bad_input(
-                    f"{len(odd)} {what} for {path} that are not ASCII, such as {odd[0]!r}",
+                    f"{len(odd)} {what} for {path} that are not plain ASCII, such as {odd[0]!r}",
                     f"ASCII, which is all that {self.name} has", fix="a destination in .parquet or .ecsv, or a folder",
                 )  # fmt: skip
         if vectors and not self.vectors:
@@ -133,6 +134,12 @@ def whole_file(path: Path) -> Iterator[None]:
         ) from problem  # fmt: skip
 
 
+def refuse_twice(names: Sequence[str], path: Path) -> None:
+    """Refuse names of columns of which astropy would give the second another name."""
+    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise bad_input(f"{path} with {names.count(twice[0])} columns {twice[0]!r}", "each name once")
+
+
 def joined(tables: list[Table]) -> Table:
     """One table after the other."""
     return tables[0] if len(tables) == 1 else vstack(tables, join_type="exact", metadata_conflicts="silent")
@@ -155,6 +162,11 @@ def plain_table(table: Table) -> Table:
     out = Table(meta=table.meta)
     for name in table.colnames:
         data, mask, unit = table[name], None, getattr(table[name], "unit", None)
+        if not hasattr(data, "dtype") or (data.dtype.names and not isinstance(data, Column)):
+            raise bad_input(
+                f"a column {name!r} of {type(data).__name__}", "columns of numbers or texts",
+                fix=f"table[{name!r}] = table[{name!r}].mjd, or columns of .ra and .dec",
+            )  # fmt: skip
         if isinstance(data, Masked):
             mask, data = np.asarray(data.mask), data.unmasked
         elif isinstance(data, np.ma.MaskedArray):

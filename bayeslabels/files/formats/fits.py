@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import QTable, Table
+from astropy.utils.exceptions import AstropyUserWarning
 
 from ...data.columns import META, column, fits_nulls, unit_in
 from ...errors import bad_input
@@ -86,6 +87,8 @@ class FitsStream(Stream):
                 raise bad_input(f"{path}, whose table is compressed", "a table as it is", fix=f"funpack {path}")
             self.number, self.n_row = hdus.index(table), int(header["NAXIS2"])
             self.names = tuple(table.columns.names)
+            words = [x for x in table.columns.formats if "L" in x]
+            self.plain = not words and all(re.fullmatch(r"\w+", name, re.ASCII) for name in self.names)
             needed = table._data_offset + int(header["NAXIS1"]) * self.n_row
             self.meta = {x: header[x] for x in header if x != "COMMENT" and not STRUCTURE.fullmatch(x)}
             if "COMMENT" in header:
@@ -108,12 +111,12 @@ class FitsStream(Stream):
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
-        """No word of astropy on names of columns such as [Fe/H]."""
-        if all(re.fullmatch(r"\w+", name, re.ASCII) for name in self.names):
+        """No word of astropy on names such as [Fe/H], or on words of truth that are missing, which are masked."""
+        if self.plain:
             yield
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+            warnings.simplefilter("ignore", AstropyUserWarning)
             yield
 
 
@@ -124,7 +127,9 @@ def _values(rows: Any, name: str) -> np.ndarray:
     except UnicodeDecodeError:  # texts that are not ASCII, as bytes
         return np.array(rows.view(np.ndarray)[name])
     if str(rows.columns[name].format).lstrip("0123456789")[:1] in "PQ":
-        return vectors(list(values), name)
+        null = rows.columns[name].null
+        whole = null not in (None, "") and len(values) and values[0].dtype.kind in "iu"
+        return vectors([np.where(x == int(null), np.nan, x) for x in values] if whole else list(values), name)
     values = np.array(values)
     if values.dtype.kind in "SU":
         return np.strings.rstrip(values)

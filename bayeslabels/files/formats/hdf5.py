@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -120,8 +121,29 @@ class Hdf5Stream(Stream):
                         out[name] = column(_native(part[name], name))
                         continue
                     stored = file[self.stored[name]]
-                    out[name] = column(_native(stored[rows], name), unit=unit_in(stored.attrs.get("unit")))
+                    out[name] = _described(_native(stored[rows], name), stored.attrs)
                 yield self.written.applied(out)
+
+
+def _described(values: np.ndarray, attributes: Any) -> Any:
+    """A column with the unit and the numbers for what is missing that stand beside it, also as netCDF has them."""
+    unit = next((text for name in ("unit", "units") if (text := _text(attributes.get(name)))), None)
+    mask = np.zeros(values.shape, bool)
+    for name in ("_FillValue", "missing_value"):
+        fill = np.asarray(attributes.get(name, []))
+        if values.dtype.kind in "fiu" and fill.dtype.kind in "fiu":
+            mask |= np.isin(values, fill.astype(values.dtype))
+    if values.dtype.kind == "f":
+        values, mask = np.where(mask, np.nan, values), np.zeros(values.shape, bool)
+    return column(values, mask, unit_in(unit))
+
+
+def _text(attribute: Any) -> str | None:
+    """An attribute that is a text, alone or the only one of an array."""
+    if isinstance(attribute, np.ndarray) and attribute.size == 1:
+        attribute = attribute.reshape(())[()]
+    attribute = attribute.decode(errors="replace") if isinstance(attribute, bytes) else attribute
+    return attribute if isinstance(attribute, str) else None
 
 
 def _native(values: np.ndarray, name: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from astropy.units import UnrecognizedUnit
 
 from ...data.columns import column, unit_in
 from ...errors import bad_input
-from .base import Format, WholeStream, vectors, whole_file
+from .base import Format, WholeStream, refuse_twice, vectors, whole_file
 
 META = "bayeslabels_meta"
 """Name of the INFO with the meta of a table, in JSON."""
@@ -84,6 +84,7 @@ def _read(path: Path, number: int | str | None) -> Table:
         found = _table(whole, number, path)
         if found.nrows is not None and len(found.array) != int(found.nrows):
             raise bad_input(f"{path} of {len(found.array)} rows", f"{found.nrows}, as it says", "it is cut short")
+        refuse_twice([field.name for field in found.fields], path)
         table = found.to_table(use_names_over_ids=True)
     out = Table()
     for name in table.colnames:
