@@ -221,9 +221,14 @@ def test_names():
     assert Block(np.ones((2, 64))).names is not None
     assert Block(np.ones((2, 65))).names is None
     assert Block(np.ones(2), names="TEFF").names == ("TEFF",)
-    for bad in (("", "a"), (1, 2), (None, "a"), ("a\n", "b"), ("a",), ("a", "a")):
+    for bad in (("", "a"), (1, 2), (None, "a"), ("a\n", "b"), {"a", "b"}, ("a",), ("a", "a")):
         with pytest.raises(BadInput, match="names"):
             Block(np.ones((2, 2)), names=bad)
+
+
+def test_masked_coordinates_are_refused():
+    with pytest.raises(BadInput, match="masked"):
+        Block(np.ones((3, 2)), coords={"wavelength": np.ma.array([1.0, 2.0], mask=[False, True])})
 
 
 def test_units():

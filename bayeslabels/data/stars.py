@@ -372,6 +372,8 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
     n_dim = x.shape[1]
     unit = unit_strings(unit if unit is not None else value[1], n_dim, what)
     x = convert((x, value[1]), unit, what)
+    if isinstance(names, set | frozenset):
+        raise bad_input(f"names of {what} as a set, which has no order", "a list or tuple")
     names = default_names(n_dim) if names is None else (names,) if isinstance(names, str) else tuple(names)
     if odd := [x for x in names or () if not (isinstance(x, str) and x.strip() and x.isprintable())]:
         raise bad_input(f"{odd[0]!r} among the names of {what}", "texts that can be printed", fix='names=("TEFF", ...)')
@@ -392,8 +394,15 @@ def _valid(value: Numbers, error: Numbers | None, names: Any, unit: Any, coords:
     frozen = []
     for key, along in (coords or {}).items():
         array = np.array(along)
-        if hasattr(along, "unit") or array.shape != (n_dim,) or array.dtype.kind not in "iufU":
-            raise bad_input(f"coords {key!r} of shape {array.shape}", f"({n_dim},) plain numbers or strings")
+        if (
+            hasattr(along, "unit")
+            or np.ma.is_masked(along)
+            or array.shape != (n_dim,)
+            or array.dtype.kind not in "iufU"
+        ):
+            raise bad_input(
+                f"coords {key!r} of shape {array.shape}", f"({n_dim},) plain numbers or strings, none masked"
+            )
         array.flags.writeable = False
         frozen.append((key, _Static(array)))
     return {"value": x, "error": spread, "names": names, "unit": unit, "_coords": tuple(frozen)}
