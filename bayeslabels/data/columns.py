@@ -35,6 +35,12 @@ WORDS = {
 """Units as surveys write them, in lower case, and as astropy knows them."""
 NO_UNIT = ("-", "--", "---", "[-]", "none", "null", "unitless", "dimensionless", "n/a")
 SUFFIXES = ("error", "ivar", "unit", "names", "coords")
+NAME_BLOCKS = ("survey", "parallax_system")
+"""Blocks that hold names, of which a table has a column of texts."""
+INDICATOR = "indicator"
+"""Key of the coords of a block of names: its columns say which of them each star has."""
+NAMELESS = "(none)"
+"""The one column of a block of names where no star has one."""
 
 
 def numbers(data: Any, what: str) -> Numbers:
@@ -74,6 +80,50 @@ def _is_number(text: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def texts(data: Any) -> np.ndarray | None:
+    """Texts (N,) without blanks around them, "" where there is none or it is masked; None: numbers, or vectors."""
+    masked, array = np.ma.getmaskarray(data), np.asarray(np.ma.getdata(data))
+    if array.ndim != 1 or array.dtype.kind not in "OSUTf":
+        return None
+    every = [x.decode(errors="replace") if isinstance(x, bytes) else x for x in array.tolist()]
+    found = ["" if gone or x is None or x != x else x for x, gone in zip(every, masked, strict=True)]
+    return np.array([x.strip() for x in found], str) if all(isinstance(x, str) for x in found) else None
+
+
+def names_of(value: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """The names (N,) behind `of_names`."""
+    return np.where(np.isnan(value[:, 0]), "", np.array(known)[np.nan_to_num(value).argmax(1)])
+
+
+def identifiers(id: Any) -> np.ndarray:
+    """Ids (N,) as texts or integers, each once."""
+    masked = isinstance(id, np.ma.MaskedArray) and np.ma.getmaskarray(id).any()
+    array = np.asarray(id)
+    if array.dtype.kind in "OST":
+        try:
+            every = [x.decode() if isinstance(x, bytes) else x for x in array.tolist()]
+        except UnicodeDecodeError as problem:
+            fix = 'table[...] = np.char.decode(table[...], "latin-1"), or omit id'
+            raise bad_input(f"ids such as {problem.object!r}", "texts in UTF-8", "another encoding", fix) from None
+        if n := sum(not isinstance(x, str | int) for x in every):
+            raise bad_input(
+                f"{n} ids that are missing", "one string or integer per star", "None or NaN in the column",
+                "table = table[table[...].notna()], or omit id",
+            )  # fmt: skip
+        array = np.array(every)
+    if masked or array.ndim != 1 or array.dtype.kind not in "iuU":
+        lost = "floating-point numbers, which lose the last digits of long ids" if array.dtype.kind == "f" else None
+        raise bad_input(f"id {'masked' if masked else array.dtype}", "one string or integer per star", lost)
+    unique, counts = np.unique(array, return_counts=True)
+    if len(some := unique[counts > 1].tolist()):
+        got = f"{len(some)} duplicated ids ({', '.join(map(str, some[:3]))}{', ...' if some[3:] else ''})"
+        fix = "table = astropy.table.unique(table, keys=...), or omit id"
+        raise bad_input(got, "one row per star", "several visits of one star", fix)
+    array = array.astype(array.dtype.newbyteorder("="))
+    array.flags.writeable = False
+    return array
 
 
 def unit_of(text: str) -> Any:
@@ -230,6 +280,9 @@ def table_of(id: np.ndarray | None, blocks: Mapping[str, Any]) -> QTable:
         value, error, units = block.value, block.error, block.units
         single = isinstance(block.unit, str) or block.n_dim == 1
         coords = {key: array.tolist() for key, array in block.coords.items()}
+        if INDICATOR in coords and name in NAME_BLOCKS:
+            layout[name] = put(name, name, names_of(value, block.names), None)
+            continue
         layout |= {f"{name}_unit": block.unit, f"{name}_names": block.names, f"{name}_coords": coords}
         if block.names is None or block.names == default_names(block.n_dim) or block.n_dim > MAX_NAMED:
             layout[name] = put(name, name, value, units[0] if single else None)
@@ -301,6 +354,16 @@ def _stack(table: Any, columns: Any) -> Numbers:
     return array, units
 
 
+def of_names(names: np.ndarray) -> dict[str, Any]:
+    """Value, error, names, unit and coords of a block that says which of S names each of N stars has: 1 where it has
+    the name and 0 where it has another, NaN where it has none, ""."""
+    known = tuple(str(x) for x in np.unique(names[names != ""])) or (NAMELESS,)
+    value = (names[:, None] == np.array(known)).astype(float)
+    value[names == ""] = np.nan
+    parts = {"value": (value, [None]), "error": None, "names": known, "unit": None}
+    return parts | {"coords": {INDICATOR: np.array(known)}}
+
+
 def _named(columns: Any) -> bool:
     some = [columns] if isinstance(columns, str) else columns if isinstance(columns, list | tuple) else []
     return len(some) > 0 and all(isinstance(x, str) for x in some)
@@ -313,6 +376,10 @@ def _read(table: Any, name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         raise bad_input(f"{name}={spec!r}", "the name of a column, or several", fix=f'{name}="COLUMN"')
     if error is not None and ivar is not None:
         raise bad_input(f"both {name}_error and {name}_ivar", "one of them")
+    if name in NAME_BLOCKS:
+        if not isinstance(spec, str) or (said := texts(column_of(table, spec))) is None:
+            raise bad_input(f"{name}={spec!r}, which holds no texts", "the name of one column of texts")
+        return of_names(said)
     value = _stack(table, spec)
     width = 1 if value[0].ndim == 1 else value[0].shape[1]
     if names is None and width == (1 if isinstance(spec, str) else len(spec)):

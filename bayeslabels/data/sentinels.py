@@ -143,8 +143,9 @@ def without_sentinels(stars: Stars, ranges: Mapping[str, Any]) -> tuple[Stars, n
 
 
 def _narrow(stars: Stars, blocks: Sequence[str]) -> list[tuple[str, Block]]:
-    """The blocks that are no long spectra."""
-    return [(name, stars[name]) for name in blocks if name in stars and stars[name].n_dim <= MAX_NAMED]
+    """The blocks that are no long spectra, and no names."""
+    found = [(name, stars[name]) for name in blocks if name in stars]
+    return [(name, block) for name, block in found if block.n_dim <= MAX_NAMED and not block.has_names]
 
 
 def _is_fill(values: np.ndarray, name: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..errors import BadInput, bad_input, index_of
 from ..numerics.by_value import ByValue
 from .arrow import without_arrow
 from .columns import (
+    INDICATOR,
     SUFFIXES,
     Numbers,
     column_of,
@@ -27,10 +28,13 @@ from .columns import (
     default_names,
     error_from_ivar,
     has_suffix,
+    identifiers,
     layout_of,
     numbers,
+    of_names,
     read_blocks,
     table_of,
+    texts,
     unit_strings,
     where_wrong,
 )
@@ -102,6 +106,28 @@ class Block:
         """A block from inverse variances, of any shape of ``error`` but covariances; 0 or NaN: missing."""
         error = error_from_ivar(numbers(ivar, "ivar"), "ivar")
         return _make(cls, **_valid(numbers(value, "value"), error, names, unit, coords))
+
+    @classmethod
+    def of_names(cls, names: Any) -> Block:
+        """A block that says which of some names each star has, such as its survey: one text per star, "" for none.
+
+        Its columns are the names, 1 where a star has it, else 0. `Stars.from_table` makes the blocks `survey` and
+        `parallax_system` of columns of texts.
+
+        Example:
+            >>> import bayeslabels as bl
+            >>> bl.Block.of_names(["apogee", "galah", ""]).names
+            ('apogee', 'galah')
+        """
+        found = texts(names)
+        if found is None:
+            raise bad_input("names that are no texts", "one text per star", fix='Block.of_names(["apogee", "galah"])')
+        return _make(cls, **_valid(**of_names(found)))
+
+    @property
+    def has_names(self) -> bool:
+        """Whether it was made by `of_names`."""
+        return INDICATOR in self.coords
 
     def tree_flatten(self) -> tuple[Any, Any]:
         return (self.value, self.error), (self.names, self.unit, self._coords)
@@ -240,7 +266,7 @@ class Stars:
                 raise bad_input(f"a block named {name!r}", f"a name that is free, and ends in none of {SUFFIXES}")
             if not isinstance(block, Block):
                 raise bad_input(f"{name}: {type(block).__name__}", "a Block", fix=f"{name}=Block({name}, error)")
-        ids = None if id is None else _identifiers(id)
+        ids = None if id is None else identifiers(id)
         lengths = {name: block.n_star for name, block in blocks.items()} | ({} if ids is None else {"id": len(ids)})
         if len(set(lengths.values())) != 1:
             raise bad_input(f"blocks of length {lengths}", "at least one, and one row per star in each")
@@ -450,34 +476,6 @@ def _check(error: np.ndarray, x: np.ndarray, what: str, names: Any, from_ivar: s
     matrix = 0.5 * (matrix + matrix.swapaxes(1, 2))
     if (wrong := np.linalg.eigvalsh(matrix)[:, 0] <= 0).any():
         raise bad_input(f"{what} {where_wrong(wrong, 'not positive definite')}", "covariances", "correlations of 1")
-
-
-def _identifiers(id: Any) -> np.ndarray:
-    masked = isinstance(id, np.ma.MaskedArray) and np.ma.getmaskarray(id).any()
-    array = np.asarray(id)
-    if array.dtype.kind in "OST":
-        try:
-            every = [x.decode() if isinstance(x, bytes) else x for x in array.tolist()]
-        except UnicodeDecodeError as problem:
-            fix = 'table[...] = np.char.decode(table[...], "latin-1"), or omit id'
-            raise bad_input(f"ids such as {problem.object!r}", "texts in UTF-8", "another encoding", fix) from None
-        if n := sum(not isinstance(x, str | int) for x in every):
-            raise bad_input(
-                f"{n} ids that are missing", "one string or integer per star", "None or NaN in the column",
-                "table = table[table[...].notna()], or omit id",
-            )  # fmt: skip
-        array = np.array(every)
-    if masked or array.ndim != 1 or array.dtype.kind not in "iuU":
-        lost = "floating-point numbers, which lose the last digits of long ids" if array.dtype.kind == "f" else None
-        raise bad_input(f"id {'masked' if masked else array.dtype}", "one string or integer per star", lost)
-    unique, counts = np.unique(array, return_counts=True)
-    if len(some := unique[counts > 1].tolist()):
-        got = f"{len(some)} duplicated ids ({', '.join(map(str, some[:3]))}{', ...' if some[3:] else ''})"
-        fix = "table = astropy.table.unique(table, keys=...), or omit id"
-        raise bad_input(got, "one row per star", "several visits of one star", fix)
-    array = array.astype(array.dtype.newbyteorder("="))
-    array.flags.writeable = False
-    return array
 
 
 def _known(block: Block, column: int) -> np.ndarray:

@@ -9,6 +9,7 @@ members differ by is what the data do not say about the function.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..devices import of_all_processes, shared_out
 from ..files.checkpoint import Checkpoint
 from ..progress import bar
 from .base import Trained
-from .polish import Polisher, draws_about, polish
+from .polish import Polisher, covariance_of, draws_about, polish
 
 STEPS = 48
 """Steps per epoch, about, at least."""
@@ -131,6 +132,24 @@ def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: i
         draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
     converged = bool(trained.stats["converged"] and slope < SLOPE)
     return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces, trained.held_out)
+
+
+def covariance_about(rows: Rows, trained: Trained, sites: Sequence[str]) -> np.ndarray | None:
+    """Covariance (K, K) of some sites' numbers, one after the other, about the first member of `fit_members`: that of
+    F^-1 (`polish`), `model.polished` being free, of all stars or of the sample that is in memory.
+
+    sites: unbounded ones; those that the model has not are left out. None: training went astray.
+    """
+    model = rows.model
+    there = [name for name in sites if name in model.polished]
+    if rows.whole is not None:
+        data, often = rows.whole, rows.usable[None].astype(float)
+    else:
+        data, often = model.arrays(rows.stars), np.full((1, len(rows.stars)), rows.usable.sum() / len(rows.stars))
+    with jax.enable_x64(False):
+        objective = objective_of(Bound(model))
+        real = {k: objective.to_real[k].inv(jnp.asarray(x[0], jnp.float32)) for k, x in trained.draws.items()}
+        return covariance_of(objective.polisher, real, data, often, there)
 
 
 class Objective:

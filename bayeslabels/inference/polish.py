@@ -11,7 +11,7 @@ which the information of the stars' scores is the identity,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,25 @@ def draws_about(
         mode, slope = polisher(real, chunks)
         ends.append((polisher.draw(mode, chunks, n, rng), slope))
     return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+
+
+def covariance_of(
+    polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarray, sites: Sequence[str]
+) -> np.ndarray | None:
+    """Covariance (K, K), that of F^-1, of some sites' numbers, one after the other, about theta (1, ...) on the real
+    line; None if F is not finite."""
+    real, chunks = next(_members(best, data, often))
+    free = {name: real[name][at] for name, at in polisher.part.items()}
+    flat, back = ravel_pytree(free)
+    number = back(jnp.arange(len(flat), dtype=flat.dtype))
+    chosen = np.concatenate([np.asarray(number[name], int).ravel() for name in sites] or [np.zeros(0, int)])
+    if not len(chosen):
+        return np.zeros((0, 0))
+    root = polisher.root(free, real, chunks)
+    if root is None:
+        return None
+    half = solve_triangular(root, np.eye(len(flat))[:, chosen], lower=True)
+    return half.T @ half
 
 
 def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -137,7 +156,7 @@ class Polisher:
         start, back = ravel_pytree({name: real[name][at] for name, at in self.part.items()})
         x, dtype, value, slope = np.asarray(start, float), start.dtype, -np.inf, np.inf
         for _ in range(ROUNDS):
-            root = self._root(back(jnp.asarray(x, dtype)), real, chunks)
+            root = self.root(back(jnp.asarray(x, dtype)), real, chunks)
             if root is None:  # training went astray: said so, and left alone
                 return real, np.inf
 
@@ -162,7 +181,7 @@ class Polisher:
         free = back(jnp.asarray(x, dtype))
         return {k: v if k not in free else v.at[self.part[k]].set(free[k]) for k, v in real.items()}, slope
 
-    def _root(self, free: dict[str, Any], real: dict[str, Any], chunks: Any) -> np.ndarray | None:
+    def root(self, free: dict[str, Any], real: dict[str, Any], chunks: Any) -> np.ndarray | None:
         """Cholesky factor of F; None if F is not finite."""
         information = np.asarray(self.information(free, real, chunks), float)
         if not np.isfinite(information).all():
@@ -174,7 +193,7 @@ class Polisher:
         """theta (n, ...), the part N(mode, F^-1), NaN if F is not finite, and the rest as it is."""
         free = {name: mode[name][at] for name, at in self.part.items()}
         start, back = ravel_pytree(free)
-        root = self._root(free, mode, chunks)
+        root = self.root(free, mode, chunks)
         z = rng.standard_normal((len(start), n))
         step = np.full(z.shape, np.nan) if root is None else solve_triangular(root.T, z, lower=False)
         points = jax.vmap(back)(jnp.asarray((np.asarray(start, float)[:, None] + step).T, start.dtype))

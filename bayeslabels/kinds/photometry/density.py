@@ -82,7 +82,8 @@ class Told(NamedTuple):
 
 class Own(NamedTuple):
     """What belongs to each of N stars: the channels, what they are as magnitudes, with weights whose sum is 1, a first
-    reddening, their noise, `Others`, and the catalogue labels with their precision, scaled."""
+    reddening, their noise, `Others`, and the catalogue labels with their precision, scaled; among (N, K): ln of
+    1 or 0, of which components of the population they may be."""
 
     value: Array
     bright: Array
@@ -92,6 +93,7 @@ class Own(NamedTuple):
     others: Others
     labels: Array
     label_precision: Array
+    among: Array
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class LabelEnergy(Energy):
         """At absolute magnitudes m (S, B), those of u."""
         off = self.labels(u) - own.labels
         known = -0.5 * ((off @ own.label_precision) * off).sum(-1) - 0.5 * (u[:, self.net.n_in :] ** 2).sum(-1)
-        in_each = shared.log_weight[:, None] - 0.5 * (self.white(u, shared) ** 2).sum(1)
+        in_each = (shared.log_weight + own.among)[:, None] - 0.5 * (self.white(u, shared) ** 2).sum(1)
         return jax.scipy.special.logsumexp(in_each, axis=0) + known + shared.tilt(m)
 
     def __call__(self, u: Array, shared: Shared, own: Own) -> Array:
@@ -208,7 +210,7 @@ class LabelCurvature:
         columns = columns - (columns[..., :n_band] @ top) @ noise.basis
         _, rest, _ = project(columns[:, :2], columns[:, 2:])
         z = self.energy.white(u, shared)
-        part = jax.nn.softmax(shared.log_weight[:, None] - 0.5 * (z**2).sum(1), axis=0)
+        part = jax.nn.softmax((shared.log_weight + own.among)[:, None] - 0.5 * (z**2).sum(1), axis=0)
         of_prior = jnp.einsum("ks,kij,kil->sjl", part, shared.whiten, shared.whiten) + own.label_precision
         extra = n - n_label
         of_prior = jnp.pad(of_prior, ((0, 0), (0, extra), (0, extra))) + jnp.diag(jnp.arange(n) >= n_label)

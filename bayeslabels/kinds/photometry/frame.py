@@ -13,6 +13,7 @@ from ...numerics.by_value import ByValue
 from ...numerics.density import peak_density
 from ...numerics.mixture import Mixture, learn
 from .channels import flux_scale, joined, noise_and_value
+from .systems import catalogues_of, chosen, known_of, moved, populations, surveys_of
 
 KEPT = 5000
 """Training stars whose labels are kept, to tell where the model is valid."""
@@ -38,6 +39,9 @@ class PhotometryFrame(ByValue, Scales):
         training_u (n, L), training_seen (n, B): labels of training stars and the bands that they have;
             training_peak (B,): the largest density of them; training_magnitudes (n, B): theirs, 0 where not seen;
             training_moduli: density at `MODULI` of the distance prior, mean over the training stars.
+        surveys: that the training labels are of, the reference first; catalogues: that parallaxes are of.
+        component_survey (K,), training_survey (n,): of the population and the training stars, if there are several;
+            offsets (S - 1, L): what their labels are less those of the reference, already taken off (`systems`).
     """
 
     names: tuple[str, ...]
@@ -63,10 +67,15 @@ class PhotometryFrame(ByValue, Scales):
     flux_unit: str = ""
     training_magnitudes: np.ndarray | None = None
     training_moduli: np.ndarray | None = None
+    surveys: tuple[str, ...] = ()
+    catalogues: tuple[str, ...] = ()
+    component_survey: np.ndarray | None = None
+    training_survey: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     @property
     def mixture(self) -> Mixture:
-        return Mixture(*self.population)
+        return moved(self, Mixture(*self.population))
 
 
 def frame_of(components: int, stars: Stars) -> PhotometryFrame:
@@ -96,7 +105,10 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     both = observed[:, :, None] & observed[:, None, :]
     noise = labels.filled_covariance() / np.where(both, scale[:, None] * scale, 1.0)
     u = np.where(observed, (value - centre) / scale, 0.0)
-    mixture = learn(u, noise, observed, components)
+    surveys = surveys_of(stars)
+    mixture, of_component, of_star = populations(
+        surveys, stars, lambda rows: learn(u[rows], noise[rows], observed[rows], components)
+    )
     channels = joined(parts, len(bands) - n_flux)
     m, seen = channels.bright, channels.seen > 0
     m_variance = np.diagonal(channels.noise, axis1=1, axis2=2) if channels.noise.ndim == 3 else channels.noise
@@ -112,9 +124,9 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
         e = np.where(sure, np.maximum(block[:, 0], 0.0), 0.0)
         if sure.any():
             e_scale, e_error = max(float(e[sure].mean()), 0.01), float(np.sqrt(np.median(e_variance[sure, 0])))
-    mean = mixture.given(u, noise, observed).moments()[0]
-    baseline, spread, vector = _first_model(stars, mean, e, m, seen)
     kept = np.random.default_rng(0).permutation(n)[:KEPT]
+    mean = known_of(mixture, of_component, chosen(stars, "survey", surveys), u, noise, observed).moments()[0]
+    baseline, spread, vector = _first_model(stars, mean, e, m, seen)
     w_error = 0.1
     if "parallax" in stars and stars["parallax"].observed.any():
         w_error = float(np.median(stars["parallax"].error[stars["parallax"].observed]))
@@ -123,6 +135,8 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
         np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
         np.sqrt(np.nanmedian(np.where(seen, m_variance, np.nan), 0)), w_error, e_error,
         mean[kept], seen[kept], peak_density(mean[kept], seen[kept]), n_flux, scale_of_flux, flux_unit, m[kept],
+        surveys=surveys, catalogues=catalogues_of(stars), component_survey=of_component,
+        training_survey=None if of_star is None else of_star[kept],
     )  # fmt: skip
 
 

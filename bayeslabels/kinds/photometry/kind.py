@@ -22,10 +22,10 @@ from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Importance
 from ...inference.base import Inference, StarDraws, Trained
 from ...inference.guide import fit_guide
-from ...inference.minibatch import fit_members
+from ...inference.minibatch import covariance_about, fit_members
 from ...inference.starwise import StarProblem, draw_mixture
 from ...inference.whitened import Start
-from ...kind import DIAGNOSTICS, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
+from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.density import density_of
 from ...numerics.dusty import summary  # fmt: skip
 from ...numerics.linalg import in_float64
@@ -33,13 +33,13 @@ from ...numerics.mixture import Mixture
 from ...numerics.tangent import as_measured, extinction, slope
 from ...results.rows import flags_of_solution, of_draws, star_rows
 from ...results.star_posterior import Flags
-from . import luminosity
+from . import luminosity, systems
 from .channels import observed
 from .frame import PhotometryFrame
 from .label_prior import log_prior
 from .photometry import Photometry
 from .r_v import r_v_of
-from .stars import PhotometricMoments, distances, member, misfit, moments_of, prepare
+from .stars import SHARED, PhotometricMoments, distances, member, misfit, moments_of, prepare
 
 STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
@@ -55,7 +55,7 @@ def _map(rows: Rows, inference: MAP, seed: int, progress: bool | None, checkpoin
         rows, seed, progress, epochs=epochs, patience=epochs, batch_size=size, bootstrap=rows.model.members > 1,
         checkpoint=checkpoint,
     )  # fmt: skip
-    return _finished(rows.model, trained)
+    return _finished(rows.model, trained, covariance_about(rows, trained, SHARED))
 
 
 def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoint: Checkpoint | None) -> Trained:
@@ -63,8 +63,8 @@ def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoin
     return _finished(rows.model, trained)
 
 
-def _finished(model: Photometry, trained: Trained) -> Trained:
-    trained.moments = moments_of(model, trained.draws)
+def _finished(model: Photometry, trained: Trained, covariance: np.ndarray | None = None) -> Trained:
+    trained.moments = moments_of(model, trained.draws, covariance)
     return trained
 
 
@@ -73,6 +73,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
 
     models: ClassVar = Photometry
     moments: ClassVar = PhotometricMoments
+    parts: ClassVar = ("error_shared",)
     beside: ClassVar = ("reddening", "distance_modulus", "distance", "reddening_variation")
     trainers: ClassVar = {MAP: Trainer(rows=_map), SVI: Trainer(rows=_svi), NUTS: Trainer(by_program)}
     fit_by: ClassVar = MAP()
@@ -86,6 +87,12 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         "label_density": Column("of the training stars at these labels, least of all bands, its peak being 1"),
     }
 
+    def complete(self, posterior: TrainedModel[Photometry, PhotometricMoments], choice: Choice[Photometry]) -> Any:
+        frame = posterior.model.require_frame()
+        if posterior.moments is None or len(frame.surveys) < 2:
+            return posterior
+        return posterior.with_model(frame=systems.with_offsets(frame, posterior.moments))
+
     def start(self, model: Photometry, stars: Stars, seed: int) -> Start:
         return start_of(RowsInMemory(model, stars), seed)
 
@@ -93,12 +100,13 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         return _finished(model, trained)
 
     def sizes(self, model: Photometry) -> dict[str, int]:
-        return {"weight": model.net.size, "term": luminosity.size(len(model.require_frame().names)),
-                "rank": model.scatter_rank}  # fmt: skip
+        n_label = len(model.require_frame().names)
+        return {"weight": model.net.size, "term": luminosity.size(n_label), "rank": model.scatter_rank}
 
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()
-        coords = {"band": list(frame.bands), "labels": list(frame.names)}
+        coords = {"band": list(frame.bands), "labels": list(frame.names), "survey": list(frame.surveys[1:]),
+                  "catalogue": list(frame.catalogues)}  # fmt: skip
         sites: dict[str, list[str]] = {
             "weights": ["weight"], "reddening_log": ["band"], "reddening_slope": ["band", "labels"],
             "reddening_bend": ["band"], "scatter": ["band"], "luminosity_scatter": [],
@@ -111,6 +119,10 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
             sites["reddening_second"] = moments["reddening_second"] = ["band"]
         if model.scatter_rank:
             sites["scatter_factors"] = moments["scatter_factors"] = ["rank", "band"]
+        of_systems = {"survey_offset": ["survey", "labels"], "catalogue_zero_point": ["catalogue"],
+                      "catalogue_error_factor": ["catalogue"]}  # fmt: skip
+        there = {name: dims for name, dims in of_systems.items() if name in systems.start(model)}
+        sites, moments = sites | there, moments | there | {"shared_covariance": ["shared", "shared_bis"]}
         return Layout(coords, sites, {k: ["member", *d] if k in member else d for k, d in moments.items()})
 
     def infer(
@@ -127,6 +139,9 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         problem = prepare(posterior, stars, seed, inference.starts)
         out = inference.infer(problem, seed + first, progress)
         return _finish(posterior, stars, problem, out, seed + first)
+
+    def details(self, posterior: TrainedModel[Photometry, PhotometricMoments]) -> list[str]:
+        return systems.described(posterior.model.require_frame(), posterior.moments)
 
     def asked(self, model: Photometry) -> tuple[str, ...]:
         return ("labels",)
@@ -147,6 +162,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
             "distance_prior": repr(model.distance_prior),
             "reddening_prior": f"{type(model.reddening_prior).__name__}(scale={model.reddening_scale:.4g})",
             "label_prior": str(model.label_prior),
+            **({"reference_survey": surveys[0]} if (surveys := model.require_frame().surveys) else {}),
         }
 
     def log_prior(
@@ -162,8 +178,9 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         model = posterior.model
         value, noise, observed = model.measured(stars)["labels"]
         n_label, scale = value.shape[1], model.require_frame().scale
-        mean = model.require_frame().scaled(result.mean[:, :n_label])
-        spread = result.cov[:, :n_label, :n_label] / (scale[:, None] * scale)
+        of = systems.common(*systems.extended(model, posterior.moments, stars), stars)
+        mean = model.require_frame().scaled(result.mean[:, :n_label]) + of.offset
+        spread = result.cov[:, :n_label, :n_label] / (scale[:, None] * scale) + of.covariance[:, 1:, 1:]
         out = np.full(len(value), np.nan)
         good = np.isfinite(mean).all(1) & observed.any(1)
         given = [
@@ -259,6 +276,7 @@ def _finish(
     draws = _quantities_of(frame, u, q)
     shapes = draws[..., -1]  # of the extinction curve, with two dust vectors
     summaries, covariance = of_draws(draws)
+    summaries["error_shared"] = shared_error_of(posterior, stars, problem, u, draws)
     if few:
         at = np.asarray(out.u)
         draws = _quantities_of(frame, at, distances(problem, at, seed)[0])
@@ -296,6 +314,21 @@ def _finish(
     )  # fmt: skip
 
 
+def shared_error_of(
+    posterior: TrainedModel[Photometry, PhotometricMoments], stars: Stars, problem: StarProblem, u: np.ndarray,
+    draws: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """What of the errors (N, Q) stars share, of draws (chain, draw, N, Q) with scaled labels u."""
+    n_label = len(posterior.model.require_frame().names)
+    of = systems.common(*systems.extended(posterior.model, posterior.moments, stars), stars)
+    flat, labels = (x.reshape(-1, *x.shape[2:]) for x in (draws, u[..., :n_label]))
+    own = problem.own
+    return systems.shared_error(
+        flat, labels, 1 / flat[..., n_label + 2], np.asarray(own.others.parallax_weight),
+        np.asarray(own.label_precision), of.covariance,
+    )  # fmt: skip
+
+
 OUTSIDE = 1e-3
 """Share of the peak density of the training stars below which colours are not to be trusted (Green+21, section 6)."""
 
@@ -317,7 +350,7 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd (N, B) given the catalogue labels, their errors integrated over, and for magnitudes and spectrum
     all else."""
-    model, moments = posterior.model, posterior.moments
+    model, moments = systems.extended(posterior.model, posterior.moments, stars)
     if name in stars:
         stars = stars.drop(name)
     data = jax.tree.map(jnp.asarray, model.arrays(stars))

@@ -5,6 +5,8 @@ A_n = E_n R(u_n) - w (E_n R(u_n))^2                      (eq. B30: broad bands b
 ln R_b(u) = r_b + r'_b . u                               (section 2.1)
 optionally R + x_n R_2 for R                             (eq. 20, E_2 = E x)
 parallax_n = 10^((10 - mu_n) / 5) + zero + noise         (mas; any sign)
+
+and what surveys and catalogues differ by: `systems`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from numpyro.distributions import Distribution
 
 from ...astro.extinction import band_bend
 from ...core.collapsed import CollapsedModel
-from ...core.own_priors import fitted, is_own, is_own_scatter
+from ...core.own_priors import fitted
 from ...core.priors import DistancePrior, Exponential, ExponentialDisk, LabelMixture, ReddeningPrior
 from ...data.stars import Stars
 from ...errors import bad_input
@@ -43,10 +45,10 @@ from ...numerics.network import Function, Network, Polynomial
 from ...numerics.tangent import as_measured, bent_by_most, extinction
 from ...numerics.two_vectors import log_marginal_of_both, second_vector
 from ...numerics.whitening import noise_of
-from . import luminosity
-from .blocks import check_blocks
+from . import luminosity, systems
+from .blocks import check_blocks, check_frame, check_settings
 from .frame import PhotometryFrame, frame_of
-from .label_prior import density_of_moduli, require_label_prior
+from .label_prior import density_of_moduli
 from .rows import Rows, measured, rows_of
 from .scattered import Scattered
 
@@ -87,6 +89,9 @@ class Photometry(CollapsedModel[PhotometryFrame]):
     c        ``luminosity_scatter_slope`` of ln s_M, linear and quadratic in the scaled labels
     f        ``outlier_fraction``         of stars whose magnitudes scatter by `outlier_width` in every band
     zero     ``zero_point``               of the parallaxes, measured less true, mas
+    zero_c   ``catalogue_zero_point``     (C,), of the catalogues that the block `parallax_system` names, mas
+    f_c      ``catalogue_error_factor``   (C,), of true errors of parallaxes over those stated
+    delta_s  ``survey_offset``            (S - 1, L), labels of a survey less those of the reference, scaled
     u_n      ``u``                        (L,) a star's scaled labels ~ a mixture of Gaussians learned in training
     E_n      ``true_reddening``           its reddening ~ `reddening_prior`, mag
     x_n      ``reddening_variation``      of its extinction curve from the mean, in sd (as R_V is) ~ N(0, 1)
@@ -95,7 +100,10 @@ class Photometry(CollapsedModel[PhotometryFrame]):
 
     Blocks, each optional star by star: `labels` (errors or covariances), `magnitudes` (bands named by their columns,
     NaN for a band that a star has not), `spectrum` (flux in pixels, of any unit and sign), both with errors or
-    covariances, `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). B counts the bands and after
+    covariances, `parallax` [mas] (any sign, any S/N), `reddening` [mag] (from dust maps). Names star by star: `survey`
+    of the labels, of which the most numerous is the reference, whose system all results are in; `parallax_system`, one
+    of `astro.gaia.PARALLAX_SYSTEMS`, whose zero points and error factors are priors; none: the reference, and
+    `zero_point` (`Block.of_names`). B counts the bands and after
     them the pixels, whose fluxes are 10^(-0.4 m) in units of `frame.flux_scale`; their R is the extinction curve. The
     length of R and all reddenings are degenerate but for the block `reddening`, whose unit R takes.
 
@@ -109,7 +117,9 @@ class Photometry(CollapsedModel[PhotometryFrame]):
             scatter of each and that in luminosity: abundances, for one, in spectra.
         reddening_slope: sd of the Normal prior of r': R varies by a few per cent with Teff (Green+21, fig. 10).
         outliers, outlier_width: whether there are any, and their scatter, mag.
-        zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed.
+        zero_point: mean and sd of the zero point's Normal prior, mas; sd 0: fixed. Of parallaxes of no named system.
+        survey_offset: sd of the Normal prior of delta, in units of each label's spread.
+        parallax_error_factor: sd of the Normal prior of ln f_c.
         distance_prior: of the Galaxy's stars, not of the sample's. Where stars were selected by their magnitudes, the
             distances at given magnitudes are still those of the Galaxy; a prior that is flat in mu would make
             absolute magnitudes too faint by 1.4 times the variance in luminosity that parallaxes of low S/N leave.
@@ -146,6 +156,8 @@ class Photometry(CollapsedModel[PhotometryFrame]):
     outliers: bool = True
     outlier_width: float = 0.5
     zero_point: tuple[float, float] = (0.0, 0.05)
+    survey_offset: float = 0.3
+    parallax_error_factor: float = 0.1
     distance_prior: DistancePrior | Distribution = field(default_factory=ExponentialDisk)
     reddening_prior: ReddeningPrior | Distribution = field(default_factory=Exponential)
     label_prior: Literal["population", "flat", "volume", "cmd"] | LabelMixture | Distribution = "population"
@@ -167,14 +179,16 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         "luminosity_scatter_slope",
         "outlier_fraction",
         "zero_point",
+        *systems.SITES,
     )
     measured_blocks: ClassVar[tuple[str, ...]] = ("labels", "magnitudes", "spectrum", "parallax", "reddening")
     stored: ClassVar[tuple[type, ...]] = (PhotometryFrame,)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """What is measured of the stars, and what their priors read."""
-        return self.measured_blocks + tuple(name for prior in self.star_priors for name in prior.blocks)
+        """What is measured of the stars, what it is from, and what their priors read."""
+        named = ("survey", "parallax_system")
+        return self.measured_blocks + named + tuple(name for prior in self.star_priors for name in prior.blocks)
 
     @property
     def star_priors(self) -> tuple[DistancePrior | ReddeningPrior, ...]:
@@ -198,13 +212,10 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         """The NumPyro program; each of `labels`, `magnitudes`, `parallax` and `reddening` is observed where present."""
         model = self.bound(stars)
         frame, theta = model.require_frame(), model.parameters()
-        weight, mean, covariance = map(constant, frame.population)
-        population = dist.MixtureSameFamily(
-            dist.Categorical(weight), dist.MultivariateNormal(mean, covariance_matrix=covariance)
-        )
-        blocks = model.measured(stars)
+        blocks, of_stars = model.measured(stars), systems.systems_of(frame, stars)
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
-            u = numpyro.sample("u", population)
+            of = jax.tree.map(lambda x: constant(x)[rows], of_stars)
+            u = numpyro.sample("u", systems.population(frame, theta, of))
             mu = numpyro.sample("distance_modulus", model.distance_distribution(stars, rows))
             e = numpyro.sample("true_reddening", model.reddening_distribution(stars, rows, mu))
             offset = model.luminosity(theta, u) * numpyro.sample("luminosity", dist.Normal(0.0, 1.0))
@@ -218,21 +229,24 @@ class Photometry(CollapsedModel[PhotometryFrame]):
                 latent = dist.Normal(0.0, 1.0).expand([model.scatter_rank]).to_event(1)
                 m = m + numpyro.sample("scatter_latent", latent) @ theta["scatter_factors"]
             seen = {name: tuple(constant(x)[rows] for x in block) for name, block in blocks.items()}
-            model.sites(seen, u, m, mu, e, theta)
+            model.sites(seen, u, m, mu, e, theta, of)
 
-    def sites(self, seen: dict[str, Any], u: Array, m: Array, mu: Array, e: Array, theta: Mapping[str, Array]) -> None:
+    def sites(
+        self, seen: dict[str, Any], u: Array, m: Array, mu: Array, e: Array, theta: Mapping[str, Array],
+        of: systems.Systems,
+    ) -> None:  # fmt: skip
         """What is measured of the stars, about what is true of them."""
-        frame = self.require_frame()
+        frame, delta = self.require_frame(), systems.offset(theta, of)
         if "labels" in seen:
             value, covariance, observed = seen["labels"]
             scale = constant(frame.scale)
-            true, both = frame.physical(u), observed[:, :, None] & observed[:, None, :]
+            true, both = frame.physical(u + delta), observed[:, :, None] & observed[:, None, :]
             value = jnp.where(observed, frame.physical(value), true)
             covariance = covariance * jnp.where(both, scale[:, None] * scale, 1.0)
             numpyro.sample("labels", dist.MultivariateNormal(true, covariance_matrix=covariance), obs=value)
         else:
             error = constant(frame.label_error)
-            numpyro.sample("labels", dist.Normal(frame.physical(u), error).to_event(1))
+            numpyro.sample("labels", dist.Normal(frame.physical(u + delta), error).to_event(1))
         wide = self.outlier_width if self.outliers else 0.0
         true, change = as_measured(m, self.n_magnitude)
         f, first = theta["outlier_fraction"], 0
@@ -246,12 +260,13 @@ class Photometry(CollapsedModel[PhotometryFrame]):
             )
             got = numpyro.sample(name, own, obs=None if value is None else value * unit)
             f = own.outlier_given(got)  # the same star is one in both
-        for name, true, error in (
-            ("parallax", parallax_at(mu) + theta["zero_point"], frame.parallax_error),
-            ("reddening", e, frame.reddening_error),
+        zero, factor = systems.zero_point(theta, of), systems.error_factor(theta, of)
+        for name, true, error, times in (
+            ("parallax", parallax_at(mu) + zero, frame.parallax_error, factor[..., None]),
+            ("reddening", e, frame.reddening_error, 1.0),
         ):
             value, variance, observed = seen.get(name, (None, jnp.asarray(error) ** 2, None))
-            measured = dist.Normal(true[:, None], jnp.sqrt(variance))
+            measured = dist.Normal(true[:, None], times * jnp.sqrt(variance))
             measured = measured if observed is None else measured.mask(observed)
             numpyro.sample(name, measured.to_event(1), obs=value)
 
@@ -282,7 +297,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         out["zero_point"] = jnp.asarray(mean)
         if sd > 0:
             out["zero_point"] = numpyro.sample("zero_point", dist.Normal(mean, sd))
-        return out
+        return out | systems.parameters(self)
 
     @property
     def polished(self) -> dict[str, Any]:
@@ -292,6 +307,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         sites = [name for name in sites if self.zero_point[1] > 0 or name != "zero_point"]
         sites = [name for name in sites if self.dust_vectors == 2 or name != "reddening_second"]
         sites = [name for name in sites if self.scatter_rank or name != "scatter_factors"]
+        sites = [name for name in sites if name not in systems.SITES or name in systems.start(self)]
         return {"weights": slice(self.net.linear), **dict.fromkeys(sites, ...)}
 
     @cached_property
@@ -340,7 +356,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
 
     def predicted(self, theta: Mapping[str, Array], data: Rows) -> Predicted:
         """What the stars' labels, true ones integrated over, say of their magnitudes."""
-        u, root = data.label_mean, data.label_root
+        u, root = data.label_mean - systems.beyond(self.require_frame(), theta, data.systems), data.label_root
         either = jnp.concatenate([u[None], u + STEP * jnp.moveaxis(root, -1, 0), u - STEP * jnp.moveaxis(root, -1, 0)])
         m = self.absolute(theta["weights"], either)
         n_label = u.shape[-1]
@@ -360,8 +376,9 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         return luminosity.luminosity_sd(theta["luminosity_scatter"], theta["luminosity_scatter_slope"], u)
 
     def others(self, theta: Mapping[str, Array], data: Rows) -> Others:
-        parallax = data.parallax - theta["zero_point"]
-        known = (data.parallax_weight, data.reddening, data.reddening_weight)
+        parallax = data.parallax - systems.zero_point(theta, data.systems)
+        weight = data.parallax_weight / systems.error_factor(theta, data.systems)
+        known = (weight, data.reddening, data.reddening_weight)
         return Others(parallax, *known, data.distance, data.dust)
 
     def seen_in(self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0) -> Quadratic:
@@ -432,7 +449,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
             out["outlier_fraction"] = np.array(0.02)
         if self.zero_point[1] > 0:
             out["zero_point"] = np.array(self.zero_point[0])
-        return out
+        return out | systems.start(self)
 
     def bind(self, stars: Stars) -> Self:
         for name, instead in (("labels", "labels"), ("magnitudes", "spectrum")):
@@ -446,47 +463,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         return self.replace(frame=dataclasses.replace(frame_of(self.components, stars), training_moduli=moduli))
 
     def __post_init__(self) -> None:
-        if self.function not in ("network", "polynomial"):
-            raise bad_input(f"function={self.function!r}", "'network' or 'polynomial'", fix='function="network"')
-        if self.dust_vectors not in (1, 2):
-            raise bad_input(f"dust_vectors={self.dust_vectors!r}", "1 or 2", fix="dust_vectors=2")
-        if self.scatter_rank < 0:
-            raise bad_input(f"scatter_rank={self.scatter_rank!r}", "a number of directions >= 0")
-        if self.order < 0 or self.depth < 0 or self.width < 1:
-            raise bad_input(f"order={self.order}, depth={self.depth}, width={self.width}", ">= 0, >= 0 and >= 1")
-        if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
-            raise bad_input(f"zero_point={self.zero_point!r}", "(mean, sd) with sd >= 0", fix="zero_point=(0.0, 0.05)")
-        for name in ("reddening_slope", "outlier_width", "members", "components"):
-            if not getattr(self, name) > 0:
-                raise bad_input(f"{name}={getattr(self, name)!r}", "a number > 0")
-        require_label_prior(self.label_prior)
-        if not is_own("distance_prior", self.distance_prior) and not isinstance(self.distance_prior, DistancePrior):
-            raise bad_input(f"distance_prior={self.distance_prior!r}",
-                            "priors.Galaxy, ExponentialDisk or NormalModulus, or a distribution of NumPyro",
-                            fix="distance_prior=priors.ExponentialDisk(1.35)")  # fmt: skip
-        own = is_own_scatter("reddening_prior", self.reddening_prior)
-        if not own and not isinstance(self.reddening_prior, ReddeningPrior):
-            raise bad_input(f"reddening_prior={self.reddening_prior!r}", "priors.Exponential or AlongSightline",
-                            fix="reddening_prior=priors.Exponential(0.1)")  # fmt: skip
+        check_settings(self)
 
     def check(self, stars: Stars) -> None:
-        frame = self.require_frame()
-        for name, names in (("labels", frame.names), ("magnitudes", frame.bands[: self.n_magnitude])):
-            if name not in stars:
-                continue
-            own = stars[name].names
-            if own != names:
-                raise bad_input(
-                    f"{name} {own}", f"{names}, as in training", "columns swapped, renamed or left out",
-                    f"Stars.from_table(table, {name}={names}, ...), NaN for what was not observed",
-                )  # fmt: skip
-        if "spectrum" in stars and (stars["spectrum"].n_dim, stars["spectrum"].units[0]) != (
-            frame.n_flux,
-            frame.flux_unit,
-        ):
-            raise bad_input(f"spectrum of {stars['spectrum'].n_dim} pixels in {stars['spectrum'].units[0]!r}",
-                            f"{frame.n_flux} pixels in {frame.flux_unit!r}, as in training",
-                            fix="spectra on the wavelengths and in the unit of the training stars")  # fmt: skip
-        if "labels" in stars and stars["labels"].units != frame.units:
-            raise bad_input(f"labels in {stars['labels'].units}", f"{frame.units}, as in training")
-        check_blocks(self, stars)
+        check_frame(self, stars)

@@ -10,14 +10,16 @@ from ...data.stars import Stars
 from ...numerics.dusty import Distance, Reddening
 from ...numerics.linalg import Array, beside, module_of
 from .channels import Measured, joined, noise_and_value
+from .systems import Systems, known_of, systems_of
 
 
 class Rows(NamedTuple):
     """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
 
-    label_mean (N, L), label_root (N, L, L): of the true labels given the catalogue's, covariance root root';
+    label_mean (N, L), label_root (N, L, L): of the labels without their errors, as their survey has them less
+    `frame.offsets`, covariance root root';
     label_density (N,): ln p(catalogue labels). reddening_guess (N,): a first estimate. distance, dust: the stars' own
-    priors of modulus and reddening.
+    priors of modulus and reddening. systems: of the labels and the parallax.
     """
 
     channels: Measured
@@ -31,6 +33,7 @@ class Rows(NamedTuple):
     reddening_guess: Array
     distance: Distance
     dust: Reddening
+    systems: Systems
 
 
 def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
@@ -56,7 +59,11 @@ def rows_of(model: Any, stars: Stars) -> Rows:
     frame, seen, n = model.require_frame(), measured(model, stars), len(stars)
     n_label = model.shape[0]
     none = np.zeros((n, n_label)), np.tile(np.eye(n_label), (n, 1, 1)), np.zeros((n, n_label), bool)
-    given = frame.mixture.given(*seen.get("labels", none))
+    of = systems_of(frame, stars)
+    u, noise, observed = seen.get("labels", none)
+    if frame.offsets is not None:
+        u = np.where(observed, u - of.survey[:, 1:] @ frame.offsets, 0.0)
+    given = known_of(frame.mixture, frame.component_survey, of.survey, u, noise, observed)
     mean, covariance = given.moments()
     value, vector = np.linalg.eigh(covariance)
     root = vector * np.sqrt(np.maximum(value, 0.0))[:, None, :]
@@ -70,7 +77,7 @@ def rows_of(model: Any, stars: Stars) -> Rows:
     guess = np.maximum((e * e_weight**2 + 1 / usual) / (e_weight**2 + usual**-2), 0.0)
     return Rows(
         channels, mean, root, given.log_density,
-        w, w_weight, e, e_weight, guess, distance, dust,
+        w, w_weight, e, e_weight, guess, distance, dust, of,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from ...numerics.modes import find_modes
 from ...numerics.tangent import extinction
 from ...numerics.two_vectors import second_vector
 from ...numerics.whitening import noise_of
-from . import r_v
+from . import r_v, systems
 from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told_by
 from .label_prior import label_prior
 from .luminosity import luminosity_sd, size
@@ -42,7 +42,9 @@ class PhotometricMoments(NamedTuple):
     coefficients (E, P): weights of M; reddening_log (E, B), reddening_slope (E, B, L); scatter (B,), mag;
     luminosity_scatter at the median labels, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second
     (E, B): R_2 if there is one, its sign such that x grows with R_V; reddening_bend (B,): w, 1 / mag;
-    luminosity_scatter_slope: of ln s_M; scatter_factors (Q, B), mag. Models of the first versions have none of these.
+    luminosity_scatter_slope: of ln s_M; scatter_factors (Q, B), mag; catalogue_zero_point, catalogue_error_factor (C,),
+    survey_offset (S - 1, L), scaled; shared_covariance: of the zero points and offsets, `systems.covariance_of`. Models
+    of the first versions have none of these.
     """
 
     coefficients: np.ndarray
@@ -57,6 +59,14 @@ class PhotometricMoments(NamedTuple):
     reddening_bend: np.ndarray | None = None
     luminosity_scatter_slope: np.ndarray | None = None
     scatter_factors: np.ndarray | None = None
+    catalogue_zero_point: np.ndarray | None = None
+    catalogue_error_factor: np.ndarray | None = None
+    survey_offset: np.ndarray | None = None
+    shared_covariance: np.ndarray | None = None
+
+
+SHARED = ("zero_point", "catalogue_zero_point", "survey_offset")
+"""Sites of `shared_covariance`, in their order."""
 
 
 def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, Array]:
@@ -69,11 +79,17 @@ def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, 
            "reddening_bend": np.zeros(n_band) if bend is None else bend,
            "luminosity_scatter_slope": np.zeros(size(n_label)) if slope is None else slope,
            "scatter_factors": np.zeros((0, n_band)) if factors is None else factors}  # fmt: skip
-    return {name: jnp.asarray(x) for name, x in (own | {n: getattr(moments, n) for n in names}).items()}
+    of = {n: x for n in systems.SITES if (x := getattr(moments, n)) is not None}
+    return {name: jnp.asarray(x) for name, x in (own | of | {n: getattr(moments, n) for n in names}).items()}
 
 
-def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMoments:
-    """From draws {site: (chain, draw, ...)} or members, of which at most `MEMBERS` functions are kept."""
+def moments_of(
+    model: Photometry, draws: dict[str, np.ndarray], covariance: np.ndarray | None = None
+) -> PhotometricMoments:
+    """From draws {site: (chain, draw, ...)} or members, of which at most `MEMBERS` functions are kept.
+
+    covariance: of the sites `SHARED`, where draws do not tell it.
+    """
     flat = {name: np.asarray(x, float).reshape(-1, *x.shape[2:]) for name, x in draws.items()}
     some = np.unique(np.linspace(0, len(flat["weights"]) - 1, MEMBERS).astype(int))
     zero = flat.get("zero_point", np.array([model.zero_point[0]]))
@@ -84,12 +100,20 @@ def moments_of(model: Photometry, draws: dict[str, np.ndarray]) -> PhotometricMo
         second = second * np.where(second @ second[0] < 0, -1.0, 1.0)[:, None]
         vector = np.exp(flat["reddening_log"][some].mean(0))
         second = second * r_v.sign(model.require_frame().bands, vector, second.mean(0))
+    if covariance is None:
+        some_of = [flat[name].reshape(len(zero), -1) for name in SHARED if name in flat]
+        known = np.cov(np.concatenate(some_of, 1).T, ddof=0) if some_of else np.zeros((0, 0))
+        covariance = known.reshape(-1, sum(x.shape[1] for x in some_of))
+    if "zero_point" not in flat:  # which is fixed
+        covariance = np.pad(covariance, ((1, 0), (1, 0)))
+    of = {name: flat[name].mean(0) for name in systems.SITES if name in flat}
     return PhotometricMoments(
         flat["weights"][some], flat["reddening_log"][some], flat["reddening_slope"][some],
         np.sqrt((flat["scatter"] ** 2).mean(0)), np.sqrt((flat["luminosity_scatter"] ** 2).mean()),
-        fraction.mean(), zero.mean(), zero.std(), second, flat["reddening_bend"].mean(0),
+        fraction.mean(), zero.mean(), np.sqrt(covariance[0, 0]), second, flat["reddening_bend"].mean(0),
         flat["luminosity_scatter_slope"].mean(0),
         _factors(flat["scatter_factors"]) if "scatter_factors" in flat else None,
+        shared_covariance=covariance, **of,
     )  # fmt: skip
 
 
@@ -120,7 +144,7 @@ def prepare(
     posterior: TrainedModel[Photometry, PhotometricMoments], stars: Stars, seed: int, starts: int
 ) -> StarProblem:
     """The label posteriors of N stars with their modes."""
-    model, moments = posterior.model, posterior.moments
+    model, moments = systems.extended(posterior.model, posterior.moments, stars)
     energy = LabelEnergy(model.net, model.n_magnitude)
     shared = shared_of(model, moments)
     tried = label_prior(model, moments).population.draw(CANDIDATES, seed)
@@ -156,26 +180,36 @@ def prepare(
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
-    """Arrays with a row per star: magnitudes, their noise and scatter, the catalogue labels and their precision,
-    `Others`."""
+    """Arrays with a row per star: magnitudes, their noise and scatter, the catalogue labels in the reference's system
+    and their precision, `Others`."""
     seen, n = model.measured(stars), len(stars)
     n_label = model.shape[0]
-    data = model.arrays(stars)
+    data, of = model.arrays(stars), systems.common(model, moments, stars)
     labels, precision = np.zeros((n, n_label)), np.zeros((n, n_label, n_label))
     if "labels" in seen:
         labels, covariance, observed = seen["labels"]
         both = observed[:, :, None] & observed[:, None, :]
-        precision = np.where(both, np.linalg.inv(covariance), 0.0)
-    # the zero point's own error is common to all stars: it widens every parallax
-    sigma = np.where(data.parallax_weight > 0, 1 / np.maximum(data.parallax_weight, 1e-300), 1.0)
-    weight = np.where(data.parallax_weight > 0, 1 / np.hypot(sigma, moments.zero_point_error), 0.0)
-    parallax = np.where(weight > 0, data.parallax - moments.zero_point, 0.0)
+        precision = np.where(both, np.linalg.inv(covariance + np.where(both, of.covariance[:, 1:, 1:], 0.0)), 0.0)
+        labels = np.where(observed, labels - of.offset, 0.0)
+    # what zero points and offsets are not known to is common to all stars: it widens every parallax and label
+    sigma = of.factor * np.where(data.parallax_weight > 0, 1 / np.maximum(data.parallax_weight, 1e-300), 1.0)
+    weight = np.where(data.parallax_weight > 0, 1 / np.hypot(sigma, np.sqrt(of.covariance[:, 0, 0])), 0.0)
+    parallax = np.where(weight > 0, data.parallax - of.zero_point, 0.0)
     return {
         "channels": data.channels, "scatter": moments.scatter**2 + np.zeros_like(data.channels.seen),
         "reddening_guess": data.reddening_guess,
         "labels": labels, "precision": precision, "label_mean": data.label_mean,
+        "among": _among(model, moments, data.systems.survey),
         "others": Others(parallax, weight, data.reddening, data.reddening_weight, data.distance, data.dust),
     }  # fmt: skip
+
+
+def _among(model: Photometry, moments: PhotometricMoments, survey: np.ndarray) -> np.ndarray:
+    """ln of 1 or 0 (N, K): of which components of the label prior the stars may be; the population's are of surveys."""
+    frame = model.require_frame()
+    if model.label_prior != "population" or frame.component_survey is None:
+        return np.zeros((len(survey), len(label_prior(model, moments).population.weight)))
+    return np.where(systems.among(frame.component_survey, survey), 0.0, systems.NEVER)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -262,7 +296,9 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
         odds = jnp.stack([0.0 * log_odds, log_odds])[: len(log_norm), None]
         kinds = Kinds(noise, basis, log_norm - log_norm[:1] + odds)
         kinds = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), kinds)
-        return Own(x.value, x.bright, weight, e, kinds, rows["others"], rows["labels"], rows["precision"])
+        return Own(
+            x.value, x.bright, weight, e, kinds, rows["others"], rows["labels"], rows["precision"], rows["among"]
+        )
 
     common = jnp.broadcast_to(of_all, (len(x.unit), *of_all.shape))
     alone = own_with(common, jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
