@@ -17,13 +17,17 @@ COSTLY = {
     "Gibbs",
     "Groups",
     "Photometry",
-    "together",
     "Translator",
+    "colour_magnitude",
+    "distance_ladder",
     "energy",
     "importances",
+    "magnitude_residuals",
     "pair",
     "prior_to_posterior",
     "ranks",
+    "reddening_vector",
+    "together",
 }
 """Those whose example trains something that no other test does; the slow tests run them."""
 

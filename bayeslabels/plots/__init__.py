@@ -6,6 +6,7 @@ Each function returns a matplotlib Figure, or draws on the axes it is given, and
 
 from .inference import energy, khat, loss, pair, prior_to_posterior, ranks
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE
+from .photometry import colour_magnitude, distance_ladder, magnitude_residuals, reddening_vector
 from .stars import coefficients, corner, spectrum
 from .truth import ONE_SIGMA, calibration, one_to_one, reliability
 
@@ -18,14 +19,18 @@ __all__ = [
     "ORANGE",
     "calibration",
     "coefficients",
+    "colour_magnitude",
     "corner",
+    "distance_ladder",
     "energy",
     "khat",
     "loss",
+    "magnitude_residuals",
     "one_to_one",
     "pair",
     "prior_to_posterior",
     "ranks",
+    "reddening_vector",
     "reliability",
     "spectrum",
 ]
