@@ -28,7 +28,7 @@ FLOORS = [
     {"calibration"},
     {"catalogues", "reports"},
     {"plots"},
-    {"demo", "tables", "streams", "partitions", "models"},
+    {"demo", "tables", "streams", "surveys", "partitions", "models"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,25 @@
+"""What a survey is: how its files of spectra are known and read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .arms import Arm
+
+
+class Survey(ABC):
+    """A kind of files that hold the spectra of stars."""
+
+    name: ClassVar[str]
+    medium: ClassVar[str]
+    """What its wavelengths are measured in: "vacuum" or "air"."""
+
+    @abstractmethod
+    def knows(self, hdus: Any) -> bool:
+        """Whether these HDUs look like a file of the survey."""
+
+    @abstractmethod
+    def read(self, hdus: Any, path: Path) -> list[Arm]:
+        """The arms of its spectrograph, with the stars of the file."""
