@@ -16,6 +16,7 @@ from ...numerics.by_value import ByValue
 from ...numerics.entries import Entries
 from ...numerics.incomplete import Population, learn
 from ...numerics.linalg import Array, is_traced, module_of
+from .products import SOURCE, Products, products_of
 
 FACTORS = 24
 """Factors of the features' population, at most."""
@@ -45,6 +46,7 @@ class FeatureFrame(ByValue):
         farthest: Mahalanobis distance^2 (of the factors) beyond which a star is outside of the training set.
         outlier: location and scale of measured parallaxes that have nothing to do with the features: those of the
             training stars, three times as wide, with the tails of a Student-t.
+        products: of features, which are the last of the D; None: there are none.
     """
 
     names: tuple[str, ...]
@@ -63,15 +65,28 @@ class FeatureFrame(ByValue):
     farthest: float
     outlier: np.ndarray
     taken_in: tuple[str, ...] = ()
+    products: Products | None = None
 
     @property
     def population(self) -> Population:
         return Population(self.mean, self.loadings, self.noise)
 
+    @property
+    def taken(self) -> np.ndarray:
+        """(D,): whether a feature is a column of a block, no product and not the constant."""
+        return np.array([name not in ("", SOURCE) for name in self.source])
 
-def raw_features(specs: tuple[str, ...], stars: Stars) -> tuple[Array, Array, Array, Entries]:
+
+def raw_features(
+    specs: tuple[str, ...], stars: Stars, products: Products | None = None
+) -> tuple[Array, Array, Array, Entries]:
     """Features (N, D) in their own units with the constant first, the entries (N, V) of their errors' covariances,
     which features are measured, and which entries these are."""
+    own = _own_features(specs, stars)
+    return own if products is None else products.added(*own)
+
+
+def _own_features(specs: tuple[str, ...], stars: Stars) -> tuple[Array, Array, Array, Entries]:
     blocks = [stars[spec.removeprefix("ln ")] for spec in specs]
     ends = np.cumsum([1, *(block.n_dim for block in blocks)]).tolist()
     columns = [slice(*x) for x in itertools.pairwise(ends)]
@@ -127,7 +142,16 @@ def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
         penalised += [spec in model.sparse_blocks] * block.n_dim
         shared += [logarithm or unit == "mag" for unit in block.units]
         columns.append(block.names)
-    value, _, measured, _ = raw_features(model.feature_blocks, stars)
+    products = None
+    first = 1 + sum(stars[x.removeprefix("ln ")].n_dim for x in model.feature_blocks if x in model.sparse_blocks)
+    if model.degree > 1 and first < len(source):
+        value, _, measured, _ = raw_features(model.feature_blocks, stars)
+        products = products_of(model.degree, first, value[:, first:], measured[:, first:])
+        n_product = products.monomials.size
+        names += products.monomials.names(tuple(names[first:]))
+        units, source = [*units, *[""] * n_product], [*source, *[SOURCE] * n_product]
+        log, penalised, shared = ([*x, *[False] * n_product] for x in (log, penalised, shared))
+    value, _, measured, _ = raw_features(model.feature_blocks, stars, products)
     if (empty := measured.sum(0) < 2).any():
         raise bad_input(
             f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
@@ -150,6 +174,7 @@ def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
         tuple(names), tuple(units), tuple(source), tuple(columns), np.array(log), np.array(penalised), centre, scale,
         *population, leading_directions(population, len(x)), stars[model.predicted].units[0], farthest,
         outlier, ("", *(unit for spec in model.feature_blocks for unit in stars[spec.removeprefix("ln ")].units)),
+        products,
     )  # fmt: skip
 
 

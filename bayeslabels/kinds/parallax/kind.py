@@ -174,16 +174,16 @@ class ParallaxKind(Kind[LogLinearModel, LogLinearMoments]):
         error = np.stack([mean_sp * np.sqrt(np.expm1(sd**2)), both.parallax_error, both.distance_error], 1)
         steps = np.exp(eta[:, None] + sd[:, None] * ndtri([0.15865, 0.5, 0.84135]))
         at = np.stack([steps, both.parallax_percentiles[:, 1:4], both.distance_percentiles[:, 1:4]], 2)
-        n_missing = (~x.measured).sum(1)
-        bands = ~x.measured & ~frame.log
-        blank = n_missing == len(frame.names) - 1
+        n_missing, n_taken = (~x.measured & frame.taken).sum(1), frame.taken.sum()
+        bands = ~x.measured & ~frame.log & frame.taken
+        blank = n_missing == n_taken
         flags = np.zeros(len(stars), int)
         flags |= Flags.NO_DATA * (blank & ~seen)
         distance = outside(model, moments, x)
         flags |= Flags.OUTSIDE_TRAINING * ((distance > moments.near_farthest) | (x.distance > frame.farthest))
         flags |= Flags.OUTLIER * (wrong > 0.5)
         flags |= Flags.MISSING_BAND * bands.any(1)
-        flags |= Flags.MISSING_DATA * (n_missing > 0.5 * (len(frame.names) - 1))
+        flags |= Flags.MISSING_DATA * (n_missing > 0.5 * n_taken)
         lost = ~blank & ~(np.isfinite(mean) & np.isfinite(error)).all(1)
         flags |= Flags.NOT_CONVERGED * lost
         for values in (mean, error, at):

@@ -32,6 +32,7 @@ from ...numerics.incomplete import Population
 from ...numerics.linalg import Array, constant, is_traced, module_of
 from ...numerics.lognormal import cold_start, log_likelihood
 from .frame import FeatureFrame, learn_frame, raw_features
+from .products import SOURCE, Products
 
 WRONG_FREEDOM = 2.0
 """Degrees of freedom of measured parallaxes that are wrong."""
@@ -88,7 +89,7 @@ class Regression(NamedTuple):
 class LogLinearModel(Model[FeatureFrame]):
     """parallax_n = exp(theta . x_n + s_n eps_n) + zero_n + N(0, sigma_n^2), with features x_n from any blocks."""
 
-    stored: ClassVar[tuple[type, ...]] = (FeatureFrame,)
+    stored: ClassVar[tuple[type, ...]] = (FeatureFrame, Products)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ class LogLinearModel(Model[FeatureFrame]):
     @property
     def widths(self) -> dict[str, int]:
         source = self.require_frame().source
-        return {name: source.count(name) for name in source[1:]}
+        return {name: source.count(name) for name in source[1:] if name != SOURCE}
 
     @property
     @abstractmethod
@@ -108,6 +109,11 @@ class LogLinearModel(Model[FeatureFrame]):
     @abstractmethod
     def sparse_blocks(self) -> tuple[str, ...]:
         """Those of them whose coefficients have the sparse prior."""
+
+    @property
+    def degree(self) -> int:
+        """Up to which products of the features that are not sparse are features, too; these are the last then."""
+        return 1
 
     @property
     @abstractmethod
@@ -171,7 +177,7 @@ class LogLinearModel(Model[FeatureFrame]):
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
-        sizes = {name: frame.source.count(name) for name in dict.fromkeys(frame.source[1:])}
+        sizes = self.widths
         columns = dict(zip(sizes, frame.columns, strict=True))
         for name, size in sizes.items():
             if name not in stars:
@@ -185,7 +191,7 @@ class LogLinearModel(Model[FeatureFrame]):
                     f"{columns[name] or f'{size} columns'}, as in training", "columns swapped or renamed",
                     f"{name}.select({columns[name]!r})" if columns[name] else "",
                 )  # fmt: skip
-            units = tuple(u for u, s in zip(frame.taken_in or frame.units, frame.source, strict=True) if s == name)
+            units = tuple(u for u, s in zip(frame.taken_in or frame.units, frame.source, strict=False) if s == name)
             known = bool(frame.taken_in) or not frame.log[frame.source.index(name)]
             if known and not all(map(same_unit, stars[name].units, units)):
                 raise bad_input(f"{name} in {stars[name].units}", f"{units}, as in training")
@@ -197,7 +203,7 @@ class LogLinearModel(Model[FeatureFrame]):
     def design(self, stars: Stars) -> Features:
         """The scaled features of stars that fit the frame."""
         frame = self.require_frame()
-        value, variance, measured, entries = raw_features(self.feature_blocks, stars)
+        value, variance, measured, entries = raw_features(self.feature_blocks, stars, frame.products)
         if is_traced(value):
             return self._traced_design(value, variance, measured, entries)
         value -= frame.centre

@@ -54,6 +54,8 @@ class Parallax(LogLinearModel):
         coefficient_prior: of the sparse ones, in units of 1 / feature (per ln flux, mag or scaled label):
             `priors.Laplace` (exact zeros by `MAP`; scale None: chosen by cross-validated density), `Horseshoe` or
             `Normal` (scale None: learned). "auto": `Laplace` for `MAP`, else `Normal`. Or a distribution of NumPyro.
+        function: of the features that are not sparse: "linear", or "polynomial" of this `order`: their products are
+            features, too. For dwarfs and giants together, by labels; errors of the features enter to first order.
         wide: sd of the Normal prior of all others, in the same units; inf: flat.
         zero_point: mean and sd of the zero point's Normal prior, in the parallax's unit; sd 0: fixed. What is known of
             it star by star (`astro.parallax.gaia_zero_point`) goes into a block ``zero_point`` of the stars.
@@ -77,6 +79,8 @@ class Parallax(LogLinearModel):
     features: tuple[str, ...] = ("magnitudes", "ln flux")
     sparse: tuple[str, ...] | None = None
     coefficient_prior: SparsePrior | Distribution | Literal["auto"] = "auto"
+    function: Literal["linear", "polynomial"] = "linear"
+    order: int = 2
     wide: float = 10.0
     zero_point: tuple[float, float] = (0.0, 0.05)
     scatter: float | None = None
@@ -104,6 +108,14 @@ class Parallax(LogLinearModel):
             raise bad_input(
                 f"features={self.features}", "at least one block, each once", fix='features=("magnitudes",)'
             )
+        if self.function not in ("linear", "polynomial"):
+            raise bad_input(
+                f"function={self.function!r}", "'linear' or 'polynomial'",
+                "all training steps solve for coefficients, and need a ln parallax that is linear in them",
+                'Parallax(function="polynomial", order=2), or Photometry(function="network")',
+            )  # fmt: skip
+        if not 1 <= self.order <= 5:
+            raise bad_input(f"order={self.order!r}", "1 to 5", fix='function="polynomial", order=2')
         if unknown := set(self.sparse or ()) - set(self.features):
             raise bad_input(f"sparse={self.sparse}", f"some of features={self.features}", f"{sorted(unknown)}")
         if not (len(self.zero_point) == 2 and self.zero_point[1] >= 0):
@@ -150,7 +162,13 @@ class Parallax(LogLinearModel):
 
     @property
     def feature_blocks(self) -> tuple[str, ...]:
-        return self.features
+        if self.function == "linear":
+            return self.features
+        return tuple(sorted(self.features, key=lambda x: x not in self.sparse_blocks))  # what has products is the last
+
+    @property
+    def degree(self) -> int:
+        return self.order if self.function == "polynomial" else 1
 
     @property
     def sparse_blocks(self) -> tuple[str, ...]:
