@@ -173,6 +173,10 @@ class Kind(ABC, Generic[M, T]):
 
     def require(self, inference: Inference, model: M, verb: str) -> None:
         """Refuse an inference that does not serve this model, saying what does."""
+        if not isinstance(inference, Inference):
+            got = f"the class {inference.__name__}" if isinstance(inference, type) else f"inference={inference!r}"
+            others = " or ".join(f"{x.__name__}()" for x in self.serving(verb))
+            raise bad_input(got, "an inference", fix=others)
         if not self.serves(type(inference), verb):
             others = " or ".join(f"{x.__name__}()" for x in self.serving(verb))
             raise CannotDo(f"{type(inference).__name__} has no {verb} step for {self.called(model)}: use {others}")

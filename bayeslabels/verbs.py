@@ -229,6 +229,10 @@ def infer(
         >>> result.table().colnames[:3]
         ['id', 'TEFF', 'TEFF_error']
     """
+    if not isinstance(posterior, Posterior):
+        raise bad_input(f"a {type(posterior).__name__}", "a training posterior", fix="posterior = fit(model, stars)")
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise bad_input(f"batch_size={batch_size!r}", "a number of stars, or None")
     posterior = for_stars_with(posterior, nuisances, flux_error_factor)
     model = posterior.model
     _check_arguments(stars, seed)

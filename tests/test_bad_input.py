@@ -345,3 +345,36 @@ def test_fit_and_infer_leave_the_filters_alone(trained, training, spectra):
     bl.infer(trained, spectra, bl.MAP())
     after = list(warnings.filters), np.geterr(), jax.config.jax_enable_x64, np.random.get_state()[1].tolist()  # noqa: NPY002
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("inference", "settings"),
+    [
+        (bl.NUTS, {"draws": 0}), (bl.NUTS, {"chains": -1}), (bl.NUTS, {"target_accept": 1.5}),
+        (bl.NUTS, {"warmup": -1}), (bl.Laplace, {"draws": "many"}),
+        (bl.Laplace, {"starts": 0}), (bl.Importance, {"draws": 2.5}),
+        (bl.MAP, {"max_iterations": True}), (bl.MAP, {"tolerance": float("nan")}), (bl.MAP, {"batch_size": 0}),
+        (bl.Gibbs, {"thin": 0}), (bl.SVI, {"epochs": 0}), (bl.SVI, {"learning_rate": "fast"}),
+    ],
+)  # fmt: skip
+def test_settings_of_inferences_that_cannot_be(inference, settings):
+    ((name, _),) = settings.items()
+    with pytest.raises(bl.BadInput, match=f"{inference.__name__}\\({name}="):
+        inference(**settings)
+    assert inference() == inference(**{name: getattr(inference(), name)})  # the defaults pass
+
+
+def test_classes_and_names_in_the_place_of_values(trained, training, spectra):
+    for call in (
+        lambda: bl.fit(bl.Cannon(order=1), training, bl.MAP),
+        lambda: bl.infer(trained, spectra, bl.Laplace),
+        lambda: bl.infer(trained, spectra, "laplace"),
+        lambda: bl.infer(spectra, trained),
+        lambda: bl.infer("model.nc", spectra),
+        lambda: bl.infer(bl.Cannon(order=1), spectra),
+        lambda: bl.infer(trained, spectra, batch_size=0),
+        lambda: bl.infer(trained, spectra, batch_size=2.5),
+        lambda: bl.tables.read_table(""),
+    ):
+        with pytest.raises(bl.BadInput):
+            call()

@@ -25,6 +25,8 @@ def open_stream(path: str | os.PathLike[str], hdu: int | str | None = None) -> S
         >>> path = bl.tables.write_table(stars.to_table(), pathlib.Path(tempfile.mkdtemp()) / "stars.fits")
         >>> stream = bl.streams.open_stream(path)
     """
+    if not os.fspath(path):
+        raise bad_input("an empty name of a file", TABLES)
     path = Path(path)
     if not path.exists():
         raise bad_input(f"no file {path}", TABLES)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from ..errors import bad_input
+
 T = TypeVar("T")
 """Moments of a kind: what the test step integrates over."""
 
@@ -43,6 +45,16 @@ class StarDraws:
     beside: Any = None
 
 
+WHOLE, REAL = int | np.integer, int | float | np.number
+RANGES: dict[str, tuple[Any, float, float]] = {
+    **dict.fromkeys(("batch_size", "chains", "draws", "epochs", "freedom", "max_iterations", "max_tree_depth", "starts",
+                     "steps", "thin"), (WHOLE, 1, np.inf)),
+    "warmup": (WHOLE, 0, np.inf), "tolerance": (REAL, 0, 1e9), "learning_rate": (REAL, 0, 1e9),
+    "target_accept": (REAL, 0, 1),
+}  # fmt: skip
+"""Kind of number, least and greatest, of the settings that inferences share."""
+
+
 @dataclass(frozen=True)
 class Inference:
     """Base of all inferences: the settings of a step, or of both."""
@@ -53,6 +65,17 @@ class Inference:
     """Draws of a star or of the parameters."""
     starts = 4
     """Starting points per star in the test step."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are no whole numbers, and numbers out of their range."""
+        for name, (kind, least, most) in RANGES.items():
+            value = getattr(self, name, None)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+                what = "a whole number" if kind is WHOLE else "a number"
+                to = f"{least:g} or more" if most == np.inf else f"{least:g} to {most:g}"
+                raise bad_input(f"{type(self).__name__}({name}={value!r})", f"{what}, {to}")
 
     def infer(self, problem: Any, seed: int, progress: bool | None) -> StarDraws:
         """Solve a `starwise.StarProblem`: the test step, where a subclass has one."""
