@@ -341,6 +341,10 @@ def test_refusals(case, posterior):
         bl.fit(bl.Parallax(), case.stars.with_block(parallax=bl.Block(case.true, unit="mas")))
     with pytest.raises(BadInput, match="as in training"):
         bl.infer(posterior, case.stars.with_block(magnitudes=case.stars["magnitudes"].select(("c", "b", "a"))))
+    two = np.column_stack([case.true, case.true])
+    for odd in (bl.Block(case.true, unit="mas"), bl.Block(two, 0.1, unit="mas")):
+        with pytest.raises(BadInput, match="one number per star and its error"):
+            bl.infer(posterior, case.stars.with_block(parallax=odd))
     with pytest.raises(BadInput, match="without flux"):
         bl.infer(posterior, case.stars.drop("flux"))
     with pytest.raises(CannotDo, match="mode"):

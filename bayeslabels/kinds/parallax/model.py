@@ -25,7 +25,7 @@ from ...core.model import Model
 from ...core.own_priors import OwnPrior, fitted
 from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
 from ...data.columns import is_angle, same_unit
-from ...data.stars import Stars
+from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.entries import Entries
 from ...numerics.incomplete import Population
@@ -166,14 +166,18 @@ class LogLinearModel(Model[FeatureFrame]):
                 f"parallax in {target.units[0]!r}", "an angle, such as mas", "distances",
                 "1 / distance, with error / distance**2: of errors that are small",
             )  # fmt: skip
+        self._require_one(target)
+        if (n := int(target.observed.sum())) < 3:
+            raise bad_input(f"{n} stars with a {self.predicted}", "at least 3")
+        return self.replace(frame=learn_frame(self, stars))
+
+    def _require_one(self, target: Block) -> None:
+        """Refuse a target that is no number with its error for every star."""
         if target.n_dim != 1 or target.error is None:
             raise bad_input(
                 f"{self.predicted} of {target.n_dim} columns{'' if target.error is not None else ' without errors'}",
                 "one number per star and its error",
             )
-        if (n := int(target.observed.sum())) < 3:
-            raise bad_input(f"{n} stars with a {self.predicted}", "at least 3")
-        return self.replace(frame=learn_frame(self, stars))
 
     def check(self, stars: Stars) -> None:
         frame = self.require_frame()
@@ -195,6 +199,8 @@ class LogLinearModel(Model[FeatureFrame]):
             known = bool(frame.taken_in) or not frame.log[frame.source.index(name)]
             if known and not all(map(same_unit, stars[name].units, units)):
                 raise bad_input(f"{name} in {stars[name].units}", f"{units}, as in training")
+        if self.predicted in stars:
+            self._require_one(stars[self.predicted])
         if self.predicted in stars and stars[self.predicted].units[0] != frame.unit:
             raise bad_input(
                 f"{self.predicted} in {stars[self.predicted].units[0]!r}", f"{frame.unit!r}, as in training"
