@@ -326,6 +326,23 @@ def test_log_density_is_of_the_measured_parallax(case, posterior, result):
     assert density[n] == pytest.approx(np.log(expected[0]), rel=1e-5)
 
 
+def test_fluxes_on_another_grid_are_refused(case):
+    """Whatever the coordinate is called; where either states none, nothing is known of it."""
+    stars, n = case.stars[:40], case.stars["flux"].n_dim
+    old, wavelength = stars["flux"], np.linspace(8000.0, 8900.0, n)
+
+    def on(**coords):
+        return stars.with_block(flux=bl.Block(old.value, old.error, coords=coords))
+
+    model = bl.Parallax().bind(on(wavelength=wavelength))
+    for same in (on(wavelength=wavelength), on(pixel=wavelength * (1 + 1e-9)), stars):
+        model.check(same)
+    bl.Parallax().bind(stars).check(on(wavelength=wavelength))
+    for other in (wavelength / 1e4, wavelength[::-1], wavelength * 1.00028):
+        with pytest.raises(BadInput, match="wavelength grid"):
+            model.check(on(wavelength=other))
+
+
 def test_refusals(case, posterior):
     with pytest.raises(BadInput, match="features"):
         bl.Parallax(features="magnitudes")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +135,14 @@ def test_bad_spectra(survey, bound):
     stars = survey[0][:5]
     with pytest.raises(BadInput, match="7 pixels"):
         model.check(stars.with_block(spectrum=stars.spectrum.select(np.arange(3))))
+    grid = np.linspace(4000.0, 9000.0, 7)
+    at = [bl.Block(stars.spectrum.value, stars.spectrum.error, unit=stars.spectrum.unit, coords={"wavelength": x})
+          for x in (grid, grid / 1e4)]  # fmt: skip
+    bands = tuple(f"flux_{x}" for x in grid)
+    known = model.replace(frame=dataclasses.replace(model.frame, bands=model.frame.bands[:-7] + bands))
+    known.check(stars.with_block(spectrum=at[0]))
+    with pytest.raises(BadInput, match="wavelength grid"):
+        known.check(stars.with_block(spectrum=at[1]))
     with pytest.raises(BadInput, match="magnitudes"):
         bl.fit(bl.Photometry(), stars.drop("magnitudes", "spectrum"))
     with pytest.raises(BadInput, match="scatter_rank"):

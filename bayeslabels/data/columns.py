@@ -299,6 +299,27 @@ def table_of(id: np.ndarray | None, blocks: Mapping[str, Any]) -> QTable:
     return QTable(out, meta={META: json.dumps(layout)})
 
 
+def require_same_grid(name: str, coords: Mapping[str, np.ndarray], trained: Sequence[str]) -> None:
+    """Refuse a block on another grid than in training; passes where either has none.
+
+    trained: the coordinate of each column then, as text; 0, 1, ... where there was none.
+    """
+    along = next(iter(coords.values()), None)
+    if along is None or along.dtype.kind not in "iuf":
+        return
+    try:
+        grid = np.array(trained, float)
+    except ValueError:  # columns with names of their own
+        return
+    if np.array_equal(grid, np.arange(len(grid))) or np.allclose(along, grid, rtol=1e-6, atol=0, equal_nan=True):
+        return
+    worst = int(np.argmax(np.abs(along - grid)))
+    raise bad_input(
+        f"{name} with column {worst} at {along[worst]:.6g}", f"{grid[worst]:.6g}, as in training",
+        "another wavelength grid", "bayeslabels.astro.spectra.resample(wavelength, flux, ivar, grid)",
+    )  # fmt: skip
+
+
 def column_of(table: Any, column: str) -> Any:
     """One column of whatever `Stars.from_table` takes for a table."""
     if not (isinstance(table, Mapping) or hasattr(table, "columns") or getattr(table, "dtype", None)):

@@ -24,7 +24,7 @@ import numpyro.distributions as dist
 from ...core.model import Model
 from ...core.own_priors import OwnPrior, fitted
 from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
-from ...data.columns import is_angle, same_unit
+from ...data.columns import is_angle, require_same_grid, same_unit
 from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.entries import Entries
@@ -199,6 +199,8 @@ class LogLinearModel(Model[FeatureFrame]):
             known = bool(frame.taken_in) or not frame.log[frame.source.index(name)]
             if known and not all(map(same_unit, stars[name].units, units)):
                 raise bad_input(f"{name} in {stars[name].units}", f"{units}, as in training")
+            own = [x for x, source in zip(frame.names, frame.source, strict=True) if source == name]
+            require_same_grid(name, stars[name].coords, [x.removeprefix("ln ").removeprefix(f"{name} ") for x in own])
         if self.predicted in stars:
             self._require_one(stars[self.predicted])
         if self.predicted in stars and stars[self.predicted].units[0] != frame.unit:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...core.own_priors import is_own, is_own_scatter
 from ...core.priors import DistancePrior, ReddeningPrior
+from ...data.columns import require_same_grid
 from ...data.stars import Stars
 from ...errors import bad_input
 from .label_prior import require_label_prior
@@ -44,6 +45,8 @@ def check_frame(model: Any, stars: Stars) -> None:
             raise bad_input(f"spectrum of {own[0]} pixels in {own[1]!r}",
                             f"{frame.n_flux} pixels in {frame.flux_unit!r}, as in training",
                             fix="spectra on the wavelengths and in the unit of the training stars")  # fmt: skip
+        trained = [band.removeprefix("flux_") for band in frame.bands[model.n_magnitude :]]
+        require_same_grid("spectrum", stars["spectrum"].coords, trained)
     if "labels" in stars and stars["labels"].units != frame.units:
         raise bad_input(f"labels in {stars['labels'].units}", f"{frame.units}, as in training")
     check_blocks(model, stars)

@@ -95,7 +95,8 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
             stars["spectrum"].units[0],
             stars["spectrum"].n_dim,
         )
-        bands += tuple(f"flux_{i}" for i in range(n_flux))
+        along = next(iter(stars["spectrum"].coords.values()), np.arange(n_flux))
+        bands += tuple(f"flux_{x}" for x in along)
         parts.append(noise_and_value(stars["spectrum"], scale_of_flux))
     known = np.where(observed, value, np.nan)
     for name, column in zip(names, known.T, strict=True):
