@@ -21,15 +21,15 @@ FAINTEST = -60.0
 """Magnitudes below which fluxes are no numbers of float32."""
 
 
-def extinction(e: Array, vector: Array, bend: Array) -> Array:
-    """A (..., B) of E (...), R (..., B) and w (B,), mag."""
-    straight = e[..., None] * vector
+def extinction(e: Array, vector: Array, bend: Array, bands: int = -1) -> Array:
+    """A (..., B) of E (...), R (..., B) and w (B,), mag; bands 0: all (B, ...), w (B, 1)."""
+    straight = (e[..., None] if bands else e) * vector
     return straight * (1 - bend * straight)
 
 
-def slope(e: Array, vector: Array, bend: Array) -> Array:
+def slope(e: Array, vector: Array, bend: Array, bands: int = -1) -> Array:
     """dA / dE (..., B)."""
-    return vector * (1 - 2 * bend * e[..., None] * vector)
+    return vector * (1 - 2 * bend * (e[..., None] if bands else e) * vector)
 
 
 def bent_by_most(e: Array, vector: Array, bend: Array) -> Array:
@@ -37,12 +37,12 @@ def bent_by_most(e: Array, vector: Array, bend: Array) -> Array:
     return jnp.minimum(e, MOST / jnp.maximum((jnp.abs(bend) * vector).max(-1), 1e-6))
 
 
-def as_measured(m: Array, n_magnitude: int) -> tuple[Array, Array]:
+def as_measured(m: Array, n_magnitude: int, bands: int = -1) -> tuple[Array, Array]:
     """What is measured of magnitudes (..., B), the first as they are, the others as fluxes 10^(-0.4 m), and its slope
-    in m."""
-    flux = jnp.exp(-LN10_25 * jnp.maximum(m[..., n_magnitude:], FAINTEST))
-    first = m[..., :n_magnitude]
-    return jnp.concatenate([first, flux], -1), jnp.concatenate([jnp.ones_like(first), -LN10_25 * flux], -1)
+    in m; bands 0: of (B, ...)."""
+    first, rest = (m[..., :n_magnitude], m[..., n_magnitude:]) if bands else (m[:n_magnitude], m[n_magnitude:])
+    flux = jnp.exp(-LN10_25 * jnp.maximum(rest, FAINTEST))
+    return jnp.concatenate([first, flux], bands), jnp.concatenate([jnp.ones_like(first), -LN10_25 * flux], bands)
 
 
 def brightness(value: Array, sd: Array, n_magnitude: int) -> tuple[Array, Array]:

@@ -26,6 +26,10 @@ class Independent(NamedTuple):
         """W x of columns (..., K, B)."""
         return columns * self.root[..., None, :]
 
+    def white_rows(self, rows: Array) -> Array:
+        """W x of S columns that stand side by side, (B, S), of one star: sums over bands then run along S."""
+        return rows * self.root[:, None]
+
     def precision_times(self, columns: Array) -> Array:
         """C^-1 x of columns (..., K, B)."""
         return columns * (self.root**2)[..., None, :]
@@ -51,6 +55,9 @@ class Correlated(NamedTuple):
 
     def white(self, columns: Array) -> Array:
         return columns @ jnp.swapaxes(self.root, -1, -2)
+
+    def white_rows(self, rows: Array) -> Array:
+        return self.root @ rows
 
     def precision_times(self, columns: Array) -> Array:
         return self.white(columns) @ self.root

@@ -164,17 +164,21 @@ def told_by(n_magnitude: int, m: Array, vector: Array, shared: Shared, own: Own)
 
 def _linear(n_magnitude: int, m: Array, vector: Array, bend: Array, own: Own, mu: Array, e: Array) -> Quadratic:
     """The same, linear about mu and E (S,); of one kind (S,) or all (K, S)."""
-    value, change = as_measured(m + mu[:, None] + extinction(e, vector, bend), n_magnitude)
-    columns = jnp.stack([change, change * slope(e, vector, bend), own.value - value])
-    white = own.noise.own.white(columns.reshape(-1, m.shape[-1]))
-    along = white @ jnp.swapaxes(own.noise.basis[..., : m.shape[-1]], -1, -2)
-    one, of_e, rest = jnp.moveaxis(white.reshape(*white.shape[:-2], 3, *m.shape), -3, 0)
-    less = jnp.moveaxis(along.reshape(*along.shape[:-2], 3, len(m), -1), -3, 0)
-    dot = lambda x, y, i, j: (x * y).sum(-1) - (less[i] * less[j]).sum(-1)  # noqa: E731
-    return Quadratic(
-        dot(one, one, 0, 0), dot(one, of_e, 0, 1), dot(of_e, of_e, 1, 1), dot(one, rest, 0, 2), dot(of_e, rest, 1, 2),
-        -0.5 * dot(rest, rest, 2, 2), mu, e,
-    )  # fmt: skip
+    # bands first, so that sums over bands run along the points
+    dimmed, along_e = (f(e, vector.T, bend[:, None], bands=0) for f in (extinction, slope))
+    value, change = as_measured(m.T + mu + dimmed, n_magnitude, bands=0)
+    columns = change, change * along_e, own.value[:, None] - value
+
+    def of_kind(noise: Kinds) -> tuple[Array, ...]:
+        white = [noise.own.white_rows(x) for x in columns]
+        along = [noise.basis[:, : m.shape[-1]] @ x for x in white]
+        dot = lambda i, j: (white[i] * white[j]).sum(0) - (along[i] * along[j]).sum(0)  # noqa: E731
+        return dot(0, 0), dot(0, 1), dot(1, 1), dot(0, 2), dot(1, 2), -0.5 * dot(2, 2)
+
+    if own.noise.basis.ndim == 2:
+        return Quadratic(*of_kind(own.noise), mu, e)
+    kinds = [of_kind(jax.tree.map(lambda x, k=k: x[k], own.noise)) for k in range(len(own.noise.basis))]
+    return Quadratic(*map(jnp.stack, zip(*kinds, strict=True)), mu, e)
 
 
 @dataclass(frozen=True)
