@@ -169,16 +169,16 @@ def _linear(n_magnitude: int, m: Array, vector: Array, bend: Array, own: Own, mu
     value, change = as_measured(m.T + mu + dimmed, n_magnitude, bands=0)
     columns = change, change * along_e, own.value[:, None] - value
 
-    def of_kind(noise: Kinds) -> tuple[Array, ...]:
+    def of_kind(noise: Kinds) -> Quadratic:
         white = [noise.own.white_rows(x) for x in columns]
         along = [noise.basis[:, : m.shape[-1]] @ x for x in white]
         dot = lambda i, j: (white[i] * white[j]).sum(0) - (along[i] * along[j]).sum(0)  # noqa: E731
-        return dot(0, 0), dot(0, 1), dot(1, 1), dot(0, 2), dot(1, 2), -0.5 * dot(2, 2)
+        return Quadratic(dot(0, 0), dot(0, 1), dot(1, 1), dot(0, 2), dot(1, 2), -0.5 * dot(2, 2), mu, e)
 
     if own.noise.basis.ndim == 2:
-        return Quadratic(*of_kind(own.noise), mu, e)
+        return of_kind(own.noise)
     kinds = [of_kind(jax.tree.map(lambda x, k=k: x[k], own.noise)) for k in range(len(own.noise.basis))]
-    return Quadratic(*map(jnp.stack, zip(*kinds, strict=True)), mu, e)
+    return jax.tree.map(lambda *x: jnp.stack(x), *kinds)._replace(mu_0=mu, e_0=e)
 
 
 @dataclass(frozen=True)
