@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,31 +169,72 @@ def _by_cubature(features: Features, mean: Array, covariance: Array) -> tuple[Ar
     return first, second
 
 
-def _derivative(features: Monomials, u: Array, degree: int) -> Array:
-    """Derivatives of this degree at u (..., M): (..., K) and as many axes M."""
+class _Plan(NamedTuple):
+    """How derivatives of monomials are computed: every monomial is one of a degree below times a variable.
+
+    levels: for each degree from 1 up, which monomials of the degree below, and which variables; places and factor: the
+    derivatives are `factor` times the monomials at these places, those of low degree first.
+    """
+
+    levels: tuple[tuple[np.ndarray, np.ndarray], ...]
+    places: np.ndarray
+    factor: np.ndarray
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(features: Monomials, degree: int) -> _Plan:
     terms = [(1, row) for row in features.exponents]
     for _ in range(degree):
         terms = [(factor * row[m], _lowered(row, m)) for factor, row in terms for m in range(len(row))]
+    terms = [(factor, row if factor else (0,) * features.n_label) for factor, row in terms]
+    needed = {row for _, row in terms} | {(0,) * features.n_label}
+    for total in range(max(map(sum, needed)), 0, -1):
+        needed |= {_lowered(row, _last(row)) for row in needed if sum(row) == total}
+    by_degree = [sorted(row for row in needed if sum(row) == d) for d in range(max(map(sum, needed)) + 1)]
+    levels = tuple(
+        (np.array([fewer.index(_lowered(row, _last(row))) for row in rows]), np.array([_last(row) for row in rows]))
+        for fewer, rows in itertools.pairwise(by_degree)
+    )
+    place = {row: i for i, row in enumerate(itertools.chain.from_iterable(by_degree))}
+    return _Plan(levels, np.array([place[row] for _, row in terms]), np.array([float(f) for f, _ in terms]))
+
+
+def _derivative(features: Monomials, u: Array, degree: int) -> Array:
+    """Derivatives of this degree at u (..., M): (..., K) and as many axes M.
+
+    A few products of whole arrays, whatever the number of terms: hundreds of small ones would take long to compile.
+    """
     u = u if isinstance(u, jax.Array) else np.asarray(u)
-    known = {(0,) * features.n_label: module_of(u).ones_like(u[..., 0])}
-    zero = module_of(u).zeros_like(u[..., 0])
-    columns = [factor * _monomial(row, u, known) if factor else zero for factor, row in terms]
-    return module_of(u).stack(columns, -1).reshape(*u.shape[:-1], features.size, *[features.n_label] * degree)
+    xp, plan = module_of(u), _plan(features, degree)
+    levels = [xp.ones_like(u[..., :1])]
+    for below, variable in plan.levels:
+        levels.append(levels[-1][..., below] * u[..., variable])
+    out = xp.concatenate(levels, -1)[..., plan.places]
+    if degree:
+        out = out * plan.factor.astype(u.dtype)
+    return out.reshape(*u.shape[:-1], features.size, *[features.n_label] * degree)
 
 
-_derivative_compiled = jax.jit(_derivative, static_argnums=(0, 2))
+_differentiable = jax.custom_jvp(_derivative, nondiff_argnums=(0, 2))
+_derivative_compiled = jax.jit(_differentiable, static_argnums=(0, 2))
+
+
+@_differentiable.defjvp
+def _along(features: Monomials, degree: int, at: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Derivatives by the formula: those of the indexed products would be slow sums by index."""
+    (u,), (move,) = at, tangents
+    higher = _derivative_compiled(features, u, degree + 1)
+    move = move.reshape(*move.shape[:-1], *[1] * (degree + 1), move.shape[-1])
+    return _derivative_compiled(features, u, degree), (higher * move).sum(-1)
+
+
+def _last(row: tuple[int, ...]) -> int:
+    """The last variable of a monomial."""
+    return max(m for m, e in enumerate(row) if e)
 
 
 def _lowered(row: tuple[int, ...], m: int) -> tuple[int, ...]:
     return tuple(e - (i == m) for i, e in enumerate(row))
-
-
-def _monomial(row: tuple[int, ...], u: Array, known: dict[tuple[int, ...], Array]) -> Array:
-    """prod_m u_m ** row[m], built from lower monomials that are kept in `known`."""
-    if row not in known:
-        m = next(i for i in reversed(range(len(row))) if row[i])
-        known[row] = _monomial(_lowered(row, m), u, known) * u[..., m]
-    return known[row]
 
 
 def feature_moments(features: Features, u: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,10 +26,34 @@ NEAR = 0.01
 """Newton decrement from which a full Newton step converges; from `TOLERANCE` it ends at rounding."""
 
 
+class _Problem(NamedTuple):
+    """What the densities of N stars depend on."""
+
+    statistics: Statistics
+    precision: Array
+    information: Array
+
+
 def objective(u, statistics: Statistics, precision, information, features: Features):
     """Minus log posterior density of u (N, M), up to a constant: the quartic plus 1/2 u' P u - h' u."""
     quadratic = 0.5 * jnp.einsum("nm,nmk,nk->n", u, precision, u) - (information * u).sum(-1)
     return quadratic - statistics.linear_log_likelihood(features(u))
+
+
+def _locally(u: Array, problem: _Problem, features: Features, newton: bool) -> tuple[Array, Array, Array]:
+    """`objective` (N,), its gradient (N, M) and a positive definite curvature (N, M, M): the Gauss-Newton matrix, or
+    with `newton` the Hessian where that is positive definite."""
+    statistics, precision, information = problem
+    phi, jac = features(u), features.jacobian(u)
+    moved = statistics.gram @ jnp.concatenate([phi[..., None], jac], -1)
+    slope, pulled = moved[..., 0] - statistics.linear, (precision * u[:, None]).sum(-1)
+    value = (phi * (0.5 * moved[..., 0] - statistics.linear)).sum(-1) + (u * (0.5 * pulled - information)).sum(-1)
+    both = jnp.swapaxes(jac, 1, 2) @ moved.at[..., 0].set(slope)  # two products of matrices, each compiled for long
+    gradient, curvature = both[..., 0] + pulled - information, both[..., 1:] + precision
+    if newton:
+        bent = (slope[:, :, None, None] * features.hessian(u)).sum(1)
+        curvature = definite_or(curvature + bent, curvature)
+    return value, gradient, curvature
 
 
 @functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
@@ -43,53 +67,39 @@ def descend(
     positive definite, or with `newton` the full Hessian where that is, which large residuals need; convergence asks
     for a Newton decrement below `tolerance` nat.
     """
-    value = functools.partial(
-        objective, statistics=statistics, precision=precision, information=information, features=features
-    )
-    m = u.shape[-1]
-
-    def derivatives(u):
-        phi, jac = features(u), features.jacobian(u)
-        moved = statistics.gram @ jnp.concatenate([phi[..., None], jac], -1)
-        slope = moved[..., 0] - statistics.linear
-        gradient = jnp.einsum("nkm,nk->nm", jac, slope) + jnp.einsum("nmk,nk->nm", precision, u) - information
-        if newton:
-            return gradient, newton_curvature(u, statistics, precision, information, features)
-        return gradient, jnp.einsum("nkm,nkj->nmj", jac, moved[..., 1:]) + precision
+    m, problem = u.shape[-1], _Problem(statistics, precision, information)
 
     def step(state):
-        u, f, damping, _, count = state
-        gradient, curvature = derivatives(u)
+        """The first step stays where it is: everything is evaluated in one place, which is compiled once."""
+        u, f, gradient, curvature, damping, _, count = state
         diagonal = jnp.diagonal(curvature, axis1=1, axis2=2)[:, :, None] * jnp.eye(m)
         move = solve_small(curvature + damping[:, None, None] * diagonal, gradient)
-        decrement = jnp.einsum("nm,nm->n", gradient, move)
+        decrement = (gradient * move).sum(-1)
         trial = u - move
-        f_trial = value(trial)
-        better = f_trial <= f
+        f_trial, *local = _locally(trial, problem, features, newton)
+        better, first = f_trial <= f, count < 0
         u = jnp.where(better[:, None], trial, u)
+        gradient = jnp.where(better[:, None], local[0], gradient)
+        curvature = jnp.where(better[:, None, None], local[1], curvature)
         f = jnp.where(better, f_trial, f)
-        damping = jnp.where(better, jnp.maximum(damping * 0.1, 1e-12), jnp.minimum(damping * 8, 1e12))
-        done = decrement < tolerance + 1e-16 * jnp.abs(f)
-        return u, f, damping, done, count + 1
+        changed = jnp.where(better, jnp.maximum(damping * 0.1, 1e-12), jnp.minimum(damping * 8, 1e12))
+        arrived = decrement < tolerance + 1e-16 * jnp.abs(f)
+        done = ~jnp.isfinite(f) | (arrived & ~first)
+        return u, f, gradient, curvature, jnp.where(first, damping, changed), done, count + 1
 
     def unfinished(state):
-        return ~jnp.all(state[3]) & (state[4] < iterations)
+        return ~jnp.all(state[5]) & (state[6] < iterations)
 
-    f = value(u)
-    n = u.shape[0]
-    start = (u, f, jnp.full(n, 1e-3), ~jnp.isfinite(f), 0)
-    u, f, _, done, _ = jax.lax.while_loop(unfinished, step, start)
-    return u, derivatives(u)[1], f, done & jnp.isfinite(f)
+    one = jnp.ones(len(u))
+    still = jnp.zeros_like(u), jnp.broadcast_to(jnp.eye(m), (*u.shape, m))
+    start = (u, jnp.inf * one, *still, 1e-3 * one, one < 0, -1)
+    u, f, _, curvature, _, done, _ = jax.lax.while_loop(unfinished, step, start)
+    return u, curvature, f, done & jnp.isfinite(f)
 
 
-@functools.partial(jax.jit, static_argnames=("features",))
-def newton_curvature(u, statistics: Statistics, precision, information, features: Features):
+def newton_curvature(u: Array, problem: _Problem, features: Features) -> Array:
     """Full Hessian (N, M, M) of `objective`; the Gauss-Newton matrix where it is not positive definite."""
-    jac = features.jacobian(u)
-    gauss_newton = jnp.einsum("nkm,nkl,nlj->nmj", jac, statistics.gram, jac) + precision
-    slope = jnp.einsum("nkl,nl->nk", statistics.gram, features(u)) - statistics.linear
-    hessian = gauss_newton + jnp.einsum("nk,nkmj->nmj", slope, features.hessian(u))
-    return definite_or(hessian, gauss_newton)
+    return _locally(u, problem, features, True)[2]
 
 
 @functools.partial(jax.jit, static_argnames=("features",))
@@ -120,14 +130,6 @@ def choose_starts(
     f = 0.5 * (quadratic + prior) - phi @ statistics.linear.T - candidates @ information.T
     size = -(-len(candidates) // groups)
     return np.stack([candidates[i * size + f[i * size : (i + 1) * size].argmin(0)] for i in range(groups)])
-
-
-class _Problem(NamedTuple):
-    """What the densities of N stars depend on."""
-
-    statistics: Statistics
-    precision: Array
-    information: Array
 
 
 @in_float64
@@ -195,7 +197,7 @@ def _descend_late(features, tolerance, u, problem):
 def _distinct(features, keep, threshold, u, f, done, problem):
     """`Modes` with the stars first."""
     u, f, done = (jnp.moveaxis(x, 1, 0) for x in (u, f, done))
-    found = distinct(u, f, done, lambda at, _: newton_curvature(at, *problem, features), keep, threshold)
+    found = distinct(u, f, done, lambda at, _: newton_curvature(at, problem, features), keep, threshold)
     location, covariance = jax.vmap(functools.partial(_exactly, features, problem))(found.location)
     found = found._replace(location=location, covariance=covariance)
     return tuple(jnp.moveaxis(x, 1, 0) for x in found)
@@ -203,16 +205,16 @@ def _distinct(features, keep, threshold, u, f, done, problem):
 
 def _exactly(features, problem, u):
     """Modes (N, M), and their covariances, that do not depend on the way to them: u is near to them."""
-    statistics, precision, information = problem
 
-    def curvature(u):
-        return newton_curvature(u, statistics, precision, information, features)
+    def step(count, state):
+        u, _ = state
+        _, gradient, curvature = _locally(u, problem, features, True)
+        move = solve_small(curvature, gradient)
+        near = (gradient * move).sum(-1) < NEAR
+        return jnp.where((near & (count == 0))[:, None], u - move, u), curvature
 
-    gradient = jax.grad(lambda u: objective(u, statistics, precision, information, features).sum())(u)
-    move = solve_small(curvature(u), gradient)
-    near = jnp.einsum("nm,nm->n", gradient, move) < NEAR
-    u = jnp.where(near[:, None], u - move, u)
-    return u, inverse_psd(curvature(u))
+    u, curvature = jax.lax.fori_loop(0, 2, step, (u, jnp.zeros((*u.shape, u.shape[-1]))))
+    return u, inverse_psd(curvature)
 
 
 def settle(
@@ -229,4 +231,4 @@ def settle(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _settle(features, iterations, u, problem):
     u, *_ = descend(u, *problem, features, iterations)
-    return u, inverse_psd(newton_curvature(u, *problem, features))
+    return u, inverse_psd(newton_curvature(u, problem, features))

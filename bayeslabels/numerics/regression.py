@@ -77,7 +77,9 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
     residual2, variance, ok (B, N); x (B,). Returns x and the gradient in x at the last point visited.
     """
     one = jnp.ones(residual2.shape[1], residual2.dtype)
-    for _ in range(steps):
+
+    def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, _ = state
         s2 = jnp.exp(x)
         w = jax.lax.optimization_barrier(ok / (variance + s2[:, None]))  # one division, not one per sum
         w2r2 = jax.lax.optimization_barrier(w * w * residual2)
@@ -88,7 +90,9 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
         curvature = jnp.where(exact > 0.2 * fisher, exact, fisher)
         move = jnp.clip(gradient / jnp.maximum(curvature, 1e-300), -2.0, 2.0)
         x = jnp.clip(x - move, SMALLEST_LOG_VARIANCE, 40.0)
-    return x, gradient
+        return x, gradient
+
+    return jax.lax.fori_loop(0, steps, step, (x, jnp.zeros_like(x)))
 
 
 @functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "rough"))
@@ -125,8 +129,9 @@ def train_block(
     ok &= usable[:, None]
     prior, both = scaled_prior(prior, unit), _both(allowed)
 
-    def alternator(number):
-        """One alternation with the sums over stars in `number`; solves are in float64."""
+    def run(number, x, most, tolerance):
+        """`Pixels` but the units, with the sums over stars in `number`; solves are in float64, in one place, which is
+        compiled once: the last time around the scatter stays."""
         y_, variance_, phi_, pairs_ = (jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs))
 
         def solve(x, theta):
@@ -151,33 +156,36 @@ def train_block(
                 r2 = r2 + (pack(spread) * multiplicity).astype(number) @ pairs_.T
             return jnp.maximum(r2, 0.0)
 
-        def alternate(state):
-            x, theta, _, _, count = state
-            theta, covariance, _ = solve(x, theta)
-            if not learn_scatter:
-                return x, theta, covariance, jnp.zeros_like(x), count + 1
+        def move(x, theta, covariance):
             start = x.astype(number)
             new, gradient = scatter_step(start, residual2(theta, covariance), variance_, ok, scatter_scale * unit)
             settled = (new <= SMALLEST_LOG_VARIANCE + 1) | ~usable
             remaining = jnp.abs(new - start) + jnp.abs(gradient) / jnp.maximum(n_used, 1)
             remaining = jnp.where(settled, 0.0, remaining).astype(x.dtype)
-            return new.astype(x.dtype), theta, covariance, remaining, count + 1
+            return new.astype(x.dtype), remaining
 
-        return solve, alternate
+        def alternate(state):
+            x, theta, _, _, remaining, count, _ = state
+            theta, covariance, own = solve(x, theta)
+            moving = (jnp.nanmax(remaining) > tolerance) & (count < most)
+            if learn_scatter:
+                x, remaining = jax.lax.cond(moving, move, lambda x, *_: (x, remaining), x, theta, covariance)
+            return x, theta, covariance, own, remaining, count + 1, ~moving
 
-    def run(alternate, state, tolerance, most):
-        return jax.lax.while_loop(lambda s: (jnp.nanmax(s[3]) > tolerance) & (s[4] < most), alternate, state)
+        k, size = phi.shape[1], phi_pairs.shape[1]
+        blank = (jnp.zeros((len(y), *tail)) for tail in ((k,), (k, k), (size,), (k,)))
+        theta, covariance, *own = blank
+        remaining = jnp.full_like(x, jnp.inf) if learn_scatter else jnp.zeros_like(x)
+        state = (x, theta, covariance, tuple(own), remaining, 0, False)
+        return jax.lax.while_loop(lambda s: ~s[6], alternate, state)[:5]
 
     x = jnp.log(jnp.maximum(scatter2 * unit**2, 1e-20))
-    state = (x, jnp.zeros((len(y), k)), jnp.zeros((len(y), k, k)), jnp.full_like(x, jnp.inf), 0)
     if learn_scatter and rough:
-        first = functools.partial(run, state=state, tolerance=1e-4, most=ROUGH_ALTERNATIONS)
-        near = jax.lax.cond(alternations > 1, lambda: first(alternator(np.float32)[1])[0], lambda: x)
-        state = (jnp.where(jnp.isfinite(near), near, x), *state[1:])
-    solve, alternate = alternator(phi.dtype)
-    x, theta, covariance, remaining, _ = run(alternate, state, 1e-7, alternations)
+        first = functools.partial(run, np.float32, x, ROUGH_ALTERNATIONS, 1e-4)
+        near = jax.lax.cond(alternations > 1, lambda: first()[0], lambda: x)
+        x = jnp.where(jnp.isfinite(near), near, x)
+    x, theta, covariance, (gram, linear), remaining = run(phi.dtype, x, alternations, 1e-7)
     converged = remaining <= 1e-7
-    theta, covariance, (gram, linear) = solve(x, theta)
     scatter2 = jnp.exp(x) / unit**2 if learn_scatter else scatter2
     return Pixels(theta / unit, covariance / unit**2, scatter2, converged, unpack(gram, k) * both, linear)
 
