@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -192,11 +193,16 @@ def _plan(features: Monomials, degree: int) -> _Plan:
         needed |= {_lowered(row, _last(row)) for row in needed if sum(row) == total}
     by_degree = [sorted(row for row in needed if sum(row) == d) for d in range(max(map(sum, needed)) + 1)]
     levels = tuple(
-        (np.array([fewer.index(_lowered(row, _last(row))) for row in rows]), np.array([_last(row) for row in rows]))
+        (_index(fewer.index(_lowered(row, _last(row))) for row in rows), _index(_last(row) for row in rows))
         for fewer, rows in itertools.pairwise(by_degree)
     )
     place = {row: i for i, row in enumerate(itertools.chain.from_iterable(by_degree))}
-    return _Plan(levels, np.array([place[row] for _, row in terms]), np.array([float(f) for f, _ in terms]))
+    return _Plan(levels, _index(place[row] for _, row in terms), np.array([float(f) for f, _ in terms]))
+
+
+def _index(numbers: Iterable[int]) -> np.ndarray:
+    """In the integers that JAX indexes with in either precision."""
+    return np.array(list(numbers), np.int32)
 
 
 def _derivative(features: Monomials, u: Array, degree: int) -> Array:
