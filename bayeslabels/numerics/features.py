@@ -221,17 +221,7 @@ def _derivative(features: Monomials, u: Array, degree: int) -> Array:
     return out.reshape(*u.shape[:-1], features.size, *[features.n_label] * degree)
 
 
-_differentiable = jax.custom_jvp(_derivative, nondiff_argnums=(0, 2))
-_derivative_compiled = jax.jit(_differentiable, static_argnums=(0, 2))
-
-
-@_differentiable.defjvp
-def _along(features: Monomials, degree: int, at: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """Derivatives by the formula: those of the indexed products would be slow sums by index."""
-    (u,), (move,) = at, tangents
-    higher = _derivative_compiled(features, u, degree + 1)
-    move = move.reshape(*move.shape[:-1], *[1] * (degree + 1), move.shape[-1])
-    return _derivative_compiled(features, u, degree), (higher * move).sum(-1)
+_derivative_compiled = jax.jit(_derivative, static_argnums=(0, 2))
 
 
 def _last(row: tuple[int, ...]) -> int:
