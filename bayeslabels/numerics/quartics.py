@@ -48,7 +48,7 @@ def _locally(u: Array, problem: _Problem, features: Features, newton: bool) -> t
     moved = statistics.gram @ jnp.concatenate([phi[..., None], jac], -1)
     slope, pulled = moved[..., 0] - statistics.linear, (precision * u[:, None]).sum(-1)
     value = (phi * (0.5 * moved[..., 0] - statistics.linear)).sum(-1) + (u * (0.5 * pulled - information)).sum(-1)
-    both = jnp.swapaxes(jac, 1, 2) @ moved.at[..., 0].set(slope)  # two products of matrices, each compiled for long
+    both = jnp.swapaxes(jac, 1, 2) @ moved.at[..., 0].set(slope)
     gradient, curvature = both[..., 0] + pulled - information, both[..., 1:] + precision
     if newton:
         bent = (slope[:, :, None, None] * features.hessian(u)).sum(1)
@@ -58,16 +58,15 @@ def _locally(u: Array, problem: _Problem, features: Features, newton: bool) -> t
 
 @functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
 def descend(
-    u, statistics: Statistics, precision, information, features: Features,
-    iterations: int = 60, newton: bool = False, tolerance: float = TOLERANCE,
-):  # fmt: skip
-    """Levenberg-Marquardt from u (N, M) with prior precision (N, M, M) and information (N, M).
+    u, problem: _Problem, features: Features, iterations: int = 60, newton: bool = False, tolerance: float = TOLERANCE
+):
+    """Levenberg-Marquardt from u (N, M), to the mode of the `objective` of each star.
 
     Returns (u, curvature (N, M, M), objective (N,), converged (N,)). The step uses the Gauss-Newton matrix, which is
     positive definite, or with `newton` the full Hessian where that is, which large residuals need; convergence asks
     for a Newton decrement below `tolerance` nat.
     """
-    m, problem = u.shape[-1], _Problem(statistics, precision, information)
+    m = u.shape[-1]
 
     def step(state):
         """The first step stays where it is: everything is evaluated in one place, which is compiled once."""
@@ -181,7 +180,7 @@ def _descend_starts(features, tolerance, starts, problem):
     """All starts (N, J, M) of a star side by side, so that its matrices are read once for all of them."""
 
     def one(u):
-        u, _, f, done = descend(u, *problem, features, FIRST_STEPS, tolerance=tolerance)
+        u, _, f, done = descend(u, problem, features, FIRST_STEPS, tolerance=tolerance)
         return u, f, done
 
     return jax.vmap(one, 1, 1)(starts)
@@ -189,7 +188,7 @@ def _descend_starts(features, tolerance, starts, problem):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _descend_late(features, tolerance, u, problem):
-    u, _, f, done = descend(u, *problem, features, 100, True, tolerance)
+    u, _, f, done = descend(u, problem, features, 100, True, tolerance)
     return u, f, done
 
 
@@ -230,5 +229,5 @@ def settle(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _settle(features, iterations, u, problem):
-    u, *_ = descend(u, *problem, features, iterations)
+    u, *_ = descend(u, problem, features, iterations)
     return u, inverse_psd(newton_curvature(u, problem, features))

@@ -172,9 +172,8 @@ def train_block(
                 x, remaining = jax.lax.cond(moving, move, lambda x, *_: (x, remaining), x, theta, covariance)
             return x, theta, covariance, own, remaining, count + 1, ~moving
 
-        k, size = phi.shape[1], phi_pairs.shape[1]
-        blank = (jnp.zeros((len(y), *tail)) for tail in ((k,), (k, k), (size,), (k,)))
-        theta, covariance, *own = blank
+        tails = (k,), (k, k), phi_pairs.shape[1:], (k,)
+        theta, covariance, *own = (jnp.zeros((len(y), *tail)) for tail in tails)
         remaining = jnp.full_like(x, jnp.inf) if learn_scatter else jnp.zeros_like(x)
         state = (x, theta, covariance, tuple(own), remaining, 0, False)
         return jax.lax.while_loop(lambda s: ~s[6], alternate, state)[:5]
