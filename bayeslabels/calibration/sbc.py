@@ -28,6 +28,7 @@ from ..inference.base import Inference
 from ..inference.diagnostics import ess
 from ..kind import kind_of
 from ..kinds.program.program import as_model
+from ..numerics.compiling import jit
 from ..numerics.linalg import in_float64
 from ..progress import bar
 from ..results.posterior import Posterior, provenance
@@ -226,7 +227,7 @@ def _of_training(
         raise bad_input(f"a {type(model).__name__} that leaves a setting open", f"one of {options}")
     _require_priors(model)
     program, of_test = Program(model, stars), None if test is None else Program(model, test)
-    draw, draw_test = jax.jit(program.simulate), None if of_test is None else jax.jit(of_test.simulate)
+    draw, draw_test = jit(program.simulate), None if of_test is None else jit(of_test.simulate)
     keys = jax.random.split(jax.random.key(seed), (n_sim, 2))
     truth: list[dict[str, np.ndarray]] = []
     draws: list[dict[str, np.ndarray]] = []
@@ -289,7 +290,7 @@ def _of_test_step(
         return jax.tree.map(lambda x: x[row], (true, {name: sites[name] for name in program.observed}))
 
     keys = jax.random.split(jax.random.key(seed), n_sim)
-    true, data = jax.jit(lambda *args: jax.lax.map(one, args))(keys, parameters, row)
+    true, data = jit(lambda *args: jax.lax.map(one, args))(keys, parameters, row)
     simulated = refilled(used, _arrays(data))
     result = infer(posterior, simulated, inference, seed=seed, progress=False)
     names = tuple(name for name in result.frame.names if name in true)

@@ -20,6 +20,7 @@ import numpy as np
 import numpyro
 
 from ..data.stars import Stars
+from ..numerics.compiling import jit
 from ..numerics.linalg import Array, constant
 from .model import F, Model
 
@@ -92,4 +93,4 @@ class CollapsedModel(Model[F]):
     @cached_property
     def compiled(self) -> Callable[..., Array]:
         """`log_likelihood`, compiled as a whole where NumPyro would run it operation by operation."""
-        return jax.jit(self.log_likelihood)
+        return jit(self.log_likelihood)

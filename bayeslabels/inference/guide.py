@@ -25,6 +25,7 @@ from ..core.model import Bound
 from ..data.batches import Batches, DeviceBlock, Rows
 from ..devices import of_all_processes, shared_out
 from ..files.checkpoint import Checkpoint
+from ..numerics.compiling import jit
 from ..numerics.linalg import Array
 from ..progress import bar
 from .base import Trained
@@ -97,12 +98,12 @@ class NegativeELBO:
             z = back(flat + sd * jax.random.normal(key, flat.shape))
             return potential_energy(program, stars, {}, z) - jnp.log(sd).sum() - len(flat) * ENTROPY
 
-        @jax.jit
+        @jit
         def begin(key, first, *stars):
             strategy = init_to_value(values=first) if first else init_to_uniform
             return initialize_model(key, program, init_strategy=strategy, model_args=stars)[0].z
 
-        @jax.jit
+        @jit
         def run(real, moments, key, data, order, counts, steps, rates, width, start, n):
             def step(i, carry):
                 real, moments, losses = carry
@@ -115,7 +116,7 @@ class NegativeELBO:
 
             return jax.lax.fori_loop(0, steps, step, (real, moments, jnp.zeros(len(order))))
 
-        @jax.jit
+        @jit
         def elbo(real, key, start, rows, counts, n):
             keys = jax.random.split(key, PARTICLES)
             return -jax.vmap(lambda key: loss(real, key, start, rows, counts, counts.sum(), n))(keys).mean() / n

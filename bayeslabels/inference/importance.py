@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..numerics.compiling import jit
 from ..numerics.linalg import in_float64
 from ..numerics.modes import Modes
 from ..numerics.psis import smooth_weights
@@ -147,7 +148,7 @@ def _nearer(problem: StarProblem, u: np.ndarray, seed: int) -> StarProblem:
     return dataclasses.replace(problem, modes=modes)
 
 
-@jax.jit
+@jit
 @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
 def _weigh(u, beside, log_ratio, position):
     """Per star: draws resampled to equal weight (S, M), at these shares (S,) of it, and what is beside them, k-hat,

@@ -27,6 +27,7 @@ from ..core.model import Bound
 from ..data.batches import Batches, DeviceBlock, Passes, Rows
 from ..devices import of_all_processes, shared_out
 from ..files.checkpoint import Checkpoint
+from ..numerics.compiling import jit
 from ..progress import bar
 from .base import Trained
 from .polish import Polisher, covariance_of, draws_about, polish
@@ -169,7 +170,7 @@ class Objective:
             density = model.log_likelihood(model.dropped(theta, key), rows)
             return -jnp.where(counts, density, 0.0).sum() / width - prior / n
 
-        @jax.jit
+        @jit
         def run(real, state, data, order, counts, steps, rate, width, key, n):
             def of_member(real, state, order, counts, rate, width, key):
                 def step(i, carry):
@@ -185,7 +186,7 @@ class Objective:
             keys = jax.random.split(key, len(rate))
             return jax.vmap(of_member)(real, state, order, counts, rate, width, keys)
 
-        @jax.jit
+        @jit
         @jax.vmap
         def held_out_density(real, out):
             rows, usable = out

@@ -19,6 +19,7 @@ from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 from ..core.model import Model
 from ..data.stars import Stars
 from ..errors import bad_input
+from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
 from ..progress import bar, stretches
 from .base import Inference, StarDraws, Trained
@@ -81,8 +82,8 @@ class NUTS(Inference):
         begin = start() if start else Start(dict(model.starting_point(stars)))
         program, values = functools.partial(Whitened(model.training_program(stars), begin), stars), begin.first
         # jitted as a whole: operation by operation, every site would be compiled by itself, for minutes
-        potential = jax.jit(functools.partial(potential_energy, program, (), {}))
-        first = jax.jit(lambda key: initialize_model(key, program, init_strategy=init_to_value(values=values))[0])(key)
+        potential = jit(functools.partial(potential_energy, program, (), {}))
+        first = jit(lambda key: initialize_model(key, program, init_strategy=init_to_value(values=values))[0])(key)
         if not np.isfinite(first.potential_energy):
             raise bad_input(
                 "no starting point at which the model's density is finite",
@@ -91,7 +92,7 @@ class NUTS(Inference):
             )
         z, told = self._chains(potential, key, jittered(dict(first.z), self.chains, 0.05, seed), progress)
         constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
-        sampled = jax.jit(jax.vmap(jax.vmap(constrain)))(z)
+        sampled = jit(jax.vmap(jax.vmap(constrain)))(z)
         draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
         known = model.comparable(draws)
         stats = {
@@ -120,7 +121,7 @@ class NUTS(Inference):
                 "acceptance_rate": state.accept_prob, "n_steps": state.num_steps,
             }  # fmt: skip
 
-        @jax.jit
+        @jit
         def run(state, kept, begin, end):
             def step(i, carry):
                 state = sampler.sample(carry[0], (), {})
@@ -152,12 +153,12 @@ class NUTS(Inference):
         def potential(data, start):
             return functools.partial(potential_energy, whitened(start), (data,), {})
 
-        @jax.jit
+        @jit
         def initial(key, data, start):
             strategy = init_to_value(values=whitened(start).start.first)
             return initialize_model(key, whitened(start), init_strategy=strategy, model_args=(data,))[0].z
 
-        @jax.jit
+        @jit
         @jax.vmap
         def run(key, z, data, start):
             first, back = ravel_pytree(z)
@@ -233,7 +234,7 @@ def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) ->
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
 def _run(energy, warmup, draws, target_accept, depth, shared, keys, z, args):
     """Chains (N, chain, draw, M) of u = centre + factor z for every star."""
 

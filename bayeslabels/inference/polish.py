@@ -23,6 +23,7 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
 from ..core.collapsed import CollapsedModel
+from ..numerics.compiling import jit
 
 CHUNK = 1024
 """Stars at a time."""
@@ -128,14 +129,14 @@ class Polisher:
                 jnp.sqrt(weight) * model.log_likelihood(theta_of(free, fixed), jax.tree.map(lambda x: x[None], rows))[0]
             )
 
-        @jax.jit
+        @jit
         def value_and_slope(free, fixed, chunks):
             def add(total, chunk):
                 return jax.tree.map(jnp.add, total, jax.value_and_grad(of_chunk)(free, fixed, chunk)), None
 
             return jax.lax.scan(add, jax.value_and_grad(prior)(free, fixed), chunks)[0]
 
-        @jax.jit
+        @jit
         def information(free, fixed, chunks):
             flat, back = ravel_pytree(free)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
 from ..numerics.modes import Energy, Modes
 from .base import StarDraws
@@ -73,7 +74,7 @@ def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: int | None = 
     return _draw_stars(z, uniform, modes, freedom)
 
 
-@functools.partial(jax.jit, static_argnames="freedom")
+@functools.partial(jit, static_argnames="freedom")
 def _draw_stars(z, uniform, modes, freedom):
     m = modes.location.shape[-1]
 
@@ -105,7 +106,7 @@ def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:
     return _in_passing(problem.energy, problem.shared, problem.own, u)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _in_passing(energy, shared, own, u):
     f, beside = jax.vmap(energy.in_passing, (0, None, 0))(u, shared, own)
     return -f, beside

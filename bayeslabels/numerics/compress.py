@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .linalg import Array, in_float64, outer_pairs, pack, pairs, unpack
 
 PIXELS = 64
@@ -58,7 +59,7 @@ class Statistics(NamedTuple):
         return self.square - 2 * self.linear_log_likelihood(phi)
 
 
-_transposed = jax.jit(jnp.transpose)  # several times faster than NumPy's
+_transposed = jit(jnp.transpose)  # several times faster than NumPy's
 
 
 def pixel_blocks(
@@ -117,7 +118,7 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
     return jnp.where(ok, value, 0.0), jnp.where(ok, error, 1.0) ** 2, ok
 
 
-@functools.partial(jax.jit, static_argnames="constant")
+@functools.partial(jit, static_argnames="constant")
 def _add_tile(sums, y, e, theta, theta_pairs, scatter2, trace, feature_pairs, unit, constant):
     """`sums` with the pixels of a tile (STARS, width) added; y and e in the caller's unit, all else in `unit`."""
     y, e = (jnp.asarray(x, float) * unit for x in (y, jnp.zeros(()) if e is None else e))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .compress import by_blocks
 from .linalg import Array, module_of, outer_pairs, pack
 
@@ -150,7 +151,7 @@ class Monomials(Features):
     def _derivative(self, u: Array, degree: int) -> Array:
         return (_derivative_compiled if isinstance(u, jax.Array) else _derivative)(self, u, degree)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jit, static_argnums=0)
     def moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
         """E[phi] (..., K) and E[phi phi'] (..., K, K) for u ~ N(mean, covariance), exact up to degree 5: of features of
         second order, and of first order in closed form."""
@@ -221,7 +222,7 @@ def _derivative(features: Monomials, u: Array, degree: int) -> Array:
     return out.reshape(*u.shape[:-1], features.size, *[features.n_label] * degree)
 
 
-_derivative_compiled = jax.jit(_derivative, static_argnums=(0, 2))
+_derivative_compiled = jit(_derivative, static_argnums=(0, 2))
 
 
 def _last(row: tuple[int, ...]) -> int:
@@ -241,7 +242,7 @@ def feature_moments(features: Features, u: np.ndarray, covariance: np.ndarray) -
     return by_blocks(functools.partial(_gaussian_moments, features), u, covariance)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _gaussian_moments(features, u, covariance):
     first, second = features.moments(u, covariance)
     return first, pack(second)

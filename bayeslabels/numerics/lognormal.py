@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .linalg import Array, in_float64
 from .sparse import Optimum, minimise
 
@@ -46,7 +47,7 @@ def log_likelihood(y: Array, sigma: Array, eta: Array, s: Array) -> Array:
     return jax.scipy.special.logsumexp(terms, axis=-1)
 
 
-@jax.jit
+@jit
 def derivatives(y: Array, sigma: Array, eta: Array, s: Array) -> Derivatives:
     """From the moments of the integrand over the nodes; y is the measured number less the zero point."""
     terms, true = _integrand(y, sigma, eta, s)

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
+from .compiling import jit
 from .linalg import constant, in_float64, threads_for
 
 CHUNK, SHARE = 256, 65_536
@@ -178,7 +179,7 @@ def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndar
     return Given(weight, mean, covariance, density)
 
 
-@functools.partial(jax.jit, static_argnums=6)
+@functools.partial(jit, static_argnums=6)
 def _given_chunks(weight, centre, covariance, x, noise, observed, size):
     """Arrays with the stars first, as `Given` has them."""
     d = x.shape[1]

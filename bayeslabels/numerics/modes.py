@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .linalg import Array, inverse_psd, module_of
 from .lockstep import solve_small
 
@@ -175,7 +176,7 @@ def distinct(
     return jax.lax.scan(next_best, remaining, None, length=keep)[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _distinct(keep, threshold, u, f, bend, done):
     def curvature_at(_, pick):
         return jnp.take_along_axis(bend, pick[None, :, None, None], 0)[0]
@@ -183,7 +184,7 @@ def _distinct(keep, threshold, u, f, bend, done):
     return distinct(u, f, done, curvature_at, keep, threshold)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jit, static_argnums=(0, 1, 2))
 def _descend(energy, curvature, exact, shared, own, points, evaluations):
     """`_Points` after so many evaluations, at most, of energy, slope and curvature."""
     n, j, m = points.u.shape

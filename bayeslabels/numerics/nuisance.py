@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .compress import STARS, TILE, Statistics, known, power_of_two
 from .linalg import Array, inverse_psd, pack, pairs
 
@@ -103,7 +103,7 @@ def compress_nuisances(
     return NuisanceSums(*(np.concatenate(x)[:n] for x in zip(*found, strict=True)))
 
 
-@jax.jit
+@jit
 def _add(total, y, e, theta, scatter2, shapes, phi, trace, feature_pairs) -> NuisanceSums:
     value, variance, ok = known(y, e)
     ok &= jnp.isfinite(scatter2)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .linalg import Array
 
 
-@jax.jit
+@jit
 def smooth_weights(log_ratio: Array) -> tuple[Array, Array]:
     """Normalised, smoothed log weights (S,) and k-hat from log importance ratios (S,) of one star.
 

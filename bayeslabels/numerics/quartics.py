@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .compress import Statistics, by_blocks
 from .features import Features
 from .linalg import Array, in_float64, inverse_psd, outer_pairs, pack, pairs
@@ -56,7 +57,7 @@ def _locally(u: Array, problem: _Problem, features: Features, newton: bool) -> t
     return value, gradient, curvature
 
 
-@functools.partial(jax.jit, static_argnames=("features", "iterations", "newton"))
+@functools.partial(jit, static_argnames=("features", "iterations", "newton"))
 def descend(
     u, problem: _Problem, features: Features, iterations: int = 60, newton: bool = False, tolerance: float = TOLERANCE
 ):
@@ -101,7 +102,7 @@ def newton_curvature(u: Array, problem: _Problem, features: Features) -> Array:
     return _locally(u, problem, features, True)[2]
 
 
-@functools.partial(jax.jit, static_argnames=("features",))
+@functools.partial(jit, static_argnames=("features",))
 def linear_posterior(gram, linear, precision, information, features: Features):
     """Mean (N, P) and covariance (N, P, P) of u where phi is linear, so that the posterior is Gaussian.
 
@@ -166,7 +167,7 @@ def find_quartic_modes(
     return Modes(*(np.moveaxis(x, 1, 0)[:j] for x in found))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _only_mode(features, problem):
     location, covariance = linear_posterior(
         problem.statistics.gram, problem.statistics.linear, problem.precision, problem.information, features
@@ -175,7 +176,7 @@ def _only_mode(features, problem):
     return location, covariance, at
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _descend_starts(features, tolerance, starts, problem):
     """All starts (N, J, M) of a star side by side, so that its matrices are read once for all of them."""
 
@@ -186,13 +187,13 @@ def _descend_starts(features, tolerance, starts, problem):
     return jax.vmap(one, 1, 1)(starts)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _descend_late(features, tolerance, u, problem):
     u, _, f, done = descend(u, problem, features, 100, True, tolerance)
     return u, f, done
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _distinct(features, keep, threshold, u, f, done, problem):
     """`Modes` with the stars first."""
     u, f, done = (jnp.moveaxis(x, 1, 0) for x in (u, f, done))
@@ -227,7 +228,7 @@ def settle(
     return by_blocks(functools.partial(_settle, features, iterations), u, problem)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _settle(features, iterations, u, problem):
     u, *_ = descend(u, problem, features, iterations)
     return u, inverse_psd(newton_curvature(u, problem, features))

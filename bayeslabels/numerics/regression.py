@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiling import jit
 from .compress import known
 from .linalg import Array, pack, pairs, solve_and_invert, unpack
 
@@ -95,7 +96,7 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
     return jax.lax.fori_loop(0, steps, step, (x, jnp.zeros_like(x)))
 
 
-@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "rough"))
+@functools.partial(jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "rough"))
 def train_block(
     value,
     error,
@@ -217,7 +218,7 @@ class PixelSums(NamedTuple):
         )
 
 
-@jax.jit
+@jit
 def pixel_sums(value, error, phi, phi_pairs, theta, scatter2, unit) -> PixelSums:
     """`PixelSums` of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), phi_pairs = packed E[phi_n
     phi_n'], at theta (B, K) and scatter2 (B,)."""
@@ -234,7 +235,7 @@ CLOSE = 0.1
 """Change of the total variance, root mean square and relative, below which Newton steps take the place of scoring."""
 
 
-@functools.partial(jax.jit, static_argnames=("learn_scatter", "integrate", "penalised"))
+@functools.partial(jit, static_argnames=("learn_scatter", "integrate", "penalised"))
 def pixels_from_sums(
     sums: PixelSums, allowed, prior: CoefficientPrior, theta, scatter2, scatter_scale, unit,
     *, learn_scatter: bool, integrate: bool, penalised: bool,

@@ -21,6 +21,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize_scalar
 from scipy.special import exp1
 
+from .compiling import jit
 from .entries import Entries
 from .linalg import Array, in_float64, threads_for
 from .lognormal import LARGEST, Derivatives, cold_start, derivatives, log_likelihood
@@ -210,7 +211,7 @@ _T, _W = np.polynomial.hermite_e.hermegauss(5)
 _W = _W / _W.sum()
 
 
-@jax.jit
+@jit
 def averaged(zero, eta, s, y, sigma, spread, tilt=0.0):
     """`Derivatives` of E[ln p(y_n - zero | eta, s, sigma)] over eta ~ N(eta_n, spread_n^2), the zero point with it.
 
@@ -242,10 +243,10 @@ def _expected(extra, log_s, zero, eta, y, sigma, spread, tilt):
     return of_stars.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
 
 
-_by_variance = jax.jit(jax.grad(_expected))
+_by_variance = jit(jax.grad(_expected))
 
 
-@jax.jit
+@jit
 def _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra):
     def total(log_s):
         return _expected(extra, log_s, zero, eta, y, sigma, spread, tilt)

@@ -21,6 +21,7 @@ from ..core.program import drawn_sites, observed_blocks
 from ..data.stars import Stars
 from ..errors import CannotDo, bad_input
 from ..kind import kind_of
+from ..numerics.compiling import jit
 from ..numerics.linalg import in_float64
 
 TOGETHER = "stars"
@@ -85,7 +86,7 @@ def _drawn(
         return drawn_sites(model, stars, observed, key, point)
 
     try:
-        each = jax.jit(lambda given: jax.lax.map(one, given))((keys, dict(draws)))
+        each = jit(lambda given: jax.lax.map(one, given))((keys, dict(draws)))
     except NotImplementedError as problem:
         raise CannotDo(
             f"{type(model).__name__} has a flat prior, from which nothing can be drawn: prior=0"
@@ -100,7 +101,7 @@ def _log_likelihood(model: Any, stars: Stars, draws: Mapping[str, np.ndarray]) -
         of_blocks = log_likelihood_of_program(handlers.seed(model, 0), draws, stars, batch_ndims=2)
         return {k: np.asarray(x) for k, x in of_blocks.items()}
     rows = model.arrays(stars)
-    each = jax.jit(jax.vmap(jax.vmap(lambda theta: model.log_likelihood(theta, rows))))
+    each = jit(jax.vmap(jax.vmap(lambda theta: model.log_likelihood(theta, rows))))
     return {TOGETHER: np.asarray(each(dict(draws)))}
 
 

@@ -27,6 +27,7 @@ from ...core.priors import HalfNormal, ScatterPrior, SparsePrior
 from ...data.columns import is_angle, require_same_grid, same_unit
 from ...data.stars import Block, Stars
 from ...errors import bad_input
+from ...numerics.compiling import jit
 from ...numerics.entries import Entries
 from ...numerics.incomplete import Population
 from ...numerics.linalg import Array, constant, is_traced, module_of
@@ -287,7 +288,7 @@ class LogLinearModel(Model[FeatureFrame]):
     @cached_property
     def compiled(self) -> Callable[..., Array]:
         """`log_likelihood`, compiled as a whole."""
-        return jax.jit(self.log_likelihood)
+        return jit(self.log_likelihood)
 
     def feature_variance(self, theta: Array, features: Features) -> Array:
         """theta' C_n theta (N,): errors of what is measured, the covariance of what is missing."""

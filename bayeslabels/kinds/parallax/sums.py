@@ -20,6 +20,7 @@ from ...data.stars import Stars
 from ...inference.base import Trained
 from ...inference.passes import BySums
 from ...numerics import shrinkage
+from ...numerics.compiling import jit
 from ...numerics.linalg import Array
 from ...numerics.lognormal import derivatives, log_likelihood
 from ...numerics.sparse import LARGEST_STEP, solve_quadratic, subgradient
@@ -181,14 +182,14 @@ def judged(
     return counts * (wrong < 0.5), counts * wrong
 
 
-@jax.jit
+@jit
 def _predicted(x, mean, covariance):
     """Mean and sd (N,) of eta, and its covariance with the zero point over the sd."""
     spread = jnp.sqrt(jnp.maximum(((x @ covariance[:-1, :-1]) * x).sum(1), 0.0))
     return x @ mean[:-1], spread, x @ covariance[:-1, -1] / jnp.maximum(spread, 1e-300)
 
 
-@jax.jit
+@jit
 def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> Sums:
     x, variance, y, sigma = data.features.value, data.features.variance, data.y, data.sigma
     out = shrinkage.averaged(zero, eta, jnp.sqrt(jnp.exp(2 * log_s) + extra), y, sigma, spread, tilt)
@@ -311,7 +312,7 @@ class ModeBySums(BySums):
         return trained
 
 
-@jax.jit
+@jit
 def _mode_sums(data, counts, at, s, noise) -> ModeSums:
     x, theta, zero = data.features.value, at[:-1], at[-1]
     out = derivatives(data.y - zero, data.sigma, x @ theta, jnp.sqrt(s**2 + data.features.noise(noise)))

@@ -16,6 +16,7 @@ import numpy as np
 from ...data.stars import Stars
 from ...inference.starwise import StarProblem
 from ...kind import TrainedModel
+from ...numerics.compiling import jit
 from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import find_modes
@@ -212,12 +213,12 @@ def _among(model: Photometry, moments: PhotometricMoments, survey: np.ndarray) -
     return np.where(systems.among(frame.component_survey, survey), 0.0, systems.NEVER)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _at(energy, u, shared):
     return energy.at(u, shared)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _choose(starts, wide, log_odds, rows, luminosity, candidates, m, vector, tilt):
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     channels, others = rows["channels"], jax.tree.map(lambda x: x[:, None], rows["others"])
@@ -273,7 +274,7 @@ def _kinds(rows, wide):
     return jax.vmap(lambda w: noise_of(x.noise, (rows["scatter"] + w**2) * x.unit**2, x.seen))(widths)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _own(energy, wide, log_odds, members, shared, rows, first):
     """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
     coefficients, reddening_log, reddening_slope, second, of_all = members
@@ -351,7 +352,7 @@ def distances(
     return np.moveaxis(out, 0, 1).reshape(n_chain, n_draw, n, 3), wrong
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _draw_distances(energy, shared, own, u, told, uniform):
     def one(own, u, told, uniform):
         told = energy.in_passing(u, shared, own)[1] if told is None else told
@@ -376,7 +377,7 @@ def misfit(problem: StarProblem) -> np.ndarray:
     return np.concatenate(out)[:n]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _misfit(energy, shared, own, best):
     q, lower = _of_good(energy, shared, own, best)
     return -2 * (place(q, own.others)[1] + lower)

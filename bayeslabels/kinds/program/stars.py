@@ -21,6 +21,7 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...inference.starwise import StarProblem
 from ...numerics.by_value import ByValue, hashable
+from ...numerics.compiling import jit
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, find_modes
 from .program import OwnProgram
@@ -175,7 +176,7 @@ def _starts(energy: ProgramEnergy, shared: Array, own: Any, key: Array, starts: 
     return np.asarray(_best_draws(energy, starts, key, tried, jax.tree.map(jnp.asarray, own)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _best_draws(energy, starts, key, tried, own):
     def of_star(own):
         keys = jax.random.split(key, CANDIDATES)
@@ -201,7 +202,7 @@ def completed(problem: StarProblem, u: np.ndarray, seed: int) -> dict[str, np.nd
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _completed(energy, shared, u, own, uniform):
     def of_star(star):
         u, own, uniform = star

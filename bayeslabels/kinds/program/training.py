@@ -17,6 +17,7 @@ from ...data.stars import Stars
 from ...errors import CannotDo
 from ...inference.base import Trained
 from ...inference.svi import SVI
+from ...numerics.compiling import jit
 from ...numerics.linalg import in_float64
 from ...progress import bar, stretches
 from .program import OwnProgram
@@ -47,7 +48,7 @@ def by_svi(model: OwnProgram, stars: Stars, inference: SVI, seed: int, progress:
 def _run(svi: NumPyroSVI, state: Any, stars: Stars, steps: int, progress: bool | None) -> tuple[Any, np.ndarray]:
     """The state after so many steps, and the loss of each."""
 
-    @jax.jit
+    @jit
     def run(state, losses, begin, end):
         def step(i, carry):
             state, loss = svi.update(carry[0], stars)

@@ -15,6 +15,7 @@ from ...errors import CannotDo
 from ...inference.base import Trained
 from ...inference.diagnostics import ess, rhat
 from ...inference.gibbs import Gibbs
+from ...numerics.compiling import jit
 from ...numerics.compress import PIXELS
 from ...numerics.features import Features
 from ...numerics.linalg import Array, in_float64
@@ -155,7 +156,7 @@ def _blocks(x: np.ndarray, fill: Any) -> np.ndarray:
     return np.concatenate([x, rest]).reshape(-1, size, *x.shape[1:])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _run(plan: Plan, data: Data, state: State, keys: Array, gain: Array):
     """Draws (draw, chain, ...) and acceptance rates; keys (draw, thin, chain), gain of the tuning (draw, thin)."""
     chains = jax.vmap(functools.partial(sweep, plan, data), in_axes=(0, 0, None))

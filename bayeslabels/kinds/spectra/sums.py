@@ -21,6 +21,7 @@ from ...core.priors import Learned
 from ...data.stars import Stars
 from ...inference.base import Trained
 from ...inference.passes import BySums
+from ...numerics.compiling import jit
 from ...numerics.compress import STARS, Statistics, known, power_of_two
 from ...numerics.features import feature_moments
 from ...numerics.linalg import Array, unpack
@@ -260,7 +261,7 @@ def _statistics(x: ExpectedSpectra, em: EM) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(unpack(gram, em.features.size)), np.asarray(linear)
 
 
-@jax.jit
+@jit
 def _residual_density(y, e, phi, theta, scatter2, trained):
     """ln p (N,) of spectra (L, N) of which the features are known."""
     value, variance, ok = known(y, e)
@@ -269,4 +270,4 @@ def _residual_density(y, e, phi, theta, scatter2, trained):
     return -0.5 * jnp.where(ok & trained[:, None], terms, 0.0).sum(0)
 
 
-_transposed = jax.jit(lambda x: jnp.asarray(x, float).T)
+_transposed = jit(lambda x: jnp.asarray(x, float).T)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...core.priors import HalfNormal, Laplace, Learned
 from ...data.stars import Stars
+from ...numerics.compiling import jit
 from ...numerics.compress import Statistics, known, pad_stars, padded, pixel_blocks, pixels_at_once, power_of_two
 from ...numerics.error_factor import error_factors, expected_residual2
 from ...numerics.features import feature_moments
@@ -375,7 +375,7 @@ def latents_given(
     return settle(start, statistics, precision + prior, information + prior @ mean, labels.features, iterations)
 
 
-@jax.jit
+@jit
 def evidence(gram, linear, constant, phi, offset, covariance, prior):
     """The log integral (N,) over the latents, from its value at their posterior means; gram (N, K, K)."""
     at_best = (linear * phi).sum(1) - 0.5 * jnp.einsum("nj,njk,nk->n", phi, gram, phi) - constant
@@ -396,7 +396,7 @@ def _divergence(theta: np.ndarray, covariance: np.ndarray, prior: CoefficientPri
     return 0.5 * float(distance - logs)
 
 
-@jax.jit
+@jit
 def expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
     value, variance, ok = known(y, e)
     w = ok * keep[:, None] / (variance + scatter2[:, None])

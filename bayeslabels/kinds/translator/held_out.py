@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 from ...data.stars import Stars
 from ...inference.base import Trained
 from ...kind import TrainedModel
+from ...numerics.compiling import jit
 from ...numerics.linalg import in_float64
 from .frame import TARGET, typical_error
 from .translator import Translator, TranslatorMoments
@@ -61,7 +62,7 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
     def means_of(own):
         return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(several)
 
-    means = jax.jit(jax.vmap(means_of))(own)
+    means = jit(jax.vmap(means_of))(own)
     offset = means - means.mean(1, keepdims=True)
     between = jnp.einsum("gens,gent->gnst", offset, offset) / max(means.shape[1] - 1, 1)
     fixed = {name: x[0] for name, x in theta.items()}
@@ -79,7 +80,7 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
         t = {**t, "scatter_shift": x[:m], "error_factor": jnp.ones(m)}
         return model.log_likelihood(t, data._replace(noise=stated + between))
 
-    @jax.jit
+    @jit
     @jax.value_and_grad
     def loss(x, theta, own, between):
         each = jax.vmap(lambda t, data, b: of_member(t, data, b, x))
@@ -111,7 +112,7 @@ def _spread(model: Translator, members: Any, theta: Any, factor: np.ndarray, own
     tail = float((weight / precision).sum())
     shift = jnp.asarray(theta["scatter_shift"])
 
-    @jax.jit
+    @jit
     @jax.vmap
     def standardised(theta, own, between):
         mean, spread, intrinsic = model.predictive({**theta, "scatter_shift": shift}, own.x, own.root)

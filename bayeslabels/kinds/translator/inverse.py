@@ -22,6 +22,7 @@ from ...data.stars import Stars
 from ...inference.importance import Importance, Weighted
 from ...inference.starwise import StarProblem
 from ...kind import TrainedModel
+from ...numerics.compiling import jit
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, Modes
 from ...numerics.propagate import log_normal
@@ -134,7 +135,7 @@ def _prior(frame: Any, given: Inputs, rows: np.ndarray) -> tuple[tuple[Prior, ..
     return tuple(priors), (log_weight, mean, covariance)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _updated(bound, theta, tail, own, mean, covariance):
     """Mean (N, K, D) and covariance of each component given the outputs, and ln p(outputs | component) (N, K)."""
     m = own.y.shape[-1]

@@ -35,6 +35,7 @@ from ...inference.importance import KHAT_LIMIT
 from ...inference.minibatch import fit_members, fit_part
 from ...inference.whitened import Start
 from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, StarResult, TrainedModel, Trainer, by_program
+from ...numerics.compiling import jit
 from ...numerics.occupancy import Occupancy
 from ...results.rows import star_rows
 from ...results.star_posterior import LEVELS, Flags
@@ -328,7 +329,7 @@ def _predict(bound: Bound[Translator], moments: TranslatorMoments, x: np.ndarray
     return [mean, measurement, function, tail * intrinsic]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _predict_chunks(bound, theta, x, root):
     def of_chunk(rows):
         mean, measurement, intrinsic = jax.vmap(lambda theta: bound.model.predictive(theta, *rows))(theta)

@@ -22,6 +22,7 @@ from ...core.collapsed import CollapsedModel
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...kind import TrainedModel
+from ...numerics.compiling import jit
 from ...numerics.linalg import Array, beside, constant, in_float64, is_traced, module_of
 from ...numerics.mixture import Mixture
 from ...numerics.network import Function, Network, Polynomial
@@ -461,7 +462,7 @@ def importances(
     x, _ = known_inputs(frame, measured(frame, stars))
     theta = {name: jnp.asarray(value) for name, value in posterior.moments.theta.items()}
     m = len(frame.names)
-    mean = jax.jit(lambda x: jax.vmap(lambda theta: model.raw_outputs(theta, x))(theta)[..., :m].mean(0))
+    mean = jit(lambda x: jax.vmap(lambda theta: model.raw_outputs(theta, x))(theta)[..., :m].mean(0))
     values = shapley_values(
         lambda x: frame.target_centre + frame.target_scale * np.asarray(mean(x)), x, frame.background[:background]
     )
