@@ -168,10 +168,11 @@ class NUTS(Inference):
                 return lambda x: potential(data, start)(back(first + root @ x))
 
             settings = whitened_potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth
-            chains = jax.vmap(lambda key, x: _chain(*settings, key, x, (data, start)))
             keys = jax.random.split(key, (2, self.chains))
-            x, diverging = chains(keys[0], jax.vmap(lambda key: jax.random.normal(key, first.shape))(keys[1]))
+            x = jax.vmap(lambda key: jax.random.normal(key, first.shape))(keys[1])
+            x, diverging = _chains(*settings, keys[0], x, (data, start), None)
             values = functools.partial(constrain_fn, whitened(start), (data,), {}, return_deterministic=True)
+            x = jnp.moveaxis(x, 0, 1)
             return jax.vmap(jax.vmap(lambda x: values(back(first + root @ x))))(x), diverging.sum()
 
         keys = jax.random.split(jax.random.key(seed), (len(sims), 2))
@@ -241,11 +242,11 @@ def _run(energy, warmup, draws, target_accept, depth, shared, keys, z, args):
     def potential(own, centre, factor):
         return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
-    def chain(key, z, *args):
-        return _chain(potential, warmup, draws, target_accept, depth, key, z, args)
-
-    over_chains = jax.vmap(chain, in_axes=(0, 0, *[None] * len(args)))
-    z, diverging = jax.vmap(over_chains)(keys, z, *args)
+    n, chains, m = z.shape
+    of_chains = jax.tree.map(lambda x: jnp.repeat(x, chains, axis=0), args)
+    z = z.reshape(n * chains, m)
+    z, diverging = _chains(potential, warmup, draws, target_accept, depth, keys.ravel(), z, of_chains, 0)
+    z, diverging = (jnp.moveaxis(x.reshape(draws, n, chains, *x.shape[2:]), 0, 2) for x in (z, diverging))
     _, centre, factor = args
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
 
@@ -273,23 +274,31 @@ def _approach(potential, x):
     return x, root_at(x)
 
 
-def _chain(potential, warmup, draws, target_accept, max_tree_depth, key, z, args):
-    """Draws and whether each diverged, of one chain from z on the potential(*args), which is white."""
+def _chains(potential, warmup, draws, target_accept, max_tree_depth, keys, z, args, axis):
+    """Draws (draw, chain, d) and whether each diverged, of chains from z (chain, d) on the potential(*args), white.
+
+    `axis` of `args` is that of the chains, or None where all have the same. The chains are mapped over inside of one
+    loop for warm-up and draws, since JAX traces loops that are themselves mapped over several times.
+    """
     initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
-    state = initialise(
-        z,
-        warmup,
-        step_size=0.8,
-        adapt_mass_matrix=False,
-        target_accept_prob=target_accept,
-        max_tree_depth=max_tree_depth,
-        model_args=args,
-        rng_key=key,
-    )
-    state, _ = jax.lax.scan(lambda s, _: (step(s, args), None), state, None, length=warmup)
 
-    def record(s, _):
-        s = step(s, args)
-        return s, (s.z, s.diverging)
+    def begin(key, z, args):
+        return initialise(
+            z,
+            warmup,
+            step_size=0.8,
+            adapt_mass_matrix=False,
+            target_accept_prob=target_accept,
+            max_tree_depth=max_tree_depth,
+            model_args=args,
+            rng_key=key,
+        )
 
-    return jax.lax.scan(record, state, None, length=draws)[1]
+    def record(i, carry):
+        state = jax.vmap(step, in_axes=(0, axis))(carry[0], args)
+        row = jnp.maximum(i - warmup, 0)  # of the warm-up the first, for a while
+        return state, jax.tree.map(lambda all, x: all.at[row].set(x), carry[1], (state.z, state.diverging))
+
+    kept = jnp.zeros((draws, *z.shape), z.dtype), jnp.zeros((draws, len(z)), bool)
+    state = jax.vmap(begin, in_axes=(0, 0, axis))(keys, z, args)
+    return jax.lax.fori_loop(0, warmup + draws, record, (state, kept))[1]
