@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
+import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +62,34 @@ def marked(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.slow) if name.rpartition(".")[2] in COSTLY else name
 
 
+def remembered(function: Callable[..., Any], results: dict[bytes, Any]) -> Callable[..., Any]:
+    """The function, called once for arguments of the same content; each caller gets a copy of the result."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            key = pickle.dumps((function.__name__, args, sorted(kwargs.items())))
+        except (pickle.PicklingError, AttributeError):  # a program that the example defines
+            return function(*args, **kwargs)
+        if key not in results:
+            results[key] = pickle.dumps(function(*args, **kwargs))
+        return pickle.loads(results[key])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def training_once():
+    """Most examples train the same model with the same stars."""
+    results: dict[bytes, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((bl, "fit"), (bl, "cross_validate"), (bl.calibration, "sbc")):
+            patch.setattr(module, name, remembered(getattr(module, name), results))
+        yield
+
+
 @pytest.mark.parametrize("name", [marked(name) for name in documented()])
-def test_the_example_of_a_documented_name_prints_what_it_says(name):
+def test_the_example_of_a_documented_name_prints_what_it_says(name, training_once):
     plt = pytest.importorskip("matplotlib.pyplot")
     found = doctest.DocTestFinder(recurse=False).find(documented_value(name), name, globs={})
     assert found[0].examples, f"no example in the docstring of {name}"

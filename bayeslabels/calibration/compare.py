@@ -30,9 +30,9 @@ def compare(models: Mapping[str, CrossValidation]) -> QTable:
     Example:
         >>> import bayeslabels as bl
         >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
-        >>> held_out = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
-        >>> second = bl.cross_validate(bl.Cannon(order=2), train, folds=3, progress=False)
-        >>> len(bl.calibration.compare({"order 1": held_out, "order 2": second}))
+        >>> noisy = bl.cross_validate(bl.Cannon(order=1), train, folds=3, progress=False)
+        >>> exact = bl.cross_validate(bl.Cannon(order=1, label_noise=False), train, folds=3, progress=False)
+        >>> len(bl.calibration.compare({"noisy labels": noisy, "exact labels": exact}))
         2
     """
     if len(models) < 2:
