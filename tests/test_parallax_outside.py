@@ -113,3 +113,14 @@ def test_coordinates_add_up(cut):
     found = coordinates(model, theta, x)
     assert found.shape[1] == 2 + len(model.frame.leading)
     np.testing.assert_allclose(found[:, :2].sum(1) + theta[0], x.value @ theta, rtol=1e-9)
+
+
+@pytest.mark.parametrize("block", ["magnitudes", "flux"])
+def test_a_feature_that_never_changes_is_refused(block):
+    """Of a star in which it is another, nothing could be said, and nothing would flag it."""
+    stars, *_ = giants(60, n_pixel=5)
+    value = stars[block].value.copy()
+    value[:, 1], value[7, 1] = 3.0, np.nan
+    same = stars.with_block(**{block: bl.Block(value, 0.02, names=stars[block].names, unit=stars[block].unit)})
+    with pytest.raises(bl.BadInput, match=rf"one value for all training stars.*{block} without that column"):
+        bl.fit(bl.Parallax(), same, progress=False)

@@ -155,7 +155,15 @@ def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
     if (empty := measured.sum(0) < 2).any():
         raise bad_input(
             f"{int(empty.sum())} features with fewer than two measured values, such as {names[int(empty.argmax())]}",
-            "features that are measured", "a constant or empty column, or fluxes <= 0, which have no logarithm",
+            "features that are measured", "an empty column, or fluxes <= 0, which have no logarithm",
+        )  # fmt: skip
+    if (still := np.flatnonzero(_of_one_value(value, measured))).size:
+        same, block = names[still[0]], source[still[0]]
+        raise bad_input(
+            f"{same} (and {still.size - 1} other features) of one value for all training stars",
+            "features that differ from star to star: what another value means for the parallax cannot be learned",
+            f"a column of {block} that was filled in where nothing was measured",
+            f"NaN where nothing was measured, or {block} without that column: stars[{block!r}].select(columns)",
         )  # fmt: skip
     centre = value.sum(0, where=measured) / measured.sum(0)
     centre[0], many = 0.0, value.shape[1] > 100
@@ -176,6 +184,13 @@ def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
         outlier, ("", *(unit for spec in model.feature_blocks for unit in stars[spec.removeprefix("ln ")].units)),
         products,
     )  # fmt: skip
+
+
+def _of_one_value(value: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Which features (D,), the constant apart, are the same of all stars of which they are measured."""
+    low = value.min(0, where=measured, initial=np.inf)
+    high = value.max(0, where=measured, initial=-np.inf)
+    return (low == high) & (np.arange(value.shape[1]) > 0)
 
 
 def leading_directions(population: Population, n_star: int) -> np.ndarray:
