@@ -62,9 +62,23 @@ def test_training_passes_over_row_groups_without_spectra(training, tmp_path):
     np.testing.assert_allclose(posterior.predict(labels), bl.fit(model, known).predict(labels), atol=1e-6)
 
 
-def test_lists_of_two_lengths_are_refused(sky, run, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("bad", [[0], [3, N - 1], [*range(8, 12)]], ids=["first", "two", "a row group"])
+def test_spectra_of_another_length_are_missing(sky, run, tmp_path, caplog, bad):  # noqa: F811
     rows = [list(x) for x in sky["FLUX"]]
-    rows[3] = rows[3][:5]
+    pq.write_table(with_rows(sky, rows), tmp_path / "whole.parquet", row_group_size=4)
+    for i in bad:
+        rows[i] = rows[i][:5]
+    pq.write_table(with_rows(sky, rows), tmp_path / "in.parquet", row_group_size=4)
+    run(tmp_path / "in.parquet")
+    assert "FLUX of another length than the usual 12: they count as missing" in caplog.text
+    run(tmp_path / "whole.parquet", "whole")
+    table = read(tmp_path / "out")
+    assert (np.asarray(table["flags"])[bad] == Flags.NO_DATA).all()
+    assert_others_same(table, read(tmp_path / "whole"), bad)
+
+
+def test_lists_of_two_lengths_are_refused(sky, run, tmp_path):  # noqa: F811
+    rows = [list(x)[: 5 + 7 * (i % 2)] for i, x in enumerate(sky["FLUX"])]
     pq.write_table(with_rows(sky, rows), tmp_path / "in.parquet")
     with pytest.raises(bl.BadInput, match=r"length \[5, 12\]"):
         run(tmp_path / "in.parquet")

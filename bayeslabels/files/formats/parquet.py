@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from ...data.serialized import Written
 from ...errors import bad_input
 from .base import Format, Stream, joined, whole_file
 
+LOG = logging.getLogger("bayeslabels")
+MOST = 0.75
+"""Share of the lists of a column that are of one length, at least; the others' stars are taken for bad ones."""
 LENGTH = "table::len::"
 """Before a column's name in the metadata of a file by astropy: of how many letters its texts are, at most."""
 
@@ -53,6 +58,7 @@ class ParquetStream(Stream):
         self.rows, self.groups, names = [], [], []
         self.written: list[Written] = []
         self.widths: dict[str, int] = {}
+        self.lengths: dict[str, int] = {}
         for file in found:
             with whole_file(file):
                 head = parquet.read_metadata(file)
@@ -95,6 +101,7 @@ class ParquetStream(Stream):
                         while batch.num_rows:
                             piece = batch.slice(0, size - n_held)
                             batch = batch.slice(piece.num_rows)
+                            piece = self._of_usual_length(piece)
                             held.append(self._widened(written.applied(table_of_arrow(piece))))
                             n_held += piece.num_rows
                             if n_held == size:
@@ -102,6 +109,39 @@ class ParquetStream(Stream):
                                 held, n_held = [], 0
         if held:
             yield joined(held)
+
+    def _of_usual_length(self, batch: Any) -> Any:
+        """Without the lists that are of another length than most of the files' are: one such star stops no run."""
+        compute = parquet_compute()
+        for at, field in enumerate(batch.schema):
+            if "list" not in str(field.type) or "fixed_size" in str(field.type):
+                continue
+            lengths = compute.list_value_length(batch.column(at))
+            found = set(compute.unique(lengths).to_pylist()) - {None, 0}
+            if found <= {self.lengths.setdefault(field.name, next(iter(found), 0))}:
+                continue
+            usual = self._usual_length(field.name)
+            odd = compute.fill_null(
+                compute.and_(compute.not_equal(lengths, usual), compute.not_equal(lengths, 0)), False
+            )
+            LOG.warning(
+                "%d of %d rows have %s of another length than the usual %d: they count as missing",
+                compute.sum(odd).as_py(), batch.num_rows, field.name, usual,
+            )  # fmt: skip
+            batch = batch.set_column(at, field, compute.if_else(odd, None, batch.column(at)))
+        return batch
+
+    def _usual_length(self, name: str) -> int:
+        """Numbers in most lists of a column."""
+        compute, counts = parquet_compute(), Counter[int]()
+        for path in self.paths:
+            for batch in parquet_module().ParquetFile(path).iter_batches(4096, columns=[name]):
+                counts.update(x for x in compute.list_value_length(batch.column(0)).to_pylist() if x)
+        (usual, most), total = counts.most_common(1)[0], counts.total()
+        if most < MOST * total:
+            raise bad_input(f"column {name!r} with lists of length {sorted(counts)[:5]}", "spectra of one length")
+        self.lengths[name] = usual
+        return usual
 
     def _widened(self, table: Table) -> Table:
         """With lists that are null in all of these rows as long as they are elsewhere in the files."""
@@ -115,7 +155,7 @@ class ParquetStream(Stream):
         if name not in self.widths:
             batches = (batch for path in self.paths for batch in parquet_module().ParquetFile(path).iter_batches(
                 4096, columns=[name]))  # fmt: skip
-            found = (table_of_arrow(batch)[name].shape[1] for batch in batches)
+            found = (table_of_arrow(self._of_usual_length(batch))[name].shape[1] for batch in batches)
             self.widths[name] = next((width for width in found if width), 0)
         return self.widths[name]
 
@@ -128,6 +168,12 @@ def parquet_module() -> Any:
             "a Parquet file without pyarrow installed", "pyarrow", fix="pip install 'bayeslabels[catalogs]'"
         ) from None
     return pyarrow.parquet
+
+
+def parquet_compute() -> Any:
+    import pyarrow.compute
+
+    return pyarrow.compute
 
 
 def lengths_of_texts(parts: list[Path]) -> dict[str, int]:
