@@ -1,15 +1,20 @@
-"""Dust-aware photometry: densities against independent float64 oracles, recovery of simulated truth, calibration."""
+"""Dust-aware photometry: densities against independent float64 oracles, recovery of simulated truth, calibration, and
+what pictures draw."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpyro.infer.util import log_density
 from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
+from bayeslabels import plots
 from bayeslabels.astro.extinction import band_extinction, extinction_law
 from bayeslabels.data.batches import Batches, RowsInMemory
 from bayeslabels.errors import BadInput
@@ -22,6 +27,7 @@ MODEL = bl.Photometry(
     function="polynomial", order=2, members=2, components=3, distance_prior=bl.priors.ExponentialDisk(0.6)
 )
 
+N_TRAIN = 512
 MANY = 40
 """Stars of small tests: more than `FEW`, so that they share the compiled programs of the large ones."""
 
@@ -33,7 +39,7 @@ def survey():
 
 @pytest.fixture(scope="module")
 def posterior(survey):
-    return bl.fit(MODEL, survey[0][:800], bl.MAP(max_iterations=60), seed=0)
+    return bl.fit(MODEL, survey[0][:N_TRAIN], bl.MAP(max_iterations=30), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -160,23 +166,26 @@ def test_recovers_the_truth(survey, posterior):
 
 def test_training_ends_at_the_mode(survey, posterior):
     """Slope of ln p per sd, of the function and of the reddening vector, on the resample that a member trained on."""
-    model, stars = posterior.model, survey[0][:800]
+    model, stars = posterior.model, survey[0][:N_TRAIN]
     often = Batches.of(RowsInMemory(model, stars), 2, 0, None, bootstrap=True).often
     draws = posterior.data["posterior"].to_dataset()
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, model.arrays(stars))
+
+        @jax.jit
+        def slopes(free, theta):
+            def of_star(free, row):
+                return model.log_likelihood({**theta, **free}, jax.tree.map(lambda x: x[None], row))[0]
+
+            def of_prior(free):
+                return log_density(model.parameters, (), {}, {**theta, **free})[0]
+
+            return jax.vmap(jax.grad(of_star), (None, 0))(free, data), jax.grad(of_prior)(free)
+
         for e, weight in enumerate(often):
             theta = {k: jnp.asarray(draws[k].values.reshape(-1, *draws[k].shape[2:])[e]) for k in model.polished}
             free = {k: theta.pop(k) for k in ("weights", "reddening_log")}
-
-            def of_star(free, row, theta=theta):
-                return model.log_likelihood({**theta, **free}, jax.tree.map(lambda x: x[None], row))[0]
-
-            def of_prior(free, theta=theta):
-                return log_density(model.parameters, (), {}, {**theta, **free})[0]
-
-            each = jax.jit(jax.vmap(jax.grad(of_star), (None, 0)))(free, data)
-            prior = jax.grad(of_prior)(free)
+            each, prior = slopes(free, theta)
             for name, scores in each.items():
                 slope = weight @ np.asarray(scores) + prior[name]
                 assert np.abs(slope / np.sqrt(weight @ np.asarray(scores) ** 2)).max() < 0.3, name
@@ -264,10 +273,10 @@ def test_other_priors(survey, posterior):
 
 
 def test_save_and_load(tmp_path, survey, posterior):
-    stars = survey[0][800:804].drop("labels")
+    stars = survey[0][800 : 800 + MANY].drop("labels")
     again = bl.load(posterior.save(tmp_path / "photometry.nc"))
     assert again.model == posterior.model
-    first, second = (bl.infer(p, stars, bl.Laplace(draws=50), seed=3) for p in (posterior, again))
+    first, second = (bl.infer(p, stars, bl.Laplace(draws=400), seed=3) for p in (posterior, again))
     np.testing.assert_array_equal(first.mean, second.mean)
 
 
@@ -296,3 +305,93 @@ def test_the_extinction_law():
     assert r[1, 0] > 1.05 * r[0, 0]
     assert r[1, 1] > r[0, 1]
     np.testing.assert_allclose(r[1, 2], r[0, 2], rtol=5e-3)
+
+
+@pytest.fixture(scope="module")
+def pictured(survey, posterior):
+    """What pictures are drawn of: the labels and the reddening are measured, and the parallax is not looked at."""
+    new = survey[0][800:1000]
+    result = bl.infer(posterior, new.drop("parallax"), bl.Importance(draws=400, rescue=False), progress=False)
+    return posterior, new, result, survey[1]
+
+
+def drawn(figure, tmp_path):
+    assert isinstance(figure, Figure)
+    figure.savefig(tmp_path / "figure.png", dpi=50)
+    assert (tmp_path / "figure.png").stat().st_size > 3000
+
+
+def test_colour_magnitude(pictured, tmp_path):
+    posterior, stars, result, truth = pictured
+    figure = plots.colour_magnitude(posterior, stars, result, magnitude="G")
+    drawn(figure, tmp_path)
+    before, after = (np.asarray(ax.collections[0].get_offsets()) for ax in figure.axes[:2])
+    seen = stars["magnitudes"].observed[:, :3].all(1)
+    assert len(before) == len(after) == seen.sum()
+    mu = result.mean[seen, result.frame.names.index("distance_modulus")]
+    np.testing.assert_allclose(before[:, 1], stars["magnitudes"].value[seen, 0] - mu)
+    true = truth.absolute_magnitudes[800:1000][seen]
+    off = before[:, 0] - (true[:, 1] - true[:, 2]), after[:, 0] - (true[:, 1] - true[:, 2])
+    assert np.mean(off[0]) > 0.1  # the dust reddens
+    assert abs(np.mean(off[1])) < 0.03
+    assert np.std(off[1]) < 0.5 * np.std(off[0])
+    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # bright stars on top
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+    assert figure.axes[0].get_xlabel() == "BP - RP [mag]"
+    with pytest.raises(BadInput, match="there is no band 'V'"):
+        plots.colour_magnitude(posterior, stars, result, colour=("BP", "V"))
+
+
+def test_reddening_vector(pictured, tmp_path):
+    posterior = pictured[0]
+    figure = plots.reddening_vector(posterior)
+    drawn(figure, tmp_path)
+    ax, table = figure.axes[0], posterior.summary()
+    points = ax.containers[0]
+    np.testing.assert_allclose(points.lines[0].get_ydata(), table["reddening_vector"])
+    np.testing.assert_allclose(points.lines[0].get_xdata(), [0.64, 0.52, 0.785, 1.241, 2.165])
+    bars = [segment[:, 1] for segment in points.lines[2][0].get_segments()]
+    np.testing.assert_allclose([np.ptp(x) / 2 for x in bars], table["reddening_vector_error"], rtol=1e-6)
+    assert [text.get_text() for text in ax.texts] == list(BANDS)
+    frame = dataclasses.replace(posterior.model.frame, bands=("a", "b", "c", "d", "e"))
+    named = posterior.model.replace(frame=frame)
+    ax = plots.reddening_vector(bl.Posterior(named, posterior.data, posterior.moments, posterior.info)).axes[0]
+    assert [x.get_text() for x in ax.get_xticklabels()] == ["a", "b", "c", "d", "e"]
+    assert ax.get_xscale() == "linear"
+
+
+def test_magnitude_residuals(pictured, tmp_path):
+    posterior, stars, result, _ = pictured
+    value = stars["magnitudes"].value + np.array([0.0, 0.0, 0.0, 0.0, 1.0]) * (result.mean[:, :1] > 5200)
+    off = stars.with_block(magnitudes=bl.Block(value, stars["magnitudes"].error, names=BANDS, unit="mag"))
+    figure = plots.magnitude_residuals(posterior, off, result, bins=6)
+    drawn(figure, tmp_path)
+    assert [ax.get_xlabel().split(" ")[0] for ax in figure.axes] == ["TEFF", "LOGG", "FE_H", "reddening"]
+    lines = {x.get_label(): x.lines[0].get_xydata() for x in figure.axes[0].containers}
+    assert tuple(lines) == BANDS
+    assert all(np.abs(lines[band][:, 1]).max() < 0.05 for band in BANDS[:4])
+    hot = lines["Ks"][:, 0] > 5400
+    assert 0.9 < lines["Ks"][hot, 1].min() < lines["Ks"][hot, 1].max() < 1.1  # put there
+    assert np.abs(lines["Ks"][lines["Ks"][:, 0] < 5000, 1]).max() < 0.1
+    with pytest.raises(BadInput, match="200 stars with magnitudes whose result this is"):
+        plots.magnitude_residuals(posterior, stars[:5], result)
+
+
+def test_distance_ladder(pictured, tmp_path):
+    """Parallaxes that are 10 per cent too small, and have a zero point that is told: moduli 0.23 mag larger."""
+    _, stars, result, _ = pictured
+    w = stars["parallax"]
+    parallax = bl.Block(0.9 * w.value - 0.05, w.error, unit="mas")
+    figure = plots.distance_ladder(result, stars.with_block(parallax=parallax), zero_point=-0.05, bins=5)
+    drawn(figure, tmp_path)
+    bars = figure.axes[1].containers[0]
+    off = bars.lines[0].get_ydata()
+    error = np.array([np.ptp(segment[:, 1]) / 2 for segment in bars.lines[2][0].get_segments()])
+    assert len(off) == 5
+    assert (np.abs(off + 5 * np.log10(0.9)) < 4 * error + 0.03).all()
+    assert error.max() < 0.2
+    assert abs(np.average(off, weights=error**-2.0) - 0.23) < 0.08
+    top = figure.axes[0].containers[0].lines[0].get_xydata()
+    np.testing.assert_allclose(5 * np.log10(top[:, 1] / top[:, 0]), off)
+    with pytest.raises(BadInput, match="its 200 stars with parallaxes"):
+        plots.distance_ladder(result, stars.drop("parallax"))

@@ -25,8 +25,8 @@ from scipy.optimize import minimize
 from ..core.collapsed import CollapsedModel
 from ..numerics.compiling import jit
 
-CHUNK = 1024
-"""Stars at a time."""
+FEWEST, CHUNK = 128, 1024
+"""Stars at a time: of a small set the next power of two, so that few shapes are compiled and little is padding."""
 ROUNDS, ITERATIONS = 3, 60
 """New coordinates so often, at most, and iterations of L-BFGS in each."""
 JITTER = 1e-6
@@ -76,7 +76,8 @@ def covariance_of(
 def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tuple[dict[str, Any], Any]]:
     """theta of each member, and its stars in chunks of one shape with how often they count."""
     n = often.shape[1]
-    index = np.minimum(np.arange(-(-n // CHUNK) * CHUNK), n - 1).reshape(-1, CHUNK)
+    size = int(np.clip(1 << (n - 1).bit_length(), FEWEST, CHUNK))
+    index = np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
     chunks = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
     for e, own in enumerate(weight.reshape(len(often), *index.shape)):
