@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, multivariate_normal, norm
 
+from bayeslabels.numerics import together as group
 from bayeslabels.numerics.together import together
 
 PRIOR = multivariate_normal([0.0, 0.0], [[9.0, 0.0], [0.0, 4.0]])
@@ -53,8 +54,16 @@ def test_gaussian_members_give_the_product_of_their_likelihoods():
     np.testing.assert_allclose(alone.mean, draws[:, 0].mean(0), atol=0.1 * draws[:, 0].std(0).max())
 
 
-@pytest.mark.parametrize(("n", "wrong", "many"), [(10, 0, 20), pytest.param(40, 4, 40, marks=pytest.mark.slow)])
-def test_groups_hold_the_truth(n, wrong, many):
+@pytest.mark.parametrize(
+    ("n", "wrong", "many", "components"),
+    [
+        (10, 0, 20, 1),  # one Gaussian is what such a star's posterior is
+        pytest.param(10, 0, 20, group.COMPONENTS, marks=pytest.mark.slow),
+        pytest.param(40, 4, 40, group.COMPONENTS, marks=pytest.mark.slow),
+    ],
+)
+def test_groups_hold_the_truth(n, wrong, many, components, monkeypatch):
+    monkeypatch.setattr(group, "COMPONENTS", components)
     rng, inside = np.random.default_rng(n), 0
     for seed in range(many):
         true = PRIOR.rvs(random_state=rng)

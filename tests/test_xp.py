@@ -121,11 +121,16 @@ def test_an_outlier_is_one_in_both_blocks(survey, bound):
     model, theta = bound
     theta = theta | {"outlier_fraction": np.array(0.2)}
     stars = survey[0][:3].drop("labels", "parallax", "reddening")
-    with jax.enable_x64(True):
+
+    @jax.jit
+    def densities(theta):
         seeded = handlers.seed(handlers.substitute(model, theta), 0)
         found = handlers.trace(seeded).get_trace(stars)
-        both = sum(np.asarray(found[k]["fn"].log_prob(found[k]["value"])) for k in ("magnitudes", "spectrum"))
-        each = [np.asarray(found[k]["fn"]._each(found[k]["value"])) for k in ("magnitudes", "spectrum")]
+        sites = [(found[k]["fn"], found[k]["value"]) for k in ("magnitudes", "spectrum")]
+        return sum(law.log_prob(x) for law, x in sites), [law._each(x) for law, x in sites]
+
+    with jax.enable_x64(True):
+        both, each = jax.tree.map(np.asarray, densities(theta))
     good, bad = sum(each)
     np.testing.assert_allclose(both, np.logaddexp(np.log(0.8) + good, np.log(0.2) + bad), rtol=1e-8)
 
