@@ -158,7 +158,13 @@ def leading_directions(x: np.ndarray, n: int) -> np.ndarray:
 
 def threads_for(numbers: int) -> AbstractContextManager[Any]:
     """One BLAS thread for a matrix too small to share: the others would spin, at up to ten times the CPU time."""
-    return ThreadpoolController().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
+    return _libraries().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Of the process; looking for them takes longer than most of what is done with one thread."""
+    return ThreadpoolController()
 
 
 SHARED = 5_000_000

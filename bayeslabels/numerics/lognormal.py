@@ -41,6 +41,7 @@ class Derivatives(NamedTuple):
     fisher: Array
 
 
+@jit
 def log_likelihood(y: Array, sigma: Array, eta: Array, s: Array) -> Array:
     """ln p(y | eta, s, sigma), broadcast; differentiable in every argument."""
     terms, _ = _integrand(y, sigma, eta, s)
