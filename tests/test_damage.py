@@ -1,7 +1,7 @@
 """A thousand damages each of model files, checkpoints and catalogue parts: the same result, or `BadInput`.
 
 Of bits and lengths, and of what stands in the files under checksums that were made anew. No other exception, none that
-never ends, and no other file that is read. Forty by default, a thousand with `-m slow`.
+never ends, and no other file that is read. Twenty by default, a thousand with `-m slow`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from test_files import changed, put, scrambled
 import bayeslabels as bl
 from bayeslabels.catalogues.parts import DIGESTS, NOTES
 
-TIMES = pytest.mark.parametrize("times", [40, pytest.param(1000, marks=pytest.mark.slow)])
+TIMES = pytest.mark.parametrize("times", [20, pytest.param(1000, marks=pytest.mark.slow)])
 LONGEST = 120
 """Seconds."""
 ODD = [None, "", "x", -1, 0, 1.5, 2**70, True, [], {}, [[[]]], {"array": "x"}, {"type": "Cannon"}, "\ud800", "a" * 9999]

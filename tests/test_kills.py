@@ -74,7 +74,7 @@ while killed < how["times"]:
 assert run(how["out"])[0] == 0
 print(json.dumps({"killed": killed, "finished": finished, "longest": longest}))
 """
-TIMES = pytest.mark.parametrize("times", [3, pytest.param(100, marks=pytest.mark.slow)])
+TIMES = pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
 
 
 def killed(tmp_path, times, **how):
