@@ -118,9 +118,9 @@ def results(more):
 def test_two_devices_give_what_one_gives(tmp_path, more):
     pytest.importorskip("pyarrow")
     assert len(jax.devices()) == 1
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd()}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"  # beside those of all tests
     command = [sys.executable, "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path / "two.npz"), str(more)]
-    subprocess.run(command, env=os.environ | flags, check=True, timeout=600)
+    subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}, check=True, timeout=600)
     equal(tmp_path / "two.npz", results(more))
 
 
