@@ -54,12 +54,16 @@ def test_bars_show_where_somebody_watches(monkeypatch, capsys):
     assert not progress.watched()
 
 
+NUTS = bl.NUTS(chains=2, draws=100, warmup=50)
+"""With draws enough that no star is sampled anew, which would compile another program."""
+
+
 def test_steps_say_what_they_do(terminal, trained, training, spectra, capsys):
     model = bl.Cannon(order=1, label_noise=False)
     for shown in (None, True):
         bl.fit(model, training, progress=shown)
         bl.infer(trained, spectra, bl.Importance(draws=200), progress=shown)
-        bl.infer(trained, spectra[:3], bl.NUTS(chains=2, draws=10, warmup=10), progress=shown)
+        bl.infer(trained, spectra[:3], NUTS, progress=shown)
         said = capsys.readouterr()
         assert said.out == ""
         for part in ("training step", "test step", "test step, importance sampling", "test step, NUTS"):
