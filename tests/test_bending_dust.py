@@ -32,20 +32,23 @@ def test_noise_is_the_dense_gaussian():
     seen = np.ones((4, 5))
     seen[1, 2] = seen[2, 0] = seen[2, 4] = 0.0
     with jax.enable_x64(True):
-        noise = noise_of(*map(jnp.asarray, (c, extra, seen)))
-        assert isinstance(noise, Correlated)
-        white = noise.white(jnp.asarray(seen * y)[:, None])[:, 0]
-        ours = -0.5 * ((white**2).sum(1) + noise.log_det)
         x, z = rng.standard_normal((2, 7, 5))
-        products = noise.products(jnp.asarray(x), jnp.asarray(z))
-        times = noise.precision_times(jnp.asarray(y)[:, None])[:, 0]
-        alone = noise_of(*map(jnp.asarray, (np.einsum("nbb->nb", c), extra, seen)))
-        assert isinstance(alone, Independent)
-        for_free = noise_of(*map(jnp.asarray, (np.einsum("nbb->nb", c)[:, None] * np.eye(5), extra, seen)))
-        same = [(np.asarray(a.log_det), np.asarray(a.products(x, z))) for a in (alone, for_free)]
-        sample = Scattered(jnp.zeros((4, 5)), jnp.asarray(c), extra[0], 0.0, 0.0, seen, jnp.ones(5)).sample(
-            jax.random.key(0), (4000,)
-        )
+
+        @jax.jit
+        def told(c):
+            noise = noise_of(c, jnp.asarray(extra), jnp.asarray(seen))
+            assert isinstance(noise, Correlated if c.ndim == 3 else Independent)
+            white = noise.white(jnp.asarray(seen * y)[:, None])[:, 0]
+            times = noise.precision_times(jnp.asarray(y)[:, None])[:, 0]
+            density = -0.5 * ((white**2).sum(1) + noise.log_det)
+            return density, noise.log_det, noise.products(jnp.asarray(x), jnp.asarray(z)), times
+
+        ours, _, products, times = map(np.asarray, told(c))
+        variance = np.einsum("nbb->nb", c)
+        same = [map(np.asarray, told(x)[1:3]) for x in (variance, variance[:, None] * np.eye(5))]
+        sample = jax.jit(
+            lambda c, key: Scattered(jnp.zeros((4, 5)), c, extra[0], 0.0, 0.0, seen, jnp.ones(5)).sample(key, (4000,))
+        )(c, jax.random.key(0))
     for n, mask in enumerate(seen > 0):
         dense = (c[n] + np.diag(extra[n]))[np.ix_(mask, mask)]
         np.testing.assert_allclose(

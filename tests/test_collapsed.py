@@ -99,12 +99,13 @@ def test_minibatches_are_unbiased(line):
     model = LineModel().bind(line)
     theta = {"line": jnp.array([0.3, 1.5]), "scatter": jnp.array(0.5)}
     data = model.arrays(line)
-    whole = model.log_likelihood(theta, data).sum()
-    parts = [len(line) / 100 * model.log_likelihood(theta, jax.tree.map(lambda x, i=i: x[i::30], data)).sum()
+    density = jax.jit(model.log_likelihood)
+    whole = density(theta, data).sum()
+    parts = [len(line) / 100 * density(theta, jax.tree.map(lambda x, i=i: x[i::30], data)).sum()
              for i in range(30)]  # fmt: skip
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-5)
-    program = log_density(model.collapsed, (line,), {}, theta)[0]
-    prior = log_density(model.parameters, (), {}, theta)[0]
+    program = jax.jit(lambda theta: log_density(model.collapsed, (line,), {}, theta)[0])(theta)
+    prior = jax.jit(lambda theta: log_density(model.parameters, (), {}, theta)[0])(theta)
     np.testing.assert_allclose(program, whole + prior, rtol=1e-6)
 
 
@@ -143,23 +144,22 @@ def test_layers_of_other_widths_and_units_left_out():
         return x @ lin + b + (keep2 * h) @ v
 
     with jax.enable_x64(True):
-        weights = jnp.asarray(w)
-        np.testing.assert_allclose(net(weights, jnp.asarray(x)), by_hand(1.0, 1.0, 1.0), rtol=1e-10)
+        weights, dropped = jnp.asarray(w), jax.jit(lambda w, key: net.dropped(w, key, 0.4))
+        value = jax.jit(lambda w: net(w, jnp.asarray(x)))
+        np.testing.assert_allclose(value(weights), by_hand(1.0, 1.0, 1.0), rtol=1e-10)
         units = jnp.ones(net.size)
         for seed in range(5):
             key = jax.random.key(seed)
-            factors = [
-                p.reshape(s) for p, s in zip(np.split(net.dropped(units, key, 0.4), ends[:-1]), shapes, strict=True)
-            ]
+            parts = np.split(np.asarray(dropped(units, key)), ends[:-1])
+            factors = [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]
             kept = [factors[i][:, 0] for i in (5, 8, 2)]
             assert all(np.isin(k.round(9), [0.0, round(1 / 0.6, 9)]).all() for k in kept)
-            found = net(net.dropped(weights, key, 0.4), jnp.asarray(x))
-            np.testing.assert_allclose(found, by_hand(*kept), rtol=1e-10)
-        many = jax.vmap(lambda key: net.dropped(units, key, 0.4))(jax.random.split(jax.random.key(9), 2000))
+            np.testing.assert_allclose(value(dropped(weights, key)), by_hand(*kept), rtol=1e-10)
+        many = np.asarray(jax.vmap(dropped, (None, 0))(units, jax.random.split(jax.random.key(9), 2000)))
         np.testing.assert_allclose(many.mean(0), 1.0, atol=0.1)
         ensemble = jnp.asarray(rng.normal(size=(3, net.size)))
-        mean = net.mean(net.ensemble(ensemble), jnp.asarray(x))
-        np.testing.assert_allclose(mean, np.mean([net(e, jnp.asarray(x)) for e in ensemble], 0), rtol=1e-10)
+        mean = jax.jit(lambda ensemble: net.mean(net.ensemble(ensemble), jnp.asarray(x)))(ensemble)
+        np.testing.assert_allclose(mean, np.mean([value(e) for e in ensemble], 0), rtol=1e-10)
 
 
 @pytest.mark.parametrize("inference", [bl.NUTS(chains=2, draws=60, warmup=100), bl.SVI(steps=300, learning_rate=0.05)])

@@ -135,7 +135,7 @@ def test_draws_follow_the_density():
     q = quadratic(*parts[:-1], 0.0)
     uniform = np.random.default_rng(0).random((2, 4000))
     wide = jax.tree.map(lambda x: jnp.broadcast_to(x, 4000), (q, jax.tree.map(jnp.asarray, others)))
-    told = dusty.summary(q, others)
+    told = summary(q, others)
     both = jnp.asarray(uniform[0]), jnp.asarray(uniform[1])
     grid_mu = np.linspace(-8, 8, 400) * told.modulus_error + told.modulus
     grid_e = np.linspace(0, told.reddening + 10 * told.reddening_error, 400)
