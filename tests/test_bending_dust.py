@@ -72,8 +72,7 @@ def test_the_slope_of_whitening():
 
     with jax.enable_x64(True):
         s = jnp.full((3, 4), 0.02**2)
-        ours = np.asarray(jax.grad(f)(s))
-        step = 1e-8
+        ours, f, step = np.asarray(jax.jit(jax.grad(f))(s)), jax.jit(f), 1e-8
         numeric = [(f(s.at[0, i].add(step)) - f(s.at[0, i].add(-step))) / (2 * step) for i in range(4)]
     np.testing.assert_allclose(ours[0], numeric, rtol=1e-5)
 
@@ -86,8 +85,9 @@ def test_scatter_in_luminosity_is_a_factor_of_all_bands():
     with jax.enable_x64(True):
         args = jnp.asarray(variance), jnp.ones(5), jnp.asarray(0.2)
         both = jnp.concatenate([factors, 0.15 * np.ones((1, 5))])
-        joint = dusty.quadratic(residual, vector, both, *args)
-        ours = dusty.scattered(dusty.quadratic(residual, vector, jnp.asarray(factors), *args), 0.15)
+        quadratic = jax.jit(dusty.quadratic)
+        joint = quadratic(residual, vector, both, *args)
+        ours = dusty.scattered(quadratic(residual, vector, jnp.asarray(factors), *args), 0.15)
     np.testing.assert_allclose(np.array(ours), np.array(joint), rtol=1e-9, atol=1e-9)
     u = jnp.asarray(rng.standard_normal((6, 2)))
     flat = luminosity_sd(0.1, jnp.zeros(5), u)
