@@ -15,6 +15,8 @@ from bayeslabels.files.tables import read_table, write_table
 
 pytest.importorskip("pyarrow")
 TYPED = [x for x in SUFFIXES if ".csv" not in x]
+FIRST = [x.suffixes[0] for x in FORMATS if x.suffixes[0] in TYPED]
+"""Of each format; its other suffixes, some of them compressed, are read and written by the same code."""
 
 
 def stars(n, ids, columns, gaps):
@@ -57,9 +59,14 @@ def ways(path):
     return {"whole": [read_table(path)], "streamed": list(stream.read(0, 2, stream.names))}
 
 
-@pytest.mark.parametrize("suffix", TYPED)
-@pytest.mark.parametrize("ids", ["text", "007", "long", "unsigned", "none"])
-@pytest.mark.parametrize(("n", "columns", "gaps"), [(1, "vectors", True), (5, "vectors", True), (5, "scalars", False)])
+@pytest.mark.parametrize(
+    ("suffix", "ids", "n", "columns", "gaps"),
+    [
+        *((x, ids, 5, "vectors", True) for x in TYPED for ids in ("text", "unsigned")),
+        *((x, ids, 5, "vectors", True) for x in FIRST for ids in ("007", "long", "none")),
+        *((x, "text", n, *rows) for x in FIRST for n, *rows in [(1, "vectors", True), (5, "scalars", False)]),
+    ],
+)
 def test_stars_come_back(tmp_path, suffix, ids, n, columns, gaps):
     expected = stars(n, ids, columns, gaps)
     path = write_table(expected.to_table(), tmp_path / f"t{suffix}")
@@ -166,23 +173,35 @@ def test_suffixes_are_of_one_format_each():
     assert format_of("SURVEY.FITS.GZ").name == "FITS"
 
 
-@pytest.mark.parametrize(
-    "suffix", [x.suffixes[0] for x in FORMATS[:-1]] + [".fz", ".fits.gz", ".pq", ".ecsv.gz", ".vot.gz"]
-)
-def test_fit_and_infer_take_the_same_files(training, tmp_path, suffix, capsys):
-    """On the command line, with the catalogue in the format of the source, to the bit that of FITS."""
+def through_the_command_line(training, folder, suffix):
+    """The catalogue of a model, both by way of files of this suffix, and that model's file."""
     table = Table({"ID": [f"s{i}" for i in range(40)], "T": training.labels.value[:, 0], "FLUX": training.flux.value})
     table["ERR"] = training.flux.error
+    source, model, out = (str(folder / name) for name in (f"a{suffix}", "model.nc", f"out{suffix}"))
+    write_table(table, source)
     columns = ["--labels", "T", "--flux-error", "ERR", "--id", "ID", "--order", "1", "--no-label-noise", "--quiet"]
-    tables = []
-    for name in (f"a{suffix}", "b.fits"):
-        write_table(table, tmp_path / name)
-        model, out = str(tmp_path / f"{name}.nc"), tmp_path / f"out-{name}"
-        assert main(["fit", str(tmp_path / name), *columns, "-o", model]) == 0
-        assert main(["infer", model, str(tmp_path / name), "-o", str(out), "--quiet"]) == 0
-        tables.append(read_table(out))
-    assert tables[0].colnames == tables[1].colnames
-    for name in tables[0].colnames:
-        np.testing.assert_array_equal(tables[0][name], tables[1][name])
-    assert main(["infer", model, str(tmp_path / "b.fits"), "-o", str(tmp_path / "out.txt")]) == 2
+    assert main(["fit", source, *columns, "-o", model]) == 0
+    assert main(["infer", model, source, "-o", out, "--quiet"]) == 0
+    return read_table(out), model, source
+
+
+@pytest.fixture(scope="module")
+def of_fits(training, tmp_path_factory):
+    return through_the_command_line(training, tmp_path_factory.mktemp("fits"), ".fits")
+
+
+@pytest.mark.parametrize(
+    "suffix", [x.suffixes[0] for x in FORMATS[1:-1]] + [".fz", ".fits.gz", ".pq", ".ecsv.gz", ".vot.gz"]
+)
+def test_fit_and_infer_take_the_same_files(training, of_fits, tmp_path, suffix):
+    """On the command line, with the catalogue in the format of the source, to the bit that of FITS."""
+    found, expected = through_the_command_line(training, tmp_path, suffix)[0], of_fits[0]
+    assert found.colnames == expected.colnames
+    for name in found.colnames:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_catalogue_of_no_format_is_refused(of_fits, tmp_path, capsys):
+    _, model, source = of_fits
+    assert main(["infer", model, source, "-o", str(tmp_path / "out.txt")]) == 2
     assert ".h5" in capsys.readouterr().err
