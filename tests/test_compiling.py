@@ -1,12 +1,14 @@
 """`numerics.compiling.jit`: by itself or as part of another program, with the same numbers."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bayeslabels
 from bayeslabels.numerics.compiling import QUICKLY, jit
 
 
@@ -45,3 +47,10 @@ def test_numbers_that_are_known_inside_of_a_program():
 def test_xla_takes_what_it_is_told():
     lowered = jax.jit(inside).lower(np.ones(3))
     assert np.isfinite(np.asarray(lowered.compile(compiler_options=QUICKLY)(np.ones(3)))).all()
+
+
+def test_nothing_is_compiled_in_another_way():
+    """But for `devices`, below it in the tower, whose one program moves an array."""
+    root = Path(bayeslabels.__file__).parent
+    files = {str(path.relative_to(root)) for path in root.rglob("*.py") if "jax.jit" in path.read_text()}
+    assert files == {"numerics/compiling.py", "devices.py"}
