@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from .data.batches import Usable
 from .data.sentinels import ranges_of, refuse_sentinels, refuse_tiny_errors, warn_of_far_labels, without_sentinels
 from .data.stars import Stars
 from .devices import one_each
-from .errors import CannotDo, NotConverged, bad_input
+from .errors import CannotDo, NotConverged, bad_input, warn
 from .files.bad_stars import without_failures
 from .files.checkpoint import Checkpoint
 from .files.training import StarsInFiles, StarsInMemory, TrainingStars
@@ -118,7 +117,7 @@ def fit(
     if inliers is not None:
         choice.info[kind.lost] = len(stars) - len(used)
     trained = kind.train(choice.model, choice.stars, inference, seed, progress)
-    return _posterior(trained, choice, inference, seed, len(choice.stars), stacklevel=3)
+    return _posterior(trained, choice, inference, seed, len(choice.stars))
 
 
 def _fit_by_rows(
@@ -157,7 +156,7 @@ def _fit_by_rows(
         choice.info[kind.lost] = training.n - n
     if training.columns is not None:
         choice.info["columns"] = training.columns
-    return _posterior(trained, choice, inference, seed, n, stacklevel=4)
+    return _posterior(trained, choice, inference, seed, n)
 
 
 def _inliers(model: Model, stars: Stars, seed: int, progress: bool | None) -> Usable | None:
@@ -178,12 +177,10 @@ def _inliers(model: Model, stars: Stars, seed: int, progress: bool | None) -> Us
     return lambda some: ~(np.abs(offsets(some) - middle) > limit * (high - low) / 2).any(1)
 
 
-def _posterior(
-    trained: Trained, choice: Choice, inference: Inference, seed: int, n_star: int, stacklevel: int
-) -> Posterior:
+def _posterior(trained: Trained, choice: Choice, inference: Inference, seed: int, n_star: int) -> Posterior:
     if not trained.stats.get("converged", True):
         advice = trained.stats.get("advice", "more draws, steps or iterations")
-        warnings.warn(f"the training step has not converged: try {advice}", NotConverged, stacklevel=stacklevel + 1)
+        warn(f"the training step has not converged: try {advice}", NotConverged)
     ranges = ranges_of(choice.stars, choice.model.blocks)
     info = {**provenance(seed, inference), **choice.info, "n_star": n_star, "ranges": ranges}
     trained_model = Posterior.from_training(choice.model, trained, info)

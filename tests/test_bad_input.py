@@ -378,3 +378,15 @@ def test_classes_and_names_in_the_place_of_values(trained, training, spectra):
     ):
         with pytest.raises(bl.BadInput):
             call()
+
+
+def test_a_warning_names_the_users_line(training):
+    model = bl.Cannon(order=1, label_noise="joint")
+    calls = (
+        lambda: bl.fit(model, training, bl.MAP(max_iterations=1), progress=False),
+        lambda: bl.cross_validate(model, training, bl.MAP(max_iterations=1), folds=2, progress=False),
+    )
+    for call in calls:
+        with pytest.warns(bl.NotConverged, match=r"MAP\(max_iterations=4\)") as told:
+            call()
+        assert {Path(x.filename) for x in told} == {Path(__file__)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import DoubtfulErrors, bad_input
+from ..errors import DoubtfulErrors, bad_input, warn
 from .columns import MAX_NAMED
 from .stars import Block, Stars
 
@@ -80,11 +79,11 @@ def warn_of_far_labels(stars: Stars, blocks: Sequence[str]) -> None:
             if 0 < len(far) <= RARE * len(known):
                 what = block.names[i] if block.names else f"column {i} of {name}"
                 ids = "" if stars.id is None else f" (id {stars.id[far[0]]})"
-                warnings.warn(
+                warn(
                     f"{len(far)} training stars with an exact {what} such as {column[far[0]]:g}{ids}, where most have "
                     f"{low:.4g} to {high:.4g}. An exact label that is wrong, or in another unit, bends the model of "
                     f"all stars: leave the star out, set the label to NaN, or give {name}_error.",
-                    DoubtfulErrors, stacklevel=5,
+                    DoubtfulErrors,
                 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 
 from ..devices import writes
-from ..errors import bad_input
+from ..errors import bad_input, warn
 from .whole import in_one_piece, locked, refuse_unwritable
 
 NOTES, PLACE = "__notes__", "__place__"
@@ -129,7 +128,7 @@ class Checkpoint:
             refuse_other(work, self.notes, f"the checkpoint {path}", "another file name, or remove this one")
             return Found(arrays, tuple(map(int, place)))
         if torn:
-            warnings.warn(f"{' and '.join(torn)} cannot be read: the work starts again", stacklevel=4)
+            warn(f"{' and '.join(torn)} cannot be read: the work starts again")
         return None
 
 

@@ -7,7 +7,6 @@ with "hdu" and "wavelength", which say where in the file.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from astropy.table import Table
 from ..core.model import Model
 from ..data.columns import has_suffix
 from ..data.stars import Stars
-from ..errors import BadInput, index_of
+from ..errors import BadInput, index_of, warn
 from .streams import Stream, open_stream
 from .tables import read_table, read_wavelength
 
@@ -104,10 +103,9 @@ def columns_as_in_training(path: str, given: Mapping[str, Any], posterior: Any, 
         try:
             read_wavelength(path, trained["wavelength"])
         except BadInput:
-            warnings.warn(
+            warn(
                 f"{path} has no wavelengths at {trained['wavelength']}, where the training table had them: its "
-                "spectra are taken to be on the same grid",
-                stacklevel=4,
+                "spectra are taken to be on the same grid"
             )
         else:
             columns["wavelength"] = trained["wavelength"]

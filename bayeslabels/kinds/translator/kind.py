@@ -13,7 +13,6 @@ nu' the variance of the Student-t. Percentiles are those of a Gaussian convolved
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,7 +25,7 @@ from scipy.special import ndtr
 from ...core.model import Bound
 from ...data.batches import Rows, RowsInMemory
 from ...data.stars import Stars
-from ...errors import CannotDo, DoubtfulErrors, bad_input
+from ...errors import CannotDo, DoubtfulErrors, bad_input, warn
 from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Laplace
 from ...inference.base import Inference, Trained
@@ -155,7 +154,7 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
         self, posterior: TrainedModel[Translator, TranslatorMoments], choice: Choice[Translator]
     ) -> TrainedModel[Translator, TranslatorMoments]:
         if said := doubts(posterior, choice.stars):
-            warnings.warn(said, DoubtfulErrors, stacklevel=4)
+            warn(said, DoubtfulErrors)
         return posterior
 
     def sizes(self, model: Translator) -> dict[str, int]:
