@@ -27,6 +27,7 @@ NAMES = ("TEFF", "LOGG", "V")
 UNITS = ("K", "dex", "km / s")
 CENTRE, SPREAD = np.array([5000.0, 3.0, 0.0]), np.array([300.0, 0.5, 30.0])
 PLAIN = bl.Translator(function="polynomial", order=2, scatter="constant", members=2, components=2, robust=False)
+SHORT = bl.MAP(max_iterations=40)
 
 
 def surveys(n, seed=0, error=0.0, scatter=0.1, d=3, curve=0.5):
@@ -54,6 +55,12 @@ def with_gaps(block, share, seed):
 def members(posterior):
     theta = posterior.moments.theta
     return [{k: jnp.asarray(v[e]) for k, v in theta.items()} for e in range(len(theta["coefficients"]))]
+
+
+def outputs(posterior, x):
+    """Means and intrinsic scatters (E, ..., M) of the members at scaled inputs."""
+    theta = {k: jnp.asarray(v) for k, v in posterior.moments.theta.items()}
+    return [np.asarray(a) for a in jax.jit(jax.vmap(posterior.model.outputs, (0, None)))(theta, jnp.asarray(x))]
 
 
 def theta_of(model, stars, seed=0):
@@ -169,8 +176,8 @@ def test_the_likelihood_with_exact_inputs(robust):
     with jax.enable_x64(True):
         model = PLAIN.replace(robust=robust).bind(stars)
         theta, frame, rows = theta_of(model, stars), model.frame, model.arrays(stars)
-        found = np.asarray(model.log_likelihood(theta, jax.tree.map(jnp.asarray, rows)))
-        mean, s = (np.asarray(a) for a in model.outputs(theta, jnp.asarray(rows.x)))
+        both = jax.jit(lambda theta, rows: (model.log_likelihood(theta, rows), *model.outputs(theta, rows.x)))
+        found, mean, s = (np.asarray(a) for a in both(theta, rows))
         logs, lam = scale_mixture(theta.get("freedom", jnp.array(9.0)))
     y = frame.target_centre + frame.target_scale * mean
     np.testing.assert_allclose(rows.x, (stars.labels.value - frame.centre) / frame.scale)
@@ -200,11 +207,16 @@ def test_the_program_with_its_true_inputs_integrated_out():
         model = PLAIN.replace(order=1).bind(stars)
         star = stars[:1]
         theta = theta_of(model, stars)
-        prior = log_density(model.parameters, (), {}, theta)[0]
         grid = np.linspace(-5, 5, 2001)
-        at = jax.jit(lambda x: log_density(model, (star,), {}, {**theta, "true_inputs": x.reshape(1, 1)})[0] - prior)
-        total = np.trapezoid(np.exp(np.asarray(jax.vmap(at)(grid))), grid)
-        found = model.log_likelihood(theta, jax.tree.map(jnp.asarray, model.arrays(star)))[0]
+
+        @jax.jit
+        def densities(theta, rows):
+            prior = log_density(model.parameters, (), {}, theta)[0]
+            at = lambda x: log_density(model, (star,), {}, {**theta, "true_inputs": x.reshape(1, 1)})[0]  # noqa: E731
+            return jax.vmap(at)(grid) - prior, model.log_likelihood(theta, rows)[0]
+
+        each, found = densities(theta, model.arrays(star))
+        total = np.trapezoid(np.exp(np.asarray(each)), grid)
         given = measured(model.frame, star)
         evidence = model.frame.mixtures[0].given(*given).log_density[0]
     jacobian = np.log(model.frame.scale[0] * model.frame.target_scale[0])
@@ -212,9 +224,16 @@ def test_the_program_with_its_true_inputs_integrated_out():
 
 
 @pytest.fixture(scope="module")
+def exact():
+    """Inputs without errors, one member with a Gaussian about it."""
+    stars, _, _ = surveys(800, seed=9, d=2)
+    return stars, bl.fit(PLAIN.replace(members=1), stars, bl.Laplace(draws=400), seed=0, progress=False)
+
+
+@pytest.fixture(scope="module")
 def noisy():
     stars, x, y = surveys(3000, seed=1, error=0.25, d=2)
-    posterior = bl.fit(PLAIN.replace(members=5), stars[:2000], seed=0, progress=False)
+    posterior = bl.fit(PLAIN, stars[:2000], SHORT, seed=0, progress=False)
     return stars, x, y, posterior
 
 
@@ -224,8 +243,7 @@ def test_noise_does_not_attenuate(noisy):
     frame = posterior.model.frame
     u = np.linspace(-1.5, 1.5, 31)
     at = np.column_stack([CENTRE[0] + SPREAD[0] * u, np.full(31, CENTRE[1])])
-    inputs = (at - frame.centre) / frame.scale
-    mean = np.mean([posterior.model.outputs(theta, jnp.asarray(inputs))[0] for theta in members(posterior)], 0)
+    mean = outputs(posterior, (at - frame.centre) / frame.scale)[0].mean(0)
     f = ((frame.target_centre + frame.target_scale * mean)[:, 0] - at[:, 0]) / SPREAD[0]
     curve, slope, _ = np.polyfit(u, f, 2)
     assert curve == pytest.approx(0.5, abs=0.04)
@@ -278,9 +296,8 @@ def test_the_other_direction_is_bayes_theorem_where_the_function_is_linear():
     few = stars[:32].drop("labels").with_block(target_labels=with_gaps(stars[:32].target_labels, 0.3, 2))
     result = bl.infer(posterior, few, bl.Laplace(draws=3000), seed=0, progress=False)
     with jax.enable_x64(True):
-        at = lambda x: np.asarray(posterior.model.outputs(theta, jnp.asarray(x))[0])  # noqa: E731
-        slope = (at(np.eye(2)) - at(np.zeros((2, 2)))).T
-        s = np.asarray(posterior.model.outputs(theta, jnp.zeros(2))[1])
+        mean, s = (a[0] for a in outputs(posterior, np.r_[np.zeros((1, 2)), np.eye(2)]))
+    start, slope, s = mean[0], (mean[1:] - mean[0]).T, s[0]
     scatter = s[:, None] * np.asarray(theta["correlation"] @ theta["correlation"].T) * s
     prior = frame.mixtures[0]
     for n in range(0, 32, 3):
@@ -288,7 +305,7 @@ def test_the_other_direction_is_bayes_theorem_where_the_function_is_linear():
         y = ((np.asarray(few.target_labels.value[n]) - frame.target_centre) / frame.target_scale)[seen]
         stated = theta["error_factor"] * few.target_labels.error[n] / frame.target_scale
         noise = (scatter + np.diag(stated**2))[np.ix_(seen, seen)]
-        a, b = slope[seen], at(np.zeros(2))[seen]
+        a, b = slope[seen], start[seen]
         weight, mean, second = [], [], []
         for w, m, v in zip(*prior, strict=True):
             total = a @ v @ a.T + noise
@@ -330,7 +347,7 @@ def test_the_other_direction_is_calibrated_on_simulated_stars(noisy):
 def test_missing_outputs_and_inputs_in_training():
     stars, _, y = surveys(1500, seed=3, d=2)
     holes = stars.with_block(**{name: with_gaps(stars[name], 0.2, i) for i, name in enumerate(stars.blocks)})
-    posterior = bl.fit(PLAIN, holes[:1000], seed=0, progress=False)
+    posterior = bl.fit(PLAIN, holes[:1000], SHORT, seed=0, progress=False)
     result = bl.infer(posterior, stars[1000:].drop("target_labels"), progress=False)
     z = (y[1000:] - result.mean) / result.error
     assert 0.85 < z.std() < 1.15
@@ -373,18 +390,18 @@ def test_importances_sum_to_the_translation(extrinsic):
     values = importances(posterior, stars[:5], background=20)
     assert values.dims == ("star", "labels", "input")
     assert np.abs(values.sel(labels=["TEFF", "LOGG"], input="V")).max() < 1e-9
-    model, frame = posterior.model, posterior.model.frame
+    frame = posterior.model.frame
     x, _ = known_inputs(frame, measured(frame, stars[:5]))
     with jax.enable_x64(True):
-        f = lambda x: np.mean([model.outputs(t, jnp.asarray(x))[0] for t in members(posterior)], 0)  # noqa: E731
-        want = (f(x) - f(frame.background[:20]).mean(0)) * frame.target_scale
+        mean = outputs(posterior, np.r_[x, frame.background[:20]])[0].mean(0)
+    want = (mean[:5] - mean[5:].mean(0)) * frame.target_scale
     np.testing.assert_allclose(values.sum("input"), want, atol=1e-10 * np.abs(want).max())
 
 
 def test_out_of_range_is_flagged_with_the_pair_and_errors_grow():
     stars, _, _ = surveys(800, seed=5, d=2)
     network = bl.Translator(width=16, depth=2)
-    posterior = bl.fit(network, stars, bl.MAP(max_iterations=40), seed=0, progress=False)
+    posterior = bl.fit(network, stars, bl.MAP(max_iterations=20), seed=0, progress=False)
     u = np.array([[0.0, 0.0], [0.0, 3.2], [4.0, 2.4], [8.0, 4.8], [16.0, 9.6]])
     planted = bl.Stars(labels=bl.Block(CENTRE[:2] + SPREAD[:2] * u, names=NAMES[:2], unit=UNITS[:2]))
     result = bl.infer(posterior, planted, progress=False)
@@ -413,8 +430,8 @@ def test_files_and_seeds(extrinsic, tmp_path):
     assert "TEFF, LOGG, V from TEFF, LOGG, V" in repr(posterior)
 
 
-def test_bad_input():
-    stars, _, _ = surveys(50, d=2)
+def test_bad_input(exact):
+    stars, posterior = exact
     with pytest.raises(bl.BadInput, match="target_labels"):
         bl.fit(PLAIN, stars.drop("target_labels"))
     kelvin = bl.Block(stars.labels.value / [1000.0, 1.0], names=NAMES[:2], unit=("kK", "dex"))
@@ -431,7 +448,6 @@ def test_bad_input():
         bl.Translator(extrinsic="V")
     with pytest.raises(bl.BadInput, match="function"):
         bl.Translator(function="forest")
-    posterior = bl.fit(PLAIN, stars, bl.MAP(max_iterations=1), progress=False)
     noisy = bl.Block(stars.labels.value, SPREAD[:2], names=NAMES[:2], unit=UNITS[:2])
     with pytest.raises(bl.BadInput, match="as in training"):
         bl.infer(posterior, bl.Stars(labels=noisy))
@@ -481,17 +497,16 @@ def test_dropout_is_of_the_training_step_alone(tmp_path):
         bl.Translator(dropout=1.0)
 
 
-def test_laplace_is_the_gaussian_of_linear_regression():
+def test_laplace_is_the_gaussian_of_linear_regression(exact):
     """Of what f is linear in, against (A' A / s^2 + prior)^-1 written out, of the stars that the member trained on."""
-    stars, _, _ = surveys(800, seed=9, d=2)
-    posterior = bl.fit(PLAIN.replace(members=1), stars, bl.Laplace(draws=400), seed=0, progress=False)
+    stars, posterior = exact
     model, (theta, *_) = posterior.model, members(posterior)
     with jax.enable_x64(True):
         rows = model.arrays(stars)
-        of = lambda w: model.outputs({**theta, "coefficients": w}, jnp.asarray(rows.x))[0]  # noqa: E731
-        design = np.asarray(jax.jit(jax.jacfwd(of))(theta["coefficients"]))
         own = {**theta, "scatter_shift": jnp.zeros(2)}
-        s, factor = np.asarray(model.outputs(own, jnp.asarray(rows.x))[1])[0], np.asarray(theta["correlation"])
+        of = lambda w: model.outputs({**own, "coefficients": w}, jnp.asarray(rows.x))  # noqa: E731
+        design, (_, s) = jax.jit(lambda w: (jax.jacfwd(lambda w: of(w)[0])(w), of(w)))(theta["coefficients"])
+        design, s, factor = (np.asarray(a) for a in (design, s[0], theta["correlation"]))
     scatter = np.linalg.inv(s[:, None] * factor @ factor.T * s)
     information = 0.9 * np.einsum("nmp,mk,nkq->pq", design, scatter, design) + np.diag(
         model.functions[0].prior_sd ** -2

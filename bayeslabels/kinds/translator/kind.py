@@ -228,8 +228,7 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
     ) -> np.ndarray:
         model, frame = posterior.model, posterior.model.require_frame()
         rows = model.arrays(stars)
-        each = jax.vmap(lambda theta: model.log_likelihood(theta, jax.tree.map(jnp.asarray, rows)))
-        density = np.asarray(jax.scipy.special.logsumexp(each(posterior.moments.theta), 0))
+        density = np.asarray(_log_likelihood(Bound(model), posterior.moments.theta, rows))
         constant = np.log(len(posterior.moments.coefficients)) + rows.observed @ np.log(frame.target_scale)
         return np.where(rows.observed.any(1), density - constant, np.nan)
 
@@ -326,6 +325,13 @@ def _predict(bound: Bound[Translator], moments: TranslatorMoments, x: np.ndarray
     out = _predict_chunks(bound, theta, *(a.reshape(-(-n // size), size, *a.shape[1:]) for a in padded))
     mean, measurement, function, intrinsic = (np.asarray(a, float).reshape(-1, *a.shape[2:])[:n] for a in out)
     return [mean, measurement, function, tail * intrinsic]
+
+
+@functools.partial(jit, static_argnums=0)
+def _log_likelihood(bound, theta, rows):
+    """Of the members together, but for their number."""
+    each = jax.vmap(lambda theta: bound.model.log_likelihood(theta, rows))(theta)
+    return jax.scipy.special.logsumexp(each, 0)
 
 
 @functools.partial(jit, static_argnums=0)
