@@ -38,9 +38,13 @@ def by_svi(model: OwnProgram, stars: Stars, inference: SVI, seed: int, progress:
     svi = NumPyroSVI(model, guide, Adam(inference.learning_rate), Trace_ELBO())
     keys = jax.random.split(jax.random.key(seed), 3)
     state, loss = _run(svi, svi.init(keys[0], stars), stars, inference.steps, progress)
-    draws = guide.sample_posterior(keys[1], svi.get_params(state), sample_shape=(inference.draws,))
-    recorded = Predictive(model, posterior_samples=draws)(keys[2], stars)
-    every = {name: np.asarray(x, float)[None] for name, x in {**draws, **recorded}.items()}
+
+    @jit  # operation by operation, every one would be compiled by itself
+    def drawn(params):
+        draws = guide.sample_posterior(keys[1], params, sample_shape=(inference.draws,))
+        return {**draws, **Predictive(model, posterior_samples=draws)(keys[2], stars)}
+
+    every = {name: np.asarray(x, float)[None] for name, x in drawn(svi.get_params(state)).items()}
     stats = {"converged": settled(loss), "advice": f"SVI(steps={4 * inference.steps})"}
     return with_moments(model, Trained(every, None, stats, {"loss": loss}))
 
