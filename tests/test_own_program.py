@@ -18,6 +18,8 @@ from bayeslabels.kinds.program.stars import prepare
 from bayeslabels.numerics.linalg import in_float64
 
 QUICK = bl.NUTS(chains=2, draws=150, warmup=150)
+N, LAPLACE = 32, bl.Laplace(draws=200)
+"""Stars and inference of most test steps here: every other number would be compiled anew."""
 SLOPE, NOISE, LABEL_NOISE = np.array([0.5, -0.3, 0.2]), 0.1, 0.2
 
 
@@ -83,7 +85,7 @@ def at_the_mode(slopes, flux):
 
 @pytest.mark.parametrize("inference", [bl.Importance(draws=4000), bl.Laplace(draws=4000), bl.MAP()], ids=str)
 def test_the_test_step_is_the_closed_form(trained, inference):
-    stars, _ = of_line(20, seed=2)
+    stars, _ = of_line(N, seed=2)
     result = bl.infer(trained, stars.drop("labels"), inference, seed=0, progress=False)
     oracle = at_the_mode if isinstance(inference, bl.Laplace) else exact
     mean, variance = oracle(trained.moments.shared, stars.flux.value)
@@ -95,11 +97,14 @@ def test_the_test_step_is_the_closed_form(trained, inference):
 
 
 def test_errors_hold(trained):
-    """Coverage of 300 stars by the exact test step, within 99.9 per cent of what chance allows."""
-    stars, truth = of_line(300, seed=3)
-    result = bl.infer(trained, stars.drop("labels"), bl.Laplace(), seed=0, progress=False)
-    inside = (np.abs(result.mean[:, 0] - truth) < result.error[:, 0]).sum()
-    low, high = binom.interval(0.999, 300, 0.6827)
+    """Coverage of 320 stars by the exact test step, within 99.9 per cent of what chance allows."""
+    stars, truth = of_line(10 * N, seed=3)
+    inside = 0
+    for first in range(0, len(stars), N):
+        some = slice(first, first + N)
+        result = bl.infer(trained, stars[some].drop("labels"), LAPLACE, seed=first, progress=False)
+        inside += (np.abs(result.mean[:, 0] - truth[some]) < result.error[:, 0]).sum()
+    low, high = binom.interval(0.999, len(stars), 0.6827)
     assert low <= inside <= high
 
 
@@ -122,20 +127,20 @@ def test_variational_inference_finds_the_same(trained):
 
 
 def test_a_star_with_less_data_has_a_wider_posterior_and_one_without_any_is_flagged(trained):
-    stars, _ = of_line(4, seed=4)
+    stars, _ = of_line(N, seed=4)
     flux = stars.flux.value.copy()
     flux[1, :2], flux[2] = np.nan, np.nan
     gappy = bl.Stars(flux=bl.Block(flux, stars.flux.error))
-    result = bl.infer(trained, gappy, bl.Laplace(), seed=0, progress=False)
+    result = bl.infer(trained, gappy, LAPLACE, seed=0, progress=False)
     assert result.error[1, 0] > 1.5 * result.error[0, 0]
     assert "NO_DATA" in bl.flag_names(result.flags[2])
     assert np.isnan(result.mean[2, 0])
 
 
 def test_labels_that_are_present_are_data(trained):
-    stars, truth = of_line(50, seed=5)
-    both = bl.infer(trained, stars, bl.Laplace(), seed=0, progress=False)
-    alone = bl.infer(trained, stars.drop("labels"), bl.Laplace(), seed=0, progress=False)
+    stars, truth = of_line(N, seed=5)
+    both = bl.infer(trained, stars, LAPLACE, seed=0, progress=False)
+    alone = bl.infer(trained, stars.drop("labels"), LAPLACE, seed=0, progress=False)
     assert both.error.mean() < alone.error.mean()
     assert ((both.mean[:, 0] - truth) / both.error[:, 0]).std() < 1.4
 
@@ -147,8 +152,8 @@ def test_saved_and_loaded_with_the_program_beside_it(trained, tmp_path):
     with pytest.raises(bl.BadInput, match=r"other.*expected .*line, which was trained"):
         bl.load(path, model=other)
     again = bl.load(path, model=line)
-    stars = of_line(5, seed=6)[0].drop("labels")
-    a, b = (bl.infer(x, stars, bl.Laplace(), seed=0, progress=False) for x in (trained, again))
+    stars = of_line(N, seed=6)[0].drop("labels")
+    a, b = (bl.infer(x, stars, LAPLACE, seed=0, progress=False) for x in (trained, again))
     np.testing.assert_array_equal(a.mean, b.mean)
 
 
@@ -156,13 +161,15 @@ def other(stars):
     line(stars)
 
 
-def test_cross_validated_and_simulated_from():
-    stars, _ = of_line(24)
+def test_cross_validated():
+    stars, _ = of_line(2 * N)
     quick = bl.NUTS(chains=1, draws=60, warmup=60)
-    found = bl.cross_validate(line, stars, quick, folds=2, infer_with=bl.Laplace(draws=100), progress=False)
+    found = bl.cross_validate(line, stars, quick, folds=2, infer_with=LAPLACE, progress=False)
     assert np.isfinite(found.log_density).all()
-    posterior = bl.fit(line, stars, quick, progress=False)
-    judged = bl.calibration.sbc(posterior, stars.drop("labels"), bl.Laplace(), 60, n_draw=49)
+
+
+def test_simulated_from(trained):
+    judged = bl.calibration.sbc(trained, of_line(N)[0].drop("labels"), LAPLACE, 60, n_draw=49)
     assert judged.p_value > 1e-3
     assert judged.names == ("X",)
 
@@ -193,24 +200,22 @@ def test_what_cannot_be_is_refused():
 @in_float64
 def test_the_energy_is_the_programs_density(trained):
     """ln p of the star's sites, from the program's own trace; of labels, on which nothing depends, there is none."""
-    stars, _ = of_line(3, seed=7)
+    stars, _ = of_line(N, seed=7)
     problem = prepare(trained.model, trained.moments, stars.drop("labels"), 0, 1)
     u = np.array([[0.3], [-1.0]])
     assert [site.name for site in problem.energy.sites] == ["true_labels"]
     assert problem.energy.left == ("labels",)
     star = stars.drop("labels")[1]
-    total = []
-    for theta in trained.moments.shared:
-        values = []
-        for point in u:
-            given = {"slope": theta, "true_labels": point, "labels": np.zeros((1, 1))}
-            trace = handlers.trace(handlers.substitute(line, given)).get_trace(star)
-            sites = (trace[name] for name in ("flux", "true_labels"))
-            values.append(sum(float(site["fn"].log_prob(site["value"]).sum()) for site in sites))
-        total.append(values)
+
+    def log_p(theta, point):
+        given = {"slope": theta, "true_labels": point, "labels": np.zeros((1, 1))}
+        trace = handlers.trace(handlers.substitute(line, given)).get_trace(star)
+        return sum(trace[name]["fn"].log_prob(trace[name]["value"]).sum() for name in ("flux", "true_labels"))
+
+    each = jax.jit(jax.vmap(jax.vmap(log_p, (None, 0)), (0, None)))(trained.moments.shared, u)
     own = jax.tree.map(lambda x: jnp.asarray(x)[1], problem.own)
-    found = problem.energy(jnp.asarray(u), problem.shared, own)
-    np.testing.assert_allclose(found, -np.log(np.exp(np.array(total)).mean(0)), rtol=1e-5)
+    found = jax.jit(problem.energy)(u, problem.shared, own)
+    np.testing.assert_allclose(found, -np.log(np.exp(np.array(each)).mean(0)), rtol=1e-5)
 
 
 class TwoKinds(bl.Cannon):
@@ -252,20 +257,29 @@ def of_two_kinds(n, seed, n_pixel=12):
 
 
 @pytest.fixture(scope="module")
+def begun():
+    shortest = bl.NUTS(chains=1, draws=10, warmup=10, max_tree_depth=3)
+    return bl.fit(TWO_KINDS, of_two_kinds(30, 0)[0], shortest, progress=False)
+
+
+@pytest.fixture(scope="module")
 def two_kinds():
     quick = bl.NUTS(chains=2, draws=100, warmup=200, max_tree_depth=7)
     return bl.fit(TWO_KINDS, of_two_kinds(30, 0)[0], quick, progress=False)
 
 
-@pytest.mark.slow
-def test_a_subclass_with_a_program_of_its_own_keeps_its_sites(two_kinds):
-    draws = two_kinds.data["posterior"].to_dataset()
+def test_a_subclass_with_a_program_of_its_own_keeps_its_sites(begun):
+    draws = begun.data["posterior"].to_dataset()
     assert {"coefficients", "scatter", "label_scatter", "share", "low", "gap", "width", "high", "u"} <= set(draws)
     np.testing.assert_allclose(draws["high"], draws["low"].values + draws["gap"].values)
-    assert draws["coefficients"].shape == (2, 100, 12, 3)
-    assert {"share", "high[0]"} <= set(two_kinds.summary()["site"])
-    assert two_kinds.model.name == "TwoKinds"
-    share = draws["share"].values
+    assert draws["coefficients"].shape == (1, 10, 12, 3)
+    assert {"share", "high[0]"} <= set(begun.summary()["site"])
+    assert begun.model.name == "TwoKinds"
+
+
+@pytest.mark.slow
+def test_what_a_subclass_learns_is_recovered(two_kinds):
+    share = two_kinds.data["posterior"]["share"].values
     assert abs(share.mean() - 0.4) < 4 * share.std()
 
 
@@ -292,13 +306,13 @@ def test_labels_of_a_subclass_are_data_where_present(two_kinds):
     assert errors[0] < errors[1]
 
 
-def test_a_subclass_is_saved_by_its_name_and_loaded_where_it_is_imported(two_kinds, tmp_path):
-    path = two_kinds.save(tmp_path / "two.nc")
+def test_a_subclass_is_saved_by_its_name_and_loaded_where_it_is_imported(begun, tmp_path):
+    path = begun.save(tmp_path / "two.nc")
     again = bl.load(path)
     assert type(again.model.program) is TwoKinds
     assert again.model.program == TWO_KINDS
     stars = of_two_kinds(5, 7)[0].drop("labels")
-    a, b = (bl.infer(x, stars, bl.Laplace(), progress=False) for x in (two_kinds, again))
+    a, b = (bl.infer(x, stars, LAPLACE, progress=False) for x in (begun, again))
     np.testing.assert_array_equal(a.mean, b.mean)
 
 
@@ -326,12 +340,13 @@ def two(stars):
 
 def test_no_solution_of_a_star_is_missed():
     """Means and errors against a sum over a grid, of stars half of which have a second solution."""
-    rng = np.random.default_rng(8)
-    x = np.where(rng.random(100) < 0.3, -1, 1) + 0.2 * rng.normal(size=100)
-    flux = 1 + x[:, None] * SLOPE + 0.6 * rng.normal(size=(100, 3))
-    labels = bl.Block((x + LABEL_NOISE * rng.normal(size=100))[:, None], LABEL_NOISE, names=("X",))
+    rng, n = np.random.default_rng(8), 60 + N
+    x = np.where(rng.random(n) < 0.3, -1, 1) + 0.2 * rng.normal(size=n)
+    flux = 1 + x[:, None] * SLOPE + 0.6 * rng.normal(size=(n, 3))
+    labels = bl.Block((x + LABEL_NOISE * rng.normal(size=n))[:, None], LABEL_NOISE, names=("X",))
     stars = bl.Stars(labels=labels, flux=bl.Block(flux, 0.6))
-    trained = bl.fit(two, stars[:60], QUICK, seed=1, progress=False)
+    quick = bl.NUTS(chains=1, draws=60, warmup=60)  # whatever draws there are, the sum is over them
+    trained = bl.fit(two, stars[:60], quick, seed=1, progress=False)
     spectra = stars[60:].drop("labels")
     result = bl.infer(trained, spectra, bl.Importance(draws=2000), seed=0, progress=False)
     grid = np.linspace(-2, 2, 801)
@@ -342,6 +357,6 @@ def test_no_solution_of_a_star_is_missed():
     weight /= weight.sum(1, keepdims=True)
     mean = weight @ grid
     error = np.sqrt(weight @ grid**2 - mean**2)
-    assert (result.stars["second_mode"].values > 0.05).sum() > 15
+    assert (result.stars["second_mode"].values > 0.05).mean() > 0.375
     np.testing.assert_allclose(result.error[:, 0], error, rtol=0.15)
     assert (np.abs(result.mean[:, 0] - mean) < 0.2 * error).all()
