@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, init_to_uniform
 from numpyro.infer.autoguide import AutoDelta
 from numpyro.optim import Adam
 from numpyro.util import format_shapes
@@ -56,13 +56,16 @@ SAMPLED = {
 """The blocks that are data where present and sampled where absent; `labels` and `flux` by default."""
 QUICK = {
     "Gibbs": {"chains": 2, "draws": 20, "warmup": 20},
-    "Importance": {"draws": 50, "rescue": False},
-    "Laplace": {"draws": 20},
+    "Importance": {"draws": 200, "rescue": False},
+    "Laplace": {"draws": 200},
     "MAP": {"max_iterations": 20},
     "NUTS": {"chains": 2, "draws": 10, "warmup": 10, "max_tree_depth": 3},
     "SVI": {"steps": 50, "draws": 10},
 }
-"""Settings that end soon, where an inference has them."""
+"""Settings that end soon, where an inference has them; as many draws as a mode is given for its errors, so that one
+compiled program serves all."""
+FEW = 32
+"""Stars of the test step."""
 WHOLE_PROGRAM = ("NUTS", "SVI")
 README = Path(__file__).parent.parent / "README.md"
 
@@ -99,11 +102,24 @@ def of(stars):
 
 @pytest.fixture(scope="module")
 def posterior_of(of):
+    """Models trained by the inference of their kind."""
+
     @functools.cache
     def fitted(name):
-        return bl.fit(example(name), of(name), seed=3)
+        return bl.fit(example(name), of(name), quick(trainer(name)), seed=3)
 
     return fitted
+
+
+@pytest.fixture(scope="module")
+def result_of(of, posterior_of):
+    """What the test step says of the first stars."""
+
+    @functools.cache
+    def inferred(name, strategy):
+        return bl.infer(posterior_of(name), of(name)[:FEW].drop(asked(name)), quick(strategy), seed=5)
+
+    return inferred
 
 
 def abstract_trace(model, stars):
@@ -125,6 +141,16 @@ def accepts(model, method, verb):
 
 def asked(name):
     return ASKED.get(name, "labels")
+
+
+def trainer(name):
+    """The inference that trains the model where none is named."""
+    return type(kind_of(example(name)).fit_by).__name__
+
+
+def answerer(name):
+    """The inference of the test step where none is named."""
+    return type(kind_of(example(name)).infer_by).__name__
 
 
 def sampled(name):
@@ -149,7 +175,7 @@ EVERY_PAIR = pytest.mark.parametrize(
 
 
 @EVERY_PAIR
-def test_fit(name, strategy, of):
+def test_fit(name, strategy, of, posterior_of):
     model, method = example(name, cheap=strategy in WHOLE_PROGRAM), quick(strategy)
     if not accepts(model, method, "fit"):
         with pytest.raises(CannotDo, match=rf"{strategy}.*use \w+\("):
@@ -169,21 +195,20 @@ def test_fit(name, strategy, of):
     assert np.isfinite(posterior.moments.coefficients).all()
     if strategy == "NUTS":
         assert draws.sizes["chain"] == 2
-    if strategy == "MAP":
-        again = bl.fit(model, of(name), method, seed=3)
-        assert again.data["posterior"].to_dataset().equals(draws)
+    if strategy == trainer(name):
+        assert posterior_of(name).data["posterior"].to_dataset().equals(draws)
 
 
 @EVERY_PAIR
-def test_infer(name, strategy, of, posterior_of, monkeypatch):
-    monkeypatch.setattr(inference.nuts, "ENOUGH", 0)  # so few draws are never enough, and longer trees compile anew
+def test_infer(name, strategy, of, posterior_of, result_of, monkeypatch):
+    monkeypatch.setattr(inference.nuts, "ENOUGH", -np.inf)  # so few draws are never enough: longer trees compile anew
     posterior, method = posterior_of(name), quick(strategy)
-    seen, truth = of(name).drop(asked(name)), of(name)[asked(name)]
+    seen, truth = of(name)[:FEW].drop(asked(name)), of(name)[:FEW][asked(name)]
     if not accepts(posterior.model, method, "infer"):
         with pytest.raises(CannotDo, match=rf"{strategy}.*use \w+\("):
             bl.infer(posterior, seen, method)
         return
-    result = bl.infer(posterior, seen, method, seed=5)
+    result = result_of(name, strategy)
     assert isinstance(result, bl.StarPosterior)
     names, first = result.frame.names, result.frame.names[0]
     assert names == kind_of(posterior.model).quantities(posterior.model).names
@@ -222,28 +247,32 @@ def test_present_is_observed_and_absent_is_sampled(name, of):
     assert "star" in format_shapes(trace)
 
 
-@pytest.mark.parametrize(("name", "absent"), [(name, block) for name in MODEL_NAMES for block in sampled(name)])
-def test_numpyro_predictive(name, absent, of):
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_numpyro_predictive(name, of):
     model = example(name).bind(of(name))
-    some = of(name).drop(absent)
+    some = bl.Stars(id=of(name).id, **{k: b for k, b in of(name).blocks.items() if k not in sampled(name)})
     draws = jax.jit(lambda key: Predictive(model, num_samples=2)(key, some))(jax.random.key(0))
-    assert draws[absent].shape == (2, *of(name)[absent].value.shape)
-    assert np.isfinite(draws[absent]).all()
-    for present in set(sampled(name)) - {absent}:
-        assert present not in draws or (draws[present][0] == draws[present][1]).all()
+    for absent in sampled(name):
+        assert draws[absent].shape == (2, *of(name)[absent].value.shape)
+        assert np.isfinite(draws[absent]).all()
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "Cannon")) for n in MODEL_NAMES])
 def test_numpyro_mcmc_and_svi(name, of):
     """The program needs no code of ours. Slow but for one: `fit` by NUTS and SVI runs the same programs."""
-    model = example(name, cheap=True).bind(of(name))
-    sampler = MCMC(NUTS(model, max_tree_depth=2), num_warmup=2, num_samples=2, progress_bar=False)
-    sampler.run(jax.random.key(0), of(name))
-    assert all(np.isfinite(x).all() for x in sampler.get_samples().values())
-    result = SVI(model, AutoDelta(model), Adam(0.01), Trace_ELBO()).run(
-        jax.random.key(0), 3, of(name), progress_bar=False
-    )
-    assert np.isfinite(result.losses).all()
+    stars = of(name)
+    model = example(name, cheap=True).bind(stars)
+
+    @jax.jit  # operation by operation, every one would be compiled by itself
+    def both(key):
+        sampler = MCMC(NUTS(model, max_tree_depth=2), num_warmup=2, num_samples=2, progress_bar=False)
+        sampler.run(key, stars)
+        svi = SVI(model, AutoDelta(model, init_loc_fn=init_to_uniform), Adam(0.01), Trace_ELBO())
+        return sampler.get_samples(), svi.run(key, 3, stars, progress_bar=False).losses
+
+    samples, losses = both(jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in samples.values())
+    assert np.isfinite(losses).all()
 
 
 @pytest.mark.parametrize(
@@ -334,15 +363,15 @@ def solves_problems(name):
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_an_inference_of_ones_own_serves_every_kind_that_poses_a_star_problem(name, of, posterior_of):
-    posterior, seen = posterior_of(name), of(name)[:6].drop(asked(name))
+def test_an_inference_of_ones_own_serves_every_kind_that_poses_a_star_problem(name, of, posterior_of, result_of):
+    posterior, seen = posterior_of(name), of(name)[:FEW].drop(asked(name))
     if not solves_problems(name):
         with pytest.raises(CannotDo, match="Grid has no infer step"):
             bl.infer(posterior, seen, Grid())
         return
     if name == "Lux":  # three latents, of which one says next to nothing
         return
-    grid, exact = (bl.infer(posterior, seen, x, seed=0) for x in (Grid(), bl.Importance(draws=2000)))
+    grid, exact = bl.infer(posterior, seen, Grid(), seed=0), result_of(name, "Importance")
     labels = slice(len(posterior.model.require_frame().names))
     off = np.abs(grid.mean - exact.mean)[:, labels] / exact.error[:, labels]
     assert np.median(off) < 0.3
@@ -377,9 +406,8 @@ def test_what_takes_no_files_says_so(name, strategy, of, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_what_a_table_has_of_every_star_is_declared(name, of, posterior_of):
-    posterior, kind = posterior_of(name), kind_of(example(name))
-    result = bl.infer(posterior, of(name).drop(asked(name)))
+def test_what_a_table_has_of_every_star_is_declared(name, result_of):
+    result, kind = result_of(name, answerer(name)), kind_of(example(name))
     known = {"id", *kind.columns}
     for label in result.frame.names:
         parts = ("error", "catalogue_error", *PERCENTILES, *kind.parts)
@@ -403,9 +431,8 @@ def test_the_readme_says_what_serves_what():
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_every_result_can_be_drawn_and_compared(name, of, posterior_of):
-    stars = of(name)[:20]
-    result = bl.infer(posterior_of(name), stars.drop(asked(name)))
+def test_every_result_can_be_drawn_and_compared(name, of, result_of):
+    stars, result = of(name)[:FEW], result_of(name, answerer(name))
     assert plots.corner(result, 0).axes
     truth = np.where(np.isfinite(result.mean), result.mean + result.error, np.nan)
     np.testing.assert_allclose(calibration.z_scores(result, truth), 1.0, rtol=1e-6)
