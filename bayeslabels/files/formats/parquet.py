@@ -59,6 +59,7 @@ class ParquetStream(Stream):
         self.written: list[Written] = []
         self.widths: dict[str, int] = {}
         self.lengths: dict[str, int] = {}
+        self.usual: dict[str, int] = {}
         for file in found:
             with whole_file(file):
                 head = parquet.read_metadata(file)
@@ -120,7 +121,7 @@ class ParquetStream(Stream):
             found = set(compute.unique(lengths).to_pylist()) - {None, 0}
             if found <= {self.lengths.setdefault(field.name, next(iter(found), 0))}:
                 continue
-            usual = self._usual_length(field.name)
+            usual = self.lengths[field.name] = self._usual_length(field.name)
             odd = compute.fill_null(
                 compute.and_(compute.not_equal(lengths, usual), compute.not_equal(lengths, 0)), False
             )
@@ -132,7 +133,9 @@ class ParquetStream(Stream):
         return batch
 
     def _usual_length(self, name: str) -> int:
-        """Numbers in most lists of a column."""
+        """Numbers in most lists of a column, all of which are counted once."""
+        if name in self.usual:
+            return self.usual[name]
         compute, counts = parquet_compute(), Counter[int]()
         for path in self.paths:
             for batch in parquet_module().ParquetFile(path).iter_batches(4096, columns=[name]):
@@ -140,8 +143,7 @@ class ParquetStream(Stream):
         (usual, most), total = counts.most_common(1)[0], counts.total()
         if most < MOST * total:
             raise bad_input(f"column {name!r} with lists of length {sorted(counts)[:5]}", "spectra of one length")
-        self.lengths[name] = usual
-        return usual
+        return self.usual.setdefault(name, usual)
 
     def _widened(self, table: Table) -> Table:
         """With lists that are null in all of these rows as long as they are elsewhere in the files."""
