@@ -62,16 +62,20 @@ def test_training_passes_over_row_groups_without_spectra(training, tmp_path):
     np.testing.assert_allclose(posterior.predict(labels), bl.fit(model, known).predict(labels), atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [[0], [3, N - 1], [*range(8, 12)]], ids=["first", "two", "a row group"])
-def test_spectra_of_another_length_are_missing(sky, run, tmp_path, caplog, bad):  # noqa: F811
+@pytest.mark.parametrize(
+    ("bad", "size"),
+    [([0], SIZE), ([3, N - 1], SIZE), ([*range(8, 12)], SIZE), ([*range(4)], 4)],
+    ids=["first", "two", "a row group", "the first batch"],
+)
+def test_spectra_of_another_length_are_missing(sky, run, tmp_path, caplog, bad, size):  # noqa: F811
     rows = [list(x) for x in sky["FLUX"]]
     pq.write_table(with_rows(sky, rows), tmp_path / "whole.parquet", row_group_size=4)
     for i in bad:
         rows[i] = rows[i][:5]
     pq.write_table(with_rows(sky, rows), tmp_path / "in.parquet", row_group_size=4)
-    run(tmp_path / "in.parquet")
+    run(tmp_path / "in.parquet", batch_size=size)
     assert "FLUX of another length than the usual 12: they count as missing" in caplog.text
-    run(tmp_path / "whole.parquet", "whole")
+    run(tmp_path / "whole.parquet", "whole", batch_size=size)
     table = read(tmp_path / "out")
     assert (np.asarray(table["flags"])[bad] == Flags.NO_DATA).all()
     assert_others_same(table, read(tmp_path / "whole"), bad)

@@ -119,9 +119,11 @@ class ParquetStream(Stream):
                 continue
             lengths = compute.list_value_length(batch.column(at))
             found = set(compute.unique(lengths).to_pylist()) - {None, 0}
-            if found <= {self.lengths.setdefault(field.name, next(iter(found), 0))}:
+            if not found or (len(found) == 1 and self._all_of_length(field.name, *found)):
                 continue
-            usual = self.lengths[field.name] = self._usual_length(field.name)
+            usual = self._usual_length(field.name)
+            if found == {usual}:
+                continue
             odd = compute.fill_null(
                 compute.and_(compute.not_equal(lengths, usual), compute.not_equal(lengths, 0)), False
             )
@@ -131,6 +133,16 @@ class ParquetStream(Stream):
             )  # fmt: skip
             batch = batch.set_column(at, field, compute.if_else(odd, None, batch.column(at)))
         return batch
+
+    def _all_of_length(self, name: str, length: int) -> bool:
+        """Whether the files say, without a list being read, that all lists of a column are of this length or null."""
+        if name not in self.lengths:
+            found: set[int] = set()
+            for path in self.paths:
+                with parquet_module().ParquetFile(path) as file:
+                    found |= lengths_by_metadata(file.metadata, name)
+            self.lengths[name] = next(iter(found)) if len(found) == 1 else 0
+        return self.lengths[name] == length
 
     def _usual_length(self, name: str) -> int:
         """Numbers in most lists of a column, all of which are counted once."""
@@ -176,6 +188,21 @@ def parquet_compute() -> Any:
     import pyarrow.compute
 
     return pyarrow.compute
+
+
+def lengths_by_metadata(metadata: Any, name: str) -> set[int]:
+    """Mean lengths of a column's lists that are not null, one for each row group; 0 where it is no whole number."""
+    found = set()
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        of_column = [x for x in chunks if x.path_in_schema.startswith(f"{name}.")]
+        if len(of_column) != 1 or of_column[0].statistics is None or not of_column[0].statistics.has_null_count:
+            return {0}
+        null = of_column[0].statistics.null_count  # a list that is null or empty counts as one number
+        lists, numbers = group.num_rows - null, of_column[0].num_values - null
+        if lists > 0 or numbers:
+            found.add(numbers // lists if lists > 0 and numbers % lists == 0 else 0)
+    return found
 
 
 def lengths_of_texts(parts: list[Path]) -> dict[str, int]:
