@@ -24,7 +24,7 @@ LABEL_SCATTER = (30.0, 0.06, 0.02)
 """Noise in the simulated training labels that their stated errors do not cover."""
 
 
-class Survey(NamedTuple):
+class DemoStars(NamedTuple):
     """What the demonstration works on; `truth` (N, M) is known of simulated test stars only."""
 
     train: Stars
@@ -34,7 +34,7 @@ class Survey(NamedTuple):
     wavelength_unit: str | None = None
 
 
-def simulated(n_star: int, n_pixel: int, seed: int) -> Survey:
+def simulated(n_star: int, n_pixel: int, seed: int) -> DemoStars:
     """A simulated survey whose catalogue understates its label errors."""
     train, test, truth = simulate(n_star, n_pixel, seed=seed, label_scatter=LABEL_SCATTER)
     grid = train["flux"].coords["pixel"]
@@ -45,10 +45,10 @@ def simulated(n_star: int, n_pixel: int, seed: int) -> Survey:
         "The training labels are noisy: the catalogue states errors of about 40 K, 0.08 dex and 0.03 dex, but there\n"
         "is more noise than that (tau), which the training step has to find out."
     )
-    return Survey(train, test, truth.test_labels, about, "Angstrom")
+    return DemoStars(train, test, truth.test_labels, about, "Angstrom")
 
 
-def split(stars: Stars, n_star: int | None, n_pixel: int | None, seed: int, source: str) -> Survey:
+def split(stars: Stars, n_star: int | None, n_pixel: int | None, seed: int, source: str) -> DemoStars:
     """Two thirds of real stars to learn from, one third to test on; of n_star stars and n_pixel pixels at most."""
     order = np.random.default_rng(seed).permutation(len(stars))[:n_star]
     flux = stars["flux"]
@@ -61,11 +61,11 @@ def split(stars: Stars, n_star: int | None, n_pixel: int | None, seed: int, sour
         f"{stars['flux'].n_dim} pixels.\nThe test stars' labels are inferred from their spectra alone "
         "and compared with the catalogue's."
     )
-    return Survey(train, test, None, about)
+    return DemoStars(train, test, None, about)
 
 
 def run(
-    survey: Survey, out: Path, *, seed: int = 0, progress: bool | None = None, say: Callable[[str], Any] = print,
+    survey: DemoStars, out: Path, *, seed: int = 0, progress: bool | None = None, say: Callable[[str], Any] = print,
     written: list[Path] | None = None,
 ) -> tuple[Posterior, StarPosterior]:  # fmt: skip
     """Train, infer, report with `say`, and write model, catalogues and figures into the folder `out`."""

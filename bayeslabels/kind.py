@@ -31,15 +31,6 @@ SHOWN = 3
 """Numbers of a site that stand for all of them in simulation-based calibration."""
 
 
-class Named(Protocol):
-    """What has the names and units of a star's quantities."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    @property
-    def units(self) -> tuple[str, ...]: ...
-
-
 class TrainedModel(Protocol[M, T]):
     """What kinds ask of a `results.Posterior`."""
 
@@ -62,7 +53,7 @@ class StarResult(Protocol):
     @property
     def stars(self) -> xr.Dataset: ...
     @property
-    def frame(self) -> Named: ...
+    def frame(self) -> Quantities: ...
     @property
     def mean(self) -> np.ndarray: ...
     @property
@@ -91,10 +82,11 @@ class Layout(NamedTuple):
 
 
 class Quantities(NamedTuple):
-    """What is inferred of every star."""
+    """What is inferred of every star, and the block of labels that it is compared with."""
 
     names: tuple[str, ...]
     units: tuple[str, ...]
+    block: str = "labels"
 
 
 class Column(NamedTuple):
@@ -296,8 +288,8 @@ class Kind(ABC, Generic[M, T]):
         return 4096
 
     @abstractmethod
-    def quantities(self, model: M, stars: Stars | None = None) -> Named:
-        """`names` and `units` of what is inferred of every star, or of such stars as these."""
+    def quantities(self, model: M, stars: Stars | None = None) -> Quantities:
+        """What is inferred of every star, or of such stars as these."""
 
     @abstractmethod
     def about(self, posterior: TrainedModel[M, T]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from scipy.stats import kstest, multivariate_normal
 
 import bayeslabels as bl
 from bayeslabels import calibration
-from bayeslabels.core.model import Frame
 from bayeslabels.errors import BadInput
+from bayeslabels.kind import Quantities
 
-FRAME = Frame(("TEFF", "LOGG"), ("K", "dex"), np.zeros(2), np.ones(2), 3, 1.0)
+FRAME = Quantities(("TEFF", "LOGG"), ("K", "dex"))
 
 
 def made_up(n=4000, n_draw=200, inflate=1.0, seed=0):

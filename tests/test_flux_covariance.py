@@ -16,7 +16,7 @@ from bayeslabels.kinds.spectra.correlated import CorrelatedEM
 from bayeslabels.kinds.spectra.em import settled
 from bayeslabels.kinds.spectra.nuisances import shapes_of
 from bayeslabels.kinds.spectra.quartic import prepare
-from bayeslabels.numerics.correlated import Correlated, scatter_move, solve_coefficients, statistics_of, weights
+from bayeslabels.numerics.correlated import CorrelatedSpectra, scatter_move, solve_coefficients, statistics_of, weights
 from bayeslabels.numerics.linalg import outer_pairs
 
 N_PIXEL, TRAIN, SCATTER, ERRORS = 20, 300, 0.005, np.array([60.0, 0.15])
@@ -87,7 +87,7 @@ class Dense:
         observed = rng.random((n, size)) < 0.8
         observed[0], observed[1] = True, False
         value = np.where(observed, rng.normal(size=(n, size)), 0.0)
-        self.spectra = Correlated(value, root @ root.swapaxes(1, 2) + np.eye(size), observed)
+        self.spectra = CorrelatedSpectra(value, root @ root.swapaxes(1, 2) + np.eye(size), observed)
         self.scatter2, self.theta, self.phi = (
             np.array([4.0, 9.0, 6.0, 12.0]),
             rng.normal(size=(size, k)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_inferences_know_no_kind():
         if place(path) == "inference":
             words = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
             assert not words & names, path.name
+
+
+PUBLIC_TWICE = {"Laplace": "an inference and a prior, each a public name in its own module"}
+"""Names that two classes may have, and why."""
+
+
+def test_no_two_classes_have_one_name():
+    places = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.strip("_")].append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert {name: found for name, found in places.items() if len(found) > 1}.keys() == PUBLIC_TWICE.keys(), [
+        found for name, found in places.items() if len(found) > 1 and name not in PUBLIC_TWICE
+    ]
 
 
 def test_the_reader_of_imports_reads_them():

@@ -13,12 +13,12 @@ import bayeslabels as bl
 from bayeslabels import calibration
 from bayeslabels.calibration import Recalibration, recalibrate
 from bayeslabels.calibration.recalibrate import fit_width
-from bayeslabels.core.model import Frame
 from bayeslabels.errors import BadInput
+from bayeslabels.kind import Quantities
 from bayeslabels.results.star_posterior import Flags
 
 NAMES, UNITS = ("TEFF", "LOGG"), ("K", "dex")
-FRAME = Frame(NAMES, UNITS, np.zeros(2), np.ones(2), 3, 1.0)
+FRAME = Quantities(NAMES, UNITS)
 FACTOR, FLOOR = np.array([1.6, 0.8]), np.array([30.0, 0.08])
 
 
@@ -232,7 +232,7 @@ def test_refusals(tmp_path):
         recalibrate(result, truth, freedom=0)
     with pytest.raises(BadInput, match="labels of shape"):
         recalibrate(result, truth[1:])
-    other = Frame(("TEFF", "FE_H"), UNITS, np.zeros(2), np.ones(2), 3, 1.0)
+    other = Quantities(("TEFF", "FE_H"), UNITS)
     with pytest.raises(BadInput, match="error model of other labels"):
         recalibrate(result, truth).apply(bl.StarPosterior(result.data, other, {}))
     path = tmp_path / "other.json"

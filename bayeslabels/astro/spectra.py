@@ -317,7 +317,7 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 
 
 @dataclass(frozen=True)
-class _Spectra:
+class _CheckedSpectra:
     """Checked input, (n_star, n_pixel), 0 where missing; weight is ivar, or 1 without errors."""
 
     wavelength: Array
@@ -337,7 +337,7 @@ class _Spectra:
         return self.result(self.flux / continuum, self.weight * continuum**2, known)
 
 
-def _read(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None) -> _Spectra:
+def _read(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None) -> _CheckedSpectra:
     grid = _read_wavelength(wavelength)
     values, weight, has_errors = _read_flux(flux, ivar)
     if values.ndim not in (1, 2) or values.shape[-1] != len(grid):
@@ -348,7 +348,7 @@ def _read(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None) -> _Sp
             cause="flux is transposed" if transposed else "flux and wavelength were cut differently",
             fix="pass flux.T and ivar.T" if transposed else "cut both with the same pixel mask",
         )
-    return _Spectra(grid, np.atleast_2d(values), np.atleast_2d(weight), has_errors, values.ndim == 1)
+    return _CheckedSpectra(grid, np.atleast_2d(values), np.atleast_2d(weight), has_errors, values.ndim == 1)
 
 
 def _read_flux(flux: ArrayLike, ivar: ArrayLike | None) -> tuple[Array, Array, bool]:
@@ -411,7 +411,7 @@ def _refractive_index(vacuum: Array) -> Array:
     return 1 + 8.34254e-5 + 2.406147e-2 / (130 - s2) + 1.5998e-4 / (38.9 - s2)
 
 
-def _gaussian_sums(spectra: _Spectra, width: float, with_variance: bool) -> tuple[Array, Array, Array]:
+def _gaussian_sums(spectra: _CheckedSpectra, width: float, with_variance: bool) -> tuple[Array, Array, Array]:
     """sum_i f_i ivar_i w_i, sum_i ivar_i w_i and, with_variance, sum_i ivar_i w_i^2: (n_star, n_pixel)."""
     width = float(np.squeeze(plain(width, "Angstrom", "width"))) if np.size(width) == 1 else np.nan
     if not 0 < width < np.inf:
@@ -435,7 +435,7 @@ def _gaussian_sums(spectra: _Spectra, width: float, with_variance: bool) -> tupl
 
 
 def _polynomial_fit(
-    spectra: _Spectra, pixels: ArrayLike, order: int, segments: Sequence[tuple[Any, Any]] | None
+    spectra: _CheckedSpectra, pixels: ArrayLike, order: int, segments: Sequence[tuple[Any, Any]] | None
 ) -> tuple[Array, Array]:
     """Continuum and its variance, (n_star, n_pixel), NaN where undetermined."""
     grid, chosen = spectra.wavelength, np.asarray(pixels)

@@ -16,7 +16,7 @@ from ..data.batches import fold_of
 from ..data.stars import Stars
 from ..errors import bad_input
 from ..inference.base import Inference
-from ..kind import kind_of
+from ..kind import Quantities, kind_of
 from ..kinds.program.program import as_model
 from ..progress import bar
 from ..results.star_posterior import ONE_SIGMA, StarPosterior
@@ -35,7 +35,7 @@ class CrossValidation:
         fold (N,): in which fold the star was left out.
         flags (N,): of the test step, see `Flags`.
         samples (draw, N, M): of the true labels.
-        frame: names and units of the labels, scales of all stars together.
+        frame: names and units of the labels.
         info: inference, settings, seed, and what was chosen in every fold.
         stars: per-star results of the test step, such as percentiles.
 
@@ -58,7 +58,7 @@ class CrossValidation:
     fold: np.ndarray
     flags: np.ndarray
     samples: np.ndarray
-    frame: Any
+    frame: Quantities
     info: dict[str, Any]
     stars: xr.Dataset = field(default_factory=xr.Dataset, repr=False)
 

@@ -37,7 +37,7 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
     frame, shape = result.frame, result.mean.shape
     covariance = np.zeros((*shape, shape[1]))
     if isinstance(labels, Stars):
-        block = labels[getattr(frame, "block", "labels")]
+        block = labels[frame.block]
         units = dict(zip(frame.names, frame.units, strict=True))
         names = block.names or ()
         if not names or any(units.get(name) != unit for name, unit in zip(names, block.units, strict=True)):

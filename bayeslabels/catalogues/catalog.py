@@ -120,7 +120,7 @@ def infer_catalog(
     inference = inference or kind.infer_by
     kind.require(inference, posterior.model, "infer")
     save = kind.require_saved(posterior.model, save)
-    plan = _Plan.of(posterior, source, destination, inference, dict(columns or {}), save, batch_size, seed)
+    plan = _CatalogPlan.of(posterior, source, destination, inference, dict(columns or {}), save, batch_size, seed)
     parts = plan.parts()
     parts.refuse(overwrite, list(plan.stream.paths))
     start, flags = time.perf_counter(), dict.fromkeys(Flags.__members__, 0)
@@ -132,7 +132,7 @@ def infer_catalog(
     return CatalogRun(plan.destination, plan.stream.n_row, n_resumed, seconds, flags, plan.notes)
 
 
-def _run(plan: _Plan, parts: Parts, flags: dict[str, int], progress: bool | None) -> int:
+def _run(plan: _CatalogPlan, parts: Parts, flags: dict[str, int], progress: bool | None) -> int:
     """Infer and write the parts that are not finished; adds up the flags, and returns how many stars were."""
     done = parts.finished()
     n_resumed = sum(stop - first for first, stop in done)
@@ -157,7 +157,7 @@ def _run(plan: _Plan, parts: Parts, flags: dict[str, int], progress: bool | None
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _CatalogPlan:
     """A run: where rows come from and parts go to, and `notes`, which identify it."""
 
     posterior: Posterior
@@ -172,7 +172,7 @@ class _Plan:
     def of(
         cls, posterior: Posterior, source: Any, destination: Any, inference: Inference, given: Columns,
         save: tuple[str, ...], batch_size: int | str, seed: int,
-    ) -> _Plan:  # fmt: skip
+    ) -> _CatalogPlan:  # fmt: skip
         hdu = given.get("hdu", posterior.info.get("columns", {}).get("hdu"))
         path = os.fspath(source)
         table = Source.of(path, hdu, lambda names: columns_as_in_training(path, given, posterior, names))
@@ -230,7 +230,7 @@ class _Plan:
                 yield first, todo[first], table
 
 
-def _inferred(plan: _Plan, first: int, stop: int, table: Table) -> tuple[int, int, QTable, int]:
+def _inferred(plan: _CatalogPlan, first: int, stop: int, table: Table) -> tuple[int, int, QTable, int]:
     """Where a batch begins and ends, the rows of its result, and how many of its stars have bad errors."""
     source = plan.source
     found = infer_table(

@@ -22,7 +22,7 @@ from .linalg import Array, cholesky, pack, pairs, threads_for, unpack
 from .nuisance import NuisanceSums
 
 
-class Correlated(NamedTuple):
+class CorrelatedSpectra(NamedTuple):
     """Spectra of N stars: value (N, L), 0 where missing; covariance (N, L, L); observed (N, L)."""
 
     value: np.ndarray
@@ -30,7 +30,7 @@ class Correlated(NamedTuple):
     observed: np.ndarray
 
     @classmethod
-    def of(cls, value: Array, error: Array, covariance: Array) -> Correlated:
+    def of(cls, value: Array, error: Array, covariance: Array) -> CorrelatedSpectra:
         """Of spectra of which a pixel is missing where its value or error (N, L) is not finite."""
         observed = np.isfinite(value) & np.isfinite(error)
         both = observed[:, :, None] & observed[:, None, :]
@@ -38,8 +38,8 @@ class Correlated(NamedTuple):
             np.where(observed, value, 0.0).astype(float), np.where(both, covariance, 0.0).astype(float), observed
         )
 
-    def rows(self, at: slice) -> Correlated:
-        return Correlated(self.value[at], self.covariance[at], self.observed[at])
+    def rows(self, at: slice) -> CorrelatedSpectra:
+        return CorrelatedSpectra(self.value[at], self.covariance[at], self.observed[at])
 
 
 class Weights(NamedTuple):
@@ -49,7 +49,7 @@ class Weights(NamedTuple):
     log_det: np.ndarray
 
 
-def weights(spectra: Correlated, extra: Array, use: np.ndarray, templates: np.ndarray | None = None) -> Weights:
+def weights(spectra: CorrelatedSpectra, extra: Array, use: np.ndarray, templates: np.ndarray | None = None) -> Weights:
     """W of spectra whose pixels have a variance `extra`, (L,) or (N, L), beside C_n; of the pixels `use` (L,).
 
     templates (N, Q, L): of nuisances, v ~ N(0, I), that are to be integrated out: C_n + T_n' T_n.
@@ -81,7 +81,7 @@ def inverted(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def statistics_of(
-    spectra: Correlated, weighing: Weights, theta: np.ndarray, spread: np.ndarray | None = None
+    spectra: CorrelatedSpectra, weighing: Weights, theta: np.ndarray, spread: np.ndarray | None = None
 ) -> Statistics:
     """Compressed spectra; theta (L, K), 0 of pixels without use. spread (L, K, L, K): covariance of theta, integrated
     out of the expected log likelihood."""
@@ -98,7 +98,7 @@ def statistics_of(
 
 
 def compress_correlated(
-    spectra: Correlated, theta: Array, scatter: Array, *, theta_covariance: Array | None = None,
+    spectra: CorrelatedSpectra, theta: Array, scatter: Array, *, theta_covariance: Array | None = None,
     phi: Array | None = None, templates: Array | None = None,
 ) -> tuple[Statistics, NuisanceSums | None]:  # fmt: skip
     """`compress` and `compress_nuisances` of spectra whose errors are correlated, some stars at a time.
@@ -148,7 +148,7 @@ class Coefficients(NamedTuple):
 
 
 def solve_coefficients(
-    spectra: Correlated, w: np.ndarray, phi: np.ndarray, second: np.ndarray, precision: np.ndarray,
+    spectra: CorrelatedSpectra, w: np.ndarray, phi: np.ndarray, second: np.ndarray, precision: np.ndarray,
     information: np.ndarray, allowed: np.ndarray,
 ) -> Coefficients:  # fmt: skip
     """theta given W (N, L, L), E[phi] (N, K) and packed E[phi phi'], with the prior N(precision^-1 information,
@@ -172,8 +172,8 @@ def solve_coefficients(
 
 
 def scatter_move(
-    spectra: Correlated, w: np.ndarray, scatter2: np.ndarray, phi: np.ndarray, second: np.ndarray, theta: np.ndarray,
-    spread: np.ndarray | None, width: float,
+    spectra: CorrelatedSpectra, w: np.ndarray, scatter2: np.ndarray, phi: np.ndarray, second: np.ndarray,
+    theta: np.ndarray, spread: np.ndarray | None, width: float,
 ) -> np.ndarray:  # fmt: skip
     """A step of Fisher scoring in ln s^2 (L,), for all pixels together.
 

@@ -171,7 +171,7 @@ def _by_cubature(features: Features, mean: Array, covariance: Array) -> tuple[Ar
     return first, second
 
 
-class _Plan(NamedTuple):
+class _DerivativePlan(NamedTuple):
     """How derivatives of monomials are computed: every monomial is one of a degree below times a variable.
 
     levels: for each degree from 1 up, which monomials of the degree below, and which variables; places and factor: the
@@ -184,7 +184,7 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(features: Monomials, degree: int) -> _Plan:
+def _plan(features: Monomials, degree: int) -> _DerivativePlan:
     terms = [(1, row) for row in features.exponents]
     for _ in range(degree):
         terms = [(factor * row[m], _lowered(row, m)) for factor, row in terms for m in range(len(row))]
@@ -198,7 +198,7 @@ def _plan(features: Monomials, degree: int) -> _Plan:
         for fewer, rows in itertools.pairwise(by_degree)
     )
     place = {row: i for i, row in enumerate(itertools.chain.from_iterable(by_degree))}
-    return _Plan(levels, _index(place[row] for _, row in terms), np.array([float(f) for f, _ in terms]))
+    return _DerivativePlan(levels, _index(place[row] for _, row in terms), np.array([float(f) for f, _ in terms]))
 
 
 def _index(numbers: Iterable[int]) -> np.ndarray:

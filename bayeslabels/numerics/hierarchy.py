@@ -44,7 +44,7 @@ class Hyperprior(NamedTuple):
         return -0.5 * float(of_covariance + (mean**2).sum() / self.width**2)
 
 
-class Learned(NamedTuple):
+class HierarchyMode(NamedTuple):
     """m (K,), Sigma (K, K), the log density of both, that without the hyperprior (the evidence), whether no step adds
     to it, and the steps taken."""
 
@@ -76,7 +76,7 @@ def learn(
     *,
     steps: int = 100,
     tolerance: float | None = None,
-) -> Learned:
+) -> HierarchyMode:
     """The mode of (m, Sigma), from a start.
 
     Args:
@@ -109,7 +109,7 @@ def learn(
         towards = (vectors * values) @ vectors.T
         gain = 0.5 * n * float((slope * towards).sum()) + float(shift @ (sums.share + rate) @ shift)
         if gain < tolerance:
-            return Learned(mean, covariance, density, sums.evidence, True, count)
+            return HierarchyMode(mean, covariance, density, sums.evidence, True, count)
         for halving in range(HALVINGS):
             part = 0.5**halving
             grown = np.linalg.eigh(np.eye(k) + part * towards)
@@ -122,11 +122,11 @@ def learn(
             if trial[2] >= density - 1e-13 * abs(density):
                 break
         else:
-            return Learned(mean, covariance, density, sums.evidence, False, count)
+            return HierarchyMode(mean, covariance, density, sums.evidence, False, count)
         # a step that brings all that its slope promised was far too short, as where pixels differ in their noise
         reach = 1.0 if halving else min(2 * reach, FURTHEST) if trial[2] - density > 0.7 * gain else max(1.0, reach / 2)
         (mean, covariance), (root, sums, density) = moved, trial
-    return Learned(mean, covariance, density, sums.evidence, False, steps)
+    return HierarchyMode(mean, covariance, density, sums.evidence, False, steps)
 
 
 def _definite(covariance: np.ndarray) -> np.ndarray:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..errors import bad_input
 from ..files.sealed import load_sealed, refuse_unchecked, save_sealed, version_in
+from ..kind import Quantities
 
 FORMAT, VERSION = "bayeslabels_stars", 1
 """Name of the attribute with the version of the file layout, and the present one."""
@@ -19,32 +20,24 @@ NEEDED = ("mean", "covariance", "flags")
 """What every result has of its stars."""
 
 
-class Inferred(NamedTuple):
-    """Names and units of what was inferred of the stars; block: which they are to be compared with."""
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    block: str = "labels"
-
-
-def save_stars(data: xr.DataTree, frame: Any, info: dict[str, Any], path: Any, overwrite: bool) -> Path:
+def save_stars(data: xr.DataTree, frame: Quantities, info: dict[str, Any], path: Any, overwrite: bool) -> Path:
     """Write the posteriors of stars."""
-    about = {"names": frame.names, "units": frame.units, "block": getattr(frame, "block", "labels")}
+    about = {"names": frame.names, "units": frame.units, "block": frame.block}
     attrs = {FORMAT: VERSION, "inferred": json.dumps(about), "info": json.dumps(info, default=_plain)}
     return save_sealed(data, attrs, path, overwrite)
 
 
-def load_stars(path: Any) -> tuple[xr.DataTree, Inferred, dict[str, Any]]:
+def load_stars(path: Any) -> tuple[xr.DataTree, Quantities, dict[str, Any]]:
     """Data, names and notes of a file."""
     return load_sealed(path, WRITTEN_BY, lambda tree, checked: _read(tree, checked, Path(path)))
 
 
-def _read(tree: xr.DataTree, checked: bool, path: Path) -> tuple[xr.DataTree, Inferred, dict[str, Any]]:
+def _read(tree: xr.DataTree, checked: bool, path: Path) -> tuple[xr.DataTree, Quantities, dict[str, Any]]:
     version_in(tree, FORMAT, VERSION, path, WRITTEN_BY)
     if not checked:
         refuse_unchecked(path, WRITTEN_BY)
     about, info = json.loads(tree.attrs["inferred"]), json.loads(tree.attrs["info"])
-    inferred = Inferred(tuple(map(str, about["names"])), tuple(map(str, about["units"])), str(about["block"]))
+    inferred = Quantities(tuple(map(str, about["names"])), tuple(map(str, about["units"])), str(about["block"]))
     if not isinstance(info, dict):
         raise bad_input(f"{path} with notes {str(info)[:60]}", WRITTEN_BY)
     groups = {name: _as_saved(tree[name].to_dataset()) for name in ("posterior", "stars")}
@@ -52,7 +45,7 @@ def _read(tree: xr.DataTree, checked: bool, path: Path) -> tuple[xr.DataTree, In
     return xr.DataTree.from_dict(groups), inferred, info
 
 
-def _check(groups: dict[str, xr.Dataset], inferred: Inferred, path: Path) -> None:
+def _check(groups: dict[str, xr.Dataset], inferred: Quantities, path: Path) -> None:
     """Refuse results whose parts are not those of the same stars and labels."""
     stars, names = groups["stars"], list(inferred.names)
     if missing := [x for x in NEEDED if x not in stars]:

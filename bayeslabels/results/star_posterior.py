@@ -15,7 +15,7 @@ from astropy.table import QTable
 
 from ..data.html import shown_table
 from ..errors import bad_input
-from ..kind import Named
+from ..kind import Quantities
 from .star_file import load_stars, save_stars
 
 
@@ -123,7 +123,7 @@ class StarPosterior:
     """
 
     def __init__(
-        self, data: xr.DataTree, frame: Named, info: dict[str, Any], predictor: Callable[..., Any] | None = None
+        self, data: xr.DataTree, frame: Quantities, info: dict[str, Any], predictor: Callable[..., Any] | None = None
     ):
         self.data, self.frame, self.info, self.predictor = data, frame, info, predictor
 

@@ -41,7 +41,7 @@ WRONG_FREEDOM = 2.0
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Features:
+class ScaledFeatures:
     """Scaled features of N stars.
 
     value (N, D): measured, or of what is missing the population's mean given the measured; variance (N, V): the
@@ -57,7 +57,7 @@ class Features:
     factors: Array
     entries: Entries = field(metadata={"static": True})
 
-    def rows(self, index: Any) -> Features:
+    def rows(self, index: Any) -> ScaledFeatures:
         turn = constant if is_traced(index) else lambda x: x
         return jax.tree.map(lambda x: x if len(x) == 1 else turn(x)[index], self)
 
@@ -80,7 +80,7 @@ class Regression(NamedTuple):
     """Data of N stars: features (`spread` of every star), parallax less its known zero point, error, and whether it is
     measured."""
 
-    features: Features
+    features: ScaledFeatures
     y: Array
     sigma: Array
     seen: Array
@@ -209,7 +209,7 @@ class LogLinearModel(Model[FeatureFrame]):
                 f"{self.predicted} in {stars[self.predicted].units[0]!r}", f"{frame.unit!r}, as in training"
             )
 
-    def design(self, stars: Stars) -> Features:
+    def design(self, stars: Stars) -> ScaledFeatures:
         """The scaled features of stars that fit the frame."""
         frame = self.require_frame()
         value, variance, measured, entries = raw_features(self.feature_blocks, stars, frame.products)
@@ -226,9 +226,9 @@ class LogLinearModel(Model[FeatureFrame]):
             value[:, 1:] = np.where(measured[:, 1:], value[:, 1:], population.expected(z))
             alone = slice(1, entries.size)
             variance[:, alone] = np.where(measured[:, 1:], variance[:, alone], own + population.noise)
-        return Features(value, variance, measured, spread, z, entries)
+        return ScaledFeatures(value, variance, measured, spread, z, entries)
 
-    def _traced_design(self, value: Array, variance: Array, measured: Array, entries: Entries) -> Features:
+    def _traced_design(self, value: Array, variance: Array, measured: Array, entries: Entries) -> ScaledFeatures:
         """`design` of raw features whose numbers JAX is tracing: any of them may be missing."""
         frame = self.require_frame()
         value = jnp.where(measured, (value - constant(frame.centre)) / constant(frame.scale), 0.0)
@@ -242,7 +242,7 @@ class LogLinearModel(Model[FeatureFrame]):
         variance = variance / constant(frame.scale[i] * frame.scale[j])
         alone = jnp.where(measured, variance[:, : entries.size], doubt)
         variance = jnp.concatenate([alone, variance[:, entries.size :]], 1)
-        return Features(value, variance, measured, spread, z, entries)
+        return ScaledFeatures(value, variance, measured, spread, z, entries)
 
     def arrays(self, stars: Stars) -> Regression:
         """What a step of the training takes of stars that fit the frame: arrays with a row per star."""
@@ -282,7 +282,9 @@ class LogLinearModel(Model[FeatureFrame]):
         """ln p(parallax_n | shared) (N,) of rows of `arrays`."""
         theta, s, zero, wrong = (shared[x] for x in ("theta", "scatter", "zero_point", "outlier_fraction"))
         s_n = jnp.sqrt(s**2 + self.feature_variance(theta, data.features))
-        measured = Measured(data.features.value @ theta, s_n, zero, data.sigma, wrong, self.require_frame().outlier)
+        measured = MeasuredParallax(
+            data.features.value @ theta, s_n, zero, data.sigma, wrong, self.require_frame().outlier
+        )
         return jnp.where(data.seen, measured.log_prob(data.y), 0.0)
 
     @cached_property
@@ -290,7 +292,7 @@ class LogLinearModel(Model[FeatureFrame]):
         """`log_likelihood`, compiled as a whole."""
         return jit(self.log_likelihood)
 
-    def feature_variance(self, theta: Array, features: Features) -> Array:
+    def feature_variance(self, theta: Array, features: ScaledFeatures) -> Array:
         """theta' C_n theta (N,): errors of what is measured, the covariance of what is missing."""
         frame = self.require_frame()
         theta, measured = constant(theta), constant(features.measured)
@@ -316,7 +318,7 @@ class LogLinearModel(Model[FeatureFrame]):
         return point
 
 
-class Measured(dist.Distribution):
+class MeasuredParallax(dist.Distribution):
     """exp(eta + s eps) + zero + N(0, sigma^2): the lognormal integrated out of its density.
 
     fraction: of values that are of `outlier_density` instead; draws are of those that are right.

@@ -23,7 +23,7 @@ from ...numerics.linalg import in_float64
 from ...numerics.lognormal import LARGEST, cold_start, log_likelihood
 from .model import LogLinearModel, outlier_density
 from .predict import ln_parallax
-from .training import Data, data_of
+from .training import ParallaxData, data_of
 
 KEPT = 0.9
 """Share of the stars that the first look is fitted to."""
@@ -35,7 +35,7 @@ SHARE = 2e-3
 
 
 @in_float64
-def misfit(model: LogLinearModel, data: Data) -> np.ndarray:
+def misfit(model: LogLinearModel, data: ParallaxData) -> np.ndarray:
     """r_n (N,) of the first look."""
     x, frame = data.features, model.require_frame()
     z, _ = frame.population.factors(x.value[:, 1:], x.measured[:, 1:])
@@ -63,12 +63,12 @@ def _standardised(y: np.ndarray, sigma: np.ndarray, true: np.ndarray) -> np.ndar
     return of(low if excess(low) <= 0 else high if excess(high) >= 0 else brentq(excess, low, high, xtol=1e-3))
 
 
-def first_rows(model: LogLinearModel, data: Data) -> np.ndarray:
+def first_rows(model: LogLinearModel, data: ParallaxData) -> np.ndarray:
     """The stars (N,) that training begins with: all, unless some parallaxes are taken to be wrong."""
     return misfit(model, data) < GROSS if model.has_outliers else np.ones(len(data.y), bool)
 
 
-def doubted(model: LogLinearModel, data: Data) -> dict[str, Any]:
+def doubted(model: LogLinearModel, data: ParallaxData) -> dict[str, Any]:
     """What is to be said in a result's `info` where parallaxes are wrong and the model has none such."""
     if model.has_outliers:
         return {}
@@ -83,7 +83,7 @@ def doubted(model: LogLinearModel, data: Data) -> dict[str, Any]:
 
 
 @in_float64
-def without_outliers(model: LogLinearModel, stars: Stars, train: Callable[[Data], Trained]) -> Trained:
+def without_outliers(model: LogLinearModel, stars: Stars, train: Callable[[ParallaxData], Trained]) -> Trained:
     """Train on the parallaxes that are right, where the model has others."""
     data = data_of(model, stars)
     if not model.has_outliers:
@@ -94,7 +94,9 @@ def without_outliers(model: LogLinearModel, stars: Stars, train: Callable[[Data]
     return replace(trained, stats={**trained.stats, "n_outlier": int((~kept).sum())})
 
 
-def settled(model: LogLinearModel, data: Data, train: Callable[[Data], Trained]) -> tuple[Trained, np.ndarray, float]:
+def settled(
+    model: LogLinearModel, data: ParallaxData, train: Callable[[ParallaxData], Trained]
+) -> tuple[Trained, np.ndarray, float]:
     """The result of training on the parallaxes that are right with probability above one half, until that set is
     settled; that set (N,); and the fraction of the others, whose prior is Beta(1, 20)."""
     kept, outlier, fraction = first_rows(model, data), model.require_frame().outlier, 0.01

@@ -23,7 +23,7 @@ from ...core.priors import HalfNormal, Laplace, Normal, ScatterPrior, SparsePrio
 from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.linalg import constant
-from .model import LogLinearModel, Measured, scatter_site
+from .model import LogLinearModel, MeasuredParallax, scatter_site
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class Parallax(LogLinearModel):
                 )
                 return
             value, variance, observed = (constant(a)[rows] for a in stars["parallax"].filled())
-            measured = Measured(eta, s_n, zero_n, jnp.sqrt(variance), wrong, frame.outlier).mask(observed).to_event(1)
+            measured = (
+                MeasuredParallax(eta, s_n, zero_n, jnp.sqrt(variance), wrong, frame.outlier).mask(observed).to_event(1)
+            )
             numpyro.sample("parallax", measured, obs=value)
 
     def parameters(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...numerics.surroundings import learn
-from .model import Features, LogLinearModel
+from .model import LogLinearModel, ScaledFeatures
 from .training import LogLinearMoments
 
 EXTRAPOLATION = 0.5
@@ -13,7 +13,7 @@ EXTRAPOLATION = 0.5
 features: what is learned inside says no more of the outside than that the relation may turn by half."""
 
 
-def coordinates(model: LogLinearModel, theta: np.ndarray, x: Features) -> np.ndarray:
+def coordinates(model: LogLinearModel, theta: np.ndarray, x: ScaledFeatures) -> np.ndarray:
     """(N, K): what each block of features adds to ln parallax, and the leading directions of the features.
 
     The former show best where the relation ends: of all directions they are those that it has learned to look at.
@@ -24,21 +24,21 @@ def coordinates(model: LogLinearModel, theta: np.ndarray, x: Features) -> np.nda
     return np.column_stack([*blocks, x.factors @ frame.leading.T])
 
 
-def outside(model: LogLinearModel, moments: LogLinearMoments, x: Features) -> np.ndarray:
+def outside(model: LogLinearModel, moments: LogLinearMoments, x: ScaledFeatures) -> np.ndarray:
     """Distance (N,) from the training stars, in units of their spread; 0 where it is not known where they are."""
     if not np.isfinite(moments.near_usual):
         return np.zeros(len(x.value))
     return moments.surroundings.distance(coordinates(model, moments.coefficients, x))
 
 
-def with_surroundings(model: LogLinearModel, moments: LogLinearMoments, x: Features) -> LogLinearMoments:
+def with_surroundings(model: LogLinearModel, moments: LogLinearMoments, x: ScaledFeatures) -> LogLinearMoments:
     """The moments with where the training stars, or some of them, are: of features x."""
     near = learn(coordinates(model, moments.coefficients, x))
     told = {f"near_{name}": np.asarray(value) for name, value in near._asdict().items()}
     return moments._replace(**told, growth=np.array(EXTRAPOLATION * (x.value @ moments.coefficients).std()))
 
 
-def ln_parallax(model: LogLinearModel, moments: LogLinearMoments, x: Features) -> tuple[np.ndarray, np.ndarray]:
+def ln_parallax(model: LogLinearModel, moments: LogLinearMoments, x: ScaledFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd (N,) of ln parallax given the features."""
     theta, factor, own = moments.coefficients, moments.coefficient_factor, moments.coefficient_variance
     second = (factor**2).sum(1) + own

@@ -13,7 +13,7 @@ from ...numerics.linalg import in_float64
 from ...numerics.lognormal import derivatives
 from .model import LogLinearModel
 from .outliers import first_rows
-from .training import Data, LogLinearMoments, data_of, fit_mode, fit_q
+from .training import LogLinearMoments, ParallaxData, data_of, fit_mode, fit_q
 
 DENSE = 2500
 """Coefficients up to which the Gaussian posterior itself is worth its cost as a start."""
@@ -48,7 +48,7 @@ def start_of(model: LogLinearModel, stars: Stars) -> Start:
 
 
 def _gaussian_about(
-    model: LogLinearModel, data: Data, mode: LogLinearMoments
+    model: LogLinearModel, data: ParallaxData, mode: LogLinearMoments
 ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """theta, zero point, s and a factor F (D + 1, D + 1) of their Gaussian posterior, the zero point last.
 

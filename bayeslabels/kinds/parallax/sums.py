@@ -41,7 +41,7 @@ CLOSEST = 1e-3
 """Change of s, zero point and ridges, relative, below which the Gaussian posterior has settled."""
 
 
-class Shared(NamedTuple):
+class ParallaxParameters(NamedTuple):
     """The Gaussian posterior, as in `shrinkage.fit_posterior`: mean (D + 1,), covariance (D + 1, D + 1), ln s;
     ridge (D,); noise, `Entries.expected` of them, and pull of the noise (V,); the fraction of outliers.
     """
@@ -55,7 +55,7 @@ class Shared(NamedTuple):
     fraction: Array
 
 
-class Sums(NamedTuple):
+class ParallaxSums(NamedTuple):
     """Over stars: information and gradient in theta and zero point, (D + 1, D + 1) and (D + 1,); slope and curvature in
     ln s; slope in the errors of the features (V,); outliers, stars, density.
     """
@@ -79,15 +79,15 @@ class GaussianBySums(BySums):
         self.penalised = model.require_frame().penalised
         self.prior = prior_as_ridge(model.sparse_prior) if self.penalised.any() else None
 
-    def start(self) -> Shared:
+    def start(self) -> ParallaxParameters:
         rows = first_rows(self.model, self.data)
         q = fit_q(self.model, self.data.rows(rows))
         entries = self.data.features.entries
         noise = entries.expected(q.mean, q.covariance, self.penalised)
         at = 0.01 if self.model.has_outliers else 0.0
-        return Shared(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, 0 * noise, np.array(at))
+        return ParallaxParameters(q.mean, q.covariance, np.array(np.log(q.s)), q.ridge, noise, 0 * noise, np.array(at))
 
-    def sums(self, g: Shared, data: Regression, counts: np.ndarray) -> Sums:
+    def sums(self, g: ParallaxParameters, data: Regression, counts: np.ndarray) -> ParallaxSums:
         counts = jnp.asarray(counts) * data.seen
         eta, spread, tilt = _predicted(data.features.value, g.mean, g.covariance)
         kept, wrong = judged(
@@ -96,10 +96,10 @@ class GaussianBySums(BySums):
         extra = data.features.variance @ g.noise
         return _sums(data, kept, wrong, counts, eta, spread, tilt, extra, g.mean[-1], g.log_s)
 
-    def log_density(self, g: Shared, data: Regression, counts: np.ndarray) -> float:
+    def log_density(self, g: ParallaxParameters, data: Regression, counts: np.ndarray) -> float:
         return float(self.sums(g, data, counts).log_density)
 
-    def update(self, g: Shared, sums: Sums) -> tuple[Shared, float, float]:
+    def update(self, g: ParallaxParameters, sums: ParallaxSums) -> tuple[ParallaxParameters, float, float]:
         d = len(self.penalised)
         ridge = np.array(g.ridge)
         mean, covariance, step, a = self._solved(g, sums, ridge)
@@ -112,13 +112,13 @@ class GaussianBySums(BySums):
         move = slope / curvature if curvature > 0 else np.sign(slope)
         log_s = max(g.log_s + float(np.clip(move, -0.5, 0.5)), -9.0)
         fraction = sums.wrong / (sums.n + 19) if self.model.has_outliers else 0.0
-        after = Shared(
+        after = ParallaxParameters(
             mean, covariance, np.array(log_s), ridge, noise, -2 * np.asarray(sums.noise), np.asarray(fraction, float)
         )
         return after, self._change(g, after, step, a), float("nan")
 
     def _solved(
-        self, g: Shared, sums: Sums, ridge: np.ndarray
+        self, g: ParallaxParameters, sums: ParallaxSums, ridge: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Mean and covariance after a Newton step; the step, and the information, None where it is not definite."""
         d, (centre, width) = len(ridge), self.model.zero_prior
@@ -142,18 +142,20 @@ class GaussianBySums(BySums):
             covariance[d, d] = 0.0
         return g.mean + step, covariance, step, a if used is a else None
 
-    def _change(self, g: Shared, after: Shared, step: np.ndarray, a: np.ndarray | None) -> float:
+    def _change(
+        self, g: ParallaxParameters, after: ParallaxParameters, step: np.ndarray, a: np.ndarray | None
+    ) -> float:
         if a is None:
             return np.inf
         smallest = self.data.sigma.min()
 
-        def told(x: Shared) -> np.ndarray:
+        def told(x: ParallaxParameters) -> np.ndarray:
             squares = x.mean[:-1] ** 2 + np.diag(x.covariance)[:-1]
             return np.r_[x.log_s, x.mean[-1] / smallest, np.sqrt((squares * x.ridge).sum() / len(squares)), x.fraction]
 
         return float(max(np.abs(told(after) - told(g)).max(), np.sqrt(max(step @ a @ step, 0.0) / len(step))))
 
-    def trained(self, g: Shared, n: int) -> Trained:
+    def trained(self, g: ParallaxParameters, n: int) -> Trained:
         q = shrinkage.GaussianPosterior(g.mean, g.covariance, float(np.exp(g.log_s)), g.ridge, 0, True)
         trained = gaussian_trained(self.model, q, self.draws, self.seed)
         trained.moments = trained.moments._replace(outlier_fraction=np.array(float(g.fraction)))
@@ -190,7 +192,7 @@ def _predicted(x, mean, covariance):
 
 
 @jit
-def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> Sums:
+def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> ParallaxSums:
     x, variance, y, sigma = data.features.value, data.features.variance, data.y, data.sigma
     out = shrinkage.averaged(zero, eta, jnp.sqrt(jnp.exp(2 * log_s) + extra), y, sigma, spread, tilt)
     h = kept * out.eta_eta
@@ -203,7 +205,9 @@ def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> S
 
     density, (slope, by_extra) = jax.value_and_grad(expected, (0, 1))(log_s, extra)
     curvature = -jax.grad(jax.grad(expected))(log_s, extra)
-    return Sums(information, gradient, slope, curvature, by_extra @ variance, wrong.sum(), counts.sum(), density)
+    return ParallaxSums(
+        information, gradient, slope, curvature, by_extra @ variance, wrong.sum(), counts.sum(), density
+    )
 
 
 class Mode(NamedTuple):

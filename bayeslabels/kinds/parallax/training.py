@@ -27,7 +27,7 @@ from ...numerics.linalg import in_float64
 from ...numerics.lognormal import derivatives, fit_log_linear, log_likelihood
 from ...numerics.sparse import Optimum
 from ...numerics.surroundings import Surroundings
-from .model import Features, LogLinearModel
+from .model import LogLinearModel, ScaledFeatures
 
 FOLDS = 3
 """Folds of the training set that choose the penalty and the scatter."""
@@ -69,27 +69,27 @@ class LogLinearMoments(NamedTuple):
         return Surroundings(*(getattr(self, f"near_{name}") for name in Surroundings._fields))
 
 
-class Data(NamedTuple):
+class ParallaxData(NamedTuple):
     """Training stars with a parallax: features, parallax and error (N,)."""
 
-    features: Features
+    features: ScaledFeatures
     y: np.ndarray
     sigma: np.ndarray
 
-    def rows(self, keep: np.ndarray) -> Data:
+    def rows(self, keep: np.ndarray) -> ParallaxData:
         if keep.all():
             return self
         part = jax.tree.map(lambda x: x[keep] if len(x) == len(keep) else x, self.features)
-        return Data(part, self.y[keep], self.sigma[keep])
+        return ParallaxData(part, self.y[keep], self.sigma[keep])
 
 
-def data_of(model: LogLinearModel, stars: Stars) -> Data:
+def data_of(model: LogLinearModel, stars: Stars) -> ParallaxData:
     y, sigma, seen = model.target(stars)
-    return Data(model.design(stars), y, sigma).rows(seen)
+    return ParallaxData(model.design(stars), y, sigma).rows(seen)
 
 
 @in_float64
-def fit_mode(model: LogLinearModel, data: Data, seed: int, tolerance: float = 1e-5) -> Trained:
+def fit_mode(model: LogLinearModel, data: ParallaxData, seed: int, tolerance: float = 1e-5) -> Trained:
     """The mode under the Laplace or Normal prior."""
     path, strength, s, scores = _chosen_path(model, data, seed)
     zero, optimum = path.with_zero(strength, s, tolerance)
@@ -100,7 +100,7 @@ def fit_mode(model: LogLinearModel, data: Data, seed: int, tolerance: float = 1e
 
 
 def chosen_penalty(
-    model: LogLinearModel, data: Data, seed: int, times: float
+    model: LogLinearModel, data: ParallaxData, seed: int, times: float
 ) -> tuple[float, float, list[Any], np.ndarray, float]:
     """Penalty for so many times as many stars, s, the scores of the choice, and theta and zero point of these stars."""
     path, strength, s, scores = _chosen_path(model, data, seed)
@@ -111,7 +111,7 @@ def chosen_penalty(
     return strength, s, scores, optimum.theta, zero
 
 
-def _chosen_path(model: LogLinearModel, data: Data, seed: int) -> tuple[_Path, float, float, list[Any]]:
+def _chosen_path(model: LogLinearModel, data: ParallaxData, seed: int) -> tuple[_Path, float, float, list[Any]]:
     prior, frame = model.at_mode, model.require_frame()
     if isinstance(prior, Horseshoe | OwnPrior):
         raise CannotDo("MAP needs a prior with a mode: Parallax(coefficient_prior=priors.Laplace()), or use Laplace()")
@@ -156,7 +156,9 @@ def _strength(prior: Any) -> float:
 class _Path:
     """Optima of the same stars under changing penalties, each started from the one before."""
 
-    def __init__(self, data: Data, penalised: np.ndarray, wide: np.ndarray, l1: bool, zero_prior: tuple[float, float]):
+    def __init__(
+        self, data: ParallaxData, penalised: np.ndarray, wide: np.ndarray, l1: bool, zero_prior: tuple[float, float]
+    ):
         self.data, self.penalised, self.wide, self.l1, self.zero_prior = data, penalised, wide, l1, zero_prior
         self.theta: np.ndarray | None = None
         self.zero = zero_prior[0]
@@ -285,7 +287,7 @@ def _choose(path: _Path, fold: np.ndarray, guess: float, s: float | None, streng
 
 
 @in_float64
-def fit_gaussian(model: LogLinearModel, data: Data, draws: int, seed: int) -> Trained:
+def fit_gaussian(model: LogLinearModel, data: ParallaxData, draws: int, seed: int) -> Trained:
     """The Gaussian posterior of coefficients and zero point."""
     return gaussian_trained(model, fit_q(model, data), draws, seed)
 
@@ -325,7 +327,7 @@ def refused_in_words() -> Iterator[None]:
         ) from error
 
 
-def fit_q(model: LogLinearModel, data: Data) -> shrinkage.GaussianPosterior:
+def fit_q(model: LogLinearModel, data: ParallaxData) -> shrinkage.GaussianPosterior:
     """q(theta, zero point)."""
     if model.fixed_scatter is not None:
         raise CannotDo("Laplace learns the scatter: Parallax(scatter=None), or use MAP() or NUTS()")

@@ -16,7 +16,7 @@ from ...numerics.linalg import Array, module_of
 from ...numerics.tangent import brightness
 
 
-class Measured(NamedTuple):
+class Channels(NamedTuple):
     """Channels of N stars; numbers that are not there are 0, their variances 1.
 
     value (N, B): magnitudes, then fluxes. noise: variances (N, B) or covariances (N, B, B). seen (N, B): 1 or 0.
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
     unit: np.ndarray
 
 
-def joined(parts: list[tuple[Array, Array, Array]], n_magnitude: int) -> Measured:
+def joined(parts: list[tuple[Array, Array, Array]], n_magnitude: int) -> Channels:
     """From value, variance or covariance, and mask, of the blocks in their order."""
     value, seen = (np.concatenate([p[i] for p in parts], 1) for i in (0, 2))
     if all(p[1].ndim == 2 for p in parts):
@@ -43,7 +43,7 @@ def joined(parts: list[tuple[Array, Array, Array]], n_magnitude: int) -> Measure
             start = at.stop
         variance = np.diagonal(noise, axis1=1, axis2=2)
     bright, unit = brightness(value, np.sqrt(variance), n_magnitude)
-    return Measured(value, noise, seen.astype(float), np.where(seen, bright, 0.0), unit)
+    return Channels(value, noise, seen.astype(float), np.where(seen, bright, 0.0), unit)
 
 
 def observed(model: object, stars: Stars) -> np.ndarray:

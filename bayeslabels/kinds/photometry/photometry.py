@@ -49,7 +49,7 @@ from . import luminosity, systems
 from .blocks import check_blocks, check_frame, check_settings
 from .frame import PhotometryFrame, frame_of
 from .label_prior import density_of_moduli
-from .rows import Rows, measured, rows_of
+from .rows import PhotometricData, measured, rows_of
 from .scattered import Scattered
 
 STEP = float(np.sqrt(3.0))
@@ -61,7 +61,7 @@ BEND_SD = 0.02, 0.002
 """Sd of the Normal prior of w, 1 / mag, about what a band's width predicts, and about 0 of a pixel, which is narrow."""
 
 
-class Predicted(NamedTuple):
+class PredictedMagnitudes(NamedTuple):
     """Absolute magnitudes (N, B), reddening vector (N, B), the directions (N, L, B) of their uncertainty, and the
     scatter in luminosity (N,)."""
 
@@ -354,7 +354,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         """R (..., B) of scaled labels u (..., L)."""
         return jnp.exp(theta["reddening_log"] + u @ theta["reddening_slope"].T)
 
-    def predicted(self, theta: Mapping[str, Array], data: Rows) -> Predicted:
+    def predicted(self, theta: Mapping[str, Array], data: PhotometricData) -> PredictedMagnitudes:
         """What the stars' labels, true ones integrated over, say of their magnitudes."""
         u, root = data.label_mean - systems.beyond(self.require_frame(), theta, data.systems), data.label_root
         either = jnp.concatenate([u[None], u + STEP * jnp.moveaxis(root, -1, 0), u - STEP * jnp.moveaxis(root, -1, 0)])
@@ -369,24 +369,31 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         if self.scatter_rank:
             common = jnp.broadcast_to(theta["scatter_factors"], (len(u), self.scatter_rank, mean.shape[-1]))
             slope = jnp.concatenate([slope, common], 1)
-        return Predicted(mean, vector, slope, self.luminosity(theta, u))
+        return PredictedMagnitudes(mean, vector, slope, self.luminosity(theta, u))
 
     def luminosity(self, theta: Mapping[str, Array], u: Array) -> Array:
         """s_M (...) of scaled labels u (..., L), mag."""
         return luminosity.luminosity_sd(theta["luminosity_scatter"], theta["luminosity_scatter_slope"], u)
 
-    def others(self, theta: Mapping[str, Array], data: Rows) -> Others:
+    def others(self, theta: Mapping[str, Array], data: PhotometricData) -> Others:
         parallax = data.parallax - systems.zero_point(theta, data.systems)
         weight = data.parallax_weight / systems.error_factor(theta, data.systems)
         known = (weight, data.reddening, data.reddening_weight)
         return Others(parallax, *known, data.distance, data.dust)
 
-    def seen_in(self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0) -> Quadratic:
+    def seen_in(
+        self, theta: Mapping[str, Array], data: PhotometricData, at: PredictedMagnitudes, wide: Array = 0.0
+    ) -> Quadratic:
         """What the magnitudes say of modulus and reddening."""
         return scattered(self.linear(theta, data, at, wide)[0], at.luminosity)
 
     def linear(
-        self, theta: Mapping[str, Array], data: Rows, at: Predicted, wide: Array = 0.0, *more: Array
+        self,
+        theta: Mapping[str, Array],
+        data: PhotometricData,
+        at: PredictedMagnitudes,
+        wide: Array = 0.0,
+        *more: Array,
     ) -> tuple[Quadratic, Array]:
         """`quadratic_and_rest`, without the scatter in luminosity, about where one step from a first estimate leads;
         more: reddening vectors besides R (N, B)."""
@@ -405,7 +412,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         mu, e = near(about(*fixed, mu, e)[0], self.others(jax.lax.stop_gradient(theta), data))
         return about(at, noise, bend, mu, bent_by_most(e, fixed[0].vector, fixed[2]), *more)
 
-    def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
+    def log_likelihood(self, theta: Mapping[str, Array], data: PhotometricData) -> Array:
         """ln p(magnitudes, parallax, reddening, labels | theta): the labels to third order about their mean given the
         catalogue's, all else exactly."""
         at, others = self.predicted(theta, data), self.others(theta, data)
@@ -426,7 +433,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         """Value, variance or covariance, and mask of the stars' blocks; labels scaled, with covariances."""
         return measured(self, stars)
 
-    def arrays(self, stars: Stars) -> Rows:
+    def arrays(self, stars: Stars) -> PhotometricData:
         return rows_of(self, stars)
 
     def start(self, stars: Stars, seed: int) -> dict[str, np.ndarray]:

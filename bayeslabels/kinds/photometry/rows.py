@@ -9,11 +9,11 @@ import numpy as np
 from ...data.stars import Stars
 from ...numerics.dusty import Distance, Reddening
 from ...numerics.linalg import Array, beside, module_of
-from .channels import Measured, joined, noise_and_value
+from .channels import Channels, joined, noise_and_value
 from .systems import Systems, known_of, systems_of
 
 
-class Rows(NamedTuple):
+class PhotometricData(NamedTuple):
     """What the likelihood takes of N stars; numbers that are not there are 0, their variances 1.
 
     label_mean (N, L), label_root (N, L, L): of the labels without their errors, as their survey has them less
@@ -22,7 +22,7 @@ class Rows(NamedTuple):
     priors of modulus and reddening. systems: of the labels and the parallax.
     """
 
-    channels: Measured
+    channels: Channels
     label_mean: Array
     label_root: Array
     label_density: Array
@@ -55,7 +55,7 @@ def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
     return out
 
 
-def rows_of(model: Any, stars: Stars) -> Rows:
+def rows_of(model: Any, stars: Stars) -> PhotometricData:
     frame, seen, n = model.require_frame(), measured(model, stars), len(stars)
     n_label = model.shape[0]
     none = np.zeros((n, n_label)), np.tile(np.eye(n_label), (n, 1, 1)), np.zeros((n, n_label), bool)
@@ -75,7 +75,7 @@ def rows_of(model: Any, stars: Stars) -> Rows:
     dust = model.reddening_prior.at(stars, frame.reddening_scale)
     usual = dust.typical  # a prior as wide as that, about it: good enough for a place to be linear at
     guess = np.maximum((e * e_weight**2 + 1 / usual) / (e_weight**2 + usual**-2), 0.0)
-    return Rows(
+    return PhotometricData(
         channels, mean, root, given.log_density,
         w, w_weight, e, e_weight, guess, distance, dust, of,
     )  # fmt: skip

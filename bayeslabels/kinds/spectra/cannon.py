@@ -25,7 +25,7 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.features import Features, Monomials
 from ...numerics.linalg import constant, is_traced
-from .model import FLAT_POPULATION, LinearModel, Measured
+from .model import FLAT_POPULATION, LinearModel, MeasuredLabels
 
 LabelNoise = bool | Literal["joint", "free", "cut"]
 
@@ -308,7 +308,7 @@ class Cannon(LinearModel):
         return low, high
 
 
-def _completed(measured: Measured) -> Any:
+def _completed(measured: MeasuredLabels) -> Any:
     """Exact labels (N, M), those that are missing free: of all stars, since a subsample never holds the same ones.
 
     How many are missing is not known while JAX traces the stars: the density of those with a missing label is NaN.

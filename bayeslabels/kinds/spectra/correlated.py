@@ -16,7 +16,7 @@ from ...core.priors import Laplace, Learned
 from ...data.stars import Stars
 from ...errors import CannotDo
 from ...numerics.compress import power_of_two
-from ...numerics.correlated import Correlated, Weights, scatter_move, solve_coefficients, statistics_of, weights
+from ...numerics.correlated import CorrelatedSpectra, Weights, scatter_move, solve_coefficients, statistics_of, weights
 from ...numerics.features import feature_moments
 from ...numerics.linalg import cholesky, inverse_psd, threads_for, unpack
 from ...numerics.regression import SMALLEST_LOG_VARIANCE
@@ -52,7 +52,7 @@ class CorrelatedEM(EM):
 
     def read(self, model: LinearModel, stars: Stars) -> Any:
         value, error = model.marginal(stars)
-        self.spectra = Correlated.of(value, error, stars["flux"].error)
+        self.spectra = CorrelatedSpectra.of(value, error, stars["flux"].error)
         return value, error
 
     @property

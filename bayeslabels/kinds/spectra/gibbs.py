@@ -23,7 +23,7 @@ from ...progress import bar
 from .draws import moments_from_draws
 from .em import SHORT, by_em
 from .model import LinearModel
-from .sweep import MISSING, Data, Plan, State, sweep
+from .sweep import MISSING, Plan, State, SweepData, sweep
 from .training import EM
 
 
@@ -75,7 +75,9 @@ def _refuse(model: LinearModel) -> None:
         raise CannotDo("Gibbs does not sample coefficients within bounds: use NUTS() or MAP(), or bounds=None")
 
 
-def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, seed: int) -> tuple[Plan, Data, State]:
+def _prepare(
+    model: LinearModel, stars: Stars, start: Trained, n_chain: int, seed: int
+) -> tuple[Plan, SweepData, State]:
     em, moments = EM(model, stars), start.moments
     assert moments is not None
     frame, features, prior = model.require_frame(), model.features, model.prior
@@ -115,7 +117,7 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
         features, type(prior).__name__.lower(), em.learn_scatter, bool(free.any()), noisy,
         affine, outputs, fixed, round(freedom), int(em.trained.sum()),
     )  # fmt: skip
-    data = Data(
+    data = SweepData(
         y, variance, _blocks(em.allowed, 1.0), trained, guess2,
         np.zeros((k, k)) if isinstance(prior, Flat | Learned) else prior.numeric(k, f).precision,
         matrix, catalogue.value, catalogue.covariance, catalogue.observed, free, u,
@@ -146,7 +148,7 @@ def _prepare(model: LinearModel, stars: Stars, start: Trained, n_chain: int, see
         np.broadcast_to(np.log(np.sqrt((tau2 + 1e-4) / n_star)), (n_chain, m)),
         np.full((n_chain, m), np.log(2.4 / np.sqrt(m + 1))),
     )
-    return plan, Data(*map(jnp.asarray, data)), State(*map(jnp.asarray, chains))
+    return plan, SweepData(*map(jnp.asarray, data)), State(*map(jnp.asarray, chains))
 
 
 def _blocks(x: np.ndarray, fill: Any) -> np.ndarray:
@@ -157,7 +159,7 @@ def _blocks(x: np.ndarray, fill: Any) -> np.ndarray:
 
 
 @functools.partial(jit, static_argnums=0)
-def _run(plan: Plan, data: Data, state: State, keys: Array, gain: Array):
+def _run(plan: Plan, data: SweepData, state: State, keys: Array, gain: Array):
     """Draws (draw, chain, ...) and acceptance rates; keys (draw, thin, chain), gain of the tuning (draw, thin)."""
     chains = jax.vmap(functools.partial(sweep, plan, data), in_axes=(0, 0, None))
 

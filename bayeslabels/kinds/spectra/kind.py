@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 from astropy.table import QTable
 
-from ...core.model import Frame
 from ...data.batches import Rows
 from ...data.stars import Block, Stars
 from ...errors import bad_input
@@ -28,7 +27,7 @@ from ...inference.nuts import NUTS
 from ...inference.passes import by_minibatches, by_sweeps
 from ...inference.svi import SVI
 from ...inference.whitened import Start
-from ...kind import Choice, Kind, Layout, StarResult, TrainedModel, Trainer, by_program
+from ...kind import Choice, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.gaussian import log_density_of
 from .choice import select, tell_which_error, with_fit_quality, with_label_scatter
 from .draws import moments_from_draws
@@ -235,8 +234,9 @@ class SpectraKind(Kind[LinearModel, Moments]):
         """As many as take some 200 MB: 64 bytes a pixel at work, as many as read ahead, and matrices of the labels."""
         return max(512, min(4096 * 5 // max(5, model.features.n_label), 2_000_000 // model.require_frame().n_pixel))
 
-    def quantities(self, model: LinearModel, stars: Stars | None = None) -> Frame:
-        return model.require_frame()
+    def quantities(self, model: LinearModel, stars: Stars | None = None) -> Quantities:
+        frame = model.require_frame()
+        return Quantities(frame.names, frame.units)
 
     def about(self, posterior: TrainedModel[LinearModel, Moments]) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ from ...numerics.features import Features
 from ...numerics.linalg import Array, inverse_observed, inverse_psd
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior
-from .model import LinearModel, Measured
+from .model import LinearModel, MeasuredLabels
 
 PINNED = 1e10
 """Precision, in scaled labels, of a label that is exact."""
@@ -69,7 +69,7 @@ class CatalogueLabels(ABC):
         width: sd of the Normal prior of C; scatter_width: of the half-normal one of tau.
     """
 
-    def __init__(self, model: LinearModel, catalogue: Measured):
+    def __init__(self, model: LinearModel, catalogue: MeasuredLabels):
         self.features, self.catalogue = model.features, catalogue
         self.noisy, self.width = model.integrates_labels, model.label_coefficient_width
         self.scatter_width = model.label_scatter_width
@@ -126,7 +126,7 @@ class CatalogueLabels(ABC):
         for which these N stand.
         """
 
-    def of_stars(self, catalogue: Measured) -> Self:
+    def of_stars(self, catalogue: MeasuredLabels) -> Self:
         """The same of other stars."""
         other = copy.copy(self)
         other.catalogue = catalogue
@@ -187,7 +187,7 @@ class CatalogueLabels(ABC):
 class LatentLabels(CatalogueLabels):
     """Catalogue labels that measure the latents themselves, exactly or with noise."""
 
-    def __init__(self, model: LinearModel, catalogue: Measured):
+    def __init__(self, model: LinearModel, catalogue: MeasuredLabels):
         super().__init__(model, catalogue)
         features = self.features
         bounded = np.isfinite(model.coefficient_bounds()).any() or not model.allowed().all()
@@ -242,7 +242,7 @@ class LatentLabels(CatalogueLabels):
 class LabelOutputs(CatalogueLabels):
     """Catalogue labels that are outputs of the latents, as the flux is."""
 
-    def __init__(self, model: LinearModel, catalogue: Measured):
+    def __init__(self, model: LinearModel, catalogue: MeasuredLabels):
         super().__init__(model, catalogue)
         self.movable = isinstance(model.prior, Learned) and bool(model.allowed().all())
         origin = np.zeros(self.features.n_label)

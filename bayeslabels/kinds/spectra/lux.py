@@ -25,7 +25,7 @@ from ...errors import bad_input
 from ...kind import TrainedModel
 from ...numerics.features import Features, Monomials
 from ...numerics.linalg import beside, in_float64, inverse_observed, leading_directions, module_of
-from .model import LinearModel, Measured
+from .model import LinearModel, MeasuredLabels
 from .moments import Moments
 
 LADDER = (1, 2, 4, 8)
@@ -203,7 +203,7 @@ class Lux(LinearModel):
         one[frame.columns("labels")] = 1 / frame.scale[frame.columns("labels")]
         return one
 
-    def catalogue(self, stars: Stars) -> Measured:
+    def catalogue(self, stars: Stars) -> MeasuredLabels:
         """The catalogue labels, scaled; an offset is integrated out."""
         measured = super().catalogue(stars)
         if self.offset is None:
@@ -214,7 +214,7 @@ class Lux(LinearModel):
         shared = sd**2 * unit[:, None] * unit
         both = observed[:, :, None] & observed[:, None, :]
         value = module_of(observed).where(observed, measured.value - mean * unit, 0.0)
-        return Measured(value, measured.covariance + both * shared, observed)
+        return MeasuredLabels(value, measured.covariance + both * shared, observed)
 
     def pixels_for(self) -> list[tuple[tuple[int, ...], np.ndarray | None]]:
         frame = self.require_frame()

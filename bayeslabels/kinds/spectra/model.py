@@ -33,7 +33,7 @@ HOPELESS = 1e8
 """Typical fluxes: an error above says nothing, and its weight would drown in rounding."""
 
 
-class Measured(NamedTuple):
+class MeasuredLabels(NamedTuple):
     """Catalogue labels of N stars in scaled units: value (N, M), covariance (N, M, M), observed (N, M).
 
     Values that are not observed are 0, and so are their covariances.
@@ -48,8 +48,8 @@ class Measured(NamedTuple):
         """(M,): labels of which the catalogue states errors."""
         return np.einsum("nmm->nm", self.covariance).sum(0) > 0
 
-    def rows(self, index: Array) -> Measured:
-        return Measured(*(constant(x)[index] for x in self))
+    def rows(self, index: Array) -> MeasuredLabels:
+        return MeasuredLabels(*(constant(x)[index] for x in self))
 
 
 class Spectra(NamedTuple):
@@ -57,7 +57,7 @@ class Spectra(NamedTuple):
 
     value: Array
     error: Array
-    labels: Measured
+    labels: MeasuredLabels
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class LinearModel(Model[Frame]):
             if name in stars:
                 _check_labels(stars[name], name, frame)
 
-    def catalogue(self, stars: Stars) -> Measured:
+    def catalogue(self, stars: Stars) -> MeasuredLabels:
         """The catalogue labels, scaled; unobserved those of blocks that the stars have not."""
         frame = self.require_frame()
         n, m = len(stars), len(frame.names)
@@ -293,7 +293,7 @@ class LinearModel(Model[Frame]):
                 covariance = placed(covariance, np.s_[:, at, at], own)
             values = placed(values, np.s_[:, at], where(observed, (value - centre) / scale, 0.0))
             masks = placed(masks, np.s_[:, at], observed)
-        return Measured(values, covariance, masks)
+        return MeasuredLabels(values, covariance, masks)
 
     def output(self, stars: Stars) -> tuple[Array, Array | None]:
         """Flux (N, L) and error (N, L) or None; a number is missing where either is not finite, or says nothing."""
@@ -401,12 +401,12 @@ class LinearModel(Model[Frame]):
         """Latents (N, P) that the training step starts from."""
         return np.array(self.catalogue(stars).value)
 
-    def measured(self, stars: Stars) -> Measured:
+    def measured(self, stars: Stars) -> MeasuredLabels:
         """What measures the latents themselves, with the shapes of `catalogue` for P latents."""
         if self.labels_are_latent:
             return self.catalogue(stars)
         n, p = len(stars), self.features.n_label
-        return Measured(np.zeros((n, p)), np.zeros((n, p, p)), np.zeros((n, p), bool))
+        return MeasuredLabels(np.zeros((n, p)), np.zeros((n, p, p)), np.zeros((n, p), bool))
 
 
 def require_error_factor(of: str | None) -> None:

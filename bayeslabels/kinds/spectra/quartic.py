@@ -16,7 +16,7 @@ from ...data.stars import Stars
 from ...errors import CannotDo
 from ...inference.starwise import StarProblem
 from ...numerics.compress import Statistics, compress
-from ...numerics.correlated import Correlated, compress_correlated
+from ...numerics.correlated import CorrelatedSpectra, compress_correlated
 from ...numerics.error_factor import error_factors, expected_residual2
 from ...numerics.features import Features, feature_moments
 from ...numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
@@ -65,7 +65,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     integrate = rough = False
     sums = None
     if "flux" in stars:
-        spectra = (_Correlated if model.has_covariance(stars) else _Spectra)(model, moments, stars)
+        spectra = (_CorrelatedTestSpectra if model.has_covariance(stars) else _TestSpectra)(model, moments, stars)
         integrate = bool(np.nanmax(moments.coefficient_covariance, initial=0.0) > 0)
         rough = integrate or spectra.shapes is not None or spectra.own_factor
         # a first estimate does not need every pixel of a long spectrum
@@ -105,7 +105,9 @@ def flux_given_labels(model: LinearModel, moments: Moments, stars: Stars, phi: n
 
     F = J' G J, k = h + J' (b - G phi_0). phi (N, K): features at which the coefficients are integrated out.
     """
-    spectra = (_Correlated if model.has_covariance(stars) else _Spectra)(model.replace(nuisances=()), moments, stars)
+    spectra = (_CorrelatedTestSpectra if model.has_covariance(stars) else _TestSpectra)(
+        model.replace(nuisances=()), moments, stars
+    )
     gram, linear, constant, *_ = spectra.compressed(phi, True, constant=True)[0]
     precision, information = label_terms(model, moments, stars.drop("flux"), phi)
     origin = np.zeros(model.features.n_label)
@@ -118,7 +120,7 @@ def flux_given_labels(model: LinearModel, moments: Moments, stars: Stars, phi: n
     return fixed + 0.5 * ((own * solved).sum(1) - (information * known).sum(1) + logs)
 
 
-class _Spectra:
+class _TestSpectra:
     """Spectra of N stars and the trained parameters that they are compressed with; shapes (Q, L, K): of nuisances."""
 
     def __init__(self, model: LinearModel, moments: Moments, stars: Stars):
@@ -174,7 +176,7 @@ class _Spectra:
         return marginalise(statistics, sums), sums
 
 
-class _Correlated(_Spectra):
+class _CorrelatedTestSpectra(_TestSpectra):
     """Spectra whose errors are correlated between pixels."""
 
     def read(self, model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
@@ -183,7 +185,7 @@ class _Correlated(_Spectra):
                 'flux_error_factor="star" scales errors of single pixels, not covariances: flux_error_factor=None'
             )
         value, error = model.marginal(stars)
-        self.spectra = Correlated.of(value, error, stars["flux"].error)
+        self.spectra = CorrelatedSpectra.of(value, error, stars["flux"].error)
         return value, error
 
     def draft(self, typical: Array, integrate: bool) -> tuple[Statistics, NuisanceSums | None]:

@@ -28,7 +28,7 @@ from ...numerics.linalg import Array, unpack
 from ...numerics.regression import CoefficientPrior, PixelSums, pixel_sums, pixels_from_sums
 from ...progress import bar
 from .labels import CatalogueLabels, LabelSums, Moving, moved_features
-from .model import LinearModel, Measured, Spectra
+from .model import LinearModel, MeasuredLabels, Spectra
 from .training import EM, LATENT_STEPS, PRIOR_STEPS, evidence, expected_statistics, latents_given, learn_prior
 
 WATCHED = 2000
@@ -41,7 +41,7 @@ EXACT = 1e-6
 """Change of the total variance, relative, at which pixels with exact labels are done."""
 
 
-class Shared(NamedTuple):
+class SpectraParameters(NamedTuple):
     """What all stars share, as in `EM`; slope (P, P), offset (P,): the last move of the latents, which ends an E step
     and is not the identity at the fixed point; labels (W, M): of the stars watched, as these values have them.
     """
@@ -64,7 +64,7 @@ class Shared(NamedTuple):
     labels: Array
 
 
-class Sums(NamedTuple):
+class SpectraSums(NamedTuple):
     pixels: PixelSums
     moving: Moving
     labels: LabelSums
@@ -103,7 +103,7 @@ class SpectraBySums(BySums):
         filled = np.pad(some, (0, -len(some) % STARS), mode="edge")
         self.watched, self.watching = model.arrays(sample[filled]), (np.arange(len(filled)) < len(some)).astype(float)
 
-    def start(self) -> Shared:
+    def start(self) -> SpectraParameters:
         em = self.em
         with bar(None, "", False) as hidden:
             em.run(self.at_start, 0.03, hidden)
@@ -111,7 +111,7 @@ class SpectraBySums(BySums):
         name = self.model.sites["coefficients"]
         hyper_mean = em.learned.get(f"{name}_mean", np.zeros(k))
         hyper_covariance = em.learned.get(f"{name}_covariance", np.zeros((k, k)))
-        g = Shared(
+        g = SpectraParameters(
             em.theta, em.covariance, em.scatter2, em.trained, em.pixel_converged, em.prior.precision,
             em.prior.information, hyper_mean, hyper_covariance, em.mean, em.population, em.labels.tau2,
             em.labels.coefficients, np.eye(p), np.zeros(p), np.zeros(0),
@@ -119,12 +119,12 @@ class SpectraBySums(BySums):
         g = jax.tree.map(lambda x: np.asarray(x, bool if x.dtype == bool else float), g)
         return g._replace(labels=self.expect(g, self.watched, self.watching)[1])
 
-    def labels_of(self, g: Shared, catalogue: Measured) -> CatalogueLabels:
+    def labels_of(self, g: SpectraParameters, catalogue: MeasuredLabels) -> CatalogueLabels:
         labels = self.em.labels.of_stars(catalogue)
         labels.tau2, labels.coefficients = g.tau2, g.coefficients
         return labels
 
-    def expect(self, g: Shared, data: Spectra, counts: np.ndarray) -> tuple[ExpectedSpectra, np.ndarray]:
+    def expect(self, g: SpectraParameters, data: Spectra, counts: np.ndarray) -> tuple[ExpectedSpectra, np.ndarray]:
         """E step, and the true labels (N, M) at its end."""
         counted = np.asarray(counts) > 0
         catalogue = data.labels._replace(observed=data.labels.observed & counted[:, None])
@@ -151,21 +151,21 @@ class SpectraBySums(BySums):
         found = ExpectedSpectra(u, covariance, phi, second, density, y, e, labels)
         return found, labels.of(labels.seen(u, covariance, g.slope, g.offset)[0])
 
-    def sums(self, g: Shared, data: Spectra, counts: np.ndarray) -> Sums:
+    def sums(self, g: SpectraParameters, data: Spectra, counts: np.ndarray) -> SpectraSums:
         x, _ = self.expect(g, data, counts)
         weight = np.asarray(counts)
         second, seen = unpack(x.second, self.features.size), x.labels.seen(x.u, x.covariance, g.slope, g.offset)
-        return Sums(
+        return SpectraSums(
             pixel_sums(x.value, x.error, x.phi, x.second, g.theta * self.em.allowed, g.scatter2, self.unit),
             x.labels.moving(x.u, x.covariance, weight), x.labels.sums(*seen, x.phi, second),
             np.where(weight > 0, x.log_density, 0.0).sum(),
         )  # fmt: skip
 
-    def log_density(self, g: Shared, data: Spectra, counts: np.ndarray) -> float:
+    def log_density(self, g: SpectraParameters, data: Spectra, counts: np.ndarray) -> float:
         x, _ = self.expect(g, data, counts)
         return float(np.where(np.asarray(counts) > 0, x.log_density, 0.0).sum())
 
-    def update(self, g: Shared, sums: Sums) -> tuple[Shared, float, float]:
+    def update(self, g: SpectraParameters, sums: SpectraSums) -> tuple[SpectraParameters, float, float]:
         em, m, before = self.em, self.features.n_label, g.scatter2
         objective = self._objective(g, sums)
         labels, prior = self.labels_of(g, em.labels.catalogue), self._prior(g)
@@ -195,7 +195,7 @@ class SpectraBySums(BySums):
             prior, hyper_mean, hyper_covariance, prior_settled = *learned[:3], learned.converged
             if not em.penalised:
                 theta, covariance = learned.theta, learned.covariance
-        after = Shared(
+        after = SpectraParameters(
             theta, covariance, scatter2, trained, converged, np.asarray(prior.precision), np.asarray(prior.information),
             hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
             labels.coefficients, slope, offset, g.labels,
@@ -211,15 +211,15 @@ class SpectraBySums(BySums):
         change = max(change, float(np.sqrt(np.mean(moved**2, axis=0)).max()))
         return jax.tree.map(np.asarray, after._replace(labels=after_labels)), change, objective
 
-    def _prior(self, g: Shared) -> CoefficientPrior:
+    def _prior(self, g: SpectraParameters) -> CoefficientPrior:
         return self.em.prior._replace(precision=g.precision, information=g.information)
 
-    def _objective(self, g: Shared, sums: Sums) -> float:
+    def _objective(self, g: SpectraParameters, sums: SpectraSums) -> float:
         if not self.em.knows_objective:
             return float("nan")
         return float(sums.log_density) + self._restored(g).log_prior()
 
-    def _restored(self, g: Shared) -> EM:
+    def _restored(self, g: SpectraParameters) -> EM:
         """The state of training in memory with these values."""
         em = self.em
         em.theta, em.covariance, em.scatter2, em.trained = g.theta, g.covariance, g.scatter2, g.trained
@@ -227,7 +227,7 @@ class SpectraBySums(BySums):
         em.labels.tau2, em.labels.coefficients = g.tau2, g.coefficients
         return em
 
-    def trained(self, g: Shared, n: int) -> Trained:
+    def trained(self, g: SpectraParameters, n: int) -> Trained:
         em = self._restored(g)
         em.stands_for = n
         if isinstance(self.model.prior, Learned):

@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     n_trained: int
 
 
-class Data(NamedTuple):
+class SweepData(NamedTuple):
     """Pixels in J blocks of B, N stars, M labels, P latents (the labels themselves, P = M, unless they are outputs).
 
     value, variance (J, N, B), 0 and `MISSING` where missing; allowed (J, B, K); trained, guess2 (J, B): whether a pixel
@@ -105,7 +105,7 @@ class State(NamedTuple):
     affine_width: Array
 
 
-def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[State, dict[str, Array]]:
+def sweep(plan: Plan, data: SweepData, state: State, key: Array, gain: Any) -> tuple[State, dict[str, Array]]:
     """All blocks once, in turn. Leaves the posterior invariant while gain = 0. Returns acceptance rates, too."""
     keys = jax.random.split(key, 5)
     state, gram, linear, rates = _pixels(plan, data, state, keys[0])
@@ -127,7 +127,7 @@ def sweep(plan: Plan, data: Data, state: State, key: Array, gain: Any) -> tuple[
     return state, rates
 
 
-def _pixels(plan: Plan, data: Data, state: State, key: Array):
+def _pixels(plan: Plan, data: SweepData, state: State, key: Array):
     """theta and s, block by block of pixels, and with them the compressed spectra: G (packed), b."""
     k = plan.features.size
     phi = plan.features(state.u)
@@ -204,7 +204,7 @@ def _scatter(key, s, residual2, variance, guess2, width):
     return jnp.where(accept, new, s), accept.astype(s.dtype)
 
 
-def _hyper(plan: Plan, data: Data, state: State, key: Array) -> State:
+def _hyper(plan: Plan, data: SweepData, state: State, key: Array) -> State:
     """m and Sigma given the trained pixels' coefficients."""
     k1, k2 = jax.random.split(key)
     k = plan.features.size
@@ -221,7 +221,7 @@ def _hyper(plan: Plan, data: Data, state: State, key: Array) -> State:
     return state._replace(m=m, sigma=sigma)
 
 
-def _labels(plan: Plan, data: Data, state: State, gram: Array, linear: Array, key: Array):
+def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Array, key: Array):
     """u of all stars: t proposals at the Gauss-Newton optimum, then a random walk of the same shape.
 
     The optimum is sought from a fixed point, so that the proposals do not depend on the present labels. Arrays have the
@@ -306,7 +306,7 @@ def _population(state: State, key: Array) -> State:
     return state._replace(mu=mu, population=population)
 
 
-def _outputs(plan: Plan, data: Data, state: State, gram: Array, linear: Array, key: Array) -> State:
+def _outputs(plan: Plan, data: SweepData, state: State, gram: Array, linear: Array, key: Array) -> State:
     """Latents of all stars, then C: both Gaussian, phi being linear."""
     k1, k2 = jax.random.split(key)
     features = plan.features
@@ -330,7 +330,7 @@ def _outputs(plan: Plan, data: Data, state: State, gram: Array, linear: Array, k
     return state._replace(u=u, c=c)
 
 
-def _label_scatter(plan: Plan, data: Data, state: State, key: Array, gain: Any):
+def _label_scatter(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
     """tau_m, one at a time, by a random walk folded at zero; in scaled labels."""
     m = len(state.tau)
     true = plan.features(state.u) @ state.c.T if plan.outputs else state.u
@@ -357,7 +357,7 @@ def _label_scatter(plan: Plan, data: Data, state: State, key: Array, gain: Any):
     return state._replace(tau=tau, tau_width=width), chance.mean()
 
 
-def _affine(plan: Plan, data: Data, state: State, key: Array, gain: Any):
+def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
     """u_m -> c + sum_j a_j u_j, one label m at a time, with everything that lives on the labels; proposed in two ways.
 
     walk: unit time of the flow du_m/dt = xi . (1, u). xi and -xi are equally likely and undo each other, so that the
@@ -463,7 +463,7 @@ def _flow(xi, row):
     return (stretch * xi).at[row + 1].set(jnp.exp(rate))
 
 
-def _label_covariance(data: Data, tau: Array) -> Array:
+def _label_covariance(data: SweepData, tau: Array) -> Array:
     """(M, M, N): of the catalogue labels about the true ones, the identity where not observed."""
     eye = jnp.eye(len(tau))[:, :, None]
     seen = data.observed.T
@@ -471,14 +471,14 @@ def _label_covariance(data: Data, tau: Array) -> Array:
     return jnp.where(both, jnp.moveaxis(data.label_covariance, 0, -1) + eye * tau[:, None, None] ** 2, eye)
 
 
-def _label_density(data: Data, offset: Array, tau: Array) -> Array:
+def _label_density(data: SweepData, offset: Array, tau: Array) -> Array:
     """ln p(catalogue labels) from offset (M, N), zero where not observed."""
     factor = lockstep.cholesky(_label_covariance(data, tau))
     z2 = (lockstep.forward(factor, offset) ** 2).sum(0)
     return -(0.5 * z2 + sum(jnp.log(factor[i][i]) for i in range(len(tau)))).sum()
 
 
-def _label_precision(data: Data, tau: Array) -> Array:
+def _label_precision(data: SweepData, tau: Array) -> Array:
     """(M, M, N), zero in rows and columns not observed."""
     m = len(tau)
     seen = data.observed.T

@@ -27,7 +27,7 @@ from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, Modes
 from ...numerics.propagate import log_normal
 from .frame import Inputs, measured
-from .translator import Rows, Translator, TranslatorMoments
+from .translator import Translator, TranslatorData, TranslatorMoments
 
 STEPS = 5
 """Iterations of the filter."""
@@ -52,8 +52,8 @@ class Prior(NamedTuple):
         return jax.scipy.special.logsumexp(self.log_weight + log_det - 0.5 * (z**2).sum(-1), axis=-1)
 
 
-class Own(NamedTuple):
-    """What belongs to each star: the prior of every group of inputs, and the outputs as in `Rows`."""
+class InverseData(NamedTuple):
+    """What belongs to each star: the prior of every group of inputs, and the outputs as in `TranslatorData`."""
 
     priors: tuple[Prior, ...]
     y: Array
@@ -67,10 +67,10 @@ class InputEnergy(Energy):
 
     bound: Bound[Translator]
 
-    def __call__(self, x: Array, shared: Any, own: Own) -> Array:
+    def __call__(self, x: Array, shared: Any, own: InverseData) -> Array:
         model = self.bound.model
         points = x.astype(shared["coefficients"].dtype)
-        each = Rows(points, jnp.zeros((*points.shape, 0), points.dtype), *own[1:])
+        each = TranslatorData(points, jnp.zeros((*points.shape, 0), points.dtype), *own[1:])
         density = jax.vmap(lambda theta: model.log_likelihood(theta, each))(shared)
         groups = zip(model.require_frame().groups, own.priors, strict=True)
         return -jax.scipy.special.logsumexp(density, 0) - sum(prior.log_density(x[:, at]) for at, prior in groups)
@@ -91,7 +91,7 @@ def inverse(
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
         priors, components = _prior(frame, given, rows)
-        own = Own(priors, *(x[rows] for x in outputs))
+        own = InverseData(priors, *(x[rows] for x in outputs))
         factor = np.asarray(posterior.moments.error_factor)
         noise = own.noise * (factor[:, :, None] * factor[:, None]).mean(0)
         centre, spread, evidence = _updated(bound, theta, tail, own._replace(noise=noise), *components[1:])

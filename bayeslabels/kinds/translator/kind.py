@@ -33,7 +33,7 @@ from ...inference.guide import fit_guide
 from ...inference.importance import KHAT_LIMIT
 from ...inference.minibatch import fit_members, fit_part
 from ...inference.whitened import Start
-from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, StarResult, TrainedModel, Trainer, by_program
+from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.compiling import jit
 from ...numerics.occupancy import Occupancy
 from ...results.rows import star_rows
@@ -56,15 +56,7 @@ BACK = 1000
 """Draws that the moments of the other direction are of."""
 
 
-class Quantities(NamedTuple):
-    """What is inferred of every star, and the block that it is to be compared with."""
-
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    block: str = TARGET
-
-
-class Predicted(NamedTuple):
+class PredictedOutputs(NamedTuple):
     """Predicted outputs of N stars, scaled: mean (N, M), and covariances (N, M, M) by where they come from."""
 
     mean: np.ndarray
@@ -215,7 +207,7 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
         frame = model.require_frame()
         if stars is not None and TARGET in stars:
             return Quantities(frame.input_names, frame.input_units, frame.source[0])
-        return Quantities(frame.names, frame.units)
+        return Quantities(frame.names, frame.units, TARGET)
 
     def about(self, posterior: TrainedModel[Translator, TranslatorMoments]) -> dict[str, Any]:
         return {
@@ -307,11 +299,13 @@ def _members(model: Translator, draws: dict[str, np.ndarray], most: int) -> Tran
     )
 
 
-def predict(posterior: TrainedModel[Translator, TranslatorMoments], given: Inputs, exact: bool = False) -> Predicted:
+def predict(
+    posterior: TrainedModel[Translator, TranslatorMoments], given: Inputs, exact: bool = False
+) -> PredictedOutputs:
     """What the members together say of the outputs; exact: given's values are the true inputs."""
     model = posterior.model
     x, root = (given.value, np.zeros((*given.value.shape, 0))) if exact else known_inputs(model.require_frame(), given)
-    return Predicted(*_predict(Bound(model), posterior.moments, x, root))
+    return PredictedOutputs(*_predict(Bound(model), posterior.moments, x, root))
 
 
 def _predict(bound: Bound[Translator], moments: TranslatorMoments, x: np.ndarray, root: np.ndarray) -> list[np.ndarray]:
@@ -362,7 +356,7 @@ def quantiles(weight: np.ndarray, precision: np.ndarray, levels: np.ndarray, sha
     return np.stack([np.interp(share, grid, row) for row in 0.5 * (low + high)])
 
 
-def _draws(found: Predicted, weight: Any, precision: Any, n: int, rng: np.random.Generator) -> np.ndarray:
+def _draws(found: PredictedOutputs, weight: Any, precision: Any, n: int, rng: np.random.Generator) -> np.ndarray:
     """(n, N, M)."""
     eye = 1e-12 * np.eye(found.mean.shape[1])
     smooth = np.linalg.cholesky(found.measurement + found.function + eye)

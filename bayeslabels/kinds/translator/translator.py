@@ -40,7 +40,7 @@ LN_SCATTER = np.log(0.5)
 """Where ln s starts, in units of the residuals' spread."""
 
 
-class Rows(NamedTuple):
+class TranslatorData(NamedTuple):
     """What the likelihood takes, scaled: mean (N, D) of the true inputs and a root (N, D, R) of their covariance, given
     what is measured of them; outputs y (N, M) with noise (N, M, M), and which are observed (N, M)."""
 
@@ -308,12 +308,12 @@ class Translator(CollapsedModel[TranslatorFrame]):
         correlation = theta["correlation"] @ jnp.swapaxes(theta["correlation"], -1, -2)
         return both[..., :m], spread[..., :m, :m], s[..., :, None] * correlation * s[..., None, :]
 
-    def arrays(self, stars: Stars) -> Rows:
+    def arrays(self, stars: Stars) -> TranslatorData:
         frame = self.require_frame()
-        return Rows(*known_inputs(frame, measured(frame, stars)), *self.outputs_of(stars))
+        return TranslatorData(*known_inputs(frame, measured(frame, stars)), *self.outputs_of(stars))
 
     def outputs_of(self, stars: Stars) -> tuple[Array, Array, Array]:
-        """y, noise and observed of `Rows`."""
+        """y, noise and observed of `TranslatorData`."""
         frame, target = self.require_frame(), stars[TARGET]
         value, _, observed = target.filled()
         xp = module_of(value)
@@ -323,7 +323,7 @@ class Translator(CollapsedModel[TranslatorFrame]):
             noise = target.filled_covariance() / (scale[:, None] * scale)
         return xp.where(observed, (value - centre) / scale, 0.0), noise, observed
 
-    def log_likelihood(self, theta: Mapping[str, Array], data: Rows) -> Array:
+    def log_likelihood(self, theta: Mapping[str, Array], data: TranslatorData) -> Array:
         if "correlation" not in theta:
             theta = {**theta, "correlation": jnp.ones((1, 1), data.x.dtype)}
         mean, spread, intrinsic = self.predictive(theta, data.x, data.root)
