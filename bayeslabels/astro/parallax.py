@@ -89,7 +89,7 @@ def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLik
     return 1e-3 * np.where(solved == 95, six, five)
 
 
-def _zero_point(q, terms, g, nu, latitude):
+def _zero_point(q: Array, terms: tuple[tuple[int, int], ...], g: Array, nu: Array, latitude: Array) -> Array:
     """sum_jk q_jk(g) c_j(nu) b_k(latitude), micro-arcsec."""
     sine = np.sin(np.deg2rad(latitude))
     c = (

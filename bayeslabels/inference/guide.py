@@ -84,28 +84,40 @@ class NegativeELBO:
     def __init__(self, bound: Bound[CollapsedModel], names: tuple[str, ...]):
         model = bound.model
 
-        def program(start, rows, counts, width, n):
-            def on_rows():
+        def program(start: Any, rows: Any, counts: Array, width: Array, n: Array) -> dict[str, Array]:
+            def on_rows() -> None:
                 theta = model.parameters()
                 density = jnp.where(counts, model.compiled(theta, rows), 0.0)
                 numpyro.factor("data", n / width * density.sum())
 
             return Whitened(on_rows, Start(start[0], names, start[1]))()
 
-        def loss(real, key, *stars):
+        def loss(real: Any, key: Array, *stars: Any) -> Array:
             flat, back = ravel_pytree({name: mean for name, (mean, _) in real.items()})
             sd = jax.nn.softplus(ravel_pytree({name: spread for name, (_, spread) in real.items()})[0])
             z = back(flat + sd * jax.random.normal(key, flat.shape))
             return potential_energy(program, stars, {}, z) - jnp.log(sd).sum() - len(flat) * ENTROPY
 
         @jit
-        def begin(key, first, *stars):
+        def begin(key: Array, first: dict[str, Array], *stars: Any) -> dict[str, Array]:
             strategy = init_to_value(values=first) if first else init_to_uniform
             return initialize_model(key, program, init_strategy=strategy, model_args=stars)[0].z
 
         @jit
-        def run(real, moments, key, data, order, counts, steps, rates, width, start, n):
-            def step(i, carry):
+        def run(
+            real: Any,
+            moments: Any,
+            key: Array,
+            data: Any,
+            order: Array,
+            counts: Array,
+            steps: Array,
+            rates: Array,
+            width: Array,
+            start: Any,
+            n: Array,
+        ) -> tuple[Any, Any, Array]:
+            def step(i: Array, carry: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
                 real, moments, losses = carry
                 rows = jax.tree.map(lambda x: x[order[i]], data)
                 own = jax.random.fold_in(key, i), start, rows, counts[i], width, n
@@ -117,7 +129,7 @@ class NegativeELBO:
             return jax.lax.fori_loop(0, steps, step, (real, moments, jnp.zeros(len(order))))
 
         @jit
-        def elbo(real, key, start, rows, counts, n):
+        def elbo(real: Any, key: Array, start: Any, rows: Any, counts: Array, n: Array) -> Array:
             keys = jax.random.split(key, PARTICLES)
             return -jax.vmap(lambda key: loss(real, key, start, rows, counts, counts.sum(), n))(keys).mean() / n
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..numerics.compiling import jit
-from ..numerics.linalg import in_float64
+from ..numerics.linalg import Array, in_float64
 from ..numerics.modes import Modes
 from ..numerics.psis import smooth_weights
 from ..progress import bar
@@ -150,7 +150,7 @@ def _nearer(problem: StarProblem, u: np.ndarray, seed: int) -> StarProblem:
 
 @jit
 @functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
-def _weigh(u, beside, log_ratio, position):
+def _weigh(u: Array, beside: Any, log_ratio: Array, position: Array) -> tuple[Array, Any, Array, Array, Array, Array]:
     """Per star: draws resampled to equal weight (S, M), at these shares (S,) of it, and what is beside them, k-hat,
     effective sample size, weighted mean and covariance."""
     log_weight, khat = smooth_weights(log_ratio)

@@ -28,6 +28,7 @@ from ..data.batches import Batches, DeviceBlock, Passes, Rows
 from ..devices import of_all_processes, shared_out
 from ..files.checkpoint import Checkpoint
 from ..numerics.compiling import jit
+from ..numerics.linalg import Array
 from ..progress import bar
 from .base import Trained
 from .polish import Polisher, covariance_of, draws_about, polish
@@ -161,19 +162,32 @@ class Objective:
         model = self.model = bound.model
         self.to_real = to_real = transforms(model)
 
-        def constrained(real):
+        def constrained(real: Any) -> dict[str, Array]:
             return {k: to_real[k](x) for k, x in real.items()}
 
-        def loss(real, rows, counts, width, key, n):
+        def loss(real: Any, rows: Any, counts: Array, width: Array, key: Array, n: Array) -> Array:
             theta = constrained(real)
             prior = log_density(model.parameters, (), {}, theta)[0]
             density = model.log_likelihood(model.dropped(theta, key), rows)
             return -jnp.where(counts, density, 0.0).sum() / width - prior / n
 
         @jit
-        def run(real, state, data, order, counts, steps, rate, width, key, n):
-            def of_member(real, state, order, counts, rate, width, key):
-                def step(i, carry):
+        def run(
+            real: Any,
+            state: Any,
+            data: Any,
+            order: Array,
+            counts: Array,
+            steps: Array,
+            rate: Array,
+            width: Array,
+            key: Array,
+            n: Array,
+        ) -> tuple[Any, Any, Array]:
+            def of_member(
+                real: Any, state: Any, order: Array, counts: Array, rate: Array, width: Array, key: Array
+            ) -> tuple[Any, Any, Array]:
+                def step(i: Array, carry: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
                     real, state, total = carry
                     rows = jax.tree.map(lambda x: x[order[i]], data)
                     own = counts[i], width, jax.random.fold_in(key, i), n
@@ -188,7 +202,7 @@ class Objective:
 
         @jit
         @jax.vmap
-        def held_out_density(real, out):
+        def held_out_density(real: Any, out: tuple[Any, Array]) -> Array:
             rows, usable = out
             return jnp.where(usable, model.log_likelihood(constrained(real), rows), 0.0).sum() / usable.sum()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from ..data.stars import Stars
 from ..errors import bad_input
 from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
+from ..numerics.modes import Energy
 from ..progress import bar, stretches
 from .base import Inference, StarDraws, Trained
 from .diagnostics import ess, rhat, worst
@@ -115,15 +116,15 @@ class NUTS(Inference):
         start = initial if many else {name: x[0] for name, x in initial.items()}
         state = sampler.init(keys, warmup, start, model_args=(), model_kwargs={})
 
-        def told(state):
+        def told(state: Any) -> tuple[Array, dict[str, Array]]:
             return state.z, {
                 "diverging": state.diverging, "energy": state.energy, "lp": -state.potential_energy,
                 "acceptance_rate": state.accept_prob, "n_steps": state.num_steps,
             }  # fmt: skip
 
         @jit
-        def run(state, kept, begin, end):
-            def step(i, carry):
+        def run(state: Any, kept: Any, begin: Array, end: Array) -> Any:
+            def step(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
                 state = sampler.sample(carry[0], (), {})
                 row = jnp.maximum(i - warmup, 0)  # of the warm-up the first, for a while
                 return state, jax.tree.map(lambda all, x: all.at[row].set(x), carry[1], told(state))
@@ -147,24 +148,24 @@ class NUTS(Inference):
         """
         program, names = model.program_of_data(sims[0]), starts[0].names
 
-        def whitened(start):
+        def whitened(start: Any) -> Whitened:
             return Whitened(program, Start(start[0], names, start[1]))
 
-        def potential(data, start):
+        def potential(data: Any, start: Any) -> Callable[[dict[str, Array]], Array]:
             return functools.partial(potential_energy, whitened(start), (data,), {})
 
         @jit
-        def initial(key, data, start):
+        def initial(key: Array, data: Any, start: Any) -> dict[str, Array]:
             strategy = init_to_value(values=whitened(start).start.first)
             return initialize_model(key, whitened(start), init_strategy=strategy, model_args=(data,))[0].z
 
         @jit
         @jax.vmap
-        def run(key, z, data, start):
+        def run(key: Array, z: dict[str, Array], data: Any, start: Any) -> tuple[dict[str, Array], Array]:
             first, back = ravel_pytree(z)
             first, root = _approach(lambda x: potential(data, start)(back(x)), first)
 
-            def whitened_potential(data, start):
+            def whitened_potential(data: Any, start: Any) -> Callable[[Array], Array]:
                 return lambda x: potential(data, start)(back(first + root @ x))
 
             settings = whitened_potential, self.warmup or 1000, self.draws, self.target_accept, self.max_tree_depth
@@ -236,10 +237,20 @@ def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) ->
 
 
 @functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
-def _run(energy, warmup, draws, target_accept, depth, shared, keys, z, args):
+def _run(
+    energy: Energy,
+    warmup: int,
+    draws: int,
+    target_accept: float,
+    depth: int,
+    shared: Any,
+    keys: Array,
+    z: Array,
+    args: Any,
+) -> tuple[Array, Array]:
     """Chains (N, chain, draw, M) of u = centre + factor z for every star."""
 
-    def potential(own, centre, factor):
+    def potential(own: Any, centre: Array, factor: Array) -> Callable[[Array], Array]:
         return lambda z: energy((centre + factor @ z)[None], shared, own)[0]
 
     n, chains, m = z.shape
@@ -251,18 +262,18 @@ def _run(energy, warmup, draws, target_accept, depth, shared, keys, z, args):
     return centre[:, None, None] + jnp.einsum("nij,ncsj->ncsi", factor, z), diverging
 
 
-def _approach(potential, x):
+def _approach(potential: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     """From x (d,) by Newton steps to where the mass of the density is, and F (d, d) with F F' = |curvature|^-1 there.
 
     Directions of next to no curvature are taken to be as wide as 1. The mode itself, which may be no place for a
     sampler, is not sought: steps end where the whitened slope is no longer than at a typical point.
     """
 
-    def root_at(x):
+    def root_at(x: Array) -> Array:
         value, vector = jnp.linalg.eigh(jnp.nan_to_num(jax.hessian(potential)(x)))
         return vector / jnp.sqrt(jnp.clip(jnp.abs(value), 1.0, 1e12))
 
-    def step(_, x):
+    def step(_: Array, x: Array) -> Array:
         root = root_at(x)
         slope = root.T @ jax.grad(potential)(x)
         trials = x - STEPS[:, None] * (root @ slope)
@@ -274,7 +285,17 @@ def _approach(potential, x):
     return x, root_at(x)
 
 
-def _chains(potential, warmup, draws, target_accept, max_tree_depth, keys, z, args, axis):
+def _chains(
+    potential: Callable[..., Callable[[Array], Array]],
+    warmup: int,
+    draws: int,
+    target_accept: float,
+    max_tree_depth: int,
+    keys: Array,
+    z: Array,
+    args: Any,
+    axis: int | None,
+) -> tuple[Array, Array]:
     """Draws (draw, chain, d) and whether each diverged, of chains from z (chain, d) on the potential(*args), white.
 
     `axis` of `args` is that of the chains, or None where all have the same. The chains are mapped over inside of one
@@ -282,7 +303,7 @@ def _chains(potential, warmup, draws, target_accept, max_tree_depth, keys, z, ar
     """
     initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
 
-    def begin(key, z, args):
+    def begin(key: Array, z: Array, args: Any) -> Any:
         return initialise(
             z,
             warmup,
@@ -294,7 +315,7 @@ def _chains(potential, warmup, draws, target_accept, max_tree_depth, keys, z, ar
             rng_key=key,
         )
 
-    def record(i, carry):
+    def record(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state = jax.vmap(step, in_axes=(0, axis))(carry[0], args)
         row = jnp.maximum(i - warmup, 0)  # of the warm-up the first, for a while
         return state, jax.tree.map(lambda all, x: all.at[row].set(x), carry[1], (state.z, state.diverging))

@@ -24,6 +24,7 @@ from scipy.optimize import minimize
 
 from ..core.collapsed import CollapsedModel
 from ..numerics.compiling import jit
+from ..numerics.linalg import Array
 
 FEWEST, CHUNK = 128, 1024
 """Stars at a time: of a small set the next power of two, so that few shapes are compiled and little is padding."""
@@ -117,31 +118,33 @@ class Polisher:
             whole = {name: x if name not in part else x.at[part[name]].set(free[name]) for name, x in fixed.items()}
             return {name: real_line[name](x) for name, x in whole.items()}
 
-        def prior(free, fixed):
+        def prior(free: Any, fixed: Any) -> Array:
             return log_density(model.parameters, (), {}, theta_of(free, fixed))[0]
 
-        def of_chunk(free, fixed, chunk):
+        def of_chunk(free: Any, fixed: Any, chunk: tuple[Any, Array]) -> Array:
             rows, weight = chunk
             return (weight * model.log_likelihood(theta_of(free, fixed), rows)).sum()
 
-        def of_star(free, fixed, star):  # a star that counts k times adds k g g', not k^2
+        def of_star(
+            free: Any, fixed: Any, star: tuple[Any, Array]
+        ) -> Array:  # a star that counts k times adds k g g', not k^2
             rows, weight = star
             return (
                 jnp.sqrt(weight) * model.log_likelihood(theta_of(free, fixed), jax.tree.map(lambda x: x[None], rows))[0]
             )
 
         @jit
-        def value_and_slope(free, fixed, chunks):
-            def add(total, chunk):
+        def value_and_slope(free: Any, fixed: Any, chunks: Any) -> tuple[Array, Any]:
+            def add(total: Any, chunk: tuple[Any, Array]) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, total, jax.value_and_grad(of_chunk)(free, fixed, chunk)), None
 
             return jax.lax.scan(add, jax.value_and_grad(prior)(free, fixed), chunks)[0]
 
         @jit
-        def information(free, fixed, chunks):
+        def information(free: Any, fixed: Any, chunks: Any) -> Array:
             flat, back = ravel_pytree(free)
 
-            def add(total, chunk):
+            def add(total: Any, chunk: tuple[Any, Array]) -> tuple[Any, None]:
                 scores = jax.vmap(jax.grad(of_star), (None, None, 0))(free, fixed, chunk)
                 scores = jax.vmap(lambda x: ravel_pytree(x)[0])(scores)
                 return total + scores.T @ scores, None
@@ -162,10 +165,12 @@ class Polisher:
             if root is None:  # training went astray: said so, and left alone
                 return real, np.inf
 
-            def there(y, x=x, root=root):
+            def there(y: np.ndarray, x: np.ndarray = x, root: np.ndarray = root) -> np.ndarray:
                 return x + solve_triangular(root.T, y, lower=False)
 
-            def loss(y, there=there, root=root):
+            def loss(
+                y: np.ndarray, there: Callable[[np.ndarray], np.ndarray] = there, root: np.ndarray = root
+            ) -> tuple[float, np.ndarray]:
                 value, slope = self.value_and_slope(back(jnp.asarray(there(y), dtype)), real, chunks)
                 slope = np.asarray(ravel_pytree(slope)[0], float)
                 if not (np.isfinite(value) and np.isfinite(slope).all()):

@@ -75,10 +75,10 @@ def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: int | None = 
 
 
 @functools.partial(jit, static_argnames="freedom")
-def _draw_stars(z, uniform, modes, freedom):
+def _draw_stars(z: Array, uniform: Array, modes: Modes, freedom: float | None) -> tuple[Array, Array]:
     m = modes.location.shape[-1]
 
-    def one(z, uniform, location, covariance, weight):
+    def one(z: Array, uniform: Array, location: Array, covariance: Array, weight: Array) -> tuple[Array, Array]:
         """Star by star: z (n, M), uniform (n, 1), location (J, M), covariance (J, M, M), weight (J,)."""
         upper = jnp.cumsum(weight)
         component = (uniform > upper[:-1]).sum(1, keepdims=True) == jnp.arange(len(weight))
@@ -107,6 +107,6 @@ def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:
 
 
 @functools.partial(jit, static_argnums=0)
-def _in_passing(energy, shared, own, u):
+def _in_passing(energy: Energy, shared: Any, own: Any, u: Array) -> tuple[Array, Any]:
     f, beside = jax.vmap(energy.in_passing, (0, None, 0))(u, shared, own)
     return -f, beside

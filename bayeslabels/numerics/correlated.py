@@ -115,7 +115,15 @@ def compress_correlated(
         return _compressed(spectra, theta, scatter, use, theta_covariance, phi, templates)
 
 
-def _compressed(spectra, theta, scatter, use, theta_covariance, phi, templates):
+def _compressed(
+    spectra: CorrelatedSpectra,
+    theta: Array,
+    scatter: Array,
+    use: Array,
+    theta_covariance: Array | None,
+    phi: Array | None,
+    templates: Array | None,
+) -> tuple[Statistics, NuisanceSums | None]:
     found = []
     for rows in _parts(len(spectra.value)):
         part, extra = spectra.rows(rows), np.where(use, scatter, 0.0) ** 2

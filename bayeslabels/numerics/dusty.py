@@ -151,7 +151,7 @@ def centre_of(residual: Array, noise: Noise) -> Array:
     return jax.lax.stop_gradient(jnp.where(total > 0, mean, 10.0))
 
 
-def _quadratic(one, vector, residual, log_det, mu_0, e_0):
+def _quadratic(one: Array, vector: Array, residual: Array, log_det: Array, mu_0: Array, e_0: Array) -> Quadratic:
     dot = lambda a, b: (a * b).sum(-1)  # noqa: E731
     return Quadratic(
         dot(one, one), dot(one, vector), dot(vector, vector), dot(one, residual), dot(vector, residual),
@@ -208,7 +208,7 @@ def mode(q: Quadratic, others: Others) -> tuple[Array, Array]:
     strength = jnp.where(good, (LN10_5 * y) ** 2 * precision, 0.0)
     x = strength * aim / (strength + alone)
 
-    def slopes(x):
+    def slopes(x: Array) -> tuple[Array, Array, Array]:
         h, p, _ = _in_e(q, others, x)
         mean, variance = truncated.moments(h, p, q.e_0)
         first, second = others.distance.slopes(q.mu_0 + x)
@@ -225,7 +225,7 @@ def mode(q: Quadratic, others: Others) -> tuple[Array, Array]:
         fisher = jnp.maximum(own - both**2 * variance, 0.0) + jnp.maximum(second, 1e-4) + precision * tangent**2
         return gradient, fisher, fisher - off * LN10_5**2 * true
 
-    def step(_, state):
+    def step(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, _ = state
         gradient, fisher, exact = slopes(x)
         x = x + jnp.clip(gradient / jnp.maximum(exact, 0.7 * fisher), -2.0, 2.0)

@@ -243,7 +243,7 @@ def feature_moments(features: Features, u: np.ndarray, covariance: np.ndarray) -
 
 
 @functools.partial(jit, static_argnums=0)
-def _gaussian_moments(features, u, covariance):
+def _gaussian_moments(features: Features, u: Array, covariance: Array) -> tuple[Array, Array]:
     first, second = features.moments(u, covariance)
     return first, pack(second)
 

@@ -28,7 +28,7 @@ def log_scaled_exp1(u: Array) -> Array:
 
 
 @log_scaled_exp1.defjvp
-def _derivative(primals, tangents):
+def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (u,), (change,) = primals, tangents
     value = log_scaled_exp1(u)
     return value, (1 - jnp.exp(-value) / u) * change

@@ -57,7 +57,7 @@ def derivatives(y: Array, sigma: Array, eta: Array, s: Array) -> Derivatives:
     variance = jnp.asarray(sigma)[..., None] ** 2
     pull = (jnp.asarray(y)[..., None] - true) / variance
 
-    def mean(at_nodes):
+    def mean(at_nodes: Array) -> Array:
         return (weight * at_nodes).sum(-1)
 
     of_eta, of_zero = mean(true * pull), mean(pull)
@@ -78,7 +78,7 @@ LARGEST = 300.0
 """exp of more is not computed: no parallax is that large, and squares must not overflow."""
 
 
-def _integrand(y, sigma, eta, s):
+def _integrand(y: Array, sigma: Array, eta: Array, s: Array) -> tuple[Array, Array]:
     """ln of the integrand times the rule's weights, and exp(eta + s z), at the nodes, (..., NODES)."""
     y, sigma, eta, s = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in (y, sigma, eta, s)))
     centre, width = jax.lax.stop_gradient(_mode(*(jax.lax.stop_gradient(a) for a in (y, sigma, eta, s))))
@@ -90,7 +90,7 @@ def _integrand(y, sigma, eta, s):
     return log_norm[..., None] + log_w - 0.5 * misfit**2 - 0.5 * z**2, true
 
 
-def _mode(y, sigma, eta, s):
+def _mode(y: Array, sigma: Array, eta: Array, s: Array) -> tuple[Array, Array]:
     """Mode and width in z of N(y | exp(eta + s z), sigma^2) N(z | 0, 1), by Gauss-Newton from the two data combined."""
     precision = (s * y / sigma) ** 2
     from_data = (jnp.log(jnp.maximum(y, 1e-300)) - eta) / jnp.maximum(s, 1e-12)
@@ -148,6 +148,6 @@ def cold_start(x: Array, y: np.ndarray, sigma: np.ndarray, l1: np.ndarray, ridge
     return minimise(x, convex, l1, ridge, start, tolerance=10.0, max_iterations=20).theta
 
 
-def _minus_log_likelihood(y, sigma, s, eta):
+def _minus_log_likelihood(y: Array, sigma: Array, s: Array, eta: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     d = derivatives(y, sigma, eta, s)
     return -np.asarray(d.value), -np.asarray(d.eta), np.maximum(d.eta_eta, 0.1 * d.fisher)

@@ -17,7 +17,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
 from .compiling import jit
-from .linalg import constant, in_float64, threads_for
+from .linalg import Array, constant, in_float64, threads_for
 
 CHUNK, SHARE = 256, 65_536
 """Stars whose matrices stay in the cache, and stars at a time."""
@@ -180,12 +180,16 @@ def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndar
 
 
 @functools.partial(jit, static_argnums=6)
-def _given_chunks(weight, centre, covariance, x, noise, observed, size):
+def _given_chunks(
+    weight: Array, centre: Array, covariance: Array, x: Array, noise: Array, observed: Array, size: int
+) -> tuple[Array, Array, Array, Array]:
     """Arrays with the stars first, as `Given` has them."""
     d = x.shape[1]
     log_weight = jnp.log(jnp.maximum(weight, 1e-300))
 
-    def of_component(x, noise, observed, log_w, m, v):
+    def of_component(
+        x: Array, noise: Array, observed: Array, log_w: Array, m: Array, v: Array
+    ) -> tuple[Array, Array, Array]:
         """Gaussian elimination of what is observed from the joint covariance of observed and true values."""
         both = observed[:, None] & observed[None]
         rest = jnp.where(observed, 0.0, 1.0) * jnp.eye(d)[:, :, None]
@@ -202,7 +206,7 @@ def _given_chunks(weight, centre, covariance, x, noise, observed, size):
             table = table[1:, 1:] - table[1:, :1] * (row / pivot)
         return m[:, None] - table[:, -1], 0.5 * (table[:, :-1] + jnp.swapaxes(table[:, :-1], 0, 1)), density
 
-    def of_chunk(arrays):
+    def of_chunk(arrays: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         x, noise, observed = (jnp.moveaxis(a, 0, -1) for a in arrays)
         each = jax.lax.map(lambda k: of_component(x, noise, observed, *k), (log_weight, centre, covariance))
         mean, spread, terms = (jnp.moveaxis(a, -1, 0) for a in each)

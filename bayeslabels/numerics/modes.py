@@ -177,21 +177,23 @@ def distinct(
 
 
 @functools.partial(jit, static_argnums=(0, 1))
-def _distinct(keep, threshold, u, f, bend, done):
-    def curvature_at(_, pick):
+def _distinct(keep: int, threshold: float, u: Array, f: Array, bend: Array, done: Array) -> Modes:
+    def curvature_at(_: Array, pick: Array) -> Array:
         return jnp.take_along_axis(bend, pick[None, :, None, None], 0)[0]
 
     return distinct(u, f, done, curvature_at, keep, threshold)
 
 
 @functools.partial(jit, static_argnums=(0, 1, 2))
-def _descend(energy, curvature, exact, shared, own, points, evaluations):
+def _descend(
+    energy: Energy, curvature: Curvature, exact: bool, shared: Any, own: Any, points: _Points, evaluations: int
+) -> _Points:
     """`_Points` after so many evaluations, at most, of energy, slope and curvature."""
     n, j, m = points.u.shape
     values, curvatures = jax.vmap(energy.in_passing, (0, None, 0)), jax.vmap(curvature, (0, None, 0, 0))
     ahead = DIFFERENCE * jnp.concatenate([jnp.zeros((1, m)), jnp.eye(m) if exact else jnp.zeros((0, m))])
 
-    def locally(u):
+    def locally(u: Array) -> tuple[Array, Array, Array]:
         """Objective, slope and curvature."""
         at = (u[:, :, None] + ahead).reshape(n, -1, m)
         f, back, beside = jax.vjp(lambda u: values(u, shared, own), at, has_aux=True)
@@ -202,7 +204,7 @@ def _descend(energy, curvature, exact, shared, own, points, evaluations):
             bend = definite_or(second.reshape(-1, m, m), bend.reshape(-1, m, m)).reshape(bend.shape)
         return f[..., 0], slopes[:, :, 0], bend
 
-    def step(state):
+    def step(state: tuple[_Points, Array]) -> tuple[_Points, Array]:
         """A new point stays where it is: everything is evaluated in one place, which is compiled once."""
         (u, f, slope, bend, damping, done), count = state
         diagonal = jnp.diagonal(bend, axis1=-2, axis2=-1)[..., None] * jnp.eye(m)

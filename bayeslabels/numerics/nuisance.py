@@ -104,7 +104,17 @@ def compress_nuisances(
 
 
 @jit
-def _add(total, y, e, theta, scatter2, shapes, phi, trace, feature_pairs) -> NuisanceSums:
+def _add(
+    total: NuisanceSums,
+    y: Array,
+    e: Array,
+    theta: Array,
+    scatter2: Array,
+    shapes: Array,
+    phi: Array,
+    trace: Array | None,
+    feature_pairs: Array | None,
+) -> NuisanceSums:
     value, variance, ok = known(y, e)
     ok &= jnp.isfinite(scatter2)
     if trace is not None:

@@ -35,7 +35,7 @@ class _Problem(NamedTuple):
     information: Array
 
 
-def objective(u, statistics: Statistics, precision, information, features: Features):
+def objective(u: Array, statistics: Statistics, precision: Array, information: Array, features: Features) -> Array:
     """Minus log posterior density of u (N, M), up to a constant: the quartic plus 1/2 u' P u - h' u."""
     quadratic = 0.5 * jnp.einsum("nm,nmk,nk->n", u, precision, u) - (information * u).sum(-1)
     return quadratic - statistics.linear_log_likelihood(features(u))
@@ -59,8 +59,13 @@ def _locally(u: Array, problem: _Problem, features: Features, newton: bool) -> t
 
 @functools.partial(jit, static_argnames=("features", "iterations", "newton"))
 def descend(
-    u, problem: _Problem, features: Features, iterations: int = 60, newton: bool = False, tolerance: float = TOLERANCE
-):
+    u: Array,
+    problem: _Problem,
+    features: Features,
+    iterations: int = 60,
+    newton: bool = False,
+    tolerance: float = TOLERANCE,
+) -> tuple[Array, Array, Array, Array]:
     """Levenberg-Marquardt from u (N, M), to the mode of the `objective` of each star.
 
     Returns (u, curvature (N, M, M), objective (N,), converged (N,)). The step uses the Gauss-Newton matrix, which is
@@ -69,7 +74,7 @@ def descend(
     """
     m = u.shape[-1]
 
-    def step(state):
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         """The first step stays where it is: everything is evaluated in one place, which is compiled once."""
         u, f, gradient, curvature, damping, _, count = state
         diagonal = jnp.diagonal(curvature, axis1=1, axis2=2)[:, :, None] * jnp.eye(m)
@@ -87,7 +92,7 @@ def descend(
         done = ~jnp.isfinite(f) | (arrived & ~first)
         return u, f, gradient, curvature, jnp.where(first, damping, changed), done, count + 1
 
-    def unfinished(state):
+    def unfinished(state: tuple[Array, ...]) -> Array:
         return ~jnp.all(state[5]) & (state[6] < iterations)
 
     one = jnp.ones(len(u))
@@ -103,7 +108,9 @@ def newton_curvature(u: Array, problem: _Problem, features: Features) -> Array:
 
 
 @functools.partial(jit, static_argnames=("features",))
-def linear_posterior(gram, linear, precision, information, features: Features):
+def linear_posterior(
+    gram: Array, linear: Array, precision: Array, information: Array, features: Features
+) -> tuple[Array, Array]:
     """Mean (N, P) and covariance (N, P, P) of u where phi is linear, so that the posterior is Gaussian.
 
     gram (N, K, K), linear (N, K) as in `Statistics`; precision (N, P, P) and information (N, P) of the prior.
@@ -168,7 +175,7 @@ def find_quartic_modes(
 
 
 @functools.partial(jit, static_argnums=0)
-def _only_mode(features, problem):
+def _only_mode(features: Features, problem: _Problem) -> tuple[Array, Array, Array]:
     location, covariance = linear_posterior(
         problem.statistics.gram, problem.statistics.linear, problem.precision, problem.information, features
     )
@@ -177,10 +184,12 @@ def _only_mode(features, problem):
 
 
 @functools.partial(jit, static_argnums=0)
-def _descend_starts(features, tolerance, starts, problem):
+def _descend_starts(
+    features: Features, tolerance: float, starts: Array, problem: _Problem
+) -> tuple[Array, Array, Array]:
     """All starts (N, J, M) of a star side by side, so that its matrices are read once for all of them."""
 
-    def one(u):
+    def one(u: Array) -> tuple[Array, Array, Array]:
         u, _, f, done = descend(u, problem, features, FIRST_STEPS, tolerance=tolerance)
         return u, f, done
 
@@ -188,13 +197,15 @@ def _descend_starts(features, tolerance, starts, problem):
 
 
 @functools.partial(jit, static_argnums=0)
-def _descend_late(features, tolerance, u, problem):
+def _descend_late(features: Features, tolerance: float, u: Array, problem: _Problem) -> tuple[Array, Array, Array]:
     u, _, f, done = descend(u, problem, features, 100, True, tolerance)
     return u, f, done
 
 
 @functools.partial(jit, static_argnums=(0, 1))
-def _distinct(features, keep, threshold, u, f, done, problem):
+def _distinct(
+    features: Features, keep: int, threshold: float, u: Array, f: Array, done: Array, problem: _Problem
+) -> tuple[Array, ...]:
     """`Modes` with the stars first."""
     u, f, done = (jnp.moveaxis(x, 1, 0) for x in (u, f, done))
     found = distinct(u, f, done, lambda at, _: newton_curvature(at, problem, features), keep, threshold)
@@ -203,10 +214,10 @@ def _distinct(features, keep, threshold, u, f, done, problem):
     return tuple(jnp.moveaxis(x, 1, 0) for x in found)
 
 
-def _exactly(features, problem, u):
+def _exactly(features: Features, problem: _Problem, u: Array) -> tuple[Array, Array]:
     """Modes (N, M), and their covariances, that do not depend on the way to them: u is near to them."""
 
-    def step(count, state):
+    def step(count: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         u, _ = state
         _, gradient, curvature = _locally(u, problem, features, True)
         move = solve_small(curvature, gradient)
@@ -229,6 +240,6 @@ def settle(
 
 
 @functools.partial(jit, static_argnums=(0, 1))
-def _settle(features, iterations, u, problem):
+def _settle(features: Features, iterations: int, u: Array, problem: _Problem) -> tuple[Array, Array]:
     u, *_ = descend(u, problem, features, iterations)
     return u, inverse_psd(newton_curvature(u, problem, features))

@@ -212,7 +212,9 @@ _W = _W / _W.sum()
 
 
 @jit
-def averaged(zero, eta, s, y, sigma, spread, tilt=0.0):
+def averaged(
+    zero: Array, eta: Array, s: Array, y: Array, sigma: Array, spread: Array, tilt: Array | float = 0.0
+) -> Derivatives:
     """`Derivatives` of E[ln p(y_n - zero | eta, s, sigma)] over eta ~ N(eta_n, spread_n^2), the zero point with it.
 
     tilt: Cov(eta_n, zero) / spread_n. The two are nearly opposite where distant stars say little: averaged over eta
@@ -222,7 +224,9 @@ def averaged(zero, eta, s, y, sigma, spread, tilt=0.0):
     return Derivatives(*(_W @ part for part in each))
 
 
-def _scatter(log_s, zero, eta, y, sigma, spread, tilt, extra):
+def _scatter(
+    log_s: float, zero: Array, eta: Array, y: Array, sigma: Array, spread: Array, tilt: Array | float, extra: Array
+) -> float:
     """ln s that maximises the averaged likelihood with a half-normal(1) prior, by safeguarded Newton steps."""
     for _ in range(3):
         slope, curvature = _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra)
@@ -231,13 +235,17 @@ def _scatter(log_s, zero, eta, y, sigma, spread, tilt, extra):
     return log_s
 
 
-def expected_of_stars(extra, log_s, zero, eta, y, sigma, spread, tilt):
+def expected_of_stars(
+    extra: Array, log_s: Array, zero: Array, eta: Array, y: Array, sigma: Array, spread: Array, tilt: Array | float
+) -> Array:
     """The averaged likelihood (N,) with s_n^2 = s^2 + extra_n."""
     s = jnp.sqrt(jnp.exp(2 * log_s) + extra)
     return _W @ log_likelihood(y - zero - _T[:, None] * tilt, sigma, eta + _T[:, None] * spread, s)
 
 
-def _expected(extra, log_s, zero, eta, y, sigma, spread, tilt):
+def _expected(
+    extra: Array, log_s: Array, zero: Array, eta: Array, y: Array, sigma: Array, spread: Array, tilt: Array | float
+) -> Array:
     """That of all stars, and the prior of s."""
     of_stars = expected_of_stars(extra, log_s, zero, eta, y, sigma, spread, tilt)
     return of_stars.sum() - 0.5 * jnp.exp(2 * log_s) + log_s
@@ -247,8 +255,10 @@ _by_variance = jit(jax.grad(_expected))
 
 
 @jit
-def _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra):
-    def total(log_s):
+def _scatter_derivatives(
+    log_s: Array, zero: Array, eta: Array, y: Array, sigma: Array, spread: Array, tilt: Array | float, extra: Array
+) -> tuple[Array, Array]:
+    def total(log_s: Array) -> Array:
         return _expected(extra, log_s, zero, eta, y, sigma, spread, tilt)
 
     return jax.grad(total)(log_s), -jax.grad(jax.grad(total))(log_s)

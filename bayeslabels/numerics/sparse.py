@@ -57,7 +57,15 @@ def minimise(
         return _minimise(x, likelihood, l1, ridge, np.array(start, float), tolerance, max_iterations)
 
 
-def _minimise(x, likelihood, l1, ridge, theta, tolerance, max_iterations):
+def _minimise(
+    x: np.ndarray,
+    likelihood: Likelihood,
+    l1: Array,
+    ridge: Array,
+    theta: np.ndarray,
+    tolerance: float,
+    max_iterations: int,
+) -> Optimum:
     eta = x[:, np.flatnonzero(theta)] @ theta[theta != 0]
     value, slope, curvature = likelihood(eta)
     pull = slope @ x

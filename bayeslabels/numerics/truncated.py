@@ -37,7 +37,7 @@ def scaled_log_ndtr(t: Array) -> Array:
 
 
 @scaled_log_ndtr.defjvp
-def _scaled_slope(primals, tangents):
+def _scaled_slope(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (t,), (change,) = primals, tangents
     out = scaled_log_ndtr(t)
     # where t + phi / Phi cancels, its expansion

@@ -24,7 +24,7 @@ from ...numerics.compiling import jit
 from ...numerics.linalg import Array
 from ...numerics.lognormal import derivatives, log_likelihood
 from ...numerics.sparse import LARGEST_STEP, solve_quadratic, subgradient
-from .model import LogLinearModel, Regression, outlier_density
+from .model import LogLinearModel, Regression, ScaledFeatures, outlier_density
 from .outliers import doubted, first_rows, settled
 from .training import (
     chosen_penalty,
@@ -185,14 +185,25 @@ def judged(
 
 
 @jit
-def _predicted(x, mean, covariance):
+def _predicted(x: ScaledFeatures, mean: Array, covariance: Array) -> tuple[Array, Array, Array]:
     """Mean and sd (N,) of eta, and its covariance with the zero point over the sd."""
     spread = jnp.sqrt(jnp.maximum(((x @ covariance[:-1, :-1]) * x).sum(1), 0.0))
     return x @ mean[:-1], spread, x @ covariance[:-1, -1] / jnp.maximum(spread, 1e-300)
 
 
 @jit
-def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> ParallaxSums:
+def _sums(
+    data: Regression,
+    kept: Array,
+    wrong: Array,
+    counts: Array,
+    eta: Array,
+    spread: Array,
+    tilt: Array,
+    extra: Array,
+    zero: Array,
+    log_s: Array,
+) -> ParallaxSums:
     x, variance, y, sigma = data.features.value, data.features.variance, data.y, data.sigma
     out = shrinkage.averaged(zero, eta, jnp.sqrt(jnp.exp(2 * log_s) + extra), y, sigma, spread, tilt)
     h = kept * out.eta_eta
@@ -200,7 +211,7 @@ def _sums(data, kept, wrong, counts, eta, spread, tilt, extra, zero, log_s) -> P
     information = jnp.block([[whole, cross[:, None]], [cross[None], (kept * out.zero_zero).sum()[None, None]]])
     gradient = jnp.append((kept * out.eta) @ x, (kept * out.zero).sum())
 
-    def expected(log_s, extra):
+    def expected(log_s: Array, extra: Array) -> Array:
         return kept @ shrinkage.expected_of_stars(extra, log_s, zero, eta, y, sigma, spread, tilt)
 
     density, (slope, by_extra) = jax.value_and_grad(expected, (0, 1))(log_s, extra)
@@ -317,7 +328,7 @@ class ModeBySums(BySums):
 
 
 @jit
-def _mode_sums(data, counts, at, s, noise) -> ModeSums:
+def _mode_sums(data: Regression, counts: Array, at: Array, s: Array, noise: Array) -> ModeSums:
     x, theta, zero = data.features.value, at[:-1], at[-1]
     out = derivatives(data.y - zero, data.sigma, x @ theta, jnp.sqrt(s**2 + data.features.noise(noise)))
     h = counts * jnp.maximum(out.eta_eta, 0.1 * out.fisher)

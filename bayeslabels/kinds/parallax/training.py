@@ -271,7 +271,13 @@ def _choose(path: _Path, fold: np.ndarray, guess: float, s: float | None, streng
             seen.append((out.y - part.zero, out.sigma, eta, variance))
         y, sigma, eta, variance = (np.concatenate(x) for x in zip(*seen, strict=True))
 
-        def density(ln_s: float, y=y, sigma=sigma, eta=eta, variance=variance) -> float:
+        def density(
+            ln_s: float,
+            y: np.ndarray = y,
+            sigma: np.ndarray = sigma,
+            eta: np.ndarray = eta,
+            variance: np.ndarray = variance,
+        ) -> float:
             return float(np.asarray(log_likelihood(y, sigma, eta, np.sqrt(np.exp(2 * ln_s) + variance))).mean())
 
         if s is None:

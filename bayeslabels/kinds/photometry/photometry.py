@@ -44,7 +44,7 @@ from ...numerics.linalg import Array, after, constant
 from ...numerics.network import Function, Network, Polynomial
 from ...numerics.tangent import as_measured, bent_by_most, extinction
 from ...numerics.two_vectors import log_marginal_of_both, second_vector
-from ...numerics.whitening import noise_of
+from ...numerics.whitening import Noise, noise_of
 from . import luminosity, systems
 from .blocks import check_blocks, check_frame, check_settings
 from .frame import PhotometryFrame, frame_of
@@ -400,7 +400,9 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         x, bend = data.channels, theta["reddening_bend"]
         noise = noise_of(x.noise, (theta["scatter"] ** 2 + wide**2) * x.unit**2, x.seen)
 
-        def about(at, noise, bend, mu, e, *more):
+        def about(
+            at: PredictedMagnitudes, noise: Noise, bend: Array, mu: Array, e: Array, *more: Array
+        ) -> tuple[Quadratic, Array]:
             value, change = as_measured(at.mean + mu[:, None] + extinction(e, at.vector, bend), self.n_magnitude)
             bends = change * (1 - 2 * bend * e[:, None] * at.vector)
             columns = [change, at.vector * bends, x.value - value, *(y * bends for y in more)]
@@ -417,7 +419,7 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         catalogue's, all else exactly."""
         at, others = self.predicted(theta, data), self.others(theta, data)
 
-        def density(wide):
+        def density(wide: Array) -> Array:
             if self.dust_vectors == 1:
                 return log_marginal(self.seen_in(theta, data, at, wide), others)
             second = jnp.broadcast_to(second_vector(theta["reddening_second"], theta["reddening_log"]), at.vector.shape)

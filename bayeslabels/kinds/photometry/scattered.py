@@ -61,7 +61,7 @@ class Scattered(dist.Distribution):
         """ln p of good stars, and of outliers if there are any, in one factorisation."""
         off = (self.seen * (value / self.unit - self.mean_))[..., None, :]
 
-        def density(wide):
+        def density(wide: Array) -> Array:
             noise = noise_of(self.stated, (self.extra + wide**2) * self.change**2, self.seen)
             return -0.5 * ((noise.white(off) ** 2).sum((-2, -1)) + noise.log_det)
 

@@ -22,7 +22,7 @@ from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import find_modes
 from ...numerics.tangent import extinction
 from ...numerics.two_vectors import second_vector
-from ...numerics.whitening import noise_of
+from ...numerics.whitening import Noise, noise_of
 from . import r_v, systems
 from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told_by
 from .label_prior import label_prior
@@ -214,17 +214,27 @@ def _among(model: Photometry, moments: PhotometricMoments, survey: np.ndarray) -
 
 
 @functools.partial(jit, static_argnums=0)
-def _at(energy, u, shared):
+def _at(energy: LabelEnergy, u: Array, shared: Shared) -> tuple[Array, Array]:
     return energy.at(u, shared)
 
 
 @functools.partial(jit, static_argnums=(0, 1))
-def _choose(starts, wide, log_odds, rows, luminosity, candidates, m, vector, tilt):
+def _choose(
+    starts: int,
+    wide: float | None,
+    log_odds: float,
+    rows: dict[str, Any],
+    luminosity: Array,
+    candidates: Array,
+    m: Array,
+    vector: Array,
+    tilt: Array,
+) -> Array:
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     channels, others = rows["channels"], jax.tree.map(lambda x: x[:, None], rows["others"])
     y = channels.bright
 
-    def density(noise):
+    def density(noise: Noise) -> Array:
         """ln p(magnitudes, ... | candidate) (N, S), by matrix products; extinction is straight."""
         noise = noise.scaled(channels.unit)
         weight = noise.precision_times(jnp.ones_like(y)[:, None])[:, 0]
@@ -267,7 +277,7 @@ BRIGHTER = 2.0
 """By how much the second start differs from the first in absolute magnitude."""
 
 
-def _kinds(rows, wide):
+def _kinds(rows: dict[str, Any], wide: float | None) -> Noise:
     """Noise (K, N, ...) of stars, good ones and, where there may be any, outliers: one factorisation."""
     x = rows["channels"]
     widths = jnp.asarray([0.0] if wide is None else [0.0, wide], x.unit.dtype)
@@ -275,7 +285,15 @@ def _kinds(rows, wide):
 
 
 @functools.partial(jit, static_argnums=(0, 1))
-def _own(energy, wide, log_odds, members, shared, rows, first):
+def _own(
+    energy: LabelEnergy,
+    wide: float | None,
+    log_odds: float,
+    members: tuple[Array, ...],
+    shared: Shared,
+    rows: dict[str, Any],
+    first: Any,
+) -> Own:
     """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
     coefficients, reddening_log, reddening_slope, second, of_all = members
     n_member, x = len(coefficients), rows["channels"]
@@ -285,10 +303,10 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
     total = weight.sum(1, keepdims=True)
     weight = weight / jnp.where(total > 0, total, 1.0)
 
-    def own_with(factors, noise, e):
+    def own_with(factors: Array, noise: Noise, e: Array) -> Own:
         """The stars' data with this noise (K, N, ...)."""
 
-        def projected(noise):
+        def projected(noise: Noise) -> tuple[Array, Array]:
             white = noise.scaled(x.unit).white(factors)
             basis, _, log_det = project(white, jnp.zeros((len(white), 0, white.shape[-1])))
             return basis, -0.5 * (log_det + noise.log_det)
@@ -316,11 +334,11 @@ def _own(energy, wide, log_odds, members, shared, rows, first):
     return own_with(jnp.concatenate([common, apart], 1), noise, e)
 
 
-def _of_good(energy, shared, own, u):
+def _of_good(energy: LabelEnergy, shared: Shared, own: Own, u: Array) -> tuple[Array, Array]:
     """`Quadratic` (N,) of stars that are no outliers, at labels (N, M), and by how much the scatter in luminosity
     lowers ln p, whatever the magnitudes are."""
 
-    def one(u, own):
+    def one(u: Array, own: Own) -> Quadratic:
         m, vector = energy.at(u[None], shared)
         return told_by(energy.n_magnitude, m, vector, shared, own)
 
@@ -353,8 +371,10 @@ def distances(
 
 
 @functools.partial(jit, static_argnums=0)
-def _draw_distances(energy, shared, own, u, told, uniform):
-    def one(own, u, told, uniform):
+def _draw_distances(
+    energy: LabelEnergy, shared: Shared, own: Own, u: Array, told: Told | None, uniform: Array
+) -> tuple[Array, Array]:
+    def one(own: Own, u: Array, told: Told | None, uniform: Array) -> tuple[Array, Array]:
         told = energy.in_passing(u, shared, own)[1] if told is None else told
         at, wrong = jax.tree.map(lambda x: x[:, 0], told.place), jnp.zeros(len(u))
         if told.log_odds is not None:
@@ -378,6 +398,6 @@ def misfit(problem: StarProblem) -> np.ndarray:
 
 
 @functools.partial(jit, static_argnums=0)
-def _misfit(energy, shared, own, best):
+def _misfit(energy: LabelEnergy, shared: Shared, own: Own, best: Array) -> Array:
     q, lower = _of_good(energy, shared, own, best)
     return -2 * (place(q, own.others)[1] + lower)

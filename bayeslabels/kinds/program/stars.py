@@ -177,8 +177,8 @@ def _starts(energy: ProgramEnergy, shared: Array, own: Any, key: Array, starts: 
 
 
 @functools.partial(jit, static_argnums=(0, 1))
-def _best_draws(energy, starts, key, tried, own):
-    def of_star(own):
+def _best_draws(energy: ProgramEnergy, starts: int, key: Array, tried: Array, own: Any) -> Array:
+    def of_star(own: Any) -> Array:
         keys = jax.random.split(key, CANDIDATES)
         u = jax.vmap(lambda key, i: energy.candidate(key, tried[i % len(tried)], own))(keys, jnp.arange(CANDIDATES))
         f = jnp.nan_to_num(energy(u, tried, own), nan=jnp.inf)
@@ -203,8 +203,8 @@ def completed(problem: StarProblem, u: np.ndarray, seed: int) -> dict[str, np.nd
 
 
 @functools.partial(jit, static_argnums=0)
-def _completed(energy, shared, u, own, uniform):
-    def of_star(star):
+def _completed(energy: ProgramEnergy, shared: Any, u: Array, own: Any, uniform: Array) -> dict[str, Array]:
+    def of_star(star: tuple[Array, Any, Array]) -> dict[str, Array]:
         u, own, uniform = star
         return jax.vmap(lambda u, x: energy.completed(u, shared, own, x))(u, uniform)
 

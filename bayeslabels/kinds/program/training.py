@@ -18,7 +18,7 @@ from ...errors import CannotDo
 from ...inference.base import Trained
 from ...inference.svi import SVI
 from ...numerics.compiling import jit
-from ...numerics.linalg import in_float64
+from ...numerics.linalg import Array, in_float64
 from ...progress import bar, stretches
 from .program import OwnProgram
 from .stars import ProgramMoments
@@ -40,7 +40,7 @@ def by_svi(model: OwnProgram, stars: Stars, inference: SVI, seed: int, progress:
     state, loss = _run(svi, svi.init(keys[0], stars), stars, inference.steps, progress)
 
     @jit  # operation by operation, every one would be compiled by itself
-    def drawn(params):
+    def drawn(params: Any) -> dict[str, Array]:
         draws = guide.sample_posterior(keys[1], params, sample_shape=(inference.draws,))
         return {**draws, **Predictive(model, posterior_samples=draws)(keys[2], stars)}
 
@@ -53,8 +53,8 @@ def _run(svi: NumPyroSVI, state: Any, stars: Stars, steps: int, progress: bool |
     """The state after so many steps, and the loss of each."""
 
     @jit
-    def run(state, losses, begin, end):
-        def step(i, carry):
+    def run(state: Any, losses: Array, begin: Array, end: Array) -> tuple[Any, Array]:
+        def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
             state, loss = svi.update(carry[0], stars)
             return state, carry[1].at[i].set(loss)
 

@@ -159,14 +159,14 @@ def _blocks(x: np.ndarray, fill: Any) -> np.ndarray:
 
 
 @functools.partial(jit, static_argnums=0)
-def _run(plan: Plan, data: SweepData, state: State, keys: Array, gain: Array):
+def _run(plan: Plan, data: SweepData, state: State, keys: Array, gain: Array) -> tuple[State, dict[str, Array], Array]:
     """Draws (draw, chain, ...) and acceptance rates; keys (draw, thin, chain), gain of the tuning (draw, thin)."""
     chains = jax.vmap(functools.partial(sweep, plan, data), in_axes=(0, 0, None))
 
-    def one(state, step):
+    def one(state: State, step: tuple[Array, Array]) -> tuple[State, dict[str, Array]]:
         return chains(state, *step)
 
-    def draw(state, steps):
+    def draw(state: State, steps: tuple[Array, Array]) -> tuple[State, tuple[dict[str, Array], Array]]:
         state, rates = jax.lax.scan(one, state, steps)
         sites = {"theta": state.theta}
         if not plan.fixed_population:

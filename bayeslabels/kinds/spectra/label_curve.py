@@ -21,7 +21,7 @@ from scipy.linalg import eigh
 from ...data.stars import Stars
 from ...inference.base import Trained
 from ...numerics.features import Features
-from ...numerics.linalg import in_float64, inverse_observed, inverse_psd
+from ...numerics.linalg import Array, in_float64, inverse_observed, inverse_psd
 from .labels import labels_at, regression_of_labels, scatter_of_labels
 from .model import LinearModel
 from .moments import Moments
@@ -97,7 +97,17 @@ def _straight(moments: Moments) -> Moments:
     return moments._replace(**blank)
 
 
-def _regress(value, noise, observed, u, spread, width, prior, pull, psi: Features):
+def _regress(
+    value: Array,
+    noise: Array,
+    observed: Array,
+    u: Array,
+    spread: Array,
+    width: float,
+    prior: Array,
+    pull: Array,
+    psi: Features,
+) -> tuple[Array, Array, Array]:
     """C (M, K), its covariance (M, K, M, K) and tau^2 (M,), in turn; prior (M K, M K) and pull (M K,): C has the prior
     N(-prior^-1 pull, prior^-1)."""
     m, k = u.shape[1], psi.size
@@ -119,7 +129,9 @@ def _regress(value, noise, observed, u, spread, width, prior, pull, psi: Feature
     return c, covariance, tau2
 
 
-def _normal_equations(value, noise, observed, u, spread, tau2, psi: Features):
+def _normal_equations(
+    value: Array, noise: Array, observed: Array, u: Array, spread: Array, tau2: Array, psi: Features
+) -> tuple[Array, Array]:
     """Minus the curvature (M K, M K) and the slope (M K,) of the catalogue's log density in C at C = 0."""
     phi, target = psi(u), np.where(observed, value - u, 0.0)
     precision = inverse_observed(noise + spread + np.eye(u.shape[1]) * tau2, observed)

@@ -306,14 +306,18 @@ class LabelOutputs(CatalogueLabels):
         return regress_labels(value, precision, phi, second, self.width, times)[1], None
 
 
-def outputs_on_latents(value, precision, coefficients, at_zero, jacobian) -> tuple[Array, Array]:
+def outputs_on_latents(
+    value: Array, precision: Array, coefficients: Array, at_zero: Array, jacobian: Array
+) -> tuple[Array, Array]:
     """Precision (N, P, P) and information (N, P) of the latents from labels (N, M) of precision (N, M, M)."""
     slope = coefficients @ jacobian
     half = slope.T @ precision
     return half @ slope, (half @ (value - coefficients @ at_zero)[..., None])[..., 0]
 
 
-def regress_labels(value, precision, phi, second, width, times=1.0):
+def regress_labels(
+    value: Array, precision: Array, phi: Array, second: Array, width: float, times: float = 1.0
+) -> tuple[Array, Array]:
     """C (M, K) of value_n = C phi_n + N(0, precision_n^-1), C ~ N(0, width^2), and its covariance (M, K, M, K).
 
     times: how many stars each stands for.
@@ -322,14 +326,14 @@ def regress_labels(value, precision, phi, second, width, times=1.0):
     return _solve_regression(times * total, times * linear, width)
 
 
-def regression_of_labels(value, precision, phi, second):
+def regression_of_labels(value: Array, precision: Array, phi: Array, second: Array) -> tuple[Array, Array]:
     """Normal equations (M, K, M, K) and (M, K) of C."""
     (n, m), k = value.shape, phi.shape[1]
     total = (precision.reshape(n, m * m).T @ second.reshape(n, k * k)).reshape(m, m, k, k)
     return np.moveaxis(total, 2, 1), (precision @ value[..., None])[..., 0].T @ phi
 
 
-def _solve_regression(total, linear, width):
+def _solve_regression(total: Array, linear: Array, width: float) -> tuple[Array, Array]:
     m, k = linear.shape
     covariance = inverse_psd(total.reshape(m * k, m * k) + np.eye(m * k) / width**2)
     return (covariance @ linear.reshape(m * k)).reshape(m, k), covariance.reshape(m, k, m, k)
@@ -395,7 +399,7 @@ def _inverted(precision: np.ndarray) -> np.ndarray:
 SMALLEST_TAU2 = 1e-12
 
 
-def _scatter_slopes(tau2, second, noise, observed):
+def _scatter_slopes(tau2: Array, second: Array, noise: Array, observed: Array) -> tuple[Array, Array]:
     """Slope and Fisher information (M,) of minus the expected log density of the labels, in tau^2, halves left out.
 
     second (N, M, M): second moments of the catalogue's labels about the true ones; noise (N, M, M) as stated.
@@ -406,7 +410,7 @@ def _scatter_slopes(tau2, second, noise, observed):
     return (diagonal - explained).sum(0), (diagonal**2).sum(0)
 
 
-def _scatter_move(log_tau2, slope, fisher, width):
+def _scatter_move(log_tau2: Array, slope: Array, fisher: Array, width: float) -> Array:
     """A Newton step in ln tau^2 (M,) with the prior HalfNormal(width), scaled."""
     t = np.exp(log_tau2)
     prior = 0.5 * t / width**2
@@ -414,7 +418,7 @@ def _scatter_move(log_tau2, slope, fisher, width):
     return np.clip(log_tau2 - np.clip(gradient / curvature, -1.5, 1.5), np.log(1e-10), 4.0)
 
 
-def scatter_of_labels(tau2, second, noise, observed, width):
+def scatter_of_labels(tau2: Array, second: Array, noise: Array, observed: Array, width: float) -> Array:
     """Newton steps in ln tau_m^2 on the expected log density of the catalogue labels."""
     log_tau2 = np.log(np.maximum(tau2, SMALLEST_TAU2))
     for _ in range(8):

@@ -262,7 +262,7 @@ def _statistics(x: ExpectedSpectra, em: EM) -> tuple[np.ndarray, np.ndarray]:
 
 
 @jit
-def _residual_density(y, e, phi, theta, scatter2, trained):
+def _residual_density(y: Array, e: Array, phi: Array, theta: Array, scatter2: Array, trained: Array) -> Array:
     """ln p (N,) of spectra (L, N) of which the features are known."""
     value, variance, ok = known(y, e)
     total = variance + scatter2[:, None]

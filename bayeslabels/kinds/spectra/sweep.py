@@ -127,7 +127,7 @@ def sweep(plan: Plan, data: SweepData, state: State, key: Array, gain: Any) -> t
     return state, rates
 
 
-def _pixels(plan: Plan, data: SweepData, state: State, key: Array):
+def _pixels(plan: Plan, data: SweepData, state: State, key: Array) -> tuple[State, Array, Array, Array]:
     """theta and s, block by block of pixels, and with them the compressed spectra: G (packed), b."""
     k = plan.features.size
     phi = plan.features(state.u)
@@ -137,7 +137,7 @@ def _pixels(plan: Plan, data: SweepData, state: State, key: Array):
         precision = inverse_psd(state.sigma)
         information = precision @ state.m
 
-    def block(sums, part):
+    def block(sums: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         y, variance, allowed, trained, guess2, theta, s, key = part
         k1, k2 = jax.random.split(key)
         w = 1 / (variance + s**2)
@@ -172,11 +172,13 @@ def _pixels(plan: Plan, data: SweepData, state: State, key: Array):
     return state._replace(theta=theta, s=s), gram, linear, rates
 
 
-def _scatter(key, s, residual2, variance, guess2, width):
+def _scatter(
+    key: Array, s: Array, residual2: Array, variance: Array, guess2: Array, width: Array
+) -> tuple[Array, Array]:
     """Metropolis-Hastings for s_l (B,): the proposal depends on residuals only, never on the present s."""
     prior = 1 / width**2
 
-    def score(q):
+    def score(q: Array) -> tuple[Array, Array]:
         w = 1 / (variance + q)
         fisher = 0.5 * (w * w).sum(0) + 1e-300
         return 0.5 * (w * w * residual2 - w).sum(0) - 0.5 * prior, fisher
@@ -189,7 +191,7 @@ def _scatter(key, s, residual2, variance, guess2, width):
     curvature = 4 * fisher * jnp.maximum(best, 0) + 2 * fisher * jnp.maximum(-best, 0) + 2.1 * jnp.sqrt(fisher)
     scale = 1 / jnp.sqrt(curvature + prior)
 
-    def proposal(s):
+    def proposal(s: Array) -> Array:
         power = -0.5 * (SCATTER_FREEDOM + 1)
         near, far = (power * jnp.log1p(((s + sign * location) / scale) ** 2 / SCATTER_FREEDOM) for sign in (-1, 1))
         return jnp.logaddexp(near, far)
@@ -221,7 +223,7 @@ def _hyper(plan: Plan, data: SweepData, state: State, key: Array) -> State:
     return state._replace(m=m, sigma=sigma)
 
 
-def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Array, key: Array):
+def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Array, key: Array) -> tuple[Array, Array]:
     """u of all stars: t proposals at the Gauss-Newton optimum, then a random walk of the same shape.
 
     The optimum is sought from a fixed point, so that the proposals do not depend on the present labels. Arrays have the
@@ -240,12 +242,12 @@ def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Arra
     free = data.free.T.astype(float)
     both, eye = free[:, None] * free[None], jnp.eye(m)[:, :, None]
 
-    def log_density(u):
+    def log_density(u: Array) -> Array:
         phi = features(u.T).T
         half = sum(g[j] * phi[j] for j in range(features.size))
         return ((b - 0.5 * half) * phi).sum(0) + ((h - 0.5 * (p * u[None]).sum(1)) * u).sum(0)
 
-    def derivatives(u):
+    def derivatives(u: Array) -> tuple[Array, Array]:
         phi, jac = features(u.T).T, jnp.moveaxis(features.jacobian(u.T), 0, -1)
         slope = sum(g[j] * phi[j] for j in range(features.size)) - b
         product: Any = sum(g[:, j, None] * jac[j] for j in range(features.size))
@@ -253,7 +255,7 @@ def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Arra
         gradient = (jac * slope[:, None]).sum(0) + (p * u[None]).sum(1) - h
         return gradient * free, curvature * both + eye * (1 - free)
 
-    def newton(_, carry):
+    def newton(_: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         u, value, damping = carry
         gradient, curvature = derivatives(u)
         factor = lockstep.cholesky(curvature * (1 + eye * damping))
@@ -268,7 +270,7 @@ def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Arra
     factor = lockstep.cholesky(derivatives(best)[1])
     dimension = free.sum(0)
 
-    def proposal(u):
+    def proposal(u: Array) -> Array:
         z2 = ((lockstep.up(factor, u - best) * free) ** 2).sum(0)
         return -0.5 * (LABEL_FREEDOM + dimension) * jnp.log1p(z2 / LABEL_FREEDOM)
 
@@ -276,7 +278,7 @@ def _labels(plan: Plan, data: SweepData, state: State, gram: Array, linear: Arra
     t = jnp.moveaxis(variates.student(k1, (LABEL_TRIES, n), LABEL_FREEDOM, m), -1, 1)
     uniform = jnp.log(jax.random.uniform(k2, (LABEL_TRIES + 1, n)))
 
-    def attempt(carry, part):
+    def attempt(carry: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         u, value, weight = carry
         t, uniform = part
         new = best + lockstep.back(factor, t * free)
@@ -330,16 +332,16 @@ def _outputs(plan: Plan, data: SweepData, state: State, gram: Array, linear: Arr
     return state._replace(u=u, c=c)
 
 
-def _label_scatter(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
+def _label_scatter(plan: Plan, data: SweepData, state: State, key: Array, gain: Any) -> tuple[State, Array]:
     """tau_m, one at a time, by a random walk folded at zero; in scaled labels."""
     m = len(state.tau)
     true = plan.features(state.u) @ state.c.T if plan.outputs else state.u
     offset = jnp.where(data.observed, data.labels - true, 0.0).T
 
-    def density(tau):
+    def density(tau: Array) -> Array:
         return _label_density(data, offset, tau) - 0.5 * (tau**2).sum() / data.width_tau**2
 
-    def step(carry, part):
+    def step(carry: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         tau, value, width = carry
         index, key = part
         k1, k2 = jax.random.split(key)
@@ -357,7 +359,7 @@ def _label_scatter(plan: Plan, data: SweepData, state: State, key: Array, gain: 
     return state._replace(tau=tau, tau_width=width), chance.mean()
 
 
-def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
+def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any) -> tuple[State, Array]:
     """u_m -> c + sum_j a_j u_j, one label m at a time, with everything that lives on the labels; proposed in two ways.
 
     walk: unit time of the flow du_m/dt = xi . (1, u). xi and -xi are equally likely and undo each other, so that the
@@ -376,7 +378,9 @@ def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
     precision = inverse_psd(state.sigma) if plan.prior == "learned" else jnp.zeros((k, k))
     weight = data.observed / (jnp.diagonal(data.label_covariance, axis1=1, axis2=2) + state.tau**2)
 
-    def density(tau, u, theta, mean, precision, mu, population_precision):
+    def density(
+        tau: Array, u: Array, theta: Array, mean: Array, precision: Array, mu: Array, population_precision: Array
+    ) -> Array:
         """Log density of all that changes: catalogue labels and hyperpriors, without the determinants."""
         offset = jnp.where(data.observed, data.labels - u, 0.0).T
         out = _label_density(data, offset, tau)
@@ -391,7 +395,7 @@ def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
             out = out - 0.5 * (used**2 * jnp.diagonal(data.precision)).sum()
         return out
 
-    def at(now, line, row):
+    def at(now: Any, line: Array, row: Array) -> tuple[Any, Array]:
         """Everything where u_row is line . (1, u), and the logarithm of the Jacobian."""
         chosen = jnp.arange(m) == row
         turned = -line.at[row + 1].set(-1.0) / line[row + 1]
@@ -411,14 +415,14 @@ def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
         jacobian += (plan.freedom - 1) * log_t if plan.prior == "learned" else -plan.n_trained * log_t
         return new, jacobian
 
-    def decided(now, value, new, log_ratio, key):
+    def decided(now: Any, value: Array, new: Any, log_ratio: Array, key: Array) -> tuple[Any, Array, Array]:
         new_value = density(state.tau, *new)
         chance = jnp.minimum(jnp.exp(new_value - value + log_ratio), 1.0)
         chance = jnp.where(jnp.isfinite(chance), chance, 0.0)
         accept = jax.random.uniform(key) < chance
         return *jax.tree.map(lambda a, b: jnp.where(accept, a, b), (new, new_value), (now, value)), chance
 
-    def step(carry, part):
+    def step(carry: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         now, value, width = carry
         row, key = part
         k1, k2, k3, k4 = jax.random.split(key, 4)
@@ -455,7 +459,7 @@ def _affine(plan: Plan, data: SweepData, state: State, key: Array, gain: Any):
     return state, {"affine": walked.mean(), "leap": leapt.mean()}
 
 
-def _flow(xi, row):
+def _flow(xi: Array, row: Array) -> Array:
     """(c, a) (M + 1,) of u_row -> c + sum_j a_j u_j after unit time of du_row/dt = xi . (1, u)."""
     rate = xi[row + 1]
     small = jnp.abs(rate) < 1e-8

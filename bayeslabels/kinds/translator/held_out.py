@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.util import log_density
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 
 from ...data.stars import Stars
 from ...inference.base import Trained
 from ...kind import TrainedModel
 from ...numerics.compiling import jit
-from ...numerics.linalg import in_float64
+from ...numerics.linalg import Array, in_float64
 from .frame import TARGET, typical_error
-from .translator import Translator, TranslatorMoments
+from .translator import Translator, TranslatorData, TranslatorMoments
 
 SPREAD = "held_out_spread"
 """Key of `info`: how far held-out labels are off, in units of their errors."""
@@ -59,7 +59,7 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
     theta, own = ({name: jnp.asarray(x) for name, x in members.theta.items()}, jax.tree.map(jnp.asarray, rows))
     learned, m = model.has_error_factor, members.scatter_shift.shape[-1]
 
-    def means_of(own):
+    def means_of(own: TranslatorData) -> Array:
         return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(several)
 
     means = jit(jax.vmap(means_of))(own)
@@ -67,13 +67,13 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
     between = jnp.einsum("gens,gent->gnst", offset, offset) / max(means.shape[1] - 1, 1)
     fixed = {name: x[0] for name, x in theta.items()}
 
-    def log_prior(factor):
+    def log_prior(factor: Array) -> Array | float:
         if not learned:
             return 0.0
         # the factor's alone: the others' part is a constant
         return log_density(model.parameters, (), {}, {**fixed, "error_factor": factor})[0]
 
-    def of_member(t, data, between, x):
+    def of_member(t: dict[str, Array], data: TranslatorData, between: Array, x: Array) -> Array:
         """ln p of the stars of a member; the function's spread is not scaled with the stated errors."""
         factor = jnp.exp(x[m:])
         stated = factor[:, None] * data.noise * factor
@@ -82,18 +82,18 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
 
     @jit
     @jax.value_and_grad
-    def loss(x, theta, own, between):
+    def loss(x: Array, theta: dict[str, Array], own: TranslatorData, between: Array) -> Array:
         each = jax.vmap(lambda t, data, b: of_member(t, data, b, x))
         return -each(theta, own, between).sum() + 0.5 * (x[:m] ** 2).sum() / SHIFT**2 - log_prior(jnp.exp(x[m:]))
 
-    def value_and_slope(x):
+    def value_and_slope(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = loss(jnp.asarray(x), theta, own, between)
         slope = np.array(slope, float)
         if not learned:
             slope[m:] = 0.0
         return float(value), slope
 
-    def mode_from(x):
+    def mode_from(x: np.ndarray) -> OptimizeResult:
         return minimize(value_and_slope, x, jac=True, method="L-BFGS-B")
 
     ends = [mode_from(np.r_[np.zeros(m), np.full(m, np.log(k))]) for k in (FACTORS if learned else FACTORS[:1])]
@@ -114,7 +114,7 @@ def _spread(model: Translator, members: Any, theta: Any, factor: np.ndarray, own
 
     @jit
     @jax.vmap
-    def standardised(theta, own, between):
+    def standardised(theta: dict[str, Array], own: TranslatorData, between: Array) -> Array:
         mean, spread, intrinsic = model.predictive({**theta, "scatter_shift": shift}, own.x, own.root)
         total = spread + jnp.asarray(factor)[:, None] * own.noise * jnp.asarray(factor) + between + tail * intrinsic
         return (own.y - mean) / jnp.sqrt(jnp.diagonal(total, axis1=-2, axis2=-1))

@@ -136,14 +136,16 @@ def _prior(frame: Any, given: Inputs, rows: np.ndarray) -> tuple[tuple[Prior, ..
 
 
 @functools.partial(jit, static_argnums=0)
-def _updated(bound, theta, tail, own, mean, covariance):
+def _updated(
+    bound: Bound[Translator], theta: dict[str, Array], tail: float, own: InverseData, mean: Array, covariance: Array
+) -> tuple[Array, Array, Array]:
     """Mean (N, K, D) and covariance of each component given the outputs, and ln p(outputs | component) (N, K)."""
     m = own.y.shape[-1]
 
-    def outputs(x):
+    def outputs(x: Array) -> Array:
         return jax.vmap(lambda t: bound.model.raw_outputs(t, x))(theta)
 
-    def about(x):
+    def about(x: Array) -> tuple[Array, Array, Array]:
         """Prediction at one point: the outputs' mean over members, its slopes, and the covariance about it."""
         both, slopes = outputs(x), jax.jacfwd(lambda x: outputs(x)[:, :m].mean(0))(x)
         offset = both[:, :m] - both[:, :m].mean(0)
@@ -151,8 +153,10 @@ def _updated(bound, theta, tail, own, mean, covariance):
         intrinsic = jnp.einsum("ei,eij,ekj,ek->ik", s, factor, factor, s) / len(s)
         return both[:, :m].mean(0), slopes, offset.T @ offset / max(len(s) - 1, 1) + tail * intrinsic
 
-    def of_component(mean, covariance, y, noise, observed):
-        def step(x, _):
+    def of_component(
+        mean: Array, covariance: Array, y: Array, noise: Array, observed: Array
+    ) -> tuple[Array, Array, Array]:
+        def step(x: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
             value, slopes, spread = about(x)
             slopes = jnp.where(observed[:, None], slopes, 0.0)
             both = observed[:, None] & observed

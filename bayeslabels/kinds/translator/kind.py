@@ -35,13 +35,14 @@ from ...inference.minibatch import fit_members, fit_part
 from ...inference.whitened import Start
 from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.compiling import jit
+from ...numerics.linalg import Array
 from ...numerics.occupancy import Occupancy
 from ...results.rows import star_rows
 from ...results.star_posterior import LEVELS, Flags
 from .frame import TARGET, Inputs, known_inputs, measured
 from .held_out import doubts, told_by_held_out
 from .inverse import inverse
-from .translator import Translator, TranslatorMoments
+from .translator import Translator, TranslatorData, TranslatorMoments
 
 LEARNING_RATE = 1e-2
 MEMBERS = 20
@@ -322,15 +323,17 @@ def _predict(bound: Bound[Translator], moments: TranslatorMoments, x: np.ndarray
 
 
 @functools.partial(jit, static_argnums=0)
-def _log_likelihood(bound, theta, rows):
+def _log_likelihood(bound: Bound[Translator], theta: dict[str, Array], rows: TranslatorData) -> Array:
     """Of the members together, but for their number."""
     each = jax.vmap(lambda theta: bound.model.log_likelihood(theta, rows))(theta)
     return jax.scipy.special.logsumexp(each, 0)
 
 
 @functools.partial(jit, static_argnums=0)
-def _predict_chunks(bound, theta, x, root):
-    def of_chunk(rows):
+def _predict_chunks(
+    bound: Bound[Translator], theta: dict[str, Array], x: Array, root: Array
+) -> tuple[Array, Array, Array, Array]:
+    def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
         mean, measurement, intrinsic = jax.vmap(lambda theta: bound.model.predictive(theta, *rows))(theta)
         centre = mean.mean(0)
         offset = mean - centre
