@@ -312,7 +312,8 @@ class Stars:
     def __getitem__(self, key: Any) -> Any:
         """A block by its name; or the stars of a slice, mask, integer array, or one integer (of one star)."""
         if isinstance(key, str):
-            index_of(key, self._blocks, "block")
+            if key not in self._blocks:
+                index_of(key, self._blocks, "block")
             return self._blocks[key]
         rows = _rows(key, len(self))
         n_star = rows.shape[0] if isinstance(rows, jax.Array) else len(np.arange(len(self))[rows])

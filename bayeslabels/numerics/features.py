@@ -112,11 +112,11 @@ class Monomials(Features):
     def order(self) -> int:
         return max(sum(row) for row in self.exponents)
 
-    @property
+    @functools.cached_property
     def linear(self) -> bool:
         return self.order == 1
 
-    @property
+    @functools.cached_property
     def closed(self) -> bool:
         return set(self.exponents) == set(self.up_to(self.order, self.n_label).exponents)
 

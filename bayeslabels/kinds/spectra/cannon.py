@@ -277,7 +277,7 @@ class Cannon(LinearModel):
     def choice(self) -> str:
         return f"label_noise={self.label_noise!r}"
 
-    @property
+    @cached_property
     def prior(self) -> Prior | OwnPrior:
         if isinstance(self.coefficient_prior, str):
             return Learned()

@@ -180,7 +180,7 @@ class Lux(LinearModel):
     def choice(self) -> str:
         return f"latent_size={self.latent_size}"
 
-    @property
+    @cached_property
     def prior(self) -> Prior | OwnPrior:
         own = self.coefficient_prior
         return OwnPrior(own) if isinstance(own, Distribution) else own
