@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .compress import STARS, Statistics
-from .linalg import Array, cholesky, pack, pairs, threads_for, unpack
+from .linalg import Array, cholesky, pack, pairs, unpack
 from .nuisance import NuisanceSums
 
 
@@ -111,19 +111,6 @@ def compress_correlated(
     """
     use = np.isfinite(scatter)
     theta = np.where(use[:, None], theta, 0.0)
-    with threads_for(0):  # matrices of single stars are small
-        return _compressed(spectra, theta, scatter, use, theta_covariance, phi, templates)
-
-
-def _compressed(
-    spectra: CorrelatedSpectra,
-    theta: Array,
-    scatter: Array,
-    use: Array,
-    theta_covariance: Array | None,
-    phi: Array | None,
-    templates: Array | None,
-) -> tuple[Statistics, NuisanceSums | None]:
     found = []
     for rows in _parts(len(spectra.value)):
         part, extra = spectra.rows(rows), np.where(use, scatter, 0.0) ** 2

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dtrtri
 
 BLOCK = 128
 """Pixels at a time: matrices of so many stay near the cache."""
@@ -142,12 +143,12 @@ def _sums(gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarr
     k = len(mean)
     total = _Sums(np.zeros(k), np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, k)), 0.0)
     for a, b in _blocks(gram, linear):
-        t, spread, right = _whitened(a, b, root, mean)
-        share = np.eye(k) - spread
-        g = np.diagonal(share, axis1=1, axis2=2)
+        t, half, right, log_spread = _whitened(a, b, root, mean)
+        flat = half.reshape(-1, k)
+        g = 1.0 - (half**2).sum(1)
         fit = (b @ mean).sum() - 0.5 * mean @ a.sum(0) @ mean + 0.5 * (t * right).sum()
-        evidence = fit + 0.5 * np.linalg.slogdet(spread)[1].sum()
-        new = _Sums(t.sum(0), t.T @ t, share.sum(0), g.T @ g, float(evidence))
+        evidence = fit + 0.5 * log_spread
+        new = _Sums(t.sum(0), t.T @ t, len(b) * np.eye(k) - flat.T @ flat, g.T @ g, float(evidence))
         total = _Sums(
             total.first + new.first, total.second + new.second, total.share + new.share,
             total.products + new.products, total.evidence + new.evidence,
@@ -163,8 +164,9 @@ def coefficients_given(
     theta, spread = np.empty(linear.shape), np.empty(gram.shape)
     for i, (a, b) in enumerate(_blocks(gram, linear)):
         rows = slice(i * BLOCK, i * BLOCK + len(b))
-        t, inner, _ = _whitened(a, b, root, mean)
-        theta[rows], spread[rows] = mean + t @ root.T, root @ inner @ root.T
+        t, half, *_ = _whitened(a, b, root, mean)
+        half = _times(half, root.T)
+        theta[rows], spread[rows] = mean + t @ root.T, np.swapaxes(half, 1, 2) @ half
     return theta, spread
 
 
@@ -176,9 +178,19 @@ def _blocks(gram: np.ndarray, linear: np.ndarray) -> Iterator[tuple[np.ndarray, 
 
 def _whitened(
     gram: np.ndarray, linear: np.ndarray, root: np.ndarray, mean: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """E[t] (B, K) and Cov(t) (B, K, K) of pixels, and W' (b - A m) (B, K)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """E[t] (B, K) of pixels, H (B, K, K) of H'H = Cov(t), W' (b - A m) (B, K), and the sum of ln |Cov(t)|."""
     right = (linear - gram @ mean) @ root
-    spread = np.linalg.inv(np.eye(len(mean)) + root.T @ gram @ root)
-    spread = 0.5 * (spread + np.swapaxes(spread, 1, 2))
-    return (spread @ right[..., None])[..., 0], spread, right
+    information = _times(np.swapaxes(_times(gram, root), 1, 2), root)
+    information[:, np.arange(len(mean)), np.arange(len(mean))] += 1.0
+    half = np.linalg.cholesky(information)
+    log_spread = -2.0 * float(np.log(np.diagonal(half, axis1=1, axis2=2)).sum())
+    for factor in half:  # in place; NumPy has no inverse of triangles
+        dtrtri(factor.T, lower=0, overwrite_c=1)
+    t = (right[:, None] @ np.swapaxes(half, 1, 2)) @ half
+    return t[:, 0], half, right, log_spread
+
+
+def _times(many: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """Matrices (B, K, K) times one (K, K), as one product."""
+    return (many.reshape(-1, many.shape[2]) @ one).reshape(many.shape)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from ..process import settings_as_usual
+from .threads import one_thread, threads_for
 
 Array: TypeAlias = Any
 """A NumPy or a JAX array: both are taken everywhere."""
@@ -25,14 +24,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def in_float64(function: F) -> F:
-    """Run `function` with JAX in float64 and otherwise as by default, whatever the caller's settings, which stay.
+    """Run `function` with JAX in float64 and otherwise as by default, whatever the caller's settings, which stay; NumPy
+    with one thread for its linear algebra (`threads`).
 
     NaN marks what is missing or cannot be computed, and is flagged: NumPy passes it on without a word, as JAX does.
     """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with settings_as_usual(), jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
+        with settings_as_usual(), one_thread(), jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):
             return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -154,18 +154,3 @@ def leading_directions(x: np.ndarray, n: int) -> np.ndarray:
         for _ in range(4):
             basis = np.linalg.qr(x @ (x.T @ basis))[0]
         return basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]
-
-
-def threads_for(numbers: int) -> AbstractContextManager[Any]:
-    """One BLAS thread for a matrix too small to share: the others would spin, at up to ten times the CPU time."""
-    return _libraries().limit(limits=1, user_api="blas") if numbers < SHARED else nullcontext()
-
-
-@functools.cache
-def _libraries() -> ThreadpoolController:
-    """Of the process; looking for them takes longer than most of what is done with one thread."""
-    return ThreadpoolController()
-
-
-SHARED = 5_000_000
-"""Numbers in a matrix from which several threads are worth their while."""

@@ -17,7 +17,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
 from .compiling import jit
-from .linalg import Array, constant, in_float64, threads_for
+from .linalg import Array, constant, in_float64
 
 CHUNK, SHARE = 256, 65_536
 """Stars whose matrices stay in the cache, and stars at a time."""
@@ -110,32 +110,31 @@ def learn(
     floor = (d + 1) * 0.01 * np.diag(np.maximum(np.diag(spread), 1e-12))
     whole = observed.all(1) & (np.einsum("nii->ni", noise) <= NEGLIGIBLE).all(1)
     before = -np.inf
-    with threads_for(n):
-        for _ in range(iterations):
-            fit = _stretched(weight, centres, own, stretch)
-            parts = [_whole(fit, filled[whole])] if whole.any() else []
-            if not whole.all():
-                parts.append(fit.given(filled[~whole], noise[~whole], observed[~whole]))
-            total = sum(part.weight.sum(0) for part in parts) + 1e-12
-            shares = [(part.weight / np.tile(stretch, k)) for part in parts]
-            mass = sum(q.sum(0) for q in shares).reshape(k, -1).sum(1) + 1e-12
-            moment = sum(np.einsum("nk,nkd->kd", q, part.mean) for q, part in zip(shares, parts, strict=True))
-            centres = moment.reshape(k, -1, d).sum(1) / mass[:, None]
-            scatter = np.zeros((k * len(stretch), d, d))
-            for q, part in zip(shares, parts, strict=True):
-                offset = part.mean - np.repeat(centres, len(stretch), 0)
-                scatter += np.einsum("nk,nki,nkj->kij", q, offset, offset, optimize=True)
-                if part.covariance.size:
-                    scatter += np.einsum("nk,nkij->kij", q, part.covariance, optimize=True)
-            scatter = scatter.reshape(k, -1, d, d).sum(1)
-            weight = total.reshape(k, -1) / total.sum()
-            alike = pooled * (d + 1)
-            stars = n * weight.sum(1) + d + 1 + alike
-            own = (scatter + floor + alike * scatter.sum(0) / n) / stars[:, None, None]
-            now = float(np.concatenate([part.log_density for part in parts]).mean())
-            if abs(now - before) < tolerance:
-                break
-            before = now
+    for _ in range(iterations):
+        fit = _stretched(weight, centres, own, stretch)
+        parts = [_whole(fit, filled[whole])] if whole.any() else []
+        if not whole.all():
+            parts.append(fit.given(filled[~whole], noise[~whole], observed[~whole]))
+        total = sum(part.weight.sum(0) for part in parts) + 1e-12
+        shares = [(part.weight / np.tile(stretch, k)) for part in parts]
+        mass = sum(q.sum(0) for q in shares).reshape(k, -1).sum(1) + 1e-12
+        moment = sum(np.einsum("nk,nkd->kd", q, part.mean) for q, part in zip(shares, parts, strict=True))
+        centres = moment.reshape(k, -1, d).sum(1) / mass[:, None]
+        scatter = np.zeros((k * len(stretch), d, d))
+        for q, part in zip(shares, parts, strict=True):
+            offset = part.mean - np.repeat(centres, len(stretch), 0)
+            scatter += np.einsum("nk,nki,nkj->kij", q, offset, offset, optimize=True)
+            if part.covariance.size:
+                scatter += np.einsum("nk,nkij->kij", q, part.covariance, optimize=True)
+        scatter = scatter.reshape(k, -1, d, d).sum(1)
+        weight = total.reshape(k, -1) / total.sum()
+        alike = pooled * (d + 1)
+        stars = n * weight.sum(1) + d + 1 + alike
+        own = (scatter + floor + alike * scatter.sum(0) / n) / stars[:, None, None]
+        now = float(np.concatenate([part.log_density for part in parts]).mean())
+        if abs(now - before) < tolerance:
+            break
+        before = now
     fit = _stretched(weight, centres, own, stretch)
     kept = fit.weight * n > 0.5 if len(stretch) > 1 else np.ones(k, bool)
     return Mixture(fit.weight[kept] / fit.weight[kept].sum(), fit.mean[kept], fit.covariance[kept])

@@ -104,9 +104,12 @@ def train_block(
     phi_pairs,
     allowed,
     prior: CoefficientPrior,
+    theta,
+    covariance,
     scatter2,
     scatter_scale,
     alternations,
+    cold,
     unit=1.0,
     *,
     learn_scatter: bool,
@@ -115,12 +118,14 @@ def train_block(
     penalised: bool,
     rough: bool,
 ) -> Pixels:
-    """Alternate exact solves of theta with Newton steps in s, at most `alternations` times, until neither moves.
+    """Alternate Newton steps in s with exact solves of theta, at most `alternations` times, until neither moves.
 
-    value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed (B, K), 0 where a
-    coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s maximises the density
-    with theta integrated out, else the joint density of (theta, s). `exact`: phi is known, so that phi_pairs is its
-    outer product. `rough`: first in float32, which pays for many spectra and takes longer to compile.
+    theta (B, K), covariance (B, K, K): from which the first step in s follows; cold: 1 where there are none, and theta
+    is solved for at first. value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed
+    (B, K), 0 where a coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s
+    maximises the density with theta integrated out, else the joint density of (theta, s). `exact`: phi is known, so
+    that phi_pairs is its outer product. `rough`: first in float32, which pays for many spectra and takes longer to
+    compile.
     """
     y, variance, ok = known(value * unit, error * unit)
     k = phi.shape[1]
@@ -132,7 +137,7 @@ def train_block(
 
     def run(number, x, most, tolerance):
         """`Pixels` but the units, with the sums over stars in `number`; solves are in float64, in one place, which is
-        compiled once: the last time around the scatter stays."""
+        compiled once."""
         y_, variance_, phi_, pairs_ = (jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs))
 
         def solve(x, theta):
@@ -166,18 +171,20 @@ def train_block(
             return new.astype(x.dtype), remaining
 
         def alternate(state):
-            x, theta, _, _, remaining, count, _ = state
-            theta, covariance, own = solve(x, theta)
-            moving = (jnp.nanmax(remaining) > tolerance) & (count < most)
+            x, theta, covariance, _, remaining, count = state
             if learn_scatter:
-                x, remaining = jax.lax.cond(moving, move, lambda x, *_: (x, remaining), x, theta, covariance)
-            return x, theta, covariance, own, remaining, count + 1, ~moving
+                x, remaining = jax.lax.cond(count < cold, lambda x, *_: (x, remaining), move, x, theta, covariance)
+            theta, covariance, own = solve(x, theta)
+            return x, theta, covariance, own, remaining, count + 1
 
-        tails = (k,), (k, k), phi_pairs.shape[1:], (k,)
-        theta, covariance, *own = (jnp.zeros((len(y), *tail)) for tail in tails)
+        def unfinished(state):
+            *_, remaining, count = state
+            return (count < 1) | ((jnp.nanmax(remaining) > tolerance) & (count < most + cold))
+
+        own = tuple(jnp.zeros((len(y), *tail)) for tail in (phi_pairs.shape[1:], (k,)))
         remaining = jnp.full_like(x, jnp.inf) if learn_scatter else jnp.zeros_like(x)
-        state = (x, theta, covariance, tuple(own), remaining, 0, False)
-        return jax.lax.while_loop(lambda s: ~s[6], alternate, state)[:5]
+        state = (x, theta * unit, covariance * unit**2, own, remaining, 0)
+        return jax.lax.while_loop(unfinished, alternate, state)[:5]
 
     x = jnp.log(jnp.maximum(scatter2 * unit**2, 1e-20))
     if learn_scatter and rough:

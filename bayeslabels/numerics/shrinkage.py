@@ -23,8 +23,9 @@ from scipy.special import exp1
 
 from .compiling import jit
 from .entries import Entries
-from .linalg import Array, in_float64, threads_for
+from .linalg import Array, in_float64
 from .lognormal import LARGEST, Derivatives, cold_start, derivatives, log_likelihood
+from .threads import threads_for
 
 Ridge = Callable[[np.ndarray], np.ndarray]
 """E[theta_j^2] (J,) -> E[1 / scale_j^2] (J,), the prior's global scale re-estimated on the way."""

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from .linalg import Array, threads_for
+from .linalg import Array
+from .threads import threads_for
 
 Likelihood = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """eta (N,) -> minus log likelihood, its derivative and a non-negative curvature, (N,) each."""

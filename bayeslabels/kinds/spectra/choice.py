@@ -30,7 +30,7 @@ FOLDS = 5
 """Folds of the training set for held-out labels."""
 
 COMPARED = 2
-"""Folds on which the variants of a model are compared."""
+"""Folds on which the variants of a model are compared, at most."""
 
 ON_FOLDS = MAP(max_iterations=40, tolerance=0.03)
 """How a fold is trained on."""
@@ -93,8 +93,8 @@ def select(
     the flux given the labels, too (Lux, appendix A), if it is better than the first as surely as the model asks; the
     stars, with starting values of hidden labels; held-out labels, and all scores.
 
-    A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds; the others are
-    run where tau is learned from them.
+    A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds at most, on one
+    where no other is ahead of the first there; the others are run where tau is learned from them.
     """
     scores: list[dict[str, Any]] = []
     if model.asks_hidden:  # first: what no label explains would pass for a higher order
@@ -105,35 +105,48 @@ def select(
     variants = model.bind(stars).variants()
     if len(variants) == 1 and not asks_held_out(variants[0], stars):
         return variants[0], stars, None, scores
-    folds = min(FOLDS, len(stars))
-    outs: list[HeldOut | None] = []
-    densities: list[np.ndarray] = []
-    own: list[dict[str, Any]] = []
-    for variant in variants:
-        n_run = COMPARED if len(variants) > 1 else None
-        try:
-            out = held_out(variant, stars, folds, seed, progress, n_run=n_run)
-        except BadInput as problem:
-            if len(variants) == 1:
-                raise
-            outs.append(None)
-            densities.append(np.full(len(stars), -np.inf))
-            own.append({"variant": variant.choice, "refused": str(problem)})
-            continue
-        outs.append(out)
-        densities.append(density_of_labels(variant.bind(stars), stars, out) + out.flux)
-        own.append({"variant": variant.choice})
-    compared = fold_of(len(stars), folds, seed) < (COMPARED if len(variants) > 1 else folds)
-    means = [float(d[compared].mean()) for d in densities]
-    best = first_or_clearly_better([d[compared] for d in densities], model.surely)
-    own[best]["chosen"] = True
-    for score, mean, density in zip(own, means, densities, strict=True):
-        if "refused" not in score:
-            difference = (density - densities[best])[compared]
-            score |= {"log_density": mean, "difference_error": float(difference.std() / np.sqrt(compared.sum()))}
+    seen, best, own = _compared(variants, stars, seed, progress, model.surely)
     if len(variants) > 1 and asks_held_out(variants[best], stars):  # tau, of all folds
-        outs[best] = held_out(variants[best], stars, folds, seed, progress, before=outs[best])
-    return variants[best], stars, outs[best], scores + own
+        seen = held_out(variants[best], stars, min(FOLDS, len(stars)), seed, progress, before=seen)
+    return variants[best], stars, seen, scores + own
+
+
+def _compared(
+    variants: tuple[LinearModel, ...], stars: Stars, seed: int, progress: bool | None, surely: float
+) -> tuple[HeldOut | None, int, list[dict[str, Any]]]:
+    """Held-out labels by the best variant, which one it is, and all scores; of one variant on all folds."""
+    folds = min(FOLDS, len(stars))
+    fold = fold_of(len(stars), folds, seed)
+    outs: list[HeldOut | None] = [None] * len(variants)
+    refused: dict[int, str] = {}
+    for n_run in range(1, COMPARED + 1) if len(variants) > 1 else (folds,):
+        for i, variant in enumerate(variants):
+            try:
+                if i not in refused:
+                    outs[i] = held_out(variant, stars, folds, seed, progress, n_run=n_run, before=outs[i])
+            except BadInput as problem:
+                if len(variants) == 1:
+                    raise
+                outs[i], refused[i] = None, str(problem)
+        compared = fold < n_run
+        densities = [
+            np.full(compared.sum(), -np.inf)
+            if out is None
+            else (density_of_labels(variant.bind(stars), stars, out) + out.flux)[compared]
+            for variant, out in zip(variants, outs, strict=True)
+        ]
+        best = first_or_clearly_better(densities, surely)
+        if surely > 0 and max(densities, key=np.mean) is densities[0]:
+            break  # the others would have to lead by far on the fold that is left
+    scores: list[dict[str, Any]] = []
+    for i, (variant, density) in enumerate(zip(variants, densities, strict=True)):
+        scores.append({"variant": variant.choice} | ({"chosen": True} if i == best else {}))
+        if i in refused:
+            scores[i]["refused"] = refused[i]
+            continue
+        error = float((density - densities[best]).std() / np.sqrt(len(density)))
+        scores[i] |= {"log_density": float(density.mean()), "difference_error": error}
+    return outs[best], best, scores
 
 
 def first_or_clearly_better(densities: list[np.ndarray], surely: float) -> int:

@@ -18,8 +18,9 @@ from ...errors import CannotDo
 from ...numerics.compress import power_of_two
 from ...numerics.correlated import CorrelatedSpectra, Weights, scatter_move, solve_coefficients, statistics_of, weights
 from ...numerics.features import feature_moments
-from ...numerics.linalg import cholesky, inverse_psd, threads_for, unpack
+from ...numerics.linalg import cholesky, inverse_psd, unpack
 from ...numerics.regression import SMALLEST_LOG_VARIANCE
+from ...numerics.threads import threads_for
 from .model import LinearModel
 from .nuisances import shapes_of
 from .training import EM

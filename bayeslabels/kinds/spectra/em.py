@@ -43,7 +43,8 @@ def by_em(
     if not converged:
         stats["advice"] = f"MAP(max_iterations={4 * inference.max_iterations})"
     traces = {"change": np.array(changes), "objective": np.array(state.objectives)}
-    return Trained(state.point(), state.moments(), stats, traces)
+    moments = state.moments()
+    return Trained(state.point(moments), moments, stats, traces)
 
 
 def settled(model: LinearModel, stars: Stars, max_iterations: int, tolerance: float) -> EM:

@@ -423,7 +423,9 @@ def scatter_of_labels(tau2: Array, second: Array, noise: Array, observed: Array,
     log_tau2 = np.log(np.maximum(tau2, SMALLEST_TAU2))
     for _ in range(8):
         slope, fisher = _scatter_slopes(np.exp(log_tau2), second, noise, observed)
-        log_tau2 = _scatter_move(log_tau2, slope, fisher, width)
+        before, log_tau2 = log_tau2, _scatter_move(log_tau2, slope, fisher, width)
+        if np.abs(log_tau2 - before).max(initial=0.0) < 1e-9:
+            break
     return np.exp(log_tau2)
 
 

@@ -244,13 +244,14 @@ class SpectraBySums(BySums):
             blank = np.zeros(em.n_star)
             em.statistics = Statistics(gram, linear, blank, blank, blank)
         names = {self.model.sites["latents"], "true_labels", "labels_missing"}
-        draws = {name: x for name, x in em.point().items() if name not in names}
+        moments = em.moments()
+        draws = {name: x for name, x in em.point(moments).items() if name not in names}
         converged = g.converged | ~g.trained | self.options["integrate"]
         stats = {
             "converged": bool(converged.all()), "n_pixel_trained": int(g.trained.sum()),
             "n_pixel_dropped": int((~g.trained).sum()), "n_pixel_not_converged": int((~converged).sum()),
         }  # fmt: skip
-        return Trained(draws, em.moments(), stats)
+        return Trained(draws, moments, stats)
 
 
 def _statistics(x: ExpectedSpectra, em: EM) -> tuple[np.ndarray, np.ndarray]:

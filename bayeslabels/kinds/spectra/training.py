@@ -162,8 +162,9 @@ class EM:
             width = rows.stop - rows.start
             allowed = padded(self.allowed, rows, size, 1.0)
             s2 = padded(self.scatter2, rows, size, 1.0)
-            pixels = y, e, *wide, allowed, self.prior, s2, self.scatter_scale
-            out = train_block(*pixels, alternations, unit, **options)
+            present = padded(self.theta, rows, size), padded(self.covariance, rows, size)
+            pixels = y, e, *wide, allowed, self.prior, *present, s2, self.scatter_scale
+            out = train_block(*pixels, alternations, int(start), unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
             if learned:
@@ -311,9 +312,9 @@ class EM:
             flux_error_factor=np.exp(self.ln_factor[:1]) if of_survey else None,
         )  # fmt: skip
 
-    def point(self) -> dict[str, np.ndarray]:
-        """The point estimate of every site, as one chain of one draw."""
-        model, moments, names = self.model, self.moments(), self.model.sites
+    def point(self, moments: Moments) -> dict[str, np.ndarray]:
+        """The point estimate of every site, of these moments, as one chain of one draw."""
+        model, names = self.model, self.model.sites
         sites = {names["coefficients"]: moments.coefficients, **self.learned}
         if model.fixed_population is None:
             sites |= {"population_mean": self.mean, "population_covariance": self.population}
