@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
+import threadpoolctl
 from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels import process
 from bayeslabels.catalogues.catalog import infer_catalog
 from bayeslabels.files.tables import read_table
+from bayeslabels.numerics.threads import one_thread, threads_for
 
 FLAGS = {
     "jax_debug_nans": True,
@@ -121,3 +124,35 @@ def test_a_forked_child_is_refused(trained, spectra):
     finally:
         child.kill()
     assert bl.infer(trained, spectra).mean.shape == (len(spectra), 2)  # the parent goes on
+
+
+def blas_threads() -> list[int]:
+    return [x["num_threads"] for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas"]
+
+
+def test_linear_algebra_takes_one_thread_and_gives_the_others_back():
+    """Also where two threads of the user's come and go; large matrices are shared out."""
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        usual, seen = blas_threads(), {}
+        inside, out = threading.Event(), threading.Event()
+
+        def other():
+            with one_thread():
+                inside.set()
+                out.wait(60)
+                seen["last"] = blas_threads()
+
+        thread = threading.Thread(target=other)
+        with one_thread():
+            thread.start()
+            inside.wait(60)
+            with threads_for(10**8):
+                seen["large"] = blas_threads()
+                with threads_for(100):
+                    seen["small"] = blas_threads()
+        seen["first has left"] = blas_threads()
+        out.set()
+        thread.join(60)
+        one = [1] * len(usual)
+        assert seen == {"large": usual, "small": one, "first has left": one, "last": one}
+        assert blas_threads() == usual
