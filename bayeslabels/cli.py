@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", metavar="N", type=_positive, help="stars at a time (default: some 200 MB)")
     p.add_argument(
         "--save", metavar="A,B", type=_names, default=(),
-        help="further columns, vectors: flux (the star's own model spectrum), latents",
+        help="further columns: correlations, reduced_chi2, flux (the star's own model spectrum), latents",
     )  # fmt: skip
     p.add_argument("--restart", action="store_true", help="start again, where an interrupted run would go on")
     _run_options(p)

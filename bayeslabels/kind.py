@@ -144,7 +144,7 @@ class Kind(ABC, Generic[M, T]):
     parts: ClassVar[tuple[str, ...]] = ()
     """What it tells of every label beside its error and percentiles."""
     saved: ClassVar[tuple[str, ...]] = ()
-    """What `StarPosterior.table` can hold of a star beside its quantities, errors and diagnostics."""
+    """Vectors that `StarPosterior.table` can hold of a star beside its quantities, errors and diagnostics."""
     unbounded: ClassVar[tuple[str, ...]] = ()
     """Moments that may be infinite."""
 
@@ -308,9 +308,9 @@ class Kind(ABC, Generic[M, T]):
     def require_saved(self, model: M, names: Sequence[str]) -> tuple[str, ...]:
         """The names, if all are of those that can be saved."""
         names = (names,) if isinstance(names, str) else tuple(names)
-        if odd := [name for name in names if name not in self.saved]:
-            can = f"some of {self.saved}" if self.saved else f"nothing: {self.called(model)} has no further columns"
-            raise bad_input(f"save={tuple(odd)}", can)
+        can = (*self.saved, "correlations", *(["reduced_chi2"] if "chi2" in self.columns else []))
+        if odd := [name for name in names if name not in can]:
+            raise bad_input(f"save={tuple(odd)} of {self.called(model)}", f"some of {can}")
         return names
 
     def predict_stars(

@@ -140,7 +140,9 @@ def test_model_spectra_and_latents_are_saved_and_nuisances_inferred(sky, trained
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_computed(sky, run, tmp_path):
-    with pytest.raises(bl.BadInput, match=r"save=\('spectrum',\).*some of \('flux', 'latents'\)"):
+    with pytest.raises(
+        bl.BadInput, match=r"save=\('spectrum',\).*some of \('flux', 'latents', 'correlations', 'reduced_chi2'\)"
+    ):
         run(write_parquet(sky, tmp_path / "in.parquet"), save="spectrum")
 
 

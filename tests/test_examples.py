@@ -27,6 +27,7 @@ COSTLY = {
     "importances",
     "magnitude_residuals",
     "pair",
+    "ppc",
     "prior_to_posterior",
     "ranks",
     "reddening_vector",

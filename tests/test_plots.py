@@ -35,6 +35,76 @@ def test_one_to_one(survey, tmp_path):
     assert f"rms {rms:.0f} K" in texts[0]
 
 
+def test_residuals_below_one_to_one(survey, tmp_path):
+    _, result, test, truth = survey
+    figure = plots.one_to_one(result, truth, residuals=True)
+    drawn(figure, tmp_path)
+    assert len(figure.axes) == 6
+    points = figure.axes[4].containers[0].lines[0].get_xydata()
+    np.testing.assert_allclose(points[:, 1], (result.mean - truth.test_labels)[:, 1])
+    labels = truth.test_labels.copy()
+    labels[:, 2] = np.nan
+    stars = test.with_block(labels=bl.Block(labels, [40, 0.1, 0.1], names=truth.names, unit=["K", "dex", "dex"]))
+    assert drawn(plots.one_to_one(result, stars, residuals=True), tmp_path)[-1] == "no star with FE_H"
+
+
+def test_precision(survey, tmp_path):
+    _, result, test, truth = survey
+    snr = np.linspace(10, 100, 40)
+    figure = plots.precision(result, truth, snr, bins=(50,), by_name="S/N")
+    drawn(figure, tmp_path)
+    off, high = (result.mean - truth.test_labels)[:, 1], snr >= 50
+    drawn_lines = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
+    drawn_lines |= {x.get_label(): x.lines[0].get_ydata() for x in figure.axes[1].containers}
+    scatter, errors, bias = (drawn_lines[name] for name in ("scatter", "error bars", "bias"))
+    for b, rows in enumerate((~high, high)):
+        assert scatter[b] == calibration.robust_scatter(off[rows, None])[0]
+        np.testing.assert_allclose(errors[b], np.sqrt((result.error[rows, 1] ** 2).mean()))
+        np.testing.assert_allclose(bias[b], off[rows].mean())
+    catalogue = test.with_block(labels=bl.Block(truth.test_labels, 0.1, names=truth.names, unit=["K", "dex", "dex"]))
+    drawn(plots.precision(result, catalogue, "FE_H", bins=2), tmp_path)
+    with pytest.raises(bl.BadInput, match="by="):
+        plots.precision(result, truth)
+
+
+def test_kiel(survey, tmp_path):
+    _, result, _, _ = survey
+    figure = plots.kiel(result)
+    drawn(figure, tmp_path)
+    table = result.table()
+    table.write(tmp_path / "labels.fits")
+    again = plots.kiel(bl.tables.read_table(tmp_path / "labels.fits"), colour=None)
+    for one in (figure, again):
+        points = one.axes[0].collections[0].get_offsets()
+        np.testing.assert_allclose(np.sort(points[:, 0]), np.sort(result.mean[:, 0]))
+        assert one.axes[0].yaxis_inverted()
+    with pytest.raises(bl.BadInput, match="did you mean 'TEFF'"):
+        plots.kiel(table, teff="TEF")
+    with pytest.raises(bl.BadInput, match="a list"):
+        plots.kiel([1.0])
+
+
+def test_residual_map(survey, tmp_path):
+    posterior, result, test, _ = survey
+    figure = plots.residual_map(posterior, test, result=result, by="LOGG")
+    drawn(figure, tmp_path)
+    found = np.ma.filled(figure.axes[0].collections[0].get_array().reshape(40, 25), np.nan)
+    frame, order = result.frame, np.argsort(result.mean[:, 1])
+    labels = bl.Stars(labels=bl.Block(result.mean, names=frame.names, unit=frame.units))
+    mean, sd = posterior.predict(labels, with_error=True)
+    expected = np.where(test.flux.observed, (test.flux.value - mean) / np.hypot(test.flux.error, sd), np.nan)
+    np.testing.assert_allclose(found, expected[order], atol=1e-12)
+    with pytest.raises(bl.BadInput, match="without flux"):
+        plots.residual_map(posterior, test.drop("flux"), result=result)
+
+
+def test_predictive_check(survey, tmp_path):
+    train, *_ = simulate(80, 25, n_test=40)
+    figure = plots.ppc(survey[0], train)
+    drawn(figure, tmp_path)
+    assert [ax.get_xlabel() for ax in figure.axes][-1] == "flux"
+
+
 def test_one_to_one_against_a_catalogue_with_gaps(survey, tmp_path):
     _, result, test, truth = survey
     labels = truth.test_labels.copy()
@@ -114,7 +184,13 @@ def test_corner(survey, tmp_path):
 
 def test_spectrum(survey, tmp_path):
     posterior, result, test, _ = survey
-    drawn(plots.spectrum(posterior, test, 1, result=result, region=(5161, 5165)), tmp_path)
+    figure = plots.spectrum(posterior, test, 1, result=result, region=(5161, 5165))
+    drawn(figure, tmp_path)
+    for name, unit, value, sd in zip(
+        result.frame.names, result.frame.units, result.mean[1], result.error[1], strict=True
+    ):
+        digits = max(0, 1 - int(np.floor(np.log10(sd))))
+        assert f"{name} {value:.{digits}f} {unit}" in figure.axes[0].get_title(loc="left")
     with pytest.raises(bl.BadInput, match="labels"):
         plots.spectrum(posterior, test, 1)
     with pytest.raises(bl.BadInput, match="region"):

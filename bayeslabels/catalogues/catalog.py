@@ -89,7 +89,7 @@ def infer_catalog(
         columns: names of columns as in `Stars.from_table`, ``{"flux": "FLUX", "flux_ivar": "IVAR", "id": "NAME"}``, and
             "hdu" and "wavelength"; those left out are as in the training step, or named like the blocks.
         nuisances, flux_error_factor: as in `infer`.
-        save: further columns, vectors: "flux", the star's own model spectrum, and "latents", each with its error.
+        save: further columns, as `also` of `StarPosterior.table`: "correlations", "reduced_chi2", "flux", "latents".
         batch_size: stars at a time, which with a row's size bounds the memory.
         resume: go on where an earlier run of the same model, source and settings stopped; False: start again.
         overwrite: put a file in the place of one that exists, at the end.
@@ -184,8 +184,9 @@ class _CatalogPlan:
         if isinstance(batch_size, str) or batch_size < 1:
             raise bad_input(f"batch_size={batch_size!r}", 'a number of stars, or "auto"')
         if Path(destination).suffix:
-            names = kind_of(posterior.model).quantities(posterior.model).names
-            format_of(destination, "destination", folder=True).refuse(Path(destination), names, vectors=save)
+            kind = kind_of(posterior.model)
+            names, vectors = kind.quantities(posterior.model).names, [x for x in save if x in kind.saved]
+            format_of(destination, "destination", folder=True).refuse(Path(destination), names, vectors=vectors)
         size = min(int(batch_size), stream.n_row)
         notes = {
             "model": _fingerprint(posterior), "source": stream.identity(), "n_star": stream.n_row,

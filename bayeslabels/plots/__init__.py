@@ -4,11 +4,12 @@ Each function returns a matplotlib Figure, or draws on the axes it is given, and
 ``figure.savefig(path)``.
 """
 
-from .inference import energy, khat, loss, pair, prior_to_posterior, ranks
+from .catalogue import kiel
+from .inference import energy, khat, loss, pair, ppc, prior_to_posterior, ranks
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE
 from .photometry import colour_magnitude, distance_ladder, magnitude_residuals, reddening_vector
-from .stars import coefficients, corner, spectrum
-from .truth import ONE_SIGMA, calibration, one_to_one, reliability
+from .stars import coefficients, corner, residual_map, spectrum
+from .truth import ONE_SIGMA, calibration, one_to_one, precision, reliability
 
 __all__ = [
     "BLACK",
@@ -24,13 +25,17 @@ __all__ = [
     "distance_ladder",
     "energy",
     "khat",
+    "kiel",
     "loss",
     "magnitude_residuals",
     "one_to_one",
     "pair",
+    "ppc",
+    "precision",
     "prior_to_posterior",
     "ranks",
     "reddening_vector",
     "reliability",
+    "residual_map",
     "spectrum",
 ]

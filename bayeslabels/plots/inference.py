@@ -16,12 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpyro.infer import Predictive
 
+from ..data.columns import default_names
 from ..data.stars import Stars
 from ..errors import bad_input, index_of
 from ..numerics.linalg import in_float64
 from ..results.posterior import Posterior
 from ..results.star_posterior import StarPosterior
-from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, matrix
+from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, label, matrix
 
 FEW = 6
 """Numbers of a parameter that are shown without being asked for."""
@@ -146,6 +147,69 @@ def prior_to_posterior(
         ax.locator_params(axis="x", nbins=5)
         ax.legend(fontsize=8, frameon=False)
     return figure
+
+
+def ppc(
+    posterior: Posterior, stars: Stars, *, sets: int = 50, seed: int = 0, axes: Sequence[Axes] | None = None
+) -> Figure:
+    """Posterior predictive check: densities of what was measured, and of whole sets of data that the model draws.
+
+    A panel for each number of a block; for each spectrum all pixels together. Where the black line leaves the others,
+    the model has no stars like yours. Draws of the training step are used, `sets` of them; a mode is one.
+
+    Args:
+        stars: the training stars, as in `Posterior.to_arviz`.
+        sets: of simulated data that are drawn, at most.
+        axes: one per panel; None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> stars, truth = bl.simulate.simulate_photometry(100, seed=1)
+        >>> nuts = bl.NUTS(chains=2, draws=60, warmup=60)
+        >>> posterior = bl.fit(bl.Parallax(features=("magnitudes",)), stars, nuts, progress=False)
+        >>> figure = bl.plots.ppc(posterior, stars)
+        >>> [ax.get_xlabel() for ax in figure.axes]
+        ['parallax [mas]']
+    """
+    tree = posterior.to_arviz(stars, log_likelihood=False, posterior_predictive=True, seed=seed)
+    observed, drawn = (tree[name].to_dataset() for name in ("observed_data", "posterior_predictive"))
+    shown = []
+    for name in map(str, observed.data_vars):
+        block, value = stars[name], observed[name].values
+        copies = drawn[name].values.reshape(-1, *value.shape)
+        copies = copies[np.linspace(0, len(copies) - 1, min(sets, len(copies))).astype(int)]
+        copies = np.where(np.isfinite(value), copies, np.nan)  # what was not measured is not compared
+        if value.shape[1] > MOST:
+            shown.append((label(name, block.units[0]), value.ravel(), copies.reshape(len(copies), -1)))
+            continue
+        for i, unit in enumerate(block.units):
+            own = block.names if block.names not in (None, default_names(block.n_dim)) else None
+            called = own[i] if own else name if value.shape[1] == 1 else f"{name}[{i}]"
+            shown.append((label(called, unit), value[:, i], copies[:, :, i]))
+    figure, panels = draw_on(len(shown), axes, rows=_rows(len(shown), axes))
+    for ax, (xlabel, value, copies) in zip(panels, shown, strict=True):
+        if not np.isfinite(value).any():
+            empty(ax, xlabel)
+            continue
+        low, high = np.nanpercentile(np.concatenate([value, copies[0]]), [0.5, 99.5])
+        edges = np.linspace(low, high, 31 if np.isfinite(value).sum() > 300 else 16)
+        for i, copy in enumerate(copies):
+            ax.stairs(
+                _density(copy, edges), edges, color=BLUE, lw=0.8, alpha=0.8 if len(copies) == 1 else 0.25,
+                label=f"drawn, {len(copies)} set{'s'[: len(copies) - 1]}" if i == 0 else None,
+            )  # fmt: skip
+        ax.stairs(_density(value, edges), edges, color=BLACK, lw=1.6, label="measured")
+        ax.set(xlabel=xlabel, yticks=[])
+        ax.locator_params(axis="x", nbins=5)
+    panels[0].set_ylabel("density")
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Density of the known values in bins; those outside count in the whole."""
+    counts = np.histogram(values[np.isfinite(values)], edges)[0]
+    return np.asarray(counts / (max(1, np.isfinite(values).sum()) * np.diff(edges)))
 
 
 def loss(posterior: Posterior, *, axes: Sequence[Axes] | None = None) -> Figure:

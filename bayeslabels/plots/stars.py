@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..calibration import compared
+from ..calibration.bins import quantity
 from ..data.stars import Block, Stars
-from ..errors import bad_input
+from ..errors import bad_input, index_of
 from ..reports import significant
 from ..results.posterior import Posterior
 from ..results.star_posterior import StarPosterior
+from ..results.table import decimals
 from ..simulate import Truth
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, kind, label, matrix, steps
 
@@ -122,7 +124,7 @@ def spectrum(
 
     Args:
         stars: with flux; the model's labels are those of `result`, or else the stars' own.
-        index: row of the star. result: from `infer(posterior, stars)`.
+        index: row of the star. result: from `infer(posterior, stars)`. The title has two digits of the labels' errors.
         region: lowest and highest wavelength shown; None: all. axes: two; None: a new figure.
 
     Example:
@@ -133,19 +135,11 @@ def spectrum(
         >>> len(figure.axes)
         2
     """
-    star = stars[index]
-    frame = posterior.model.require_frame()
-    if "flux" not in star:
-        raise bad_input("stars without flux", "spectra")
-    predicted, values = star, np.full(len(frame.names), np.nan)
-    for block in posterior.model.label_blocks:
-        at = frame.columns(block)
-        if result is not None:
-            labels = Block(result.mean[[index], at], names=frame.names[at], unit=frame.units[at])
-            predicted = predicted.with_block(**{block: labels})
-        if block in predicted:
-            values[at] = predicted[block].value[0]
-    mean, band = (a[0] for a in posterior.predict(predicted, with_error=True))
+    frame, star = posterior.model.require_frame(), stars[index]
+    labels, mean, band = _predicted(posterior, star, None if result is None else result[[index]])
+    mean, band, values = mean[0], band[0], labels.value[0]
+    own = labels.error if result is None else result.error[[index]][:, : len(values)]
+    sd = frame.scale / 10 if own is None else np.where(np.isfinite(own[0]), own[0], frame.scale / 10)
     x, xlabel = _wavelength(posterior, wavelength_unit)
     flux = np.where(star["flux"].observed[0], star["flux"].value[0], np.nan)
     error = star["flux"].error[0] if star["flux"].error is not None else np.zeros_like(flux)
@@ -164,7 +158,8 @@ def spectrum(
     top.set_ylim(base - 0.06 * span, base + 1.22 * span)
     top.legend(loc="upper right", ncols=3, fontsize=9, frameon=False)
     top.tick_params(labelbottom=False)
-    parts = [f"{n} {significant(v, 4)} {u}".rstrip() for n, v, u in zip(frame.names, values, frame.units, strict=True)]
+    told = zip(frame.names, values, sd, frame.units, strict=True)
+    parts = [f"{name} {value:{decimals(one) or '.4g'}} {unit}".rstrip() for name, value, one, unit in told]
     top.set_title(f"{star.id[0] if star.id is not None else index}:  " + ",  ".join(parts), fontsize=10, loc="left")
     bottom.axhspan(-1, 1, color=GREY, alpha=0.25, lw=0)
     bottom.plot(x, (flux - mean) / np.hypot(error, band), ".", ms=3, color=BLACK)
@@ -174,6 +169,81 @@ def spectrum(
         ax.set_xlim(x.min(), x.max())
     figure.align_ylabels(panels)
     return figure
+
+
+def residual_map(
+    posterior: Posterior,
+    stars: Stars,
+    *,
+    result: StarPosterior | None = None,
+    by: Any = None,
+    by_name: str | None = None,
+    limit: float = 4.0,
+    wavelength_unit: str | None = None,
+    axes: Axes | None = None,
+) -> Figure:
+    """(flux - model) / total error of every pixel of every star: what many stars share stands out as a line.
+
+    A vertical line is a pixel that the model cannot follow, such as a line of an element that is no label. Its colour
+    changes from top to bottom where the misfit depends on what the stars are sorted by. A horizontal line is a bad
+    spectrum.
+
+    Args:
+        stars: with flux; the model's labels are those of `result`, or else the stars' own.
+        by: what the stars are sorted by: (N,), or the name of a label; None: the first label. by_name: what to call it.
+        limit: of the colours. wavelength_unit: written on the axis.
+        axes: one; None: a new figure.
+
+    Example:
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> figure = bl.plots.residual_map(posterior, test, result=result, by="TEFF")
+        >>> figure.axes[0].get_ylabel()
+        '20 stars, sorted by TEFF'
+    """
+    names = posterior.model.require_frame().names
+    if "flux" not in stars:
+        raise bad_input("stars without flux", "spectra")
+    labels, mean, band = _predicted(posterior, stars, result)
+    by, by_name = (names[0], None) if by is None else (by, by_name)
+    if isinstance(by, str):
+        by, by_name = labels.value[:, index_of(by, names, "label")], by_name or by
+    order = np.argsort(quantity(by, len(stars)))
+    flux = stars["flux"]
+    error = 0.0 if flux.error is None else np.where(flux.observed, flux.error, np.nan)
+    z = np.where(flux.observed, (flux.value - mean) / np.hypot(error, band), np.nan)[order]
+    x, xlabel = _wavelength(posterior, wavelength_unit)
+    figure, (ax,) = draw_on(1, axes, wide=True, ratios=(1,))
+    edges = np.concatenate([[1.5 * x[0] - 0.5 * x[1]], (x[1:] + x[:-1]) / 2, [1.5 * x[-1] - 0.5 * x[-2]]])
+    ax.set_facecolor(GREY)
+    image = ax.pcolormesh(
+        edges, np.arange(len(z) + 1), z, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=True, shading="flat"
+    )
+    ax.set(xlabel=xlabel, ylabel=f"{len(z)} stars, sorted by {by_name or 'by'}")
+    figure.colorbar(image, ax=ax, label="(flux $-$ model) / total error", extend="both")
+    return figure
+
+
+def _predicted(
+    posterior: Posterior, stars: Stars, result: StarPosterior | None
+) -> tuple[Block, np.ndarray, np.ndarray]:
+    """The labels (N, K) by which the model predicts, of a result or else the stars' own, its flux (N, L) and the sd."""
+    frame = posterior.model.require_frame()
+    value, error = (np.full((len(stars), len(frame.names)), np.nan) for _ in range(2))
+    for block in posterior.model.label_blocks:
+        at = frame.columns(block)
+        if result is not None:
+            labels = Block(result.mean[:, at], names=frame.names[at], unit=frame.units[at])
+            stars = stars.with_block(**{block: labels})
+        if block in stars:
+            value[:, at] = stars[block].value
+            own = stars[block].error
+            if own is not None:
+                error[:, at] = np.sqrt(np.einsum("nmm->nm", own)) if stars[block].has_covariance else own
+    mean, band = posterior.predict(stars, with_error=True)
+    return Block(value, np.where(error > 0, error, np.nan), names=frame.names), mean, band
 
 
 def _wavelength(posterior: Posterior, unit: str | None) -> tuple[np.ndarray, str]:

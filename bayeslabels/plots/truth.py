@@ -10,23 +10,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from ..calibration import Labels, Result, compared, coverage, label_scatter, z_scores
+from ..calibration import Labels, Result, compared, coverage, label_scatter, robust_scatter, z_scores
 from ..calibration import reliability as by_bins
+from ..calibration.bins import binned, quantity
 from ..data.stars import Stars
-from ..errors import bad_input
+from ..errors import bad_input, index_of
 from ..reports import significant
+from ..results.table import decimals
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, kind, label, paper
 
 ONE_SIGMA = 0.6827
 """Probability of the interval from one standard deviation below to one above the mean."""
 
 
-def one_to_one(result: Result, truth: Labels, *, axes: Sequence[Axes] | None = None) -> Figure:
+def one_to_one(result: Result, truth: Labels, *, residuals: bool = False, axes: Sequence[Axes] | None = None) -> Figure:
     """Inferred against true labels, a panel per label, with bias and scatter.
 
     Args:
         truth: (N, M) in label units; `Stars` with labels, such as a catalogue's; or a `simulate.Truth`.
-        axes: one per label; None: a new figure.
+        residuals: with a second row of panels, inferred less true labels.
+        axes: one per label, and then one per label for the residuals; None: a new figure.
 
     Example:
         >>> import bayeslabels as bl
@@ -40,12 +43,16 @@ def one_to_one(result: Result, truth: Labels, *, axes: Sequence[Axes] | None = N
     reference = compared(result, truth, scatter=scatter(result, truth))
     known, names, units = reference.value, result.frame.names, result.frame.units
     spread = np.sqrt(np.einsum("nmm->nm", reference.covariance)) if isinstance(truth, Stars) else None
-    figure, panels = draw_on(len(names), axes)
-    for m, (ax, name) in enumerate(zip(panels, names, strict=True)):
+    rows = 1 + residuals
+    figure, panels = draw_on(rows * len(names), axes, rows=rows, ratios=(2.2, 1) if residuals else None)
+    for m, name in enumerate(names):
+        ax, below = panels[m], panels[len(names) + m] if residuals else None
         x, y = known[:, m], result.mean[:, m]
         ok = np.isfinite(x) & np.isfinite(y)
         if not ok.any():
             empty(ax, name)
+            if below is not None:
+                empty(below, name)
             continue
         low, high = np.nanpercentile(np.concatenate([x[ok], y[ok]]), [0.2, 99.8])
         margin = 0.06 * (high - low) or 1.0
@@ -59,16 +66,29 @@ def one_to_one(result: Result, truth: Labels, *, axes: Sequence[Axes] | None = N
         )  # fmt: skip
         offset = (y - x)[ok]
         unit = f" {units[m]}" if units[m] else ""
-        text = (
-            f"bias {offset.mean():+.2g}{unit}\nrms {significant(np.sqrt((offset**2).mean()))}{unit}\n{ok.sum()} stars"
-        )
+        bias, rms = offset.mean(), np.sqrt((offset**2).mean())
+        text = f"bias {bias:{'+' + (decimals(rms) or '.2g')}}{unit}\nrms {significant(rms)}{unit}\n{ok.sum()} stars"
         ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9, bbox=paper())
         outside = int(((x[ok] < limits[0]) | (x[ok] > limits[1]) | (y[ok] < limits[0]) | (y[ok] > limits[1])).sum())
         if outside > 2:
             ax.text(0.96, 0.04, f"{outside} stars beyond", transform=ax.transAxes, ha="right", fontsize=8, color=GREY)
-        ax.set(xlim=limits, ylim=limits, xlabel=f"{kind(truth)} {label(name, units[m])}", aspect="equal")
-        ax.set_ylabel(f"inferred {label(name, units[m])}")
+        xlabel = f"{kind(truth)} {label(name, units[m])}"
+        ax.set(xlim=limits, ylim=limits, ylabel=f"inferred {label(name, units[m])}", aspect="equal")
         ax.locator_params(nbins=5)
+        if below is None:
+            ax.set_xlabel(xlabel)
+            continue
+        ax.set_aspect("auto")
+        ax.tick_params(labelbottom=False)
+        sd = np.hypot(result.error[ok, m], 0.0 if spread is None else spread[ok, m])
+        below.axhline(0, color=BLACK, lw=1, ls="--", zorder=3)
+        below.errorbar(
+            x[ok], offset, sd, None, "o", ms=3, color=BLUE, ecolor=GREY, elinewidth=0.6,
+            alpha=0.35 if many else 0.7, mew=0, rasterized=many,
+        )  # fmt: skip
+        room = 1.3 * float(np.nanpercentile(np.abs(offset) + sd, 98)) or 1.0
+        below.set(xlim=limits, ylim=(-room, room), xlabel=xlabel, ylabel="difference")
+        below.locator_params(nbins=5)
     return figure
 
 
@@ -181,6 +201,71 @@ def reliability(
         ax.set_ylabel(f"fraction of stars inside ({name})")
         ax.locator_params(axis="x", nbins=5)
         ax.legend(loc="lower right", fontsize=8, frameon=False)
+    return figure
+
+
+def precision(
+    result: Result,
+    truth: Labels,
+    by: Any = None,
+    *,
+    bins: Any = 6,
+    by_name: str | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Bias and scatter of the labels in bins of S/N, a panel per label (Ho+17, fig. 8), and what the error bars say.
+
+    Bias: the mean difference, inferred less true. Scatter: half the range of the central 68 per cent of the
+    differences. Dashed: the root mean square of the errors, those of a catalogue and tau included where `truth` is one.
+    The scatter lies on it where the error bars hold.
+
+    Args:
+        truth: as in `one_to_one`. by, bins, by_name: as in `calibration.reliability`; a bin is drawn at its median.
+        axes: one per label; None: a new figure.
+
+    Example:
+        >>> import numpy as np
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+        >>> result = bl.infer(posterior, test, progress=False)
+        >>> snr = np.nanmedian(test.flux.value / test.flux.error, axis=1)
+        >>> figure = bl.plots.precision(result, truth, snr, bins=2, by_name="S/N")
+        >>> [ax.get_xlabel() for ax in figure.axes]
+        ['S/N', 'S/N', 'S/N']
+    """
+    names, units = result.frame.names, result.frame.units
+    if by is None:
+        raise bad_input("no by=", "a quantity of every star, or the name of a label", fix='by="TEFF"')
+    by_name = by_name or (by if isinstance(by, str) else "by")
+    of = quantity(result.mean[:, index_of(by, names, "label")] if isinstance(by, str) else by, len(result))
+    row, edges = binned(of, bins, len(result))
+    reference = compared(result, truth, scatter=scatter(result, truth))
+    sd = np.sqrt(np.einsum("nmm->nm", result.cov + reference.covariance))
+    off = result.mean - reference.value
+    figure, panels = draw_on(len(names), axes)
+    for m, (ax, name) in enumerate(zip(panels, names, strict=True)):
+        told = []
+        for b in range(len(edges) + 1):
+            rows = (row == b) & np.isfinite(off[:, m]) & np.isfinite(sd[:, m])
+            if (n := int(rows.sum())) > 1:
+                one = off[rows, m]
+                spread = float(robust_scatter(one[:, None])[0])
+                error = one.std() / np.sqrt(n), spread / np.sqrt(2 * n)
+                told.append(
+                    (np.median(of[rows]), one.mean(), error[0], spread, error[1], np.sqrt((sd[rows, m] ** 2).mean()))
+                )
+        if not told:
+            empty(ax, name)
+            continue
+        x, bias, bias_error, spread, spread_error, expected = np.array(told).T
+        ax.axhline(0, color=GREY, lw=0.8)
+        ax.errorbar(x, spread, spread_error, None, "o-", ms=4, lw=1, color=BLUE, capsize=2, label="scatter")
+        ax.plot(x, expected, color=BLACK, lw=1.2, ls="--", label="error bars")
+        ax.errorbar(x, bias, bias_error, None, "s-", ms=4, lw=1, color=ORANGE, capsize=2, label="bias")
+        ax.set(xlabel=by_name, ylabel=label(name, units[m]))
+        ax.locator_params(nbins=5)
+    panels[0].legend(fontsize=9, frameon=False)
     return figure
 
 

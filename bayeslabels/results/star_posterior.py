@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from astropy import units
-from astropy.table import QTable
 
 from ..data.html import shown_table
 from ..errors import bad_input
 from ..kind import Quantities
 from .star_file import load_stars, save_stars
+from .table import StarTable, correlations, decimals, reduced_chi2
 
 
 class Flags(IntFlag):
@@ -180,62 +180,82 @@ class StarPosterior:
         values = self.data["posterior"].to_dataset()["true_labels"].sel(labels=name).values
         return values.reshape(-1, values.shape[-1])
 
-    def table(self, also: Sequence[str] = ()) -> QTable:
+    def table(self, also: Sequence[str] = ()) -> StarTable:
         """One row per star: id, labels with errors and percentiles in their units, chi2, n_pixel, diagnostics, flags.
-
-        also: of models of spectra "flux", every star's own model spectrum as `predict` has it, and "latents", each with
-        its error: columns of vectors, which are long.
 
         `<label>` is the posterior mean of the true label and `<label>_error` its standard deviation;
         `<label>_catalogue_error` adds tau: the sd with which a label of the training catalogue's kind, free of its
         stated error, scatters about `<label>` (where tau is scatter of the true labels, as in Lux, `<label>_error`
         includes it).
-        """
-        stars = self.stars
-        columns: dict[str, Any] = {}
 
-        def put(name: str, values: Any, unit: str | None = None, meaning: str = "") -> None:
+        Args:
+            also: further columns: "correlations", `<a>_<b>_correlation` of the errors of every two labels;
+                "reduced_chi2", chi2 per pixel or band; and of models of spectra "flux", every star's own model
+                spectrum as `predict` has it, and "latents", each with its error: vectors, which are long.
+
+        Example:
+            >>> import bayeslabels as bl
+            >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+            >>> posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+            >>> table = bl.infer(posterior, test, progress=False).table(also=("correlations", "reduced_chi2"))
+            >>> table.colnames[-4:]
+            ['TEFF_LOGG_correlation', 'TEFF_FE_H_correlation', 'LOGG_FE_H_correlation', 'reduced_chi2']
+        """
+        stars, names = self.stars, self.frame.names
+        columns: dict[str, Any] = {}
+        meanings: dict[str, str] = {}
+        formats: dict[str, str | None] = {}
+
+        def put(name: str, values: Any, unit: str | None = None, meaning: str = "", shown: str | None = None) -> None:
             if name in columns:
                 raise bad_input(f"two columns {name!r} of the result", "one", "a label of that name", "another name")
             columns[name] = values * units.Unit(unit) if unit else values
-            meanings[name] = meaning
+            meanings[name], formats[name] = meaning, shown
 
-        meanings: dict[str, str] = {}
         put("id", stars["star"].values)
-        tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
+        tau = np.array(self.info.get("label_scatter", np.zeros(len(names))))
         parts = [str(x) for x in stars if stars[x].dims == ("star", "labels") and x != "mean"]
-        for m, (name, unit) in enumerate(zip(self.frame.names, self.frame.units, strict=True)):
-            put(name, self.mean[:, m], unit, "mean of the posterior")
-            put(f"{name}_error", self.error[:, m], unit, f"standard deviation of {name}")
+        for m, (name, unit) in enumerate(zip(names, self.frame.units, strict=True)):
+            shown = decimals(self.error[:, m])
+            put(name, self.mean[:, m], unit, "mean of the posterior", shown)
+            put(f"{name}_error", self.error[:, m], unit, f"standard deviation of {name}", shown)
             for part in parts:
-                put(f"{name}_{part}", stars[part].values[:, m], unit, PERCENTILES.get(part, ""))
+                put(f"{name}_{part}", stars[part].values[:, m], unit, PERCENTILES.get(part, ""), shown)
             if tau[m] > 0 and not self.info.get("label_scatter_included"):
-                scatter = np.hypot(self.error[:, m], tau[m])
-                put(
-                    f"{name}_catalogue_error", scatter, unit, f"{name}_error with the scatter of the catalogue's labels"
-                )
+                meaning = f"{name}_error with the scatter of the catalogue's labels"
+                put(f"{name}_catalogue_error", np.hypot(self.error[:, m], tau[m]), unit, meaning, shown)
         of_stars = [str(x) for x in stars if stars[x].dims == ("star",)]
         for one in sorted(of_stars, key=lambda x: x == "flags"):  # flags are the last
-            put(one, stars[one].values, stars[one].attrs.get("unit"), stars[one].attrs.get("long_name", ""))
-        further_unit: str | None
-        for name in also:
-            if name == "latents" and name in stars:
-                value = stars[name].values
-                error = np.sqrt(np.einsum("npp->np", stars["latents_covariance"].values))
-                further_unit = None
+            values, about = stars[one].values, stars[one].attrs
+            shown = ".4g" if values.dtype.kind == "f" else None
+            put(one, values, about.get("unit"), about.get("long_name", ""), shown)
+        for name in (also,) if isinstance(also, str) else also:
+            if name == "correlations":
+                for pair, values in correlations(self.cov, names).items():
+                    put(pair, values, None, "correlation of the errors", ".2f")
+            elif name == "reduced_chi2":
+                put(name, reduced_chi2(stars), None, "chi2 per pixel or band", ".2f")
             else:
-                value, error = self.predict(name, with_error=True)
-                further_unit = self.info.get(f"{name}_unit")
-            put(name, value, further_unit)
-            put(f"{name}_error", error, further_unit)
+                self._put_vectors(put, name)
         meta: dict[str, Any] = {
             key: value for key, value in self.info.items() if isinstance(value, str | int | float | bool)
         }
         meta["flag_bits"] = {flag.name: int(flag) for flag in Flags}
-        table = QTable(columns, meta=meta)
+        table = StarTable(columns, meta=meta)
         for name, meaning in meanings.items():
-            table[name].info.description = meaning or None
+            table[name].info.description, table[name].info.format = meaning or None, formats[name]
         return table
+
+    def _put_vectors(self, put: Callable[..., None], name: str) -> None:
+        """Columns of the star's latents, or of what `predict` has under this name, with errors."""
+        if name == "latents" and name in self.stars:
+            value, unit = self.stars[name].values, None
+            error = np.sqrt(np.einsum("npp->np", self.stars["latents_covariance"].values))
+        else:
+            value, error = self.predict(name, with_error=True)
+            unit = self.info.get(f"{name}_unit")
+        put(name, value, unit)
+        put(f"{name}_error", error, unit)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write all that is known of the stars, draws included, as a netCDF4 (HDF5) file with its checksum.
