@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,3 +286,74 @@ def test_specutils_itself():
     (spectrum,) = to_spectra(stars)
     assert isinstance(spectrum, getattr(specutils, "Spectrum", getattr(specutils, "Spectrum1D", None)))
     np.testing.assert_array_equal(from_spectra(spectrum).flux.value, stars.flux.value)
+
+
+PARAM_SYMBOL = ("TEFF", "LOGG", "LOG10VDOP", "METALS", "C", "N", "O Mg Si S Ca Ti", "LGVSINI", "O")
+
+
+def allstar(path, ids, units):
+    """allStar of DR16 and DR17: a table of stars, an empty image, and the names of what the vectors hold."""
+    n = len(ids)
+    rng = np.random.default_rng(1)
+    param = np.stack([rng.normal(4700, 200, n), rng.normal(2.4, 0.3, n), *rng.normal(0, 0.2, (7, n))], 1).astype("f4")
+    columns = {
+        "FILE": ("34A", [f"apStar-dr17-{x}.fits" for x in ids], None),
+        "APOGEE_ID": ("18A", ids, None),
+        "SNR": ("E", rng.uniform(80, 200, n), None),
+        "STARFLAG": ("J", rng.choice([0, 1 << 9], n), None),
+        "ASPCAPFLAG": ("K", np.zeros(n, int), None),
+        "EXTRATARG": ("J", np.zeros(n, int), None),
+        "PARAM": ("9E", param, None),
+        "PARAM_COV": ("81E", np.zeros((n, 81)), None),
+        "TEFF": ("E", param[:, 0], "K"),
+        "TEFF_ERR": ("E", np.full(n, 30.0), "K"),
+        "LOGG": ("E", param[:, 1], "dex"),
+        "LOGG_ERR": ("E", np.full(n, 0.05), "dex"),
+        "X_H": ("26E", rng.normal(0, 0.2, (n, 26)), None),
+        "FE_H": ("E", param[:, 3], "dex"),
+        "FE_H_ERR": ("E", np.full(n, 0.02), "dex"),
+        "FE_H_FLAG": ("J", np.zeros(n, int), None),
+    }
+    table = {name: x for name, (_, x, _) in columns.items()}
+    table["ASPCAPFLAG"][1] = (1 << 23) | (1 << 40)  # STAR_BAD, and a bit that 32 do not hold
+    table["EXTRATARG"][3] = 1 << 4  # the second row of a star
+    table["FE_H"], table["FE_H_ERR"] = np.array(table["FE_H"]), np.array(table["FE_H_ERR"])
+    table["FE_H"][4] = np.nan
+    for name in ("LOGG", "LOGG_ERR"):
+        table[name] = np.array(table[name])
+        table[name][5] = -9999.99
+    made = [fits.Column(k, f, unit=u if units else None, array=table[k]) for k, (f, _, u) in columns.items()]
+    lists = [fits.Column("PARAM_SYMBOL", f"{16 * 9}A16", dim="(16,9)", array=np.array([PARAM_SYMBOL]))]
+    hdus = [fits.PrimaryHDU(), fits.BinTableHDU.from_columns(made), fits.ImageHDU(np.zeros((1, 1)))]
+    fits.HDUList([*hdus, fits.BinTableHDU.from_columns(lists)]).writeto(path)
+    return Table({name: np.asarray(x) for name, x in table.items() if name != "FILE"})
+
+
+@pytest.mark.parametrize("units", [True, False], ids=["units", "no units"])
+def test_the_recipe_for_apogees_allstar(tmp_path, monkeypatch, units):
+    text = (Path(__file__).parent.parent / "docs" / "howto" / "surveys.md").read_text()
+    first, *others = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    recipe = next(code for code in others if "allStar" in code)
+    ids = [f"2M0000000{i}+7417074" for i in range(7)]
+    (tmp_path / "spectra").mkdir()
+    fluxes = [apstar(tmp_path / "spectra", name, seed=i)[1] for i, name in enumerate(ids)]
+    rows = [*ids[:3], ids[2], *ids[3:], "2M99999999-0000000"]  # a star twice, and one without a spectrum
+    known = allstar(tmp_path / "allStar-dr17-synspec_rev1.fits", rows, units)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(first, space)
+    exec(recipe, space)
+    training = space["training"]
+    expected = [ids[0], *ids[2:]]  # the second star is bad
+    assert training.id.tolist() == expected
+    at = [rows.index(x) for x in expected]
+    value = np.stack([known[name][at] for name in ("TEFF", "LOGG", "FE_H")], 1)
+    gaps = (value < -900) | np.isnan(value)
+    assert gaps.sum() == 2
+    np.testing.assert_array_equal(training.labels.value, np.where(gaps, np.nan, value))
+    np.testing.assert_array_equal(training.labels.observed, ~gaps)
+    assert training.labels.units == ("K", "dex", "dex")
+    good = np.setdiff1d(np.arange(N), [3, 4])
+    for flux, name in zip(training.flux.value, expected, strict=True):
+        np.testing.assert_allclose(flux[good], fluxes[ids.index(name)][good], rtol=1e-6)
+    np.testing.assert_array_equal(space["table"]["PARAM"][:, 3], known["PARAM"][at, 3])
