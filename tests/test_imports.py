@@ -92,17 +92,29 @@ def test_inferences_know_no_kind():
 
 
 PUBLIC_TWICE = {"Laplace": "an inference and a prior, each a public name in its own module"}
-"""Names that two classes may have, and why."""
+"""Names that two types may have, and why."""
 
 
-def test_no_two_classes_have_one_name():
+def named_types(path: Path) -> list[str]:
+    """The classes of a file, and the types that it gives a name, such as `Prior = Flat | Normal`."""
+    tree = ast.parse(path.read_text())
+    found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names = [x.id for x in targets if isinstance(x, ast.Name)]
+        found += [x for x in names if x[:1].isupper() and not x.isupper()]
+    return [name.strip("_") for name in found]
+
+
+def test_no_two_types_have_one_name():
     places = defaultdict(list)
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                places[node.name.strip("_")].append(f"{path.relative_to(ROOT)}: {node.name}")
-    assert {name: found for name, found in places.items() if len(found) > 1}.keys() == PUBLIC_TWICE.keys(), [
-        found for name, found in places.items() if len(found) > 1 and name not in PUBLIC_TWICE
+        for name in named_types(path):
+            places[name].append(str(path.relative_to(ROOT)))
+    assert {name for name, found in places.items() if len(found) > 1} == set(PUBLIC_TWICE), [
+        (name, found) for name, found in places.items() if len(found) > 1 and name not in PUBLIC_TWICE
     ]
 
 

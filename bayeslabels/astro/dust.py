@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
-from .quantities import Array, plain
+from .quantities import plain
 
 MODULI = np.arange(4.0, 16.01, 0.5)
 """Distance moduli of a sightline by default: 63 pc to 16 kpc, in steps as those of maps."""
@@ -18,9 +18,9 @@ MODULI = np.arange(4.0, 16.01, 0.5)
 class Sightlines(NamedTuple):
     """reddening and error (N, K), mag, at the distance moduli (K,)."""
 
-    reddening: Array
-    error: Array
-    moduli: Array
+    reddening: np.ndarray
+    error: np.ndarray
+    moduli: np.ndarray
 
 
 def reddening_along(
@@ -72,7 +72,7 @@ def reddening_along(
     return Sightlines(np.maximum.accumulate(e, 1), np.hypot(sd, floor), mu)
 
 
-def _asked(query: Any, longitude: Any, latitude: Any, mu: Array, what: str) -> Array:
+def _asked(query: Any, longitude: Any, latitude: Any, mu: np.ndarray, what: str) -> np.ndarray:
     if not callable(query):
         values = np.atleast_2d(plain(query, "mag", what))
         if values.shape[-1] != len(mu):
@@ -88,7 +88,7 @@ def _asked(query: Any, longitude: Any, latitude: Any, mu: Array, what: str) -> A
     return values
 
 
-def _held(values: Array) -> Array:
+def _held(values: np.ndarray) -> np.ndarray:
     """Rows whose missing ends stay what they are at the nearest place that is known."""
     k = np.arange(values.shape[1])
     out = values.copy()

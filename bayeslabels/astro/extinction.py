@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 
 from ..errors import bad_input, index_of
-from .quantities import Array, plain, positive, single
+from .quantities import plain, positive, single
 
 SHORTEST, LONGEST = 0.3, 10.0
 """Where the law was measured, micron."""
@@ -35,7 +35,7 @@ ALIASES = {b: f"PS1_{b}" for b in "grizy"} | {"K": "Ks"}
 
 
 @np.errstate(all="ignore")
-def extinction_law(wavelength: ArrayLike, r_v: float = 3.1, law: str = "o94") -> Array:
+def extinction_law(wavelength: ArrayLike, r_v: float = 3.1, law: str = "o94") -> np.ndarray:
     """A(lambda) / A_V at 0.3 to 10 micron.
 
     Args:
@@ -65,10 +65,10 @@ def extinction_law(wavelength: ArrayLike, r_v: float = 3.1, law: str = "o94") ->
     return LAWS[law](1 / wave, r_v)
 
 
-def _cardelli(a: tuple[float, ...], b: tuple[float, ...]) -> Callable[[Array, float], Array]:
+def _cardelli(a: tuple[float, ...], b: tuple[float, ...]) -> Callable[[np.ndarray, float], np.ndarray]:
     """A / A_V at x [1 / micron] with the optical polynomials a and b in x - 1.82, highest power first."""
 
-    def law(x: Array, r_v: float) -> Array:
+    def law(x: np.ndarray, r_v: float) -> np.ndarray:
         y = x - 1.82
         optical = np.polyval(a, y) + np.polyval(b, y) / r_v
         return np.where(x < 1.1, (0.574 - 0.527 / r_v) * np.maximum(x, 1e-9) ** 1.61, optical)
@@ -76,7 +76,7 @@ def _cardelli(a: tuple[float, ...], b: tuple[float, ...]) -> Callable[[Array, fl
     return law
 
 
-def _fitzpatrick(x: Array, r_v: float) -> Array:
+def _fitzpatrick(x: np.ndarray, r_v: float) -> np.ndarray:
     """A / A_V at x [1 / micron]: a cubic spline through k = A / E(B - V) at nine wavelengths."""
     c2 = -0.824 + 4.717 / r_v
     far = 1e4 / np.array([2700.0, 2600.0])
@@ -93,7 +93,7 @@ def _fitzpatrick(x: Array, r_v: float) -> Array:
     return CubicSpline(knots, [*k, *ultraviolet], bc_type="natural")(x) / r_v
 
 
-LAWS: dict[str, Callable[[Array, float], Array]] = {
+LAWS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "o94": _cardelli(
         (-0.505, 1.647, -0.827, -1.718, 1.137, 0.701, -0.609, 0.104, 1.0),
         (3.347, -10.805, 5.491, 11.102, -7.985, -3.989, 2.908, 1.952, 0.0),
@@ -110,7 +110,7 @@ LAWS: dict[str, Callable[[Array, float], Array]] = {
 @np.errstate(all="ignore")
 def band_extinction(
     temperature: ArrayLike, bands: tuple[str, ...], a_v: float = 0.3, r_v: float = 3.1, law: str = "o94"
-) -> Array:
+) -> np.ndarray:
     """A_band / A_V (N, B) of black bodies of these temperatures (N,), K, behind dust of A_V mag; law as in
     `extinction_law`.
 
@@ -137,7 +137,7 @@ def band_extinction(
     return out
 
 
-def band_bend(bands: tuple[str, ...], temperature: float = 5500.0) -> Array:
+def band_bend(bands: tuple[str, ...], temperature: float = 5500.0) -> np.ndarray:
     """w (B,) of A = E R - w (E R)^2, 1 / mag: by how much extinction in a broad band falls short of growing with the
     dust, to second order in the band's width (Green+21, eq. B30). 0 for bands that are not known here.
 

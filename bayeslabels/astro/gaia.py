@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input, index_of
-from .quantities import Array, alike, plain, positive
+from .quantities import alike, plain, positive
 
 
 class ParallaxSystem(NamedTuple):
@@ -51,7 +51,7 @@ def parallax_system(name: str) -> ParallaxSystem:
 
 
 @np.errstate(all="ignore")
-def excess_factor(bp_rp: ArrayLike, phot_bp_rp_excess_factor: ArrayLike) -> Array:
+def excess_factor(bp_rp: ArrayLike, phot_bp_rp_excess_factor: ArrayLike) -> np.ndarray:
     """C*, the excess of BP and RP flux over G, less that of normal stars of this colour: about 0 for these.
 
     Source: Riello et al. 2021 (A&A 649, A3), eq. 6 and table 2, for Gaia EDR3 and DR3.
@@ -73,7 +73,7 @@ def excess_factor(bp_rp: ArrayLike, phot_bp_rp_excess_factor: ArrayLike) -> Arra
 @np.errstate(all="ignore")
 def good_colour(
     bp_rp: ArrayLike, phot_bp_rp_excess_factor: ArrayLike, phot_g_mean_mag: ArrayLike, n_sigma: float = 3.0
-) -> Array:
+) -> np.ndarray:
     """Whether BP and RP are free of other light: \\|C*\\| < n_sigma times its scatter at this magnitude.
 
     Source: Riello et al. 2021, eq. 18. False where a number is missing.
@@ -91,7 +91,7 @@ def good_colour(
 
 
 @np.errstate(all="ignore")
-def good_astrometry(ruwe: ArrayLike, most: float = 1.4) -> Array:
+def good_astrometry(ruwe: ArrayLike, most: float = 1.4) -> np.ndarray:
     """Whether the astrometric solution fits a single star: RUWE < 1.4 (Lindegren 2018, GAIA-C3-TN-LU-LL-124).
 
     Stars with companions fail; a cut changes the sample. False where it is missing.
@@ -105,7 +105,7 @@ def good_astrometry(ruwe: ArrayLike, most: float = 1.4) -> Array:
 
 
 @np.errstate(all="ignore")
-def parallax_error_factor(phot_g_mean_mag: ArrayLike) -> Array:
+def parallax_error_factor(phot_g_mean_mag: ArrayLike) -> np.ndarray:
     """True over stated error of Gaia EDR3 and DR3 parallaxes of single stars, RUWE < 1.4, at this magnitude.
 
     Source: El-Badry, Rix & Heintz 2021 (MNRAS 506, 2269), eq. 16, from wide binaries of 7 < G < 21. NaN elsewhere.
@@ -121,7 +121,7 @@ def parallax_error_factor(phot_g_mean_mag: ArrayLike) -> Array:
 
 
 @np.errstate(all="ignore")
-def magnitude_error(flux: ArrayLike, flux_error: ArrayLike, floor: float = 0.02, most: float = 0.2) -> Array:
+def magnitude_error(flux: ArrayLike, flux_error: ArrayLike, floor: float = 0.02, most: float = 0.2) -> np.ndarray:
     """Errors of magnitudes from flux and its error: 1.086 error / flux with a floor [mag] added in quadrature, infinite
     above `most` (Green+21, section 3: 0.02 and 0.2 mag).
 
@@ -135,7 +135,7 @@ def magnitude_error(flux: ArrayLike, flux_error: ArrayLike, floor: float = 0.02,
 
 
 @np.errstate(all="ignore")
-def with_floor(error: ArrayLike, floor: float = 0.02, most: float = np.inf) -> Array:
+def with_floor(error: ArrayLike, floor: float = 0.02, most: float = np.inf) -> np.ndarray:
     """Errors with a floor added in quadrature; infinite, which is unobserved, above `most` and where missing.
 
     Example:

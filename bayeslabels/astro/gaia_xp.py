@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
-from .quantities import Array, plain
+from .quantities import plain
 
 ROUNDING = 1e-3
 """By how much a correlation may exceed 1, as of numbers that were kept in few digits."""
 
 
-def covariance(error: ArrayLike, correlation: ArrayLike) -> Array:
+def covariance(error: ArrayLike, correlation: ArrayLike) -> np.ndarray:
     """Covariances (N, n, n), C = D R D, from errors (N, n) and correlations (N, n (n - 1) / 2) in the archive's order.
 
     Args:
@@ -58,7 +58,9 @@ def covariance(error: ArrayLike, correlation: ArrayLike) -> Array:
     return out
 
 
-def xp_coefficients(table: Any, n: tuple[int, int] | None = None, scale: ArrayLike = 1.0) -> tuple[Array, Array]:
+def xp_coefficients(
+    table: Any, n: tuple[int, int] | None = None, scale: ArrayLike = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (N, n_BP + n_RP) of BP and RP together, and their covariances, which BP and RP do not share.
 
     For `Block(*xp_coefficients(table))`, a block of flux of `Cannon` or `Lux`.
@@ -113,7 +115,7 @@ def xp_coefficients(table: Any, n: tuple[int, int] | None = None, scale: ArrayLi
     return value, both
 
 
-def _rows(column: Any, what: str) -> Array:
+def _rows(column: Any, what: str) -> np.ndarray:
     """A column of vectors (N, n): an array, or rows that are arrays of one length, masked or None where missing."""
     if not isinstance(column, list) and getattr(column, "dtype", np.dtype(float)).kind != "O":
         return plain(column, None, what)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
-from .quantities import Array, alike, plain, positive
+from .quantities import alike, plain, positive
 
 PERCENTILES = (5, 16, 50, 84, 95)
 
@@ -55,7 +55,9 @@ _Q_6 = np.array([
 
 
 @np.errstate(all="ignore")
-def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLike, solved: ArrayLike = 31) -> Array:
+def gaia_zero_point(
+    g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLike, solved: ArrayLike = 31
+) -> np.ndarray:
     """Zero point of Gaia EDR3 and DR3 parallaxes in mas: true = published - zero point (Lindegren+21, eq. A.3-A.5).
 
     Z(G, nu, beta) = sum_jk q_jk(G) c_j(nu) b_k(beta), q_jk linear in G between the nodes of tables 9 and 10.
@@ -89,7 +91,9 @@ def gaia_zero_point(g: ArrayLike, colour: ArrayLike, ecliptic_latitude: ArrayLik
     return 1e-3 * np.where(solved == 95, six, five)
 
 
-def _zero_point(q: Array, terms: tuple[tuple[int, int], ...], g: Array, nu: Array, latitude: Array) -> Array:
+def _zero_point(
+    q: np.ndarray, terms: tuple[tuple[int, int], ...], g: np.ndarray, nu: np.ndarray, latitude: np.ndarray
+) -> np.ndarray:
     """sum_jk q_jk(g) c_j(nu) b_k(latitude), micro-arcsec."""
     sine = np.sin(np.deg2rad(latitude))
     c = (
@@ -104,7 +108,7 @@ def _zero_point(q: Array, terms: tuple[tuple[int, int], ...], g: Array, nu: Arra
 
 
 @np.errstate(all="ignore")
-def distance_modulus(parallax: ArrayLike) -> Array:
+def distance_modulus(parallax: ArrayLike) -> np.ndarray:
     """m - M in mag of true parallaxes in mas; refuses values that are not positive, which only measurements have.
 
     Example:
@@ -122,7 +126,7 @@ def distance_modulus(parallax: ArrayLike) -> Array:
 
 
 @np.errstate(all="ignore")
-def parallax_from_modulus(modulus: ArrayLike) -> Array:
+def parallax_from_modulus(modulus: ArrayLike) -> np.ndarray:
     """Parallax in mas of a distance modulus in mag.
 
     Example:
@@ -141,19 +145,19 @@ class Combined(NamedTuple):
     distance_error: mean and sd (N,); cumulative: probability below ln(parallax) = grid, (N, GRID) both.
     """
 
-    parallax: Array
-    parallax_error: Array
-    parallax_percentiles: Array
-    distance: Array
-    distance_percentiles: Array
-    ln_parallax: Array
-    ln_parallax_error: Array
-    distance_mean: Array
-    distance_error: Array
-    grid: Array
-    cumulative: Array
+    parallax: np.ndarray
+    parallax_error: np.ndarray
+    parallax_percentiles: np.ndarray
+    distance: np.ndarray
+    distance_percentiles: np.ndarray
+    ln_parallax: np.ndarray
+    ln_parallax_error: np.ndarray
+    distance_mean: np.ndarray
+    distance_error: np.ndarray
+    grid: np.ndarray
+    cumulative: np.ndarray
 
-    def draws(self, uniform: Array) -> Array:
+    def draws(self, uniform: np.ndarray) -> np.ndarray:
         """Parallaxes (S, N) at the cumulative probabilities (S, N)."""
         return np.exp(
             np.stack([np.interp(q, c, u) for q, c, u in zip(uniform.T, self.cumulative, self.grid, strict=True)], 1)
@@ -233,7 +237,7 @@ GRID = 201
 """Points in ln parallax: the trapezoid rule is exact to rounding for a smooth posterior that fills them."""
 
 
-def _invert(cumulative: Array, u: Array, q: float) -> Array:
+def _invert(cumulative: np.ndarray, u: np.ndarray, q: float) -> np.ndarray:
     """u at which each row's cumulative probability is q, by linear interpolation."""
     right = np.clip((cumulative < q).sum(1), 1, u.shape[1] - 1)
     rows = np.arange(len(u))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import bad_input
-from .quantities import Array, plain, positive
+from .quantities import plain, positive
 
 
 @np.errstate(all="ignore")
@@ -23,7 +23,7 @@ def propagated_covariance(
     reddening_error: ArrayLike,
     magnitude_error: ArrayLike,
     modulus_error: ArrayLike = 0.0,
-) -> Array:
+) -> np.ndarray:
     """Covariance (N, B, B) of the measured magnitudes about M + mu + E R at the measured labels (Green+21, eq. 4).
 
         C = J C_labels J' + sigma_E^2 R R' + sigma_mu^2 1 1' + diag(sigma_m^2),   J = d(M + E R) / d labels
@@ -64,7 +64,7 @@ def propagated_covariance(
     return out
 
 
-def to_colours(n_band: int) -> Array:
+def to_colours(n_band: int) -> np.ndarray:
     """The matrix (B, B) from magnitudes to the first magnitude and the others less the first (Green+21, eq. 5).
 
     Example:
@@ -86,7 +86,7 @@ def reddening_posterior(
     prior: ArrayLike,
     prior_error: ArrayLike,
     modulus_error: ArrayLike = 0.0,
-) -> tuple[Array, Array]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd (N,) of the reddening E given a star's magnitudes and a Gaussian prior (Green+21, eq. 8-9).
 
         sd^-2 = R' C^-1 R + sigma_0^-2,   mean = sd^2 (E_0 / sigma_0^2 + R' C^-1 residual)

@@ -10,10 +10,8 @@ from astropy.utils.masked import Masked
 
 from ..errors import bad_input
 
-Array = np.ndarray
 
-
-def plain(data: Any, unit: Any, what: str) -> Array:
+def plain(data: Any, unit: Any, what: str) -> np.ndarray:
     """Numbers in float64, NaN where masked, in this unit.
 
     Args:
@@ -56,7 +54,7 @@ def unit_held(data: Any) -> Any:
     return unit
 
 
-def alike(**arrays: Array) -> list[Array]:
+def alike(**arrays: np.ndarray) -> list[np.ndarray]:
     """The arrays, by their names, at one shape."""
     try:
         return [*np.broadcast_arrays(*arrays.values())]
@@ -73,7 +71,7 @@ def single(data: Any, unit: Any, what: str) -> float:
     return float(array.reshape(()))
 
 
-def positive(data: Any, unit: Any, what: str, zero: bool = False) -> Array:
+def positive(data: Any, unit: Any, what: str, zero: bool = False) -> np.ndarray:
     """As `plain`; refuses numbers below 0, and 0 unless `zero`."""
     array = plain(data, unit, what)
     wrong = array < 0 if zero else array <= 0

@@ -26,9 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import bad_input
 from .quantities import plain
 
-Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
-Spectra: TypeAlias = tuple[Array, Array | None]
+FluxAndIvar: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 
 SPEED_OF_LIGHT = 299792.458  # km/s
 _REACH = 6.0  # in widths: the weights beyond are below exp(-36) = 2e-16
@@ -37,7 +36,7 @@ _BLOCK = 2**21  # numbers in one block of a kernel or an interpolation (16 MiB)
 
 def gaussian_pseudo_continuum(
     wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None, width: float = 50.0
-) -> Spectra:
+) -> FluxAndIvar:
     """Error-weighted broad Gaussian smoothing of each spectrum (Ho+17, eq. 1 and 2).
 
     f_bar(l0) = sum_i f_i ivar_i w_i(l0) / sum_i ivar_i w_i(l0),  w_i(l0) = exp(-(l0 - l_i)^2 / L^2)
@@ -62,7 +61,9 @@ def gaussian_pseudo_continuum(
     return spectra.result(weighted_flux / np.where(known, weight, 1), weight**2 / np.where(known, squared, 1), known)
 
 
-def normalize_gaussian(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None, width: float = 50.0) -> Spectra:
+def normalize_gaussian(
+    wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None, width: float = 50.0
+) -> FluxAndIvar:
     """Flux over its Gaussian pseudo-continuum: f / f_bar, with ivar f_bar^2 (Ho+17, section 2.1).
 
     f_bar is taken as exact: its variance is below the pixel's by about the number of pixels in a width, and
@@ -93,7 +94,7 @@ def polynomial_continuum(
     pixels: ArrayLike,
     order: int = 2,
     segments: Sequence[tuple[Any, Any]] | None = None,
-) -> Spectra:
+) -> FluxAndIvar:
     """Weighted least-squares Chebyshev polynomial through continuum pixels (Ness+15, ApJ 808, 16).
 
     c(l) = sum_k a_k T_k(x),  a = (T' W T)^-1 T' W f,  var c(l) = T(x) (T' W T)^-1 T(x)'
@@ -131,7 +132,7 @@ def normalize_polynomial(
     pixels: ArrayLike,
     order: int = 2,
     segments: Sequence[tuple[Any, Any]] | None = None,
-) -> Spectra:
+) -> FluxAndIvar:
     """Flux over its polynomial continuum: f / c, with ivar c^2 (Ness+15).
 
     Arguments as in `polynomial_continuum`; c is taken as exact. Missing where f or c is, and where c <= 0.
@@ -194,7 +195,7 @@ def continuum_pixels(flux: ArrayLike, ivar: ArrayLike | None, tolerance: float =
     return chosen
 
 
-def doppler_shift(wavelength: ArrayLike, velocity: ArrayLike) -> Array:
+def doppler_shift(wavelength: ArrayLike, velocity: ArrayLike) -> np.ndarray:
     """Rest-frame wavelengths, l_rest = l_observed sqrt((1 - v/c) / (1 + v/c)), in Angstrom.
 
     `velocity` is v in km/s (or a Quantity), positive away from the observer: a number, or (n_star,), which
@@ -214,7 +215,7 @@ def resample(
     ivar: ArrayLike | None,
     new_wavelength: ArrayLike,
     velocity: ArrayLike | None = None,
-) -> Spectra:
+) -> FluxAndIvar:
     """Linear interpolation to new_wavelength (n_new,), in each star's rest frame if velocity is given.
 
     f(l) = a f_i + b f_i+1,  b = (l - l_i) / (l_i+1 - l_i),  a = 1 - b,  var f(l) = a^2 var_i + b^2 var_i+1
@@ -268,7 +269,7 @@ def resample(
     return spectra.result(new_flux, new_ivar, known)
 
 
-def vacuum_to_air(wavelength: ArrayLike) -> Array:
+def vacuum_to_air(wavelength: ArrayLike) -> np.ndarray:
     """Wavelengths in dry air (1 atm, 15 C) from those in vacuum, Angstrom, any shape (Morton 2000).
 
     l_air = l / n(l),  n = 1 + 8.34254e-5 + 2.406147e-2 / (130 - s^2) + 1.5998e-4 / (38.9 - s^2),  s = 1e4 / l
@@ -284,7 +285,7 @@ def vacuum_to_air(wavelength: ArrayLike) -> Array:
     return np.where(vacuum >= 2000, vacuum / _refractive_index(vacuum), vacuum)
 
 
-def _angstrom(wavelength: ArrayLike) -> Array:
+def _angstrom(wavelength: ArrayLike) -> np.ndarray:
     """Wavelengths in Angstrom; refuses what no spectrograph on a telescope has."""
     found = plain(wavelength, "Angstrom", "wavelength")
     if (odd := found < SHORTEST).any():
@@ -300,7 +301,7 @@ SHORTEST = 100.0
 """Angstrom."""
 
 
-def air_to_vacuum(wavelength: ArrayLike) -> Array:
+def air_to_vacuum(wavelength: ArrayLike) -> np.ndarray:
     """Wavelengths in vacuum from those in air, Angstrom, any shape: inverse of `vacuum_to_air` (Morton 2000).
 
     Solves l = l_air n(l) by fixed-point iteration, to rounding.
@@ -320,19 +321,19 @@ def air_to_vacuum(wavelength: ArrayLike) -> Array:
 class _CheckedSpectra:
     """Checked input, (n_star, n_pixel), 0 where missing; weight is ivar, or 1 without errors."""
 
-    wavelength: Array
-    flux: Array
-    weight: Array
+    wavelength: np.ndarray
+    flux: np.ndarray
+    weight: np.ndarray
     has_errors: bool
     single: bool
 
-    def result(self, flux: Array, ivar: Array, known: Mask) -> Spectra:
+    def result(self, flux: np.ndarray, ivar: np.ndarray, known: Mask) -> FluxAndIvar:
         flux, ivar = np.where(known, flux, np.nan), np.where(known, ivar, 0)
         if self.single:
             flux, ivar = flux[0], ivar[0]
         return flux, ivar if self.has_errors else None
 
-    def divided_by(self, continuum: Array, known: Mask) -> Spectra:
+    def divided_by(self, continuum: np.ndarray, known: Mask) -> FluxAndIvar:
         continuum = np.where(known, continuum, 1)
         return self.result(self.flux / continuum, self.weight * continuum**2, known)
 
@@ -351,7 +352,7 @@ def _read(wavelength: ArrayLike, flux: ArrayLike, ivar: ArrayLike | None) -> _Ch
     return _CheckedSpectra(grid, np.atleast_2d(values), np.atleast_2d(weight), has_errors, values.ndim == 1)
 
 
-def _read_flux(flux: ArrayLike, ivar: ArrayLike | None) -> tuple[Array, Array, bool]:
+def _read_flux(flux: ArrayLike, ivar: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, bool]:
     unit = getattr(flux, "unit", None)
     values = plain(flux, unit, "flux")
     if ivar is None:
@@ -379,7 +380,7 @@ def _read_flux(flux: ArrayLike, ivar: ArrayLike | None) -> tuple[Array, Array, b
     return np.where(measured, values, 0), np.where(measured, weight, 0), ivar is not None
 
 
-def _read_wavelength(wavelength: ArrayLike, name: str = "wavelength") -> Array:
+def _read_wavelength(wavelength: ArrayLike, name: str = "wavelength") -> np.ndarray:
     grid = plain(wavelength, "Angstrom", name)
     if grid.ndim != 1 or len(grid) == 0:
         raise bad_input(f"{name} of shape {grid.shape}", f"{name} of shape (n_pixel,), common to all stars")
@@ -394,7 +395,7 @@ def _read_wavelength(wavelength: ArrayLike, name: str = "wavelength") -> Array:
     return grid
 
 
-def _doppler_factor(velocity: ArrayLike) -> Array:
+def _doppler_factor(velocity: ArrayLike) -> np.ndarray:
     beta = plain(velocity, "km/s", "velocity") / SPEED_OF_LIGHT
     if beta.ndim > 1 or np.any(np.abs(beta) >= 1):
         raise bad_input(
@@ -406,12 +407,14 @@ def _doppler_factor(velocity: ArrayLike) -> Array:
     return np.sqrt((1 - beta) / (1 + beta))
 
 
-def _refractive_index(vacuum: Array) -> Array:
+def _refractive_index(vacuum: np.ndarray) -> np.ndarray:
     s2 = (1e4 / np.maximum(vacuum, 1900)) ** 2
     return 1 + 8.34254e-5 + 2.406147e-2 / (130 - s2) + 1.5998e-4 / (38.9 - s2)
 
 
-def _gaussian_sums(spectra: _CheckedSpectra, width: float, with_variance: bool) -> tuple[Array, Array, Array]:
+def _gaussian_sums(
+    spectra: _CheckedSpectra, width: float, with_variance: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """sum_i f_i ivar_i w_i, sum_i ivar_i w_i and, with_variance, sum_i ivar_i w_i^2: (n_star, n_pixel)."""
     width = float(np.squeeze(plain(width, "Angstrom", "width"))) if np.size(width) == 1 else np.nan
     if not 0 < width < np.inf:
@@ -436,7 +439,7 @@ def _gaussian_sums(spectra: _CheckedSpectra, width: float, with_variance: bool) 
 
 def _polynomial_fit(
     spectra: _CheckedSpectra, pixels: ArrayLike, order: int, segments: Sequence[tuple[Any, Any]] | None
-) -> tuple[Array, Array]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Continuum and its variance, (n_star, n_pixel), NaN where undetermined."""
     grid, chosen = spectra.wavelength, np.asarray(pixels)
     if chosen.dtype != bool or chosen.shape != grid.shape:

@@ -215,8 +215,8 @@ def ranked(
 
 
 def _of_training(
-    model: Model, stars: Stars, inference: Any, n_sim: int, test: Any, infer_with: Any, n_draw: int, seed: int,
-    progress: bool | None,
+    model: Model, stars: Stars, inference: Inference | None, n_sim: int, test: Any, infer_with: Inference | None,
+    n_draw: int, seed: int, progress: bool | None,
 ) -> tuple[list[Any], Inference]:  # fmt: skip
     model = as_model(model).bound(stars)
     kind = kind_of(model)
@@ -266,7 +266,7 @@ def _of_training(
 
 
 def _of_test_step(
-    posterior: Posterior, stars: Stars, inference: Any, n_sim: int, n_draw: int, seed: int
+    posterior: Posterior, stars: Stars, inference: Inference | None, n_sim: int, n_draw: int, seed: int
 ) -> tuple[list[Any], Inference]:
     kind, model = kind_of(posterior.model), posterior.model
     inference = inference or kind.infer_by

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from astropy.table import QTable
 
 from ..errors import BadInput, bad_input, index_of
 from ..numerics.by_value import ByValue
+from ..numerics.linalg import Array
 from .arrow import without_arrow
 from .columns import (
     INDICATOR,
@@ -39,9 +40,6 @@ from .columns import (
     where_wrong,
 )
 from .html import ROWS, shown
-
-Array: TypeAlias = Any  # NumPy as built; whatever a JAX transformation puts there afterwards
-
 
 LARGEST = 1e150
 """Above it squares of numbers overflow, and sums of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from astropy import units
@@ -16,6 +16,9 @@ from ..numerics.linalg import in_float64
 from ..numerics.together import Together
 from ..numerics.together import together as of_draws
 from .star_posterior import StarPosterior
+
+if TYPE_CHECKING:
+    from .posterior import Posterior
 
 
 class Groups(NamedTuple):
@@ -44,7 +47,7 @@ class Groups(NamedTuple):
 
 @in_float64
 def together(
-    posterior: Any,
+    posterior: Posterior,
     stars: Stars,
     result: StarPosterior,
     groups: Sequence[Any],

@@ -7,7 +7,7 @@ the prior: what `arviz_stats.loo` and `compare`, and ArviZ's predictive checks, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from numpyro import handlers
 from numpyro.infer import log_likelihood as log_likelihood_of_program
 
 from ..core.collapsed import CollapsedModel
+from ..core.model import Model
 from ..core.program import drawn_sites, observed_blocks
 from ..data.stars import Stars
 from ..errors import CannotDo, bad_input
@@ -24,13 +25,16 @@ from ..kind import kind_of
 from ..numerics.compiling import jit
 from ..numerics.linalg import in_float64
 
+if TYPE_CHECKING:
+    from .posterior import Posterior
+
 TOGETHER = "stars"
 """The variable of `log_likelihood` of models whose stars' own unknowns are integrated out: all blocks together."""
 
 
 @in_float64
 def with_groups(
-    posterior: Any, stars: Stars, log_likelihood: bool, posterior_predictive: bool, prior: int, seed: int
+    posterior: Posterior, stars: Stars, log_likelihood: bool, posterior_predictive: bool, prior: int, seed: int
 ) -> xr.DataTree:
     """`posterior` and `sample_stats`, with the groups that are asked for; see `Posterior.to_arviz`."""
     model, kind = posterior.model, kind_of(posterior.model)
@@ -77,7 +81,7 @@ def with_groups(
 
 
 def _drawn(
-    model: Any, stars: Stars, observed: tuple[str, ...], keys: Any, draws: Mapping[str, np.ndarray]
+    model: Model, stars: Stars, observed: tuple[str, ...], keys: Any, draws: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Every site's value {name: (S, ...)}, one draw for each key, given the values in `draws` {site: (S, ...)}."""
 
@@ -94,7 +98,7 @@ def _drawn(
     return {name: np.asarray(x) for name, x in each.items()}
 
 
-def _log_likelihood(model: Any, stars: Stars, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _log_likelihood(model: Model, stars: Stars, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """ln p (chain, draw, star) of every block given the stars' own unknowns, or of all with these integrated out."""
     if not isinstance(model, CollapsedModel):
         # what makes up a site that is kept, such as horseshoe's scales, is drawn and not used: hence a seed

@@ -65,7 +65,7 @@ def _read(tree: xr.DataTree, checked: bool, path: Path, program: Any) -> tuple[A
     return model, tree, moments, info
 
 
-def _check(model: Any, moments: Mapping[str, np.ndarray], tree: xr.DataTree, path: Path) -> None:
+def _check(model: Model, moments: Mapping[str, np.ndarray], tree: xr.DataTree, path: Path) -> None:
     """Refuse moments, draws or a frame of another shape than the model's, or that are not numbers."""
     if model.frame is None:
         raise bad_input(f"{path} with a model that has not seen training stars", "a trained model")

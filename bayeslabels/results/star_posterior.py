@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntFlag
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,9 @@ from ..errors import bad_input
 from ..kind import Quantities
 from .star_file import load_stars, save_stars
 from .table import StarTable, correlations, decimals, reduced_chi2
+
+if TYPE_CHECKING:
+    from .posterior import Posterior
 
 
 class Flags(IntFlag):
@@ -275,7 +278,7 @@ class StarPosterior:
         return save_stars(self.data, self.frame, self.info, path, overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], posterior: Any = None) -> StarPosterior:
+    def load(cls, path: str | os.PathLike[str], posterior: Posterior | None = None) -> StarPosterior:
         """Read what `save` wrote.
 
         posterior: the training posterior, which `predict` needs and the file does not hold.

@@ -15,7 +15,7 @@ from ...data.stars import Block, Stars
 from ...errors import bad_input, index_of
 from ..formats.fits import opened
 from .apogee import Apogee
-from .arms import Arm, Array, on_one_grid, together
+from .arms import Arm, on_one_grid, together
 from .base import Survey
 from .desi import Desi
 from .galah import Galah
@@ -99,7 +99,12 @@ def read_spectra(
 
 
 def _stars(
-    ids: Sequence[Any], wavelength: Array, flux: Array, ivar: Array, unit: str, velocity: dict[Any, float]
+    ids: Sequence[Any],
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    ivar: np.ndarray,
+    unit: str,
+    velocity: dict[Any, float],
 ) -> Stars:
     known = np.isfinite(flux) & (ivar > 0)
     error = np.where(known, ivar, 1.0) ** -0.5
@@ -127,13 +132,13 @@ def _known(hdus: Any, path: Path) -> Survey:
     return found
 
 
-def _in_medium(wavelength: Array, own: str, asked: str) -> Array:
+def _in_medium(wavelength: np.ndarray, own: str, asked: str) -> np.ndarray:
     if own == asked:
         return wavelength
     return spectra.vacuum_to_air(wavelength) if asked == "air" else spectra.air_to_vacuum(wavelength)
 
 
-def _one_each(velocity: Any, ids: Sequence[Any]) -> Array:
+def _one_each(velocity: Any, ids: Sequence[Any]) -> np.ndarray:
     values = np.atleast_1d(plain(velocity, "km/s", "velocity"))
     if values.shape not in ((1,), (len(ids),)):
         raise bad_input(f"velocity of shape {values.shape} for {len(ids)} stars", "one number, or one per star")

@@ -10,7 +10,6 @@ import numpy as np
 from ...astro.spectra import resample
 from ...errors import bad_input
 
-Array = np.ndarray
 CLOSE = 1e-7
 """By how much, of themselves, wavelengths of one pixel may differ between files: a few m/s."""
 
@@ -20,14 +19,14 @@ class Arm(NamedTuple):
 
     name: str
     ids: Sequence[Any]
-    wavelength: Array
-    flux: Array
-    ivar: Array
+    wavelength: np.ndarray
+    flux: np.ndarray
+    ivar: np.ndarray
     unit: str = ""
     velocity: Mapping[Any, float] = {}
 
 
-def on_one_grid(arms: Sequence[Arm], grid: Array | None, velocity: Mapping[Any, float] | None) -> list[Arm]:
+def on_one_grid(arms: Sequence[Arm], grid: np.ndarray | None, velocity: Mapping[Any, float] | None) -> list[Arm]:
     """One arm of each name, with all its stars; grid: to which all are interpolated, at rest if velocities are given.
 
     Raises:
@@ -59,14 +58,14 @@ def on_one_grid(arms: Sequence[Arm], grid: Array | None, velocity: Mapping[Any, 
     return whole
 
 
-def _moved(arm: Arm, grid: Array, velocity: Mapping[Any, float] | None) -> Arm:
+def _moved(arm: Arm, grid: np.ndarray, velocity: Mapping[Any, float] | None) -> Arm:
     shifts = None if velocity is None else np.array([velocity[x] for x in arm.ids])
     flux, ivar = resample(arm.wavelength, arm.flux, arm.ivar, grid, shifts)
     assert ivar is not None  # as it was given
     return arm._replace(wavelength=grid, flux=flux, ivar=ivar)
 
 
-def together(arms: Sequence[Arm], ids: Sequence[Any]) -> tuple[Array, Array, Array]:
+def together(arms: Sequence[Arm], ids: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Wavelength (n_pixel,), flux and ivar (n_star, n_pixel) of all arms, weighted by ivar where they overlap."""
     grid = np.sort(np.concatenate([arm.wavelength for arm in arms]))
     grid = grid[np.concatenate([[True], np.diff(grid) > CLOSE * grid[1:]])]
@@ -82,13 +81,13 @@ def together(arms: Sequence[Arm], ids: Sequence[Any]) -> tuple[Array, Array, Arr
     return grid, np.where(weight > 0, weighted / np.where(weight > 0, weight, 1.0), np.nan), weight
 
 
-def ivar_of(error: Array, bad: Array) -> Array:
+def ivar_of(error: np.ndarray, bad: np.ndarray) -> np.ndarray:
     """Inverse variances, 0 where the error is no positive number or the pixel is bad."""
     known = np.isfinite(error) & (error > 0) & ~bad
     return np.where(known, np.where(known, error, 1.0).astype(float) ** -2.0, 0.0)
 
 
-def linear(header: Any, n: int) -> Array:
+def linear(header: Any, n: int) -> np.ndarray:
     """The coordinate of n pixels by the keywords CRVAL1, CDELT1 and CRPIX1, which count from 1."""
     first = float(header.get("CRPIX1", 1)) or 1.0  # 0 in some files of GALAH, meant as 1
     return float(header["CRVAL1"]) + float(header["CDELT1"]) * (np.arange(n) + 1 - first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,9 @@ from ...numerics.entries import Entries
 from ...numerics.incomplete import Population, learn
 from ...numerics.linalg import Array, is_traced, module_of
 from .products import SOURCE, Products, products_of
+
+if TYPE_CHECKING:
+    from .model import LogLinearModel
 
 FACTORS = 24
 """Factors of the features' population, at most."""
@@ -126,7 +129,7 @@ def _of_block(spec: str, block: Block) -> tuple[Array, Array, Array, Array]:
     return x, v * slope**2, known, beside
 
 
-def learn_frame(model: Any, stars: Stars) -> FeatureFrame:
+def learn_frame(model: LogLinearModel, stars: Stars) -> FeatureFrame:
     names, units, source, log, penalised, shared, columns = ["1"], [""], [""], [False], [False], [True], []
     for spec in model.feature_blocks:
         block: Block = stars[spec.removeprefix("ln ")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...core.own_priors import is_own, is_own_scatter
 from ...core.priors import DistancePrior, ReddeningPrior
@@ -12,8 +12,11 @@ from ...errors import bad_input
 from .label_prior import require_label_prior
 from .systems import check_systems
 
+if TYPE_CHECKING:
+    from .photometry import Photometry
 
-def check_blocks(model: Any, stars: Stars) -> None:
+
+def check_blocks(model: Photometry, stars: Stars) -> None:
     """Refuse blocks that do not say what they should: without errors, in other units, of other columns."""
     for name in model.measured_blocks:
         if name in stars and stars[name].error is None:
@@ -30,7 +33,7 @@ def check_blocks(model: Any, stars: Stars) -> None:
         prior.check(stars)
 
 
-def check_frame(model: Any, stars: Stars) -> None:
+def check_frame(model: Photometry, stars: Stars) -> None:
     """Refuse stars that do not fit the frame of a bound model."""
     frame = model.require_frame()
     for name, names in (("labels", frame.names), ("magnitudes", frame.bands[: model.n_magnitude])):
@@ -52,7 +55,7 @@ def check_frame(model: Any, stars: Stars) -> None:
     check_blocks(model, stars)
 
 
-def check_settings(model: Any) -> None:
+def check_settings(model: Photometry) -> None:
     """Refuse settings that are none."""
     if model.function not in ("network", "polynomial"):
         raise bad_input(f"function={model.function!r}", "'network' or 'polynomial'", fix='function="network"')

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,10 @@ from ...numerics.linalg import Array, in_float64
 from ...numerics.mixture import Mixture, learn
 from ...numerics.selection import STEP, log_convolved, log_share
 from .frame import MODULI, PhotometryFrame
+
+if TYPE_CHECKING:
+    from .photometry import Photometry
+    from .stars import PhotometricMoments
 
 FORMS = ("population", "flat", "volume", "cmd")
 """Label priors by name."""
@@ -111,7 +115,7 @@ class _Asked(ByValue):
     reddening_log: np.ndarray
 
 
-def label_prior(model: Any, moments: Any) -> LabelPrior:
+def label_prior(model: Photometry, moments: PhotometricMoments) -> LabelPrior:
     """The label prior of a model's test step; learned once for equal posteriors."""
     return _learned(_Asked(Bound(model), np.asarray(moments.coefficients), np.asarray(moments.reddening_log)))
 
@@ -151,7 +155,9 @@ def _own(given: LabelMixture | Distribution, frame: PhotometryFrame) -> Mixture:
 
 
 @in_float64
-def log_prior(model: Any, moments: Any, stars: Stars, names: Sequence[str], values: np.ndarray) -> np.ndarray:
+def log_prior(
+    model: Photometry, moments: PhotometricMoments, stars: Stars, names: Sequence[str], values: np.ndarray
+) -> np.ndarray:
     """ln p (P, N) of labels, modulus and reddening of these names at values (P, Q), under each star's own priors."""
     frame, own = model.require_frame(), list(names)
     out = np.zeros((len(values), len(stars)))
@@ -234,7 +240,7 @@ def density_of_moduli(prior: Any, stars: Stars) -> np.ndarray | None:
     return np.exp(np.asarray(prior.at(some).log_density(mu))).mean(1)
 
 
-def _commonest(model: Any) -> int:
+def _commonest(model: Photometry) -> int:
     """The magnitude that most training stars have."""
     if model.n_magnitude == 0:
         raise bad_input(f"label_prior={model.label_prior!r} of spectra alone", "stars with magnitudes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from ...numerics.dusty import Distance, Reddening
 from ...numerics.linalg import Array, beside, module_of
 from .channels import Channels, joined, noise_and_value
 from .systems import Systems, known_of, systems_of
+
+if TYPE_CHECKING:
+    from .photometry import Photometry
 
 
 class PhotometricData(NamedTuple):
@@ -36,7 +39,7 @@ class PhotometricData(NamedTuple):
     systems: Systems
 
 
-def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
+def measured(model: Photometry, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
     """Value, variance or covariance, and mask of the stars' blocks; labels scaled, with covariances."""
     frame, out = model.require_frame(), {}
     for name in model.measured_blocks:
@@ -55,7 +58,7 @@ def measured(model: Any, stars: Stars) -> dict[str, tuple[Array, Array, Array]]:
     return out
 
 
-def rows_of(model: Any, stars: Stars) -> PhotometricData:
+def rows_of(model: Photometry, stars: Stars) -> PhotometricData:
     frame, seen, n = model.require_frame(), measured(model, stars), len(stars)
     n_label = model.shape[0]
     none = np.zeros((n, n_label)), np.tile(np.eye(n_label), (n, 1, 1)), np.zeros((n, n_label), bool)

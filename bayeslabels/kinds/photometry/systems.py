@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,11 @@ from ...data.stars import Block, Stars
 from ...errors import bad_input
 from ...numerics.linalg import Array, constant, is_traced, module_of
 from ...numerics.mixture import Given, Mixture
+
+if TYPE_CHECKING:
+    from .frame import PhotometryFrame
+    from .photometry import Photometry
+    from .stars import PhotometricMoments
 
 SITES = ("survey_offset", "catalogue_zero_point", "catalogue_error_factor")
 """Those of `parameters`."""
@@ -47,7 +52,7 @@ class Common(NamedTuple):
     covariance: np.ndarray
 
 
-def check_systems(stars: Stars, frame: Any) -> None:
+def check_systems(stars: Stars, frame: PhotometryFrame | None) -> None:
     """Refuse surveys that training did not have, where there is a frame, and catalogues of which nothing is known."""
     for name in ("survey", "parallax_system"):
         if name in stars and not stars[name].has_names:
@@ -90,7 +95,7 @@ def catalogues_of(stars: Stars) -> tuple[str, ...]:
     return tuple(x for x, some in zip(block.names or (), there, strict=True) if some)
 
 
-def systems_of(frame: Any, stars: Stars) -> Systems:
+def systems_of(frame: PhotometryFrame, stars: Stars) -> Systems:
     """Of stars that fit the frame."""
     several = frame.surveys if len(frame.surveys) > 1 else ()
     return Systems(chosen(stars, "survey", several), chosen(stars, "parallax_system", frame.catalogues))
@@ -124,7 +129,7 @@ def populations(
     return whole, of, np.where(own.any(1), own.argmax(1), -1)
 
 
-def moved(frame: Any, mixture: Mixture) -> Mixture:
+def moved(frame: PhotometryFrame, mixture: Mixture) -> Mixture:
     """The populations less `frame.offsets`."""
     if frame.offsets is None:
         return mixture
@@ -148,7 +153,7 @@ def known_of(mixture: Mixture, component_survey: np.ndarray | None, survey: np.n
     return given._replace(weight=weight / total[:, None], log_density=given.log_density + np.log(total / prior))
 
 
-def population(frame: Any, theta: Mapping[str, Array], of: Systems) -> dist.Distribution:
+def population(frame: PhotometryFrame, theta: Mapping[str, Array], of: Systems) -> dist.Distribution:
     """Of scaled labels in the reference's system, of each of N stars or of all."""
     weight, mean, covariance = map(constant, frame.mixture)
     if frame.component_survey is None:
@@ -167,7 +172,7 @@ def chosen(stars: Stars, name: str, known: Sequence[str]) -> Array:
     return module_of(value).nan_to_num(value) @ pick
 
 
-def parameters(model: Any) -> dict[str, Array]:
+def parameters(model: Photometry) -> dict[str, Array]:
     """Their sites, of a bound model; none where the training stars name neither surveys nor catalogues."""
     frame, out = model.require_frame(), {}
     if n := len(frame.surveys[1:]):
@@ -187,7 +192,7 @@ def _published(catalogues: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     return zero, sd, factor
 
 
-def start(model: Any) -> dict[str, np.ndarray]:
+def start(model: Photometry) -> dict[str, np.ndarray]:
     frame, out = model.require_frame(), {}
     if n := len(frame.surveys[1:]):
         out["survey_offset"] = np.zeros((n, len(frame.names)))
@@ -201,17 +206,17 @@ def offset(theta: Mapping[str, Array], of: Systems) -> Array:
     return of.survey[:, 1:] @ theta["survey_offset"] if "survey_offset" in theta else jnp.zeros(())
 
 
-def departure(frame: Any, theta: Mapping[str, Array]) -> Array:
+def departure(frame: PhotometryFrame, theta: Mapping[str, Array]) -> Array:
     """delta (S - 1, L) less `frame.offsets`."""
     return theta["survey_offset"] - (0.0 if frame.offsets is None else constant(frame.offsets))
 
 
-def beyond(frame: Any, theta: Mapping[str, Array], of: Systems) -> Array:
+def beyond(frame: PhotometryFrame, theta: Mapping[str, Array], of: Systems) -> Array:
     """(N, L): delta less `frame.offsets`."""
     return of.survey[:, 1:] @ departure(frame, theta) if "survey_offset" in theta else jnp.zeros(())
 
 
-def with_offsets(frame: Any, moments: Any) -> Any:
+def with_offsets(frame: PhotometryFrame, moments: PhotometricMoments) -> PhotometryFrame:
     """The frame with its populations and training stars in the reference's system, as far as it was learned."""
     delta = moments.survey_offset
     if delta is None:
@@ -234,7 +239,7 @@ def error_factor(theta: Mapping[str, Array], of: Systems) -> Array:
     return 1 + of.catalogue @ (theta["catalogue_error_factor"] - 1)
 
 
-def extended(model: Any, moments: Any, stars: Stars) -> tuple[Any, Any]:
+def extended(model: Photometry, moments: PhotometricMoments, stars: Stars) -> tuple[Photometry, PhotometricMoments]:
     """Model and moments with the catalogues of these stars that training had none of, as they are published."""
     frame = model.require_frame()
     new = [x for x in catalogues_of(stars) if x not in frame.catalogues]
@@ -255,13 +260,13 @@ def extended(model: Any, moments: Any, stars: Stars) -> tuple[Any, Any]:
     )  # fmt: skip
 
 
-def covariance_of(moments: Any) -> np.ndarray:
+def covariance_of(moments: PhotometricMoments) -> np.ndarray:
     """(K, K) of the zero point, those of the catalogues, and the surveys' offsets, one after the other."""
     known = moments.shared_covariance
     return np.array([[moments.zero_point_error**2]], float) if known is None else np.asarray(known)
 
 
-def common(model: Any, moments: Any, stars: Stars) -> Common:
+def common(model: Photometry, moments: PhotometricMoments, stars: Stars) -> Common:
     """Of N stars that fit the frame."""
     frame = model.require_frame()
     of, n, n_label = systems_of(frame, stars), len(stars), len(frame.names)
@@ -275,7 +280,7 @@ def common(model: Any, moments: Any, stars: Stars) -> Common:
         delta = of.survey[:, 1:] @ moments.survey_offset
         pick[:, 1:, first:] = np.einsum("ns,lm->nlsm", of.survey[:, 1:], np.eye(n_label)).reshape(n, n_label, -1)
     zero, factor = np.full(n, float(moments.zero_point)), np.ones(n)
-    if moments.catalogue_zero_point is not None:
+    if moments.catalogue_zero_point is not None and moments.catalogue_error_factor is not None:
         zero = zero * pick[:, 0, 0] + of.catalogue @ moments.catalogue_zero_point
         factor = 1 + of.catalogue @ (moments.catalogue_error_factor - 1)
     return Common(zero, factor, delta, pick @ covariance @ np.swapaxes(pick, 1, 2))
@@ -301,15 +306,16 @@ def shared_error(
     return np.sqrt(np.einsum("nqi,nij,nqj->nq", slope, covariance, slope, optimize=True))
 
 
-def described(frame: Any, moments: Any) -> list[str]:
+def described(frame: PhotometryFrame, moments: PhotometricMoments) -> list[str]:
     """Lines that say what was learned of surveys and catalogues, in the labels' units."""
     surveys, catalogues = frame.surveys, frame.catalogues
     sd, lines = np.sqrt(np.maximum(np.diag(covariance_of(moments)), 0.0)), []
-    for i, name in enumerate(catalogues):
-        zero, factor = moments.catalogue_zero_point[i], moments.catalogue_error_factor[i]
+    learned = moments.catalogue_zero_point, moments.catalogue_error_factor, moments.survey_offset
+    zeros, factors, offsets = (() if x is None else x for x in learned)
+    for i, (name, zero, factor) in enumerate(zip(catalogues, zeros, factors, strict=False)):
         lines.append(f"parallaxes of {name}: zero point {zero:.4f} +- {sd[1 + i]:.4f} mas, errors x {factor:.3f}")
     own = sd[1 + len(catalogues) :].reshape(-1, len(frame.names))
-    for name, delta, error in zip(surveys[1:], np.atleast_2d(moments.survey_offset), own, strict=False):
+    for name, delta, error in zip(surveys[1:], np.atleast_2d(offsets), own, strict=False):
         each = [
             f"{label} {s * x:.3g} +- {s * e:.2g} {unit}".rstrip()
             for label, unit, s, x, e in zip(frame.names, frame.units, frame.scale, delta, error, strict=True)

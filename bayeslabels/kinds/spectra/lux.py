@@ -230,7 +230,7 @@ class Lux(LinearModel):
         rest = tuple(m for m, name in enumerate(frame.names) if name not in (self.masks or {}))
         return [(rest, None), *groups] if rest else groups
 
-    def further(self, moments: Any, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+    def further(self, moments: Moments, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
         """mu_n given z_n and the labels: normal, with precision 1 / sd^2 + 1' R^-1 1; then averaged over z_n."""
         if self.offset is None or "labels" not in stars:
             return {}

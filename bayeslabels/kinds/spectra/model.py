@@ -25,6 +25,7 @@ from ...errors import CannotDo, bad_input
 from ...numerics.error_factor import WIDTH
 from ...numerics.features import Features
 from ...numerics.linalg import Array, after, beside, constant, is_traced, module_of, placed
+from .moments import Moments
 from .nuisances import Broadening, Continuum, Nuisance, Templates, Velocity, require_nuisances
 
 FLAT_POPULATION = 1e4
@@ -236,7 +237,7 @@ class LinearModel(Model[Frame]):
         """Groups of labels with the mask (L,) of the pixels that they are inferred from, None: all."""
         return [(tuple(range(len(self.require_frame().names))), None)]
 
-    def further(self, moments: Any, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
+    def further(self, moments: Moments, stars: Stars, u: np.ndarray, spread: np.ndarray) -> dict[str, Any]:
         """What a star has beside its labels, {name: (mean (N,), sd (N,), unit)}, given its latents' posterior."""
         return {}
 

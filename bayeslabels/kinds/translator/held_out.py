@@ -37,7 +37,9 @@ FACTORS = (1.0, 0.02)
 """Factors of the stated errors from which the mode is looked for: right, and nearly meaningless."""
 
 
-def told_by_held_out(trained: Trained, model: Translator, members: Any, rows: Any, moments: Any) -> Trained:
+def told_by_held_out(
+    trained: Trained, model: Translator, members: TranslatorMoments, rows: Any, moments: TranslatorMoments
+) -> Trained:
     """`trained` with `moments`, to which held-out stars give `scatter_shift` and `error_factor`.
 
     members: moments of each member; rows: of the stars (E, n) that each left out. moments: those of the functions whose
@@ -53,7 +55,9 @@ def told_by_held_out(trained: Trained, model: Translator, members: Any, rows: An
 
 
 @in_float64
-def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _settled(
+    model: Translator, members: TranslatorMoments, rows: Any, functions: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """shift and k, (M,) each, and how far the stars are off (M,), in units of the errors that they then have."""
     several = {name: jnp.asarray(x) for name, x in functions.theta.items()}
     theta, own = ({name: jnp.asarray(x) for name, x in members.theta.items()}, jax.tree.map(jnp.asarray, rows))
@@ -107,7 +111,9 @@ def _settled(model: Translator, members: Any, rows: Any, functions: Any) -> tupl
     return shift, factor, _spread(model, members, {**theta, "scatter_shift": shift}, factor, own, between)
 
 
-def _spread(model: Translator, members: Any, theta: Any, factor: np.ndarray, own: Any, between: Any) -> np.ndarray:
+def _spread(
+    model: Translator, members: TranslatorMoments, theta: Any, factor: np.ndarray, own: Any, between: Any
+) -> np.ndarray:
     weight, precision = members.tails
     tail = float((weight / precision).sum())
     shift = jnp.asarray(theta["scatter_shift"])

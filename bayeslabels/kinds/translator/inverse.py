@@ -26,7 +26,7 @@ from ...numerics.compiling import jit
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, Modes
 from ...numerics.propagate import log_normal
-from .frame import Inputs, measured
+from .frame import Inputs, TranslatorFrame, measured
 from .translator import Translator, TranslatorData, TranslatorMoments
 
 STEPS = 5
@@ -38,7 +38,7 @@ CHUNK = 128
 AT_ONCE = 32
 
 
-class Prior(NamedTuple):
+class InputPrior(NamedTuple):
     """A mixture of Gaussians for each of N stars: ln weight (N, K), mean (N, K, D), root^-1 of the covariance."""
 
     log_weight: Array
@@ -55,7 +55,7 @@ class Prior(NamedTuple):
 class InverseData(NamedTuple):
     """What belongs to each star: the prior of every group of inputs, and the outputs as in `TranslatorData`."""
 
-    priors: tuple[Prior, ...]
+    priors: tuple[InputPrior, ...]
     y: Array
     noise: Array
     observed: Array
@@ -114,7 +114,9 @@ def inverse(
     return Weighted(found.u[0], None, told["khat"], told["ess"], mean, covariance)
 
 
-def _prior(frame: Any, given: Inputs, rows: np.ndarray) -> tuple[tuple[Prior, ...], tuple[np.ndarray, ...]]:
+def _prior(
+    frame: TranslatorFrame, given: Inputs, rows: np.ndarray
+) -> tuple[tuple[InputPrior, ...], tuple[np.ndarray, ...]]:
     """The inputs' priors given what is measured of them, by group; and Gaussians of all inputs to start from: of the
     first, the intrinsic group every component, of the second its mean and covariance."""
     d = len(frame.centre)
@@ -123,7 +125,7 @@ def _prior(frame: Any, given: Inputs, rows: np.ndarray) -> tuple[tuple[Prior, ..
         known = population.given(*given.select(rows, group))
         root = np.linalg.cholesky(known.covariance)
         log_weights = np.log(np.maximum(known.weight, 1e-300))
-        priors.append(Prior(log_weights, known.mean, np.linalg.inv(root)))
+        priors.append(InputPrior(log_weights, known.mean, np.linalg.inv(root)))
         if i == 0:
             log_weight = log_weights
             mean, covariance = np.zeros((*log_weights.shape, d)), np.zeros((*log_weights.shape, d, d))

@@ -372,7 +372,7 @@ def _draws(found: PredictedOutputs, weight: Any, precision: Any, n: int, rng: np
 def _backwards(
     posterior: TrainedModel[Translator, TranslatorMoments],
     stars: Stars,
-    inference: Any,
+    inference: Inference,
     seed: int,
     progress: bool | None,
 ) -> dict[str, xr.Dataset]:
