@@ -35,7 +35,7 @@ exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "bayeslabels"
 html_static_path = ["static"]
-html_css_files = ["math.css"]
+html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
 myst_update_mathjax = False
 
