@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # at run time `__getattr__` imports them where they are first
     from .core import priors
     from .data.stars import Block, Stars
     from .errors import BadInput, NotConverged
+    from .files.sources import read_stars
     from .inference import MAP, NUTS, SVI, Gibbs, Importance, Laplace
     from .kinds.parallax.parallax import Parallax
     from .kinds.photometry.photometry import Photometry
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "nuisances",
     "priors",
+    "read_stars",
     "together",
 ]  # fmt: skip
 

@@ -25,7 +25,7 @@ _MODELS, _INFERENCES = ([name.lower() for name in names] for names in (MODELS, I
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 2 for bad input, 130 when interrupted."""
     try:
-        arguments = parser().parse_args(argv)
+        arguments = _parsed(argv)
     except SystemExit as leave:
         return int(leave.code or 0)
     written: list[Path] = []
@@ -44,6 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\nbayeslabels: interrupted; {what}", file=sys.stderr)
             return 130
     return 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    top = parser()
+    arguments, left = top.parse_known_args(argv)
+    if left:
+        words = all(not x.startswith("-") for x in left)
+        hint = ": several columns are one word, such as --labels TEFF,LOGG,FE_H" if words else ""
+        top.error(f"unrecognized arguments {' '.join(left)}{hint}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +101,15 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
     p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
-    p.add_argument("--inference", choices=_INFERENCES, help="(default: the model's own)")
+    _inference_options(p, "epochs=20")
+    p.add_argument(
+        "--stream", action="store_true",
+        help="read the table in every pass anew, where it is larger than memory (MAP, SVI; parallax: Laplace)",
+    )  # fmt: skip
+    p.add_argument(
+        "--checkpoint", metavar="FILE.npz", type=Path,
+        help="keep the state of the training here; the same command resumes from it",
+    )  # fmt: skip
     _output_options(p, "MODEL.nc", "the model file to write")
     _run_options(p)
     p.set_defaults(run=_command("fit"))
@@ -107,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", metavar="TABLE", help="stars, one row each")
     _label_options(p)
     _table_options(p)
-    p.add_argument("--inference", choices=_INFERENCES, help="(default: the model's own)")
+    _inference_options(p, "draws=4000")
     _output_options(p, "CATALOGUE", f"to write: {TABLES}")
     p.add_argument("--batch-size", metavar="N", type=_positive, help="stars at a time (default: some 200 MB)")
     p.add_argument(
@@ -158,6 +176,14 @@ def _table_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--id", metavar="COLUMN", help="column that names the stars")
     p.add_argument("--hdu", metavar="HDU", help="number or name of the table's HDU (default: the first table)")
+
+
+def _inference_options(p: argparse.ArgumentParser, example: str) -> None:
+    p.add_argument("--inference", choices=_INFERENCES, help="(default: the model's own)")
+    p.add_argument(
+        "--inference-set", metavar="NAME=VALUE", type=_setting, action="append", default=[],
+        help=f"a setting of the inference, such as {example}; again for others",
+    )  # fmt: skip
 
 
 def _output_options(p: argparse.ArgumentParser, name: str, what: str) -> None:

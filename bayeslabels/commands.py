@@ -8,7 +8,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .data.stars import Stars
 from .errors import BadInput, bad_input, index_of, printable
 from .files.sources import read_stars
 from .files.whole import refuse_unwritable
+from .inference.base import Inference
 from .kind import kind_of
 from .results.posterior import Posterior, load
 from .verbs import fit
@@ -55,15 +56,21 @@ def run_fit(a: argparse.Namespace, written: list[Path]) -> None:
     _may_write(a.output, a.overwrite)
     model = _model(a)
     columns = _columns(a)
-    stars = read_stars(a.table, columns)
-    _say(f"{a.table}: {_counts(stars)}")
-    with _taken(a):
-        model.bind(stars)
+    inference = _inference(a, kind_of(model).fit_by)
+    options: dict[str, Any] = {"seed": a.seed, "progress": _progress(a), "checkpoint": a.checkpoint}
+    if a.checkpoint:
+        a.interrupted = f"the same command resumes from {a.checkpoint}"
     start = time.perf_counter()
-    inference = _inference(a)
-    posterior = fit(model, stars, inference, seed=a.seed, progress=_progress(a))
+    if a.stream:
+        posterior = fit(model, a.table, inference, columns=columns, **options)
+    else:
+        stars = read_stars(a.table, columns)
+        _say(f"{a.table}: {_counts(stars)}")
+        with _taken("--set", a.set, a.model):
+            model.bind(stars)
+        posterior = fit(model, stars, inference, **options)
+        posterior.info["columns"] = columns
     _say(reports.training(posterior, time.perf_counter() - start))
-    posterior.info["columns"] = columns
     posterior.info["source"] = os.path.basename(a.table)
     written.append(_saved(posterior, a.output))
     _say(f"wrote {written[-1]}; next: bayeslabels infer {written[-1]} TABLE -o catalogue.fits")
@@ -84,7 +91,7 @@ def run_infer(a: argparse.Namespace, written: list[Path]) -> None:
     if a.output.suffix:  # a folder may be that of an interrupted run
         _may_write(a.output, a.overwrite)
     posterior = load(a.model)
-    inference = _inference(a)
+    inference = _inference(a, kind_of(posterior.model).infer_by)
     size = a.batch_size or "auto"
     run = infer_catalog(
         posterior, a.table, a.output, inference, columns=_given(a), save=a.save, batch_size=size,
@@ -123,26 +130,43 @@ def _model(a: argparse.Namespace) -> Model:
     model = next(cls for name, cls in models().items() if name.lower() == a.model)
     short = ([("order", a.order)] if a.order else []) + ([("label_noise", False)] if a.no_label_noise else [])
     known = [field.name for field in dataclasses.fields(model) if field.init and field.name != "frame"]
-    settings: dict[str, Any] = {}
-    for name, value in [*a.set, *short]:
-        index_of(name, known, f"hyperparameter of {model.__name__}")
-        if name in settings:
-            raise bad_input(f"{name}={settings[name]!r} and {name}={value!r}", "one of them")
-        settings[name] = value
-    with _taken(a):
+    settings = _settings([*a.set, *short], known, f"hyperparameter of {model.__name__}")
+    with _taken("--set", a.set, a.model):
         return model(**settings)
 
 
+def _inference(a: argparse.Namespace, own: Inference) -> Inference | None:
+    """The inference named, or else the model's own, with the settings given; None: the model's own as it is."""
+    named = next((getattr(inferences, x)() for x in inferences.__all__ if x.lower() == a.inference), None)
+    if not a.inference_set:
+        return named
+    one = named or own
+    known, name = [field.name for field in dataclasses.fields(one)], type(one).__name__
+    with _taken("--inference-set", a.inference_set, name):
+        return dataclasses.replace(one, **_settings(a.inference_set, known, f"setting of {name}"))
+
+
+def _settings(given: Iterable[tuple[str, Any]], known: list[str], what: str) -> dict[str, Any]:
+    """The values given, each name known and given once."""
+    settings: dict[str, Any] = {}
+    for name, value in given:
+        index_of(name, known, what)
+        if name in settings:
+            raise bad_input(f"{name}={settings[name]!r} and {name}={value!r}", "one of them")
+        settings[name] = value
+    return settings
+
+
 @contextlib.contextmanager
-def _taken(a: argparse.Namespace) -> Iterator[None]:
-    """Hyperparameters come from the command line: what Python cannot make of them is bad input, not a bug."""
+def _taken(option: str, given: Sequence[tuple[str, Any]], owner: str) -> Iterator[None]:
+    """Settings come from the command line: what Python cannot make of them is bad input, not a bug."""
     try:
         yield
     except (TypeError, ValueError, AttributeError) as problem:
-        if isinstance(problem, BadInput) or not a.set:
+        if isinstance(problem, BadInput) or not given:
             raise
-        given = ", ".join(f"{name}={value!r}" for name, value in a.set)
-        raise bad_input(f"--set {given}", f"values that {a.model} can take", str(problem)) from problem
+        text = ", ".join(f"{name}={value!r}" for name, value in given)
+        raise bad_input(f"{option} {text}", f"values that {owner} can take", str(problem)) from problem
 
 
 def _given(a: argparse.Namespace) -> dict[str, Any]:
@@ -180,11 +204,6 @@ def _may_write(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise bad_input(f"output {path}", "a file in a folder that exists")
     refuse_unwritable(path, "output")
-
-
-def _inference(a: argparse.Namespace) -> Any:
-    """The inference named; None: the model's own."""
-    return next((getattr(inferences, x)() for x in inferences.__all__ if x.lower() == a.inference), None)
 
 
 def _progress(a: argparse.Namespace) -> bool | None:

@@ -8,6 +8,7 @@ PUBLIC = {
     "core": ("priors",),
     "data.stars": ("Block", "Stars"),
     "errors": ("BadInput", "NotConverged"),
+    "files.sources": ("read_stars",),
     "inference": ("MAP", "NUTS", "SVI", "Gibbs", "Importance", "Laplace"),
     "kinds.parallax.parallax": ("Parallax",),
     "kinds.photometry.photometry": ("Photometry",),

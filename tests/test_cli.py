@@ -126,6 +126,42 @@ def test_any_blocks_from_columns(tmp_path, capsys):
     assert "'K'" in capsys.readouterr().err
 
 
+def test_settings_of_inferences(files, tmp_path):
+    data = [f"{files}/train.fits", *LABELS, "--flux-error", "FLUX_ERR", "--order", "1", "--no-label-noise"]
+    assert main(["fit", *data, "--inference-set", "max_iterations=7", "-o", f"{tmp_path}/m.nc"]) == 0
+    assert bl.load(tmp_path / "m.nc").info["settings"]["max_iterations"] == 7
+    one = ["infer", f"{tmp_path}/m.nc", f"{files}/test.fits", "--inference", "importance", "--save", "reduced_chi2"]
+    assert (
+        main([*one, "--inference-set", "draws=300", "--inference-set", "rescue=false", "-o", f"{tmp_path}/c.fits"]) == 0
+    )
+    table = read_table(tmp_path / "c.fits")
+    assert (np.asarray(table["ess"]) <= 300).all()
+    assert "reduced_chi2" in table.colnames
+
+
+def test_training_from_a_file_that_is_streamed_with_a_checkpoint(files, tmp_path, capsys):
+    data = [
+        f"{files}/train.fits",
+        *LABELS,
+        "--flux-error",
+        "FLUX_ERR",
+        "--id",
+        "NAME",
+        "--order",
+        "1",
+        "--no-label-noise",
+    ]
+    for name, options in (("whole", []), ("stream", ["--stream", "--checkpoint", f"{tmp_path}/training.npz"])):
+        assert main(["fit", *data, *options, "-o", f"{tmp_path}/{name}.nc"]) == 0
+    a, b = (bl.load(tmp_path / f"{name}.nc") for name in ("whole", "stream"))
+    np.testing.assert_allclose(a.moments.coefficients, b.moments.coefficients, rtol=1e-4, atol=1e-5)
+    for posterior in (a, b):
+        assert posterior.info["columns"]["labels"] == ["TEFF", "LOGG", "FE_H"]
+    assert (tmp_path / "training.npz").exists()
+    assert main(["infer", f"{tmp_path}/stream.nc", f"{files}/test.fits", "-o", f"{tmp_path}/c.fits"]) == 0
+    assert len(read_table(tmp_path / "c.fits")) == 12
+
+
 @pytest.mark.parametrize("text", ["magnitudes", "=G", "magnitudes=", "a b=G"])
 def test_columns_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError):
@@ -172,6 +208,8 @@ def test_outputs_are_not_overwritten_unless_asked(files, tmp_path, capsys):
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "order=1", "--order", "2"], "order=1 and order=2"),
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "scatter=none"], "--set scatter='none'"),
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "censor=3"], "--set censor=3"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--inference-set", "draw=3"], "setting of MAP 'draw'"),
+        (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--inference", "nuts", "--stream"], "stars in files"),
         (["demo", *LABELS], "--data"),
         (["demo", "--data", "{}/train.fits"], "--labels"),
     ],
@@ -184,6 +222,14 @@ def test_errors_are_one_clear_line(files, tmp_path, monkeypatch, capsys, command
     assert said.err.count("\n") == 1
     assert part in said.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("left", "hint"), [(["LOGG", "FE_H"], True), (["--labells", "A"], False)])
+def test_labels_with_spaces_are_explained(capsys, left, hint):
+    assert main(["fit", "train.fits", "-o", "m.nc", "--labels", "TEFF", *left]) == 2
+    said = capsys.readouterr().err
+    assert f"unrecognized arguments {' '.join(left)}" in said
+    assert ("--labels TEFF,LOGG,FE_H" in said) == hint
 
 
 def test_a_damaged_file_is_refused(tmp_path, capsys):

@@ -63,8 +63,28 @@ def open_table(path: str, columns: Mapping[str, Any]) -> Table:
     return read_table(path, int(hdu) if isinstance(hdu, str) and hdu.isdecimal() else hdu)
 
 
-def read_stars(path: str, columns: Mapping[str, Any]) -> Stars:
-    """The stars of a table in a file of any format, or in a folder of Parquet files."""
+def read_stars(path: str | os.PathLike[str], columns: Mapping[str, Any] | None = None) -> Stars:
+    """The stars of a table in a file of any format, or in a folder of Parquet files.
+
+    Args:
+        path: of the file or folder.
+        columns: names of columns as in `Stars.from_table`, `fit` and `infer_catalog`: ``{"flux": "FLUX", "flux_ivar":
+            "IVAR", "id": "NAME"}``. "hdu" is the number or name of the table in a FITS file; "wavelength" is where the
+            file has the wavelengths, ``"HDU:COLUMN"``. None: of a table that `Stars.to_table` made.
+
+    Raises:
+        BadInput: files that are damaged; columns that are not there, with those that are near.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import bayeslabels as bl
+        >>> train, test, truth = bl.simulate.simulate(100, 50, seed=1, n_test=20)
+        >>> path = bl.tables.write_table(train.to_table(), pathlib.Path(tempfile.mkdtemp()) / "train.fits")
+        >>> columns = {"labels": ("TEFF", "LOGG"), "labels_error": ("TEFF_error", "LOGG_error"), "id": "id"}
+        >>> bl.read_stars(path, columns).labels.names
+        ('TEFF', 'LOGG')
+    """
+    columns, path = columns or {}, os.fspath(path)
     named = _parts(columns)
     if columns.get("wavelength"):
         named["flux_coords"] = {"pixel": read_wavelength(path, columns["wavelength"])}
