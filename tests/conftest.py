@@ -18,9 +18,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 import jax
 import numpy as np
 import pytest
+from numpyro.infer.util import log_density
 
 import bayeslabels as bl
 from bayeslabels import cache
+from bayeslabels.core.model import Model
 
 LABELS = ("TEFF", "LOGG")
 CENTRE, SPREAD = np.array([5000.0, 3.0]), np.array([300.0, 0.5])
@@ -86,6 +88,11 @@ def simulate(n_star: int, seed: int = 0, label_error: float = 0.1, flux_error: f
         ),
     }  # fmt: skip
     return Simulated(bl.Stars(**blocks), true)
+
+
+def ln_p(model: Model, stars: bl.Stars, sites: dict[str, np.ndarray]) -> float:
+    """Log density of a program: compiled as a whole, where operation by operation every one would be by itself."""
+    return float(jax.jit(lambda sites: log_density(model, (stars,), {}, sites)[0])(sites))
 
 
 @pytest.fixture(scope="session")

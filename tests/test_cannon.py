@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from numpyro.infer.util import log_density
+from conftest import ln_p
 from scipy.optimize import minimize_scalar
 
 import bayeslabels as bl
@@ -323,10 +323,10 @@ def test_missing_exact_labels_complete_the_program():
     model = Cannon(order=2, label_noise=False, coefficient_prior=priors.Flat()).bind(gaps)
     values = {"coefficients": 0.1 * np.random.default_rng(0).normal(size=(12, 6)), "scatter": np.full(12, 0.02)}
     missing = model.frame.scaled(stars.labels.value)[gone]
-    whole = float(log_density(model, (stars,), {}, values)[0])
-    completed = log_density(model, (gaps,), {}, values | {"labels_missing": missing})[0]
-    assert float(completed) == pytest.approx(whole, rel=1e-12)
-    other = log_density(model, (gaps,), {}, values | {"labels_missing": missing[::-1]})[0]
+    whole = ln_p(model, stars, values)
+    completed = ln_p(model, gaps, values | {"labels_missing": missing})
+    assert completed == pytest.approx(whole, rel=1e-12)
+    other = ln_p(model, gaps, values | {"labels_missing": missing[::-1]})
     assert abs(other - whole) > 1
 
 

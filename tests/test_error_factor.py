@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from numpyro.infer.util import log_density
+from conftest import ln_p
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
 
@@ -84,11 +84,11 @@ def test_the_program_has_the_density_of_its_equation(of):
             "population_covariance": np.eye(2),
         }  # fmt: skip
         factor = rng.uniform(0.5, 2.0, 6) if of == "star" else np.array(1.7)
-        whole = log_density(model, (stars,), {}, sites | {"flux_error_factor": factor})[0]
+        whole = ln_p(model, stars, sites | {"flux_error_factor": factor})
         wide = stars.with_block(flux=bl.Block(stars.flux.value, stars.flux.error * np.reshape(factor, (-1, 1))))
-        plain = log_density(one, (wide,), {}, sites)[0]
+        plain = ln_p(one, wide, sites)
     prior = norm.logpdf(np.log(factor)) - np.log(factor)
-    assert float(whole - plain) == pytest.approx(float(np.sum(prior)), abs=1e-8)
+    assert whole - plain == pytest.approx(float(np.sum(prior)), abs=1e-8)
 
 
 def test_wrong_errors_are_found_and_error_bars_hold(trained):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpyro.infer.util import log_density
+from conftest import ln_p
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, multivariate_normal, norm
 
@@ -150,11 +149,8 @@ def test_program_measures_the_curved_labels(trained):
     labels = stars.labels
     moved = bl.Block(labels.value - free.frame.scale * (psi @ curve.T), labels.error, names=NAMES)
 
-    def density(model, data):
-        return float(log_density(model, (data,), {}, {k: jnp.asarray(v) for k, v in values.items()})[0])
-
-    straight = density(free.replace(label_noise="joint"), stars.with_block(labels=moved))
-    assert density(free, stars) == pytest.approx(straight + norm.logpdf(curve).sum(), rel=1e-9)
+    straight = ln_p(free.replace(label_noise="joint"), stars.with_block(labels=moved), values)
+    assert ln_p(free, stars, values) == pytest.approx(straight + norm.logpdf(curve).sum(), rel=1e-9)
 
 
 @in_float64

@@ -61,9 +61,10 @@ def test_derivatives(s):
     down, up = (log_likelihood(y - zero, sigma, eta, s) for zero in (-h * sigma, h * sigma))
     np.testing.assert_allclose(out.zero, (up - down) / (2 * h * sigma), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(out.zero_zero, -(up - 2 * out.value + down) / (h * sigma) ** 2, rtol=1e-3, atol=1e-2)
-    cross = jax.jacfwd(lambda zero: derivatives(y - zero, sigma, eta, s).eta)(0.0)
+    cross = jax.jit(jax.jacfwd(lambda zero: derivatives(y - zero, sigma, eta, s).eta))(0.0)
     np.testing.assert_allclose(out.eta_zero, -cross, rtol=1e-3, atol=1e-2)
-    total = jax.grad(lambda *a: log_likelihood(*a).sum(), argnums=(0, 1, 2, 3))(y, sigma, eta, np.full(5, s))
+    slopes = jax.jit(jax.grad(lambda *a: log_likelihood(*a).sum(), argnums=(0, 1, 2, 3)))
+    total = slopes(y, sigma, eta, np.full(5, s))
     np.testing.assert_allclose(total[2], out.eta, rtol=1e-6)
     rise = log_likelihood(y, sigma, eta, s + h) - log_likelihood(y, sigma, eta, s)
     if s > 0:
@@ -122,7 +123,8 @@ def test_with_scatter_the_optimum_is_stationary():
     x, y, sigma, _, l1 = make(signal_to_noise=20, s=0.1)
     ridge = np.where(np.arange(30) < 3, 0.01, 0.0)
     out = fit_log_linear(x, y, sigma, l1=l1, ridge=ridge, s=0.1, tolerance=1e-8)
-    g = jax.grad(lambda t: -log_likelihood(y, sigma, x @ t, 0.1).sum() + 0.5 * (ridge * t**2).sum())(out.theta)
+    loss = lambda t: -log_likelihood(y, sigma, x @ t, 0.1).sum() + 0.5 * (ridge * t**2).sum()  # noqa: E731
+    g = jax.jit(jax.grad(loss))(out.theta)
     assert out.converged
     assert np.abs(subgradient(np.asarray(g), out.theta, l1)).max() < 1e-5
 

@@ -51,7 +51,7 @@ def test_learned_scatter_is_a_mode_of_the_program(apogee):
     moments, model = posterior.moments, posterior.model
     with jax.enable_x64(True):
         at = {"coefficients": moments.coefficients, "scatter": moments.scatter}
-        gradient = jax.grad(lambda x: log_density(model, (stars,), {}, x)[0])(at)
+        gradient = jax.jit(jax.grad(lambda x: log_density(model, (stars,), {}, x)[0]))(at)
         phi = np.asarray(model.features(model.frame.scaled(stars.labels.value)))
     theta, s = moments.coefficients, moments.scatter
     residual = stars.flux.value - phi @ theta.T
