@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,15 @@ def test_a_model_with_terms_has_no_order_to_choose():
         Cannon(order=5)
     with pytest.raises(errors.BadInput, match="order"):
         assert Cannon().bind(survey(50, 0, 1, False)).features
+
+
+def test_a_lower_order_whose_labels_have_taken_over_what_it_leaves_is_seen(shared_data):
+    """100 noisy giants: at the labels that order 1 ends with it seems enough; each order at its own, it is not."""
+    path = shared_data.parent / "cases" / "line_spectra.py"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    made = runpy.run_path(str(path))["make"](400, 300, 3, 0, quadratic=True)
+    some = slice(None, 100)
+    labels = bl.Block(made["label"][some], made["label_err"][some], names=("TEFF", "LOGG", "FE_H"))
+    stars = bl.Stars(labels=labels, flux=bl.Block.from_ivar(made["flux"][some], made["ivar"][some]))
+    assert choose_order(Cannon(), stars, 0, False)[0] == 2

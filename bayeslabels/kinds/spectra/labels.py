@@ -234,9 +234,10 @@ class LatentLabels(CatalogueLabels):
         if not self.noisy:
             m, k = len(self.coefficients), self.curve.size
             return np.zeros((m, k, m, k)), None
-        stars = self.features, self.curve, u, self.precision()
-        catalogue, spectra = label_system_precision(*stars, gram.mean(0))
-        return _inverted((catalogue + spectra) * (n_star / len(u))), spectra
+        stars = self.features, self.curve, u, self.precision(), self.catalogue.observed
+        catalogue, spectra, exact = label_system_precision(*stars, gram.mean(0))
+        times = n_star / len(u)
+        return _inverted(times * (catalogue + spectra)) - _inverted(times * exact), spectra
 
 
 class LabelOutputs(CatalogueLabels):
@@ -346,26 +347,26 @@ def moved_features(features: Features, slope: np.ndarray, offset: np.ndarray) ->
 
 
 def label_system_precision(
-    features: Features, psi: Features, u: np.ndarray, precision: np.ndarray, flux_gram: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    features: Features, psi: Features, u: np.ndarray, precision: np.ndarray, observed: np.ndarray, flux_gram: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision (M, K, M, K) of the label system, of g_m where every true label is u_m + g_m . psi(u): what the
-    catalogue says of it, and what the spectra do.
+    catalogue says of it, what the spectra do, and both together if the catalogue's labels were exact.
 
     However many pixels a spectrum has, the system of labels is only as well known as N noisy catalogue labels fix it.
-    This uncertainty is common to all stars, and what per-pixel coefficient errors leave out. With F_n = J_n' W J_n, all
-    that a spectrum says of the labels of its star,
+    This uncertainty is common to all stars. With F_n = J_n' W J_n, all that a spectrum says of the labels of its star,
 
         sum_n psi_n (P_n^-1 + F_n^-1)^-1 psi_n'  +  sum_n h_n' [W - W J_n (F_n + P_n)^-1 J_n' W] h_n,
 
     the first term from the catalogue, as far as its labels are not needed to find those of the star; the second from
     the spectra: h_n (K, M K') is the change of phi(u_n) under a move of the label system, less what new coefficients
-    absorb; the bracket leaves out what star n's own labels absorb.
+    absorb; the bracket leaves out what star n's own labels absorb. What is left of its inverse if labels are exact is
+    the noise of the spectra, which the coefficients' own covariance has already.
 
-    u (N, M): training labels; precision P (N, M, M) of the catalogue labels; flux_gram W = sum_l w_l theta_l theta_l'
-    (K, K).
+    u (N, M): training labels; precision P (N, M, M) of the catalogue labels, observed (N, M); flux_gram W = sum_l w_l
+    theta_l theta_l' (K, K).
     """
     step = max(1, len(u) // 1500)
-    u, precision = u[::step], precision[::step]
+    u, precision, observed = u[::step], precision[::step], observed[::step]
     n, m = u.shape
     phi, jacobian, bend = features(u), features.jacobian(u), psi(u)
     k = bend.shape[1]
@@ -373,14 +374,18 @@ def label_system_precision(
     move -= phi @ np.linalg.lstsq(phi, move, rcond=None)[0]
     move = move.reshape(n, phi.shape[1], m * k)
     along = np.swapaxes(jacobian, 1, 2) @ flux_gram
-    own = np.linalg.inv(along @ jacobian + precision + 1e-9 * np.eye(m))
-    shift = along @ move
-    asked = np.einsum("nij,nk->nijk", precision, bend).reshape(n, m, m * k)
-    flat = move.reshape(-1, m * k)
-    spectra = flat.T @ (flux_gram @ move).reshape(-1, m * k) - _summed(shift, own @ shift)
-    given = np.einsum("nij,nk,nl->ikjl", precision, bend, bend, optimize=True).reshape(m * k, m * k)
-    catalogue = given - _summed(asked, own @ asked)
-    return (step * catalogue).reshape(m, k, m, k), (step * spectra).reshape(m, k, m, k)
+    fisher, shift, flat = along @ jacobian, along @ move, move.reshape(-1, m * k)
+    bends = (bend[:, :, None] * bend[:, None, :]).reshape(n, k * k)
+    resisted = flat.T @ (flux_gram @ move).reshape(-1, m * k)
+
+    def told(precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own = np.linalg.inv(fisher + precision + 1e-9 * np.eye(m))
+        weight = fisher - fisher @ own @ fisher
+        catalogue = np.moveaxis((weight.reshape(n, m * m).T @ bends).reshape(m, m, k, k), 2, 1)
+        return step * catalogue, step * (resisted - _summed(shift, own @ shift)).reshape(m, k, m, k)
+
+    exact = np.add(*told(PINNED * np.eye(m) * observed[:, :, None]))
+    return *told(precision), exact
 
 
 def _summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from ...numerics.linalg import in_float64
 from ...progress import bar
 from .em import em_of
 from .model import LinearModel
+from .training import EM
 
 MOST_STARS, MOST_PIXELS = 1500, 800
 """Enough to tell orders apart."""
@@ -30,6 +31,8 @@ CLEARLY, PER_TERM = 10.0, 2.0
 """Log evidence, in nats, by which a higher order must be better, and for every further term: mean and variance of terms
 that are nowhere, learned, add about one."""
 
+USUAL = 2
+"""The order that is tried first: few spectra are so nearly linear that the lowest serves."""
 FALL = 30.0
 """Every order adds far less than the one before: one that adds less than this times what it must is the last."""
 
@@ -40,8 +43,9 @@ def choose_order(
 ) -> tuple[int, list[dict[str, Any]]]:
     """The order, and the lead in log evidence of every order that was tried over the one below it.
 
-    All orders that are compared take the same labels: those of the training step at the present order, or of the
-    catalogue where these are exact. That favours the present order, which must be too low by enough to be seen.
+    A higher order is tried at the labels of the training step at the present one, or those of the catalogue where these
+    are exact. That favours the present order, which must be too low by enough to be seen; the first order, which has
+    been trained already, and the one below it are compared each at its own labels.
     """
     rng = np.random.default_rng([seed, 86028157])
     n_pixel = stars["flux"].n_dim
@@ -52,30 +56,44 @@ def choose_order(
         model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
     model = model.sampled().replace(coefficient_prior=Learned())
     sizes = {x: model.of_order(x).replace(frame=None).bind(stars).features.size for x in model.orders}
-    order = min(sizes)
-    orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)]
+    orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)] or [min(sizes)]
+    order = first = min(USUAL, max(orders))
     scores: list[dict[str, Any]] = []
+
+    trained: dict[int, EM] = {}
     with bar(None, "order of the polynomial", progress) as shown:
+
+        def at(order: int) -> EM:
+            if order not in trained:
+                shown.set_description(f"order of the polynomial, {order}")
+                trained[order] = _trained(model.of_order(order), stars, shown)
+            return trained[order]
+
+        def lead(low: int, below: float, above: float) -> float:
+            """That of the next order over this one, in units of what it must be."""
+            scores.append({"order": low + 1, "below": low, "lead": above - below})
+            return (above - below) / (CLEARLY + PER_TERM * (sizes[low + 1] - sizes[low]))
+
         while order + 1 in orders:
-            shown.set_description(f"order of the polynomial, {order} or {order + 1}")
-            at = _labels(model.of_order(order), stars, shown)
-            low, high = (_evidence(model.of_order(x), stars, *at) for x in (order, order + 1))
-            scores.append({"order": order + 1, "below": order, "lead": high - low})
-            needed = CLEARLY + PER_TERM * (sizes[order + 1] - sizes[order])
-            if high - low < needed:
+            given = at(order).u, at(order).u_covariance
+            found = lead(order, *(_evidence(model.of_order(x), stars, *given) for x in (order, order + 1)))
+            order += found >= 1
+            if found < FALL:
                 break
-            order += 1
-            if high - low < FALL * needed:
+        while order <= first and order - 1 in orders:
+            if lead(order - 1, at(order - 1).log_evidence(), at(order).log_evidence()) >= 1:
                 break
-    return order, scores
+            order -= 1
+    return order, sorted(scores, key=lambda score: score["order"])
 
 
-def _labels(model: LinearModel, stars: Stars, shown: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Latents (N, P) and covariance (N, P, P) of the training stars."""
+def _trained(model: LinearModel, stars: Stars, shown: Any) -> EM:
     em = em_of(model.bind(stars), stars)
     if em.has_latents:
         em.run(ITERATIONS, TOLERANCE, shown)
-    return em.u, em.u_covariance
+    else:
+        em.train_given(em.u, em.u_covariance)
+    return em
 
 
 def _evidence(model: LinearModel, stars: Stars, u: np.ndarray, spread: np.ndarray) -> float:

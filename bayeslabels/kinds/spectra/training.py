@@ -202,6 +202,19 @@ class EM:
         residual = np.where(ok, self.value, 0.0)
         return self.prior_evidence - 0.5 * float(np.where(ok, residual**2 / variance + np.log(variance), 0.0).sum())
 
+    def log_evidence(self) -> float:
+        """ln p(flux, catalogue labels | scatter, m, Sigma, tau, population), bounded from below by the latents'
+        Gaussian posterior; up to a constant of these stars."""
+        total = self.flux_evidence()
+        if not self.has_latents:
+            return total
+        prior, offset = np.linalg.inv(self.population), self.u - self.mean
+        told = prior + self.labels.on_latents(self.labels.precision())[0]
+        total += float(self.labels.log_density(self.u).sum())
+        total -= 0.5 * float(((offset @ prior) * offset).sum() + (told * self.u_covariance).sum())
+        total += 0.5 * float(np.linalg.slogdet(self.u_covariance)[1].sum())
+        return total + 0.5 * len(self.u) * float(np.linalg.slogdet(prior)[1])
+
     def standardised(self) -> np.ndarray:
         """Residuals (N, L), each in units of its noise; 0 of what is missing."""
         variance = self.scatter2 + (0.0 if self.error is None else self.error**2)
