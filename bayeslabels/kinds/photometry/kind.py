@@ -242,7 +242,10 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
 
     def describe(self, model: Photometry) -> str:
         frame = model.require_frame()
-        return f"{len(frame.bands)} bands ({', '.join(frame.bands)}) from {', '.join(frame.names)}"
+        bands = frame.bands[: len(frame.bands) - frame.n_flux]
+        parts = [f"{len(bands)} bands ({', '.join(bands)})"] if bands else []
+        parts += [f"{frame.n_flux} pixels"] if frame.n_flux else []
+        return f"{' and '.join(parts)} from {', '.join(frame.names)}"
 
 
 def batch_size(rows: Rows) -> int:
