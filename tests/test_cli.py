@@ -210,6 +210,7 @@ def test_outputs_are_not_overwritten_unless_asked(files, tmp_path, capsys):
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--set", "censor=3"], "--set censor=3"),
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--inference-set", "draw=3"], "setting of MAP 'draw'"),
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--inference", "nuts", "--stream"], "stars in files"),
+        (["fit", "{}/train.fits", "--labels", "TEF,LOGG", "-o", "m.nc", "--stream"], "train.fits 'TEF'; did you mean"),
         (["demo", *LABELS], "--data"),
         (["demo", "--data", "{}/train.fits"], "--labels"),
     ],

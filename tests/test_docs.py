@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from astropy.table import Table
 
 import bayeslabels as bl
 from bayeslabels.names import PLACES
@@ -92,3 +93,35 @@ def test_the_start_page_has_the_example_of_the_readme():
     start = ROOT / "docs" / "start.md"
     for language in ("python", "text"):
         assert blocks(start, language)[0] == blocks(ROOT / "README.md", language)[0]
+
+
+def tables(folder: Path) -> dict[str, Any]:
+    """The files and names that the examples of the pages take as given."""
+    train, test, _ = bl.simulate.simulate(150, 40, seed=1, n_test=40)
+    for name, stars in (("train", train), ("new", test)):
+        table = {"NAME": stars.id, "FLUX": stars.flux.value, "FLUX_ERR": stars.flux.error}
+        table["IVAR"] = np.where(stars.flux.observed, stars.flux.error, np.inf) ** -2.0
+        for i, label in enumerate(("TEFF", "LOGG", "FE_H") if "labels" in stars else ()):
+            table |= {label: stars.labels.value[:, i], f"{label}_ERR": stars.labels.error[:, i]}
+        bl.tables.write_table(Table(table), folder / f"{name}.fits")
+    posterior = bl.fit(bl.Cannon(order=1), train, progress=False)
+    result = bl.infer(posterior, test, progress=False)
+    return {
+        "bl": bl, "np": np, "stars": train, "new_stars": test, "wavelength": train.flux.coords["pixel"],
+        "flux": train.flux.value, "ivar": train.flux.error**-2.0, "posterior": posterior, "visits": test,
+        "snr": np.nanmedian(train.flux.value / train.flux.error, axis=1), "star": np.repeat(np.arange(20), 2),
+        "catalogue": result.table(), "result": result,
+    }  # fmt: skip
+
+
+RUN = ("start.md", "howto/fits.md", "howto/flags.md", "howto/error-bars.md", "howto/priors-nuisances.md")
+"""Pages whose examples have no gaps for the reader's own names and files. README and others are run elsewhere."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
+def test_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = tables(tmp_path)
+    for code in blocks(ROOT / "docs" / page, "python"):
+        exec(compile(code, page, "exec"), space)

@@ -154,9 +154,8 @@ def columns_needed(columns: Mapping[str, Any]) -> list[str]:
 
 def flat(names: Iterable[Any]) -> list[str]:
     """Names, alone or several together, one after the other."""
-    return [
-        x for value in names for x in ([value] if isinstance(value, str) else np.ravel(value)) if isinstance(x, str)
-    ]
+    several = ([value] if isinstance(value, str) else np.ravel(value) for value in names)
+    return [str(x) for some in several for x in some if isinstance(x, str)]
 
 
 def _names(columns: Any) -> list[str]:
