@@ -80,8 +80,8 @@ def printed(code: str) -> str:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/howto/own-program.md"])
 def test_examples_print_what_the_page_says(page):
-    """The first example; numbers to 2 per cent, since they differ in the last digits from machine to machine, and to the
-    rounding of whole ones."""
+    """The first example; numbers to 2 per cent, since they differ in the last digits from machine to machine, and
+    to the rounding of whole ones."""
     code, said = blocks(ROOT / page, "python")[0], blocks(ROOT / page, "text")[0]
     got = printed(code)
     frames = [re.sub("-{2,}", "--", NUMBER.sub("0", x)).split() for x in (got, said)]
