@@ -119,7 +119,10 @@ def known(value: Array, error: Array) -> tuple[Array, Array, Array]:
 
 
 @functools.partial(jit, static_argnames="constant")
-def _add_tile(sums, y, e, theta, theta_pairs, scatter2, trace, feature_pairs, unit, constant):
+def _add_tile(
+    sums: tuple[Array, ...], y: Array, e: Array | None, theta: Array, theta_pairs: Array, scatter2: Array,
+    trace: Array | None, feature_pairs: Array | None, unit: Array, constant: bool,
+) -> tuple[Array, ...]:  # fmt: skip
     """`sums` with the pixels of a tile (STARS, width) added; y and e in the caller's unit, all else in `unit`."""
     y, e = (jnp.asarray(x, float) * unit for x in (y, jnp.zeros(()) if e is None else e))
     value, variance, ok = known(y, e)

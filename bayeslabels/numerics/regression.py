@@ -7,7 +7,7 @@ The features may be uncertain: they enter through E[phi_n] and E[phi_n phi_n'].
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +50,15 @@ class Pixels(NamedTuple):
     linear: Array
 
 
-def coordinate_descent(gram, linear, start, l1, low, high, sweeps: int = 2000, tolerance: float = 1e-13):
+def coordinate_descent(
+    gram: Array, linear: Array, start: Array, l1: Array, low: Array, high: Array, sweeps: int = 2000,
+    tolerance: float = 1e-13,
+) -> Array:  # fmt: skip
     """argmin 1/2 t' gram t - linear' t + l1 |t| within [low, high] for a batch of (K, K) matrices."""
     k = linear.shape[-1]
     diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
 
-    def sweep(state):
+    def sweep(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         t, _, count = state
         before = t
         for j in range(k):
@@ -65,14 +68,16 @@ def coordinate_descent(gram, linear, start, l1, low, high, sweeps: int = 2000, t
         change = jnp.max(jnp.abs(t - before) * jnp.sqrt(diagonal))
         return t, change, count + 1
 
-    def unfinished(state):
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
         return (state[1] > tolerance * jnp.max(jnp.abs(linear))) & (state[2] < sweeps)
 
     start = jnp.clip(start, low, high)
     return jax.lax.while_loop(unfinished, sweep, (start, jnp.inf, 0))[0]
 
 
-def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
+def scatter_step(
+    x: Array, residual2: Array, variance: Array, ok: Array, scale: Array, steps: int = 3
+) -> tuple[Array, Array]:
     """Newton steps in x = ln s^2 on 1/2 sum [ln(sigma^2 + s^2) + r^2 / (sigma^2 + s^2)] + s^2 / (2 scale^2).
 
     residual2, variance, ok (B, N); x (B,). Returns x and the gradient in x at the last point visited.
@@ -98,19 +103,19 @@ def scatter_step(x, residual2, variance, ok, scale, steps: int = 3):
 
 @functools.partial(jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "rough"))
 def train_block(
-    value,
-    error,
-    phi,
-    phi_pairs,
-    allowed,
+    value: Array,
+    error: Array,
+    phi: Array,
+    phi_pairs: Array,
+    allowed: Array,
     prior: CoefficientPrior,
-    theta,
-    covariance,
-    scatter2,
-    scatter_scale,
-    alternations,
-    cold,
-    unit=1.0,
+    theta: Array,
+    covariance: Array,
+    scatter2: Array,
+    scatter_scale: Array | float,
+    alternations: Array | int,
+    cold: Array | int,
+    unit: Array | float = 1.0,
     *,
     learn_scatter: bool,
     integrate: bool,
@@ -135,12 +140,12 @@ def train_block(
     ok &= usable[:, None]
     prior, both = scaled_prior(prior, unit), _both(allowed)
 
-    def run(number, x, most, tolerance):
+    def run(number: Any, x: Array, most: Array | int, tolerance: float) -> tuple[Array, ...]:
         """`Pixels` but the units, with the sums over stars in `number`; solves are in float64, in one place, which is
         compiled once."""
         y_, variance_, phi_, pairs_ = (jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs))
 
-        def solve(x, theta):
+        def solve(x: Array, theta: Array) -> tuple[Array, Array, tuple[Array, Array]]:
             w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
             own = (w @ pairs_).astype(phi.dtype), ((w * y_) @ phi_).astype(phi.dtype) * allowed
             gram = normal_matrix(own[0], both, allowed, prior, usable)
@@ -150,7 +155,7 @@ def train_block(
                 solution = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
             return solution, covariance, own
 
-        def residual2(theta, covariance):
+        def residual2(theta: Array, covariance: Array) -> Array:
             effective = theta * allowed
             mean = effective.astype(number) @ phi_.T
             r2 = (y_ - mean) ** 2
@@ -162,7 +167,7 @@ def train_block(
                 r2 = r2 + (pack(spread) * multiplicity).astype(number) @ pairs_.T
             return jnp.maximum(r2, 0.0)
 
-        def move(x, theta, covariance):
+        def move(x: Array, theta: Array, covariance: Array) -> tuple[Array, Array]:
             start = x.astype(number)
             new, gradient = scatter_step(start, residual2(theta, covariance), variance_, ok, scatter_scale * unit)
             settled = (new <= SMALLEST_LOG_VARIANCE + 1) | ~usable
@@ -170,14 +175,14 @@ def train_block(
             remaining = jnp.where(settled, 0.0, remaining).astype(x.dtype)
             return new.astype(x.dtype), remaining
 
-        def alternate(state):
+        def alternate(state: tuple[Array, ...]) -> tuple[Array, ...]:
             x, theta, covariance, _, remaining, count = state
             if learn_scatter:
                 x, remaining = jax.lax.cond(count < cold, lambda x, *_: (x, remaining), move, x, theta, covariance)
             theta, covariance, own = solve(x, theta)
             return x, theta, covariance, own, remaining, count + 1
 
-        def unfinished(state):
+        def unfinished(state: tuple[Array, ...]) -> Array:
             *_, remaining, count = state
             return (count < 1) | ((jnp.nanmax(remaining) > tolerance) & (count < most + cold))
 
@@ -217,7 +222,7 @@ class PixelSums(NamedTuple):
     def moved(self, forth: Array) -> PixelSums:
         """The same sums for the features forth phi."""
 
-        def both(gram):
+        def both(gram: Array) -> Array:
             return pack(forth @ unpack(gram, len(forth)) @ forth.T)
 
         return self._replace(
@@ -226,7 +231,9 @@ class PixelSums(NamedTuple):
 
 
 @jit
-def pixel_sums(value, error, phi, phi_pairs, theta, scatter2, unit) -> PixelSums:
+def pixel_sums(
+    value: Array, error: Array, phi: Array, phi_pairs: Array, theta: Array, scatter2: Array, unit: Array | float
+) -> PixelSums:
     """`PixelSums` of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), phi_pairs = packed E[phi_n
     phi_n'], at theta (B, K) and scatter2 (B,)."""
     y, variance, ok = known(value * unit, error * unit)
@@ -244,8 +251,8 @@ CLOSE = 0.1
 
 @functools.partial(jit, static_argnames=("learn_scatter", "integrate", "penalised"))
 def pixels_from_sums(
-    sums: PixelSums, allowed, prior: CoefficientPrior, theta, scatter2, scatter_scale, unit,
-    *, learn_scatter: bool, integrate: bool, penalised: bool,
+    sums: PixelSums, allowed: Array, prior: CoefficientPrior, theta: Array, scatter2: Array,
+    scatter_scale: Array | float, unit: Array | float, *, learn_scatter: bool, integrate: bool, penalised: bool,
 ) -> tuple[Pixels, Array]:  # fmt: skip
     """`train_block` from sums over stars: theta given s, then a step in s^2 on the same objective; and the step (B,),
     relative to the total variance. Its fixed point is that of `train_block`, to which it converges quadratically."""
@@ -276,14 +283,14 @@ def pixels_from_sums(
     return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6, *own), step
 
 
-def scaled_prior(prior: CoefficientPrior, unit) -> CoefficientPrior:
+def scaled_prior(prior: CoefficientPrior, unit: Array | float) -> CoefficientPrior:
     """The prior of the coefficients of flux times unit."""
     return CoefficientPrior(
         prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
     )
 
 
-def normal_matrix(gram, both, allowed, prior: CoefficientPrior, usable) -> Array:
+def normal_matrix(gram: Array, both: Array, allowed: Array, prior: CoefficientPrior, usable: Array) -> Array:
     """(B, K, K) from packed sums over stars; coefficients that nothing is known of are 0."""
     pinned = jnp.diagonal(prior.precision) == 0
     idle = jnp.where(usable[:, None], 1 - allowed, 1.0) * pinned

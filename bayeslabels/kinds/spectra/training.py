@@ -390,7 +390,9 @@ def latents_given(
 
 
 @jit
-def evidence(gram, linear, constant, phi, offset, covariance, prior):
+def evidence(
+    gram: Array, linear: Array, constant: Array, phi: Array, offset: Array, covariance: Array, prior: Array
+) -> Array:
     """The log integral (N,) over the latents, from its value at their posterior means; gram (N, K, K)."""
     at_best = (linear * phi).sum(1) - 0.5 * jnp.einsum("nj,njk,nk->n", phi, gram, phi) - constant
     at_best = at_best - 0.5 * ((offset @ prior) * offset).sum(1) + 0.5 * jnp.linalg.slogdet(prior)[1]
@@ -411,7 +413,9 @@ def _divergence(theta: np.ndarray, covariance: np.ndarray, prior: CoefficientPri
 
 
 @jit
-def expected_statistics(y, e, theta, covariance, allowed, scatter2, keep):
+def expected_statistics(
+    y: Array, e: Array, theta: Array, covariance: Array, allowed: Array, scatter2: Array, keep: Array
+) -> tuple[Array, Array, Array]:
     value, variance, ok = known(y, e)
     w = ok * keep[:, None] / (variance + scatter2[:, None])
     second = outer_pairs(theta) + pack(covariance * allowed[:, :, None] * allowed[:, None, :])
