@@ -195,6 +195,7 @@ SYSTEMS = {
 COLD = """
 import json, sys, time, warnings
 import jax
+import numpy as np
 import bayeslabels as bl
 
 warnings.simplefilter("ignore")
@@ -206,8 +207,9 @@ elif kind == "photometry":
     test = test.drop("parallax") if "Parallax" in model else test.drop("labels")
 else:
     train, test, _ = bl.simulate.simulate(1000, 20, seed=1, n_test=200)
-    target = bl.Block(train["labels"].value + [20.0, 0.1, 0.05], train["labels"].error, names=train["labels"].names,
-                      unit=train["labels"].units)
+    labels = train["labels"]
+    noise = np.random.default_rng(0).normal(size=labels.value.shape) * labels.error
+    target = bl.Block(labels.value + [20.0, 0.1, 0.05] + noise, labels.error, names=labels.names, unit=labels.units)
     train = bl.Stars(labels=train["labels"], target_labels=target)
     test = train[:200].drop("target_labels")
 seen = []

@@ -318,7 +318,7 @@ def extrinsic(a):
     import jax.numpy as jnp
 
     from bayeslabels.kinds.translator.frame import known_inputs, measured
-    from bayeslabels.kinds.translator.translator import importances
+    from bayeslabels.kinds.translator.importances import importances
 
     stars, _, _ = simulated(2000, 0, 0.2)
     posterior = bl.fit(bl.Translator(extrinsic=("FE_H",)), stars, seed=0, progress=False)

@@ -73,6 +73,18 @@ class CollapsedModel(Model[F]):
         """theta without a random part of it, for the loss of one step of `MAP` by minibatches; by default all of it."""
         return theta
 
+    def held(self, theta: Mapping[str, Array], data: Any) -> Any:
+        """`data` with what of the likelihood `MAP` by minibatches may compute once for many steps; by default nothing.
+
+        What is held has no slope: steps then solve an estimating equation whose solution is not quite the mode.
+        """
+        return data
+
+    @property
+    def delayed(self) -> dict[str, np.ndarray]:
+        """Which numbers of sites of theta stay where they start while `MAP` has its first learning rate."""
+        return {}
+
     def training_program(self, stars: Stars) -> Callable[..., Any]:
         return functools.partial(self.collapsed, data=self.arrays(stars))
 

@@ -38,6 +38,10 @@ class Function(Protocol):
         """So many of the weights, the first, are coefficients of what f is linear in."""
 
     @property
+    def is_constant(self) -> np.ndarray:
+        """(P,): the weights that are added to f(x) wherever x is."""
+
+    @property
     def prior_sd(self) -> np.ndarray:
         """(P,)"""
 
@@ -87,6 +91,10 @@ class Network:
     @property
     def linear(self) -> int:
         return (self.n_in + 1 + (self.widths[-1] if self.widths else 0)) * self.n_out
+
+    @property
+    def is_constant(self) -> np.ndarray:
+        return np.arange(self.size) // self.n_out == self.n_in
 
     @cached_property
     def prior_sd(self) -> np.ndarray:
@@ -184,6 +192,10 @@ class Polynomial:
     @property
     def linear(self) -> int:
         return self.size
+
+    @property
+    def is_constant(self) -> np.ndarray:
+        return np.arange(self.size) < self.n_out
 
     @cached_property
     def prior_sd(self) -> np.ndarray:

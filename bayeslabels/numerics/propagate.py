@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp
 
 from .linalg import Array
 
@@ -26,38 +27,49 @@ LN_PRECISIONS = np.arange(-8, 3) * 0.6
 
 def propagate(function: Callable[[Array], Array], mean: Array, root: Array) -> tuple[Array, Array]:
     """Mean (N, M) and covariance (N, M, M) of function(x), x ~ N(mean, F F'), mean (N, D), root F (N, D, R)."""
-    centre = function(mean)
     if not root.shape[-1]:
+        centre = function(mean)
         return centre, jnp.zeros((*centre.shape, centre.shape[-1]), centre.dtype)
+    centre, shift, covariance = propagated(function, mean, root)
+    return centre + shift, covariance
+
+
+def propagated(function: Callable[[Array], Array], mean: Array, root: Array) -> tuple[Array, Array, Array]:
+    """g(mean) and E g - g(mean), (N, M) each, and Cov g (N, M, M); root with at least one column."""
     steps = STEP * jnp.swapaxes(root, -1, -2)
-    up, down = function(mean[:, None] + steps), function(mean[:, None] - steps)
+    points = function(jnp.concatenate([mean[:, None], mean[:, None] + steps, mean[:, None] - steps], 1))
+    centre, up, down = points[:, 0], points[:, 1 : steps.shape[1] + 1], points[:, steps.shape[1] + 1 :]
     first = (up - down) / (2 * STEP)
     second = (up + down - 2 * centre[:, None]) / STEP**2
-    spread = jnp.einsum("nrm,nrk->nmk", first, first)
-    return centre + 0.5 * second.sum(1), spread + 0.25 * (STEP**2 - 1) * jnp.einsum("nrm,nrk->nmk", second, second)
+    covariance = jnp.einsum("nrm,nrk->nmk", first, first)
+    covariance = covariance + 0.25 * (STEP**2 - 1) * jnp.einsum("nrm,nrk->nmk", second, second)
+    return centre, 0.5 * second.sum(1), covariance
 
 
 def log_normal(offset: Array, covariance: Array, observed: Array) -> Array:
     """ln N(offset; 0, covariance) (N,) of the observed entries of offset (N, M); unrolled over the small M."""
-    factor: list[list[Array]] = []
+    factor: list[list[Array]] = []  # L of covariance = L D L', whose diagonal is 1
+    pivots: list[Array] = []
     rest: list[Array] = []
-    total = jnp.zeros(())
+    square, volume = jnp.zeros(()), jnp.ones(())
     for i in range(offset.shape[-1]):
+        scaled: list[Array] = []  # row i of L D
         row: list[Array] = []
-        factor.append(row)
-        for j in range(i + 1):
-            both = observed[..., i] & observed[..., j]
-            entry = jnp.where(both, covariance[..., i, j], float(i == j))
-            for k in range(j):
-                entry = entry - row[k] * factor[j][k]
-            row.append(entry / factor[j][j] if j < i else jnp.sqrt(entry))
         z = jnp.where(observed[..., i], offset[..., i], 0.0)
-        for k in range(i):
-            z = z - row[k] * rest[k]
-        rest.append(z / row[i])
-        term = 0.5 * rest[i] ** 2 + jnp.log(row[i]) + 0.5 * np.log(2 * np.pi)
-        total = total - jnp.where(observed[..., i], term, 0.0)
-    return total
+        pivot = jnp.where(observed[..., i], covariance[..., i, i], 1 / (2 * np.pi))
+        for j in range(i):
+            entry = jnp.where(observed[..., i] & observed[..., j], covariance[..., i, j], 0.0)
+            for k in range(j):
+                entry = entry - scaled[k] * factor[j][k]
+            scaled.append(entry)
+            row.append(entry / pivots[j])
+            pivot = pivot - entry * row[j]
+            z = z - row[j] * rest[j]
+        factor.append(row)
+        pivots.append(pivot)
+        rest.append(z)
+        square, volume = square + z**2 / pivot, volume * (2 * np.pi * pivot)
+    return -0.5 * (square + jnp.log(volume))
 
 
 def scale_mixture(freedom: Array) -> tuple[Array, np.ndarray]:
@@ -68,4 +80,5 @@ def scale_mixture(freedom: Array) -> tuple[Array, np.ndarray]:
     """
     half = freedom[..., None] / 2
     logits = half * (LN_PRECISIONS - np.exp(LN_PRECISIONS))
-    return jax.nn.log_softmax(logits, -1), np.exp(LN_PRECISIONS)
+    total = jax.nn.logsumexp if isinstance(logits, jax.Array) else logsumexp
+    return logits - total(logits, -1, keepdims=True), np.exp(LN_PRECISIONS)

@@ -144,10 +144,7 @@ def known_inputs(frame: TranslatorFrame, given: Inputs) -> tuple[np.ndarray, np.
             break
         centre, covariance = population.given(*given.select(rows, group)).moments()
         mean[rows[:, None], group] = centre
-        if frame.exact[group].any():
-            own = _low_rank(covariance)
-        else:
-            own = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(group)))
+        own = _low_rank(covariance)
         part = np.zeros((len(mean), d, own.shape[-1]))
         part[rows[:, None], group] = own
         roots = np.concatenate([roots, part], 2)
@@ -236,6 +233,7 @@ def learn_frame(
     target_centre, target_scale = scaling(offset)
     _check_scales(names, input_names, pair, y, raw)
     target_centre = target_centre + np.where(pair >= 0, centre[pair], 0.0)
+    target_scale = np.maximum(target_scale, np.where(pair >= 0, EXACT * scale[pair], 0.0))  # where nothing differs
     extrinsic_in, extrinsic_out = _extrinsic(extrinsic, names, input_names, pair)
     exact = np.array([stars[block].error is None for block in source])
     nothing: Any = np.zeros(0)

@@ -9,14 +9,15 @@ long before the parts: it leaves k where it starts, and both are settled here, a
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.infer.util import log_density
 from scipy.optimize import OptimizeResult, minimize
 
+from ...core.model import Bound
 from ...data.stars import Stars
 from ...inference.base import Trained
 from ...kind import TrainedModel
@@ -54,44 +55,64 @@ def told_by_held_out(
     return trained
 
 
+class LeftOut(NamedTuple):
+    """What the likelihood of the stars (E, n) that each member left out is made of, beside the noise.
+
+    offset (E, n, M): y less the member's mean. spread, between, intrinsic (E, n, M, M): covariances that the inputs'
+    uncertainty makes, of the functions, and s R s'.
+    """
+
+    offset: Array
+    spread: Array
+    between: Array
+    intrinsic: Array
+
+
+@functools.partial(jit, static_argnums=0)
+def _parts(bound: Bound[Translator], theta: Any, functions: Any, own: TranslatorData) -> LeftOut:
+    def of_member(theta: Any, own: TranslatorData) -> LeftOut:
+        def mean_of(other: Any) -> Array:
+            return bound.model.predictive(other, own.x, own.root)[0]
+
+        mean, spread, intrinsic = bound.model.predictive(theta, own.x, own.root)
+        means = jax.lax.map(mean_of, functions)
+        offset = means - means.mean(0)
+        between = jnp.einsum("ens,ent->nst", offset, offset) / max(len(means) - 1, 1)
+        return LeftOut(own.y - mean, spread, between, intrinsic)
+
+    return jax.lax.map(lambda both: of_member(*both), (theta, own))
+
+
+@functools.partial(jit, static_argnums=0)
+def _loss_and_slope(
+    bound: Bound[Translator], x: Array, freedom: Array, parts: LeftOut, own: TranslatorData
+) -> tuple[Array, Array]:
+    """- ln p of (shift, ln k), and its slope; the functions' spread is not scaled with the stated errors."""
+    model = bound.model
+    m = len(x) // 2
+
+    def loss(x: Array) -> Array:
+        s, factor = jnp.exp(x[:m]), jnp.exp(x[m:])
+        known = parts.spread + parts.between + factor[:, None] * own.noise * factor
+        each = jax.vmap(model.log_density_of)(
+            parts.offset, known, s[:, None] * parts.intrinsic * s, freedom, own.observed
+        )
+        prior = model.factor_prior().log_prob(factor) if model.has_error_factor else 0.0
+        return -each.sum() + 0.5 * (x[:m] ** 2).sum() / SHIFT**2 - prior
+
+    return jax.value_and_grad(loss)(x)
+
+
 @in_float64
 def _settled(
     model: Translator, members: TranslatorMoments, rows: Any, functions: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """shift and k, (M,) each, and how far the stars are off (M,), in units of the errors that they then have."""
-    several = {name: jnp.asarray(x) for name, x in functions.theta.items()}
-    theta, own = ({name: jnp.asarray(x) for name, x in members.theta.items()}, jax.tree.map(jnp.asarray, rows))
-    learned, m = model.has_error_factor, members.scatter_shift.shape[-1]
-
-    def means_of(own: TranslatorData) -> Array:
-        return jax.vmap(lambda t: model.predictive(t, own.x, own.root)[0])(several)
-
-    means = jit(jax.vmap(means_of))(own)
-    offset = means - means.mean(1, keepdims=True)
-    between = jnp.einsum("gens,gent->gnst", offset, offset) / max(means.shape[1] - 1, 1)
-    fixed = {name: x[0] for name, x in theta.items()}
-
-    def log_prior(factor: Array) -> Array | float:
-        if not learned:
-            return 0.0
-        # the factor's alone: the others' part is a constant
-        return log_density(model.parameters, (), {}, {**fixed, "error_factor": factor})[0]
-
-    def of_member(t: dict[str, Array], data: TranslatorData, between: Array, x: Array) -> Array:
-        """ln p of the stars of a member; the function's spread is not scaled with the stated errors."""
-        factor = jnp.exp(x[m:])
-        stated = factor[:, None] * data.noise * factor
-        t = {**t, "scatter_shift": x[:m], "error_factor": jnp.ones(m)}
-        return model.log_likelihood(t, data._replace(noise=stated + between))
-
-    @jit
-    @jax.value_and_grad
-    def loss(x: Array, theta: dict[str, Array], own: TranslatorData, between: Array) -> Array:
-        each = jax.vmap(lambda t, data, b: of_member(t, data, b, x))
-        return -each(theta, own, between).sum() + 0.5 * (x[:m] ** 2).sum() / SHIFT**2 - log_prior(jnp.exp(x[m:]))
+    bound, learned, m = Bound(model), model.has_error_factor, members.scatter_shift.shape[-1]
+    parts = _parts(bound, members.theta, functions.theta, rows)
 
     def value_and_slope(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = loss(jnp.asarray(x), theta, own, between)
+        value, slope = _loss_and_slope(bound, x, members.freedom, parts, rows)
         slope = np.array(slope, float)
         if not learned:
             slope[m:] = 0.0
@@ -108,26 +129,12 @@ def _settled(
         if (now := mode_from(mixed)).fun < value - EVIDENCE:
             x, value = now.x, now.fun
     shift, factor = x[:m], np.exp(x[m:])
-    return shift, factor, _spread(model, members, {**theta, "scatter_shift": shift}, factor, own, between)
-
-
-def _spread(
-    model: Translator, members: TranslatorMoments, theta: Any, factor: np.ndarray, own: Any, between: Any
-) -> np.ndarray:
     weight, precision = members.tails
-    tail = float((weight / precision).sum())
-    shift = jnp.asarray(theta["scatter_shift"])
-
-    @jit
-    @jax.vmap
-    def standardised(theta: dict[str, Array], own: TranslatorData, between: Array) -> Array:
-        mean, spread, intrinsic = model.predictive({**theta, "scatter_shift": shift}, own.x, own.root)
-        total = spread + jnp.asarray(factor)[:, None] * own.noise * jnp.asarray(factor) + between + tail * intrinsic
-        return (own.y - mean) / jnp.sqrt(jnp.diagonal(total, axis1=-2, axis2=-1))
-
-    each = {name: x for name, x in theta.items() if name != "scatter_shift"}
-    z = np.where(np.asarray(own.observed), np.asarray(standardised(each, own, between)), np.nan)
-    return np.nanmedian(np.abs(z), (0, 1)) / 0.6745
+    offset, *parts_of = (np.einsum("gnmm->gnm", a) if a.ndim == 4 else a for a in map(np.asarray, (*parts, rows.noise)))
+    spread, between, intrinsic, noise = parts_of
+    tail = float((weight / precision).sum()) * np.exp(2 * shift)
+    z = offset / np.sqrt(spread + between + tail * intrinsic + factor**2 * noise)
+    return shift, factor, np.nanmedian(np.abs(np.where(rows.observed, z, np.nan)), (0, 1)) / 0.6745
 
 
 def doubts(posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars) -> str:

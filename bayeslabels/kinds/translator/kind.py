@@ -44,7 +44,8 @@ from .held_out import doubts, told_by_held_out
 from .inverse import inverse
 from .translator import Translator, TranslatorData, TranslatorMoments
 
-LEARNING_RATE = 1e-2
+LEARNING_RATE, PATIENCE = 1e-2, 4
+"""Of `fit_members`."""
 MEMBERS = 20
 """Draws of a training posterior that the test step goes through, at most."""
 SOME_STARS = 2
@@ -73,7 +74,7 @@ class PredictedOutputs(NamedTuple):
 def _map(rows: Rows, inference: MAP, seed: int, progress: bool | None, checkpoint: Checkpoint | None) -> Trained:
     trained = fit_members(
         rows, seed, progress, epochs=inference.max_iterations, batch_size=inference.batch_size,
-        learning_rate=LEARNING_RATE, checkpoint=checkpoint,
+        learning_rate=LEARNING_RATE, patience=PATIENCE, checkpoint=checkpoint,
     )  # fmt: skip
     moments = _members(rows.model, trained.draws, trained.stats["members"])
     return told_by_held_out(trained, rows.model, moments, rows.held_out(trained.held_out), moments)
@@ -280,7 +281,7 @@ def start_of(rows: Rows, seed: int) -> Start:
     """A mode, of one member: from anywhere else, samplers and guides of networks end where the density is lower."""
     some = np.sort(np.random.default_rng([seed, 982451653]).permutation(len(rows.stars))[:START])
     one = RowsInMemory(rows.model.replace(members=1), rows.stars[some])
-    point = fit_members(one, seed, False, learning_rate=LEARNING_RATE).draws
+    point = fit_members(one, seed, False, learning_rate=LEARNING_RATE, patience=PATIENCE).draws
     return Start({name: x[0, 0] for name, x in point.items()})
 
 

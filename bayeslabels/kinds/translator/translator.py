@@ -16,18 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import xarray as xr
 
 from ...core.collapsed import CollapsedModel
 from ...data.stars import Stars
 from ...errors import bad_input
-from ...kind import TrainedModel
-from ...numerics.compiling import jit
-from ...numerics.linalg import Array, beside, constant, in_float64, is_traced, module_of
+from ...numerics.linalg import Array, beside, constant, is_traced, module_of
 from ...numerics.mixture import Mixture
 from ...numerics.network import Function, Network, Polynomial
-from ...numerics.propagate import log_normal, propagate, scale_mixture
-from ...numerics.shapley import MOST, shapley_values
+from ...numerics.propagate import log_normal, propagate, propagated, scale_mixture
 from .frame import EXACT, TARGET, TranslatorFrame, known_inputs, learn_frame, measured, plain_scatter, typical_error
 
 FACTOR_SHARES, FACTOR_WIDTHS = (0.95, 0.05), (0.1, 2.0)
@@ -36,6 +32,8 @@ and noise of the target labels can then hardly be told apart, and the density, h
 to the scatter: to the star's own error."""
 TOO_LARGE, REFUTED = 0.8, 0.1
 """Stated errors that exceed `plain_scatter` / 0.8 cannot be right; k then starts where they are a tenth of it."""
+HELD = 512
+"""Stars at a time of `Translator.held`."""
 LN_SCATTER = np.log(0.5)
 """Where ln s starts, in units of the residuals' spread."""
 
@@ -49,6 +47,9 @@ class TranslatorData(NamedTuple):
     y: Array
     noise: Array
     observed: Array
+    made: tuple[Array, Array] | None = None
+    """What the inputs' uncertainty adds to the mean (N, 2 M) of `raw_outputs`, and its covariance (N, 2 M, 2 M); None:
+    computed where it is needed."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,14 @@ class Translator(CollapsedModel[TranslatorFrame]):
         if self.robust:
             theta["freedom"] = numpyro.sample("freedom", dist.LogNormal(np.log(5.0), 1.0))
         if self.has_error_factor:
-            widths = dist.LogNormal(jnp.zeros(2), jnp.asarray(FACTOR_WIDTHS))
-            prior = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(FACTOR_SHARES)), widths)
-            theta["error_factor"] = numpyro.sample("error_factor", prior.expand([m]).to_event(1))
+            theta["error_factor"] = numpyro.sample("error_factor", self.factor_prior())
         return theta
+
+    def factor_prior(self) -> dist.Distribution:
+        """Of k, (M,)."""
+        widths = dist.LogNormal(jnp.zeros(2), jnp.asarray(FACTOR_WIDTHS))
+        prior = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(FACTOR_SHARES)), widths)
+        return prior.expand([len(self.require_frame().names)]).to_event(1)
 
     @property
     def has_error_factor(self) -> bool:
@@ -259,6 +264,11 @@ class Translator(CollapsedModel[TranslatorFrame]):
             return tuple(Network(*shape, max(1, first // 2), 1) for shape in shapes)
         return tuple(Polynomial(*shape, 1 if self.scatter == "linear" else 0) for shape in shapes)
 
+    @property
+    def delayed(self) -> dict[str, np.ndarray]:
+        """How ln s varies: beside an f that is still far off, a scatter as large as f is wrong would hide it."""
+        return {"scatter_weights": ~np.concatenate([g.is_constant for g in self.scatters])}
+
     def dropped(self, theta: Mapping[str, Array], key: Array) -> Mapping[str, Array]:
         if self.has_error_factor:  # `MAP` settles it by held-out stars, when the rest is known
             theta = {**theta, "error_factor": jax.lax.stop_gradient(theta["error_factor"])}
@@ -298,10 +308,35 @@ class Translator(CollapsedModel[TranslatorFrame]):
         both = jnp.concatenate(values, -1)[..., np.argsort(np.concatenate(used))]
         return both.reshape(*both.shape[:-2], -1)
 
-    def predictive(self, theta: Mapping[str, Array], x: Array, root: Array) -> tuple[Array, Array, Array]:
+    def held(self, theta: Mapping[str, Array], data: TranslatorData) -> TranslatorData:
+        """Rows with `made`: 2 R + 1 networks a star in each step would cost more than all the rest.
+
+        Residuals still have mean zero at the true f, so that it is found; each renewal takes the next term of a series
+        that converges (what is added to the mean is -1 to 0 times a wave of f, whatever its length).
+        """
+        if not data.root.shape[-1]:
+            return data
+        n = len(data.x)
+        index = np.minimum(np.arange(-(-n // HELD) * HELD), n - 1).reshape(-1, HELD).astype(np.int32)
+
+        def of_chunk(rows: tuple[Array, Array]) -> tuple[Array, Array]:
+            _, shift, covariance = propagated(lambda x: self.raw_outputs(theta, x), *rows)
+            return shift, covariance
+
+        made = jax.lax.map(of_chunk, (data.x[index], data.root[index]))
+        return data._replace(
+            root=data.root[..., :0], made=jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], made)
+        )
+
+    def predictive(
+        self, theta: Mapping[str, Array], x: Array, root: Array, made: tuple[Array, Array] | None = None
+    ) -> tuple[Array, Array, Array]:
         """Moments of y given what is measured of the inputs, scaled: mean (N, M), the covariance that the inputs'
         uncertainty makes, and s R s' averaged over it, (N, M, M) each."""
-        both, spread = propagate(lambda x: self.raw_outputs(theta, x), x, root)
+        if made is None:
+            both, spread = propagate(lambda x: self.raw_outputs(theta, x), x, root)
+        else:
+            both, spread = self.raw_outputs(theta, x) + made[0], made[1]
         m = both.shape[-1] // 2
         ln_variance = jnp.minimum(jnp.diagonal(spread, axis1=-2, axis2=-1)[..., m:], 1.0)
         s = jnp.exp(both[..., m:] + ln_variance)
@@ -326,12 +361,18 @@ class Translator(CollapsedModel[TranslatorFrame]):
     def log_likelihood(self, theta: Mapping[str, Array], data: TranslatorData) -> Array:
         if "correlation" not in theta:
             theta = {**theta, "correlation": jnp.ones((1, 1), data.x.dtype)}
-        mean, spread, intrinsic = self.predictive(theta, data.x, data.root)
-        offset, known = data.y - mean, spread + _scaled(data.noise, theta)
+        mean, spread, intrinsic = self.predictive(theta, data.x, data.root, data.made)
+        known = spread + _scaled(data.noise, theta)
+        return self.log_density_of(data.y - mean, known, intrinsic, theta.get("freedom"), data.observed)
+
+    def log_density_of(
+        self, offset: Array, known: Array, intrinsic: Array, freedom: Array | None, observed: Array
+    ) -> Array:
+        """ln p (N,) of offsets (N, M) from the mean, of Gaussian noise with the covariance `known` and of scatter."""
         if not self.robust:
-            return log_normal(offset, known + intrinsic, data.observed)
-        log_weight, precision = scale_mixture(theta["freedom"])
-        each = jax.vmap(lambda w, p: w + log_normal(offset, known + intrinsic / p, data.observed))
+            return log_normal(offset, known + intrinsic, observed)
+        log_weight, precision = scale_mixture(freedom)
+        each = jax.vmap(lambda w, p: w + log_normal(offset, known + intrinsic / p, observed))
         return jax.scipy.special.logsumexp(each(log_weight, jnp.asarray(precision, offset.dtype)), 0)
 
     def bind(self, stars: Stars) -> Self:
@@ -421,51 +462,5 @@ class TranslatorMoments(NamedTuple):
         """Weights and precisions of the Gaussians that make the scatter's distribution."""
         if not np.isfinite(self.freedom).all():
             return np.ones(1), np.ones(1)
-        log_weight, precision = scale_mixture(jnp.asarray(self.freedom))
-        return np.exp(np.asarray(log_weight, float)).mean(0), precision
-
-
-@in_float64
-def importances(
-    posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars, *, background: int = 30
-) -> xr.DataArray:
-    """Exact Shapley values (star, labels, input): how far each input moves each translated label of a star.
-
-    In label units; with the mean translation of the background they sum to the star's own. `abs(values).mean("star")`
-    averages them (Thomas+24, eq. 4). Inputs that are missing take their posterior means.
-
-    Args:
-        posterior: of `Translator`, with 10 inputs at most. stars: with the blocks of the inputs.
-        background: so many training stars stand for "not known", 100 at most.
-
-    Example:
-        >>> import numpy as np
-        >>> import bayeslabels as bl
-        >>> from bayeslabels.models.translator import importances
-        >>> rng = np.random.default_rng(0)
-        >>> ours = rng.normal([5000.0, 3.0], [300.0, 0.5], (200, 2))
-        >>> names, unit = ("TEFF", "LOGG"), ("K", "dex")
-        >>> labels = bl.Block(ours, (10.0, 0.02), names=names, unit=unit)
-        >>> target = bl.Block(ours + [20.0, 0.1], (10.0, 0.02), names=names, unit=unit)
-        >>> model = bl.Translator(function="polynomial", order=1)
-        >>> posterior = bl.fit(model, bl.Stars(labels=labels, target_labels=target), bl.Laplace(), progress=False)
-        >>> importances(posterior, bl.Stars(labels=labels)[:5]).dims
-        ('star', 'labels', 'input')
-    """
-    model = posterior.model
-    if not isinstance(model, Translator):
-        raise bad_input(f"a posterior of {type(model).__name__}", "one of Translator", fix="fit(Translator(), stars)")
-    frame = model.require_frame()
-    if len(frame.centre) > MOST:
-        raise bad_input(f"{len(frame.centre)} inputs", f"at most {MOST}: 2^D sets of them are evaluated")
-    model.check(stars)
-    x, _ = known_inputs(frame, measured(frame, stars))
-    theta = {name: jnp.asarray(value) for name, value in posterior.moments.theta.items()}
-    m = len(frame.names)
-    mean = jit(lambda x: jax.vmap(lambda theta: model.raw_outputs(theta, x))(theta)[..., :m].mean(0))
-    values = shapley_values(
-        lambda x: frame.target_centre + frame.target_scale * np.asarray(mean(x)), x, frame.background[:background]
-    )
-    ids = stars.id if stars.id is not None else np.arange(len(stars))
-    coords = {"star": ids, "labels": list(frame.names), "input": list(frame.input_names)}
-    return xr.DataArray(values, coords, ("star", "labels", "input"))
+        log_weight, precision = scale_mixture(np.asarray(self.freedom, float))
+        return np.exp(log_weight).mean(0), precision
