@@ -25,6 +25,8 @@ NEGLIGIBLE = 1e-5
 """Variance of noise, in units of the spread, that is as good as none where a mixture is learned."""
 FEWEST = 5
 """Stars per component and number of its mean, at least."""
+PATIENCE = 5
+"""Iterations without a higher density of held-out stars that end the learning."""
 
 
 class Mixture(NamedTuple):
@@ -79,6 +81,7 @@ def learn(
     *,
     tails: tuple[float, ...] = (1.0,),
     pooled: float = 0.0,
+    held_out: float = 0.0,
     seed: int = 0,
     iterations: int = 200,
     tolerance: float = 1e-5,
@@ -93,6 +96,8 @@ def learn(
             core first. Those that take up less than half a star are left out.
         pooled: a prior worth so many times D + 1 stars that the components' covariances are alike, without which that
             of a few stars in many dimensions is too small in some direction.
+        held_out: share of the stars that are left out, and end it when their density has not risen for `PATIENCE`
+            iterations: components that the stars do not need would go on to fit their noise, slowly.
     """
     rng = np.random.default_rng([seed, 32452867])
     n, d = x.shape
@@ -109,14 +114,16 @@ def learn(
     weight, centres, own = np.tile(each / (k * each.sum()), (k, 1)), _spaced(filled, k, rng), np.tile(start, (k, 1, 1))
     floor = (d + 1) * 0.01 * np.diag(np.maximum(np.diag(spread), 1e-12))
     whole = observed.all(1) & (np.einsum("nii->ni", noise) <= NEGLIGIBLE).all(1)
-    before = -np.inf
+    kept = np.random.default_rng([seed, 15485917]).permutation(n) >= int(held_out * n)
+    masks = [m for m in (kept[whole], kept[~whole]) if len(m)]
+    n_kept, before, best, idle = int(kept.sum()), -np.inf, -np.inf, 0
+    chosen = fit = _stretched(weight, centres, own, stretch)
     for _ in range(iterations):
-        fit = _stretched(weight, centres, own, stretch)
         parts = [_whole(fit, filled[whole])] if whole.any() else []
         if not whole.all():
             parts.append(fit.given(filled[~whole], noise[~whole], observed[~whole]))
-        total = sum(part.weight.sum(0) for part in parts) + 1e-12
-        shares = [(part.weight / np.tile(stretch, k)) for part in parts]
+        total = sum(part.weight[mask].sum(0) for part, mask in zip(parts, masks, strict=True)) + 1e-12
+        shares = [part.weight * mask[:, None] / np.tile(stretch, k) for part, mask in zip(parts, masks, strict=True)]
         mass = sum(q.sum(0) for q in shares).reshape(k, -1).sum(1) + 1e-12
         moment = sum(np.einsum("nk,nkd->kd", q, part.mean) for q, part in zip(shares, parts, strict=True))
         centres = moment.reshape(k, -1, d).sum(1) / mass[:, None]
@@ -129,15 +136,21 @@ def learn(
         scatter = scatter.reshape(k, -1, d, d).sum(1)
         weight = total.reshape(k, -1) / total.sum()
         alike = pooled * (d + 1)
-        stars = n * weight.sum(1) + d + 1 + alike
-        own = (scatter + floor + alike * scatter.sum(0) / n) / stars[:, None, None]
-        now = float(np.concatenate([part.log_density for part in parts]).mean())
+        stars = n_kept * weight.sum(1) + d + 1 + alike
+        own = (scatter + floor + alike * scatter.sum(0) / n_kept) / stars[:, None, None]
+        density, mask = np.concatenate([part.log_density for part in parts]), np.concatenate(masks)
+        now, out = float(density[mask].mean()), float(density[~mask].mean()) if n_kept < n else -np.inf
+        if out > best:
+            chosen, best, idle = fit, out, 0
+        elif n_kept < n and (idle := idle + 1) == PATIENCE:
+            break
+        fit = _stretched(weight, centres, own, stretch)
         if abs(now - before) < tolerance:
             break
         before = now
-    fit = _stretched(weight, centres, own, stretch)
-    kept = fit.weight * n > 0.5 if len(stretch) > 1 else np.ones(k, bool)
-    return Mixture(fit.weight[kept] / fit.weight[kept].sum(), fit.mean[kept], fit.covariance[kept])
+    fit = chosen if n_kept < n else fit
+    used = fit.weight * n > 0.5 if len(stretch) > 1 else np.ones(k, bool)
+    return Mixture(fit.weight[used] / fit.weight[used].sum(), fit.mean[used], fit.covariance[used])
 
 
 def _stretched(weight: np.ndarray, mean: np.ndarray, covariance: np.ndarray, stretch: np.ndarray) -> Mixture:

@@ -27,6 +27,8 @@ MIXTURE_STARS = 20_000
 TAILS, POOLED = (1.0, 4.0, 16.0), 5.0
 """Heavy tails of the mixture (`numerics.mixture.learn`): without them what is missing of one star in a hundred has an
 error several times too small, and that of all, where stars are few and inputs many, one 1.2 times too small."""
+LEFT_OUT = 0.1
+"""Share of the stars that say when the mixture is learned."""
 SCATTER_STARS = 50
 """Stars beyond twice the columns from which `plain_scatter` says anything."""
 BACKGROUND = 100
@@ -244,7 +246,8 @@ def learn_frame(
     given = measured(frame, stars)
     some = np.random.default_rng(0).permutation(len(stars))[:MIXTURE_STARS]
     populations = tuple(
-        mixture.learn(*given.select(some, group), components, tails=TAILS, pooled=POOLED) for group in frame.groups
+        mixture.learn(*given.select(some, group), components, tails=TAILS, pooled=POOLED, held_out=LEFT_OUT)
+        for group in frame.groups
     )
     known = some[given.observed[some].all(1)][:BACKGROUND]
     whitening = tuple(_whitening(given.value, given.observed, inputs) for inputs, _ in frame.parts)
