@@ -410,7 +410,8 @@ def _flags(
         labels = [names[i] if i == j else f"{names[i]}-{names[j]}" for i, j in where.pairs]
         out = where.outside(values, model.threshold)
         for n in np.flatnonzero(out.any(1)):
-            comments[n] = " ".join(x for x in (comments[n], *(labels[p] for p in np.flatnonzero(out[n]))) if x)
+            both = (*comments[n].split(" "), *(labels[p] for p in np.flatnonzero(out[n])))
+            comments[n] = " ".join(dict.fromkeys(x for x in both if x))  # a pair of inputs and of outputs alike once
     flags = Flags.OUTSIDE_TRAINING * (comments != "").astype(int)
     flags |= Flags.MISSING_BAND * (~observed.all(1))
     flags |= Flags.MISSING_DATA * (observed.mean(1) < 0.5)
