@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -64,7 +63,7 @@ def test_labels_that_would_be_lost_in_the_result(trained, training, spectra, nam
     with pytest.raises(BadInput, match="another name"):
         bl.fit(CLASSIC, stars)
     result = bl.infer(trained, spectra)
-    result.frame = dataclasses.replace(result.frame, names=names)
+    result.frame = result.frame._replace(names=names)
     result.info["label_scatter"] = [1.0, 1.0]
     with pytest.raises(BadInput, match="two columns"):
         result.table()

@@ -17,7 +17,7 @@ from bayeslabels.errors import CannotDo
 from bayeslabels.kinds.program.stars import ProgramEnergy, asked_of, prepare, unflattened
 from bayeslabels.numerics.linalg import in_float64
 
-QUICK = bl.NUTS(chains=2, draws=150, warmup=150)
+QUICK = bl.NUTS(chains=2, draws=500, warmup=150)
 N, LAPLACE = 32, bl.Laplace(draws=200)
 """Stars and inference of most test steps here: every other number would be compiled anew."""
 SLOPE, NOISE, LABEL_NOISE = np.array([0.5, -0.3, 0.2]), 0.1, 0.2
@@ -116,7 +116,7 @@ def test_parameters_are_recovered(trained):
     assert trained.model.name == "line"
     told = trained.data["sample_stats"].to_dataset()
     assert {"diverging", "energy", "lp", "acceptance_rate", "n_steps", "tree_depth"} == set(told)
-    assert told["diverging"].shape == told["lp"].shape == (2, 150)
+    assert told["diverging"].shape == told["lp"].shape == (2, 500)
     assert 0.5 < told["acceptance_rate"].mean() <= 1
     assert (told["energy"] >= -told["lp"]).all()
 

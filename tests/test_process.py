@@ -131,28 +131,36 @@ def blas_threads() -> list[int]:
 
 
 def test_linear_algebra_takes_one_thread_and_gives_the_others_back():
-    """Also where two threads of the user's come and go; large matrices are shared out."""
+    """As the first of the user's threads asks that comes, and until it leaves; large matrices are shared out."""
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         usual, seen = blas_threads(), {}
         inside, out = threading.Event(), threading.Event()
 
         def other():
-            with one_thread():
+            with one_thread(), threads_for(10**8):
+                seen["another"] = blas_threads()
                 inside.set()
                 out.wait(60)
-                seen["last"] = blas_threads()
 
         thread = threading.Thread(target=other)
-        with one_thread():
+        with one_thread(), one_thread():
             thread.start()
             inside.wait(60)
             with threads_for(10**8):
                 seen["large"] = blas_threads()
                 with threads_for(100):
                     seen["small"] = blas_threads()
+            seen["again"] = blas_threads()
         seen["first has left"] = blas_threads()
         out.set()
         thread.join(60)
         one = [1] * len(usual)
-        assert seen == {"large": usual, "small": one, "first has left": one, "last": one}
+        assert seen == {"another": one, "large": usual, "small": one, "again": one, "first has left": usual}
         assert blas_threads() == usual
+    with ThreadPoolExecutor(1) as pool:  # nobody keeps a hold of the number of threads
+
+        def of_another():
+            with threadpoolctl.threadpool_limits(1, user_api="blas"):
+                return blas_threads()
+
+        assert pool.submit(of_another).result() == [1] * len(usual)

@@ -125,6 +125,6 @@ def test_compare_refuses():
     with pytest.raises(BadInput, match="other stars"):
         compare({"a": a, "b": dataclasses.replace(a, id=a.id + 1)})
     with pytest.raises(BadInput, match="other labels"):
-        compare({"a": a, "b": dataclasses.replace(a, frame=dataclasses.replace(a.frame, names=NAMES[::-1]))})
+        compare({"a": a, "b": dataclasses.replace(a, frame=a.frame._replace(names=NAMES[::-1]))})
     with pytest.raises(BadInput, match="no star with a density"):
         compare({"a": a, "b": dataclasses.replace(a, log_density=np.full(30, np.nan))})

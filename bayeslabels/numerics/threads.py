@@ -19,28 +19,38 @@ SHARED = 5_000_000
 """Numbers in a matrix from which several threads are worth their while."""
 
 
-class _OneThread:
-    """One BLAS thread from when the first comes until the last has left, in whatever threads these run."""
+class _Limit:
+    """One BLAS thread, as the first of the user's threads asks that comes; while it is inside others go along, and what
+    it found is back when it leaves."""
 
     def __init__(self) -> None:
-        self.lock, self.inside = threading.Lock(), 0
+        self.lock, self.depth = threading.Lock(), 0
+        self.owner: threading.Thread | None = None
+        self.limit: Any = None
         self.usual: list[dict[str, Any]] = []
 
     def enter(self) -> None:
         with self.lock:
-            if self.inside == 0:
-                self.usual = [x for x in _libraries().info() if x["user_api"] == "blas"]
-                _libraries().limit(limits=1, user_api="blas")
-            self.inside += 1
+            if self.owner is None:
+                self.owner, self.usual = threading.current_thread(), _libraries().info()
+                self.limit = _libraries().limit(limits=1, user_api="blas")
+                self.limit.__enter__()
+            self.depth += self.here
 
     def leave(self) -> None:
         with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                _libraries().limit(limits=self.usual)
+            self.depth -= self.here
+            if self.here and self.depth == 0:
+                self.owner = None
+                self.limit.__exit__(None, None, None)
+
+    @property
+    def here(self) -> bool:
+        """Whether this thread is the one that asked."""
+        return self.owner is threading.current_thread()
 
 
-_one = _OneThread()
+_one = _Limit()
 
 
 @contextmanager
@@ -55,7 +65,7 @@ def one_thread() -> Iterator[None]:
 
 def threads_for(numbers: int) -> AbstractContextManager[Any]:
     """Within `one_thread`: as many threads as usual for a matrix of so many numbers if it is large, else one."""
-    if not _one.inside:
+    if not _one.here:
         return nullcontext()
     return _libraries().limit(limits=_one.usual if numbers >= SHARED else 1, user_api="blas")
 
