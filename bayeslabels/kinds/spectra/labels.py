@@ -148,10 +148,9 @@ class CatalogueLabels(ABC):
     def precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""
         _, noise, observed = self.catalogue
-        eye = np.eye(observed.shape[1])
         if not self.noisy:
-            return PINNED * eye * observed[:, :, None]
-        return inverse_observed(noise + eye * self.tau2, observed)
+            return _pinned(observed)
+        return inverse_observed(noise + np.eye(observed.shape[1]) * self.tau2, observed)
 
     def log_density(self, u: Array) -> np.ndarray:
         """ln p(catalogue labels | u) (N,), up to a constant."""
@@ -384,8 +383,13 @@ def label_system_precision(
         catalogue = np.moveaxis((weight.reshape(n, m * m).T @ bends).reshape(m, m, k, k), 2, 1)
         return step * catalogue, step * (resisted - _summed(shift, own @ shift)).reshape(m, k, m, k)
 
-    exact = np.add(*told(PINNED * np.eye(m) * observed[:, :, None]))
+    exact = np.add(*told(_pinned(observed)))
     return *told(precision), exact
+
+
+def _pinned(observed: np.ndarray) -> np.ndarray:
+    """Precision (N, M, M) of exact labels, of which these (N, M) are observed."""
+    return PINNED * np.eye(observed.shape[1]) * observed[:, :, None]
 
 
 def _summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:

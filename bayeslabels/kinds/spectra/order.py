@@ -69,14 +69,19 @@ def choose_order(
                 trained[order] = _trained(model.of_order(order), stars, shown)
             return trained[order]
 
+        def evidence(order: int, given: EM) -> float:
+            """That of an order at the labels of a training; if they are exact, all orders are trained at them."""
+            if not given.has_latents:
+                return at(order).log_evidence()
+            return _evidence(model.of_order(order), stars, given.u, given.u_covariance)
+
         def lead(low: int, below: float, above: float) -> float:
             """That of the next order over this one, in units of what it must be."""
             scores.append({"order": low + 1, "below": low, "lead": above - below})
             return (above - below) / (CLEARLY + PER_TERM * (sizes[low + 1] - sizes[low]))
 
         while order + 1 in orders:
-            given = at(order).u, at(order).u_covariance
-            found = lead(order, *(_evidence(model.of_order(x), stars, *given) for x in (order, order + 1)))
+            found = lead(order, *(evidence(x, at(order)) for x in (order, order + 1)))
             order += found >= 1
             if found < FALL:
                 break
