@@ -21,7 +21,6 @@ from .data.stars import Stars
 from .errors import CannotDo, bad_input
 from .files.checkpoint import Checkpoint
 from .inference.base import Inference, T, Trained
-from .inference.nuts import NUTS
 from .inference.whitened import Start
 
 KINDS: dict[type[Model], Kind[Any, Any]] = {}
@@ -239,9 +238,9 @@ class Kind(ABC, Generic[M, T]):
         """What inferences of the program found, with the moments."""
         return trained
 
-    def train_many(self, model: M, sims: Sequence[Stars], inference: Inference, seed: int) -> Iterator[Trained[Any]]:
+    def train_many(self, model: M, sims: Sequence[Stars], inference: Any, seed: int) -> Iterator[Trained[Any]]:
         """`train` of several sets of stars that differ in their measured values alone; side by side where it can be."""
-        if not isinstance(inference, NUTS):
+        if not inference.many:
             for i, stars in enumerate(sims):
                 yield self.train(model, stars, inference, seed + i, False)
             return
@@ -357,7 +356,7 @@ class Kind(ABC, Generic[M, T]):
         return []
 
 
-def by_program(model: Model, stars: Stars, inference: NUTS, seed: int, progress: bool | None) -> Trained[Any]:
+def by_program(model: Model, stars: Stars, inference: Any, seed: int, progress: bool | None) -> Trained[Any]:
     """The trainer of inferences that take any program, from the start that the kind knows."""
     kind = kind_of(model)
     trained = inference.fit(model, stars, seed, progress, lambda: kind.start(model, stars, seed))

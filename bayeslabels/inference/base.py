@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -59,6 +59,8 @@ RANGES: dict[str, tuple[Any, float, float]] = {
 class Inference:
     """Base of all inferences: the settings of a step, or of both."""
 
+    many: ClassVar[bool] = False
+    """Whether `fit_many` trains on several sets of stars side by side."""
     draws = 1
     """Draws of a star or of the parameters."""
     starts = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,8 @@ class NUTS(Inference):
     target_accept: float = 0.85
     max_tree_depth: int = 10
     starts: int = 4
+
+    many: ClassVar = True
 
     @in_float64
     def fit(
