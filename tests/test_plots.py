@@ -309,3 +309,16 @@ def test_khat(survey, tmp_path):
     drawn(figure, tmp_path)
     legend = figure.axes[0].get_legend().get_texts()[0].get_text()
     assert legend == f"{(np.linspace(-0.5, 0.9, 40) > 0.7).sum()} of 40 stars above 0.7"
+
+
+def test_spectra_with_covariances_are_drawn_by_the_errors_of_their_pixels(trained, spectra):
+    flux = spectra["flux"]
+    square = np.where(np.isfinite(flux.error), flux.error, np.nan)[:, :, None] ** 2 * np.eye(flux.n_dim)
+    alike = spectra.with_block(flux=bl.Block(flux.value, square, unit=flux.unit, coords=dict(flux.coords)))
+    result = bl.infer(trained, spectra, progress=False)
+    images = [plots.residual_map(trained, stars, result=result).axes[0].collections[0] for stars in (spectra, alike)]
+    np.testing.assert_allclose(*(np.ma.filled(image.get_array(), 9.0) for image in images), rtol=1e-12)
+    with pytest.raises(bl.BadInput, match="stars without flux"):
+        plots.spectrum(
+            trained, spectra.drop("flux").with_block(labels=bl.Block(result.mean, names=("TEFF", "LOGG"))), 0
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from astropy import units
 
-from ..errors import bad_input
+from ..errors import bad_input, index_of
 
 
 def quantity(by: Any, n: int) -> np.ndarray:
@@ -16,6 +17,13 @@ def quantity(by: Any, n: int) -> np.ndarray:
     if by.shape != (n,):
         raise bad_input(f"by of shape {by.shape}", f"({n},), one number per star")
     return by
+
+
+def named(by: Any, by_name: str | None, values: np.ndarray, names: Sequence[str]) -> tuple[Any, str]:
+    """The quantity, and what it is called: of the name of a label its values, a column of (n, M)."""
+    if isinstance(by, str):
+        return values[:, index_of(by, names, "label")], by_name or by
+    return by, by_name or "by"
 
 
 def binned(by: Any, bins: Any, n: int) -> tuple[np.ndarray, tuple[float, ...]]:

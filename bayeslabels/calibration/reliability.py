@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from astropy.table import QTable
 
-from ..errors import bad_input, index_of
+from ..errors import bad_input
 from ..results.star_posterior import StarPosterior
-from .bins import binned
+from .bins import binned, named
 from .scores import Labels, Result, compared, pit, shares, z_scores
 
 LEVELS = (0.5, 0.6827, 0.9, 0.95)
@@ -54,9 +54,7 @@ def reliability(
     if level.ndim != 1 or not len(level) or not ((level > 0) & (level < 1)).all():
         raise bad_input(f"levels={levels}", "probabilities between 0 and 1", fix="levels=(0.6827, 0.95)")
     names = result.frame.names
-    if isinstance(by, str):
-        by_name = by_name or by
-        by = result.mean[:, index_of(by, names, "label")]
+    by, by_name = named(by, by_name, result.mean, names)
     row, edges = binned(by, bins, len(result))
     low, high = (-np.inf, *edges), (*edges, np.inf)
     depth = 2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5)
@@ -74,7 +72,6 @@ def reliability(
                 at = [float(x[p, m]) for x in (one.share, one.low, one.high)]
                 where = (name, unit, low[b], high[b], int(one.n_star[m]), float(probability))
                 rows.append((*where, *at, bool(one.holds[p, m]), z_sd, sharpness))
-    by_name = by_name or "by"
     columns = ["label", "unit", f"{by_name}_low", f"{by_name}_high", "n_star", "level", "share", "low", "high"]
     table = QTable(rows=rows, names=[*columns, "holds", "z_sd", "sharpness"])
     if by is None:

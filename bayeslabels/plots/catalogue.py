@@ -9,6 +9,7 @@ from astropy.table import Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..astro.quantities import plain
 from ..errors import bad_input, index_of
 from ..results.star_posterior import StarPosterior
 from .panels import BLUE, GREY, draw_on, empty, label
@@ -45,7 +46,7 @@ def kiel(
     asked = [teff, logg] + ([] if colour is None else [colour])
     for name in asked:
         index_of(name, table.colnames, "column")
-    values = [_plain(table[name]) for name in asked]
+    values = [plain(table[name], table[name].unit, name) for name in asked]
     ok = np.isfinite(values).all(0)
     figure, (ax,) = draw_on(1, axes)
     if axes is None:
@@ -67,15 +68,10 @@ def kiel(
     ax.invert_yaxis()
     errors = [f"{name}_error" for name in (teff, logg)]
     if all(name in table.colnames for name in errors):
-        dx, dy = (float(np.nanmedian(_plain(table[name])[ok])) for name in errors)
+        dx, dy = (float(np.nanmedian(plain(table[name], table[name].unit, name)[ok])) for name in errors)
         (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
         corner = left + 0.1 * (right - left), high + 0.1 * (low - high)  # where hot, luminous stars are few
         ax.errorbar(*corner, dy, dx, color=GREY, lw=1.2)
     if colour is not None:
         figure.colorbar(points, ax=ax, label=label(colour, units[2]), extend="both")
     return figure
-
-
-def _plain(values: Any) -> np.ndarray:
-    """Floats without their unit, NaN where they are masked."""
-    return np.ma.filled(np.ma.asarray(getattr(values, "value", values)).astype(float), np.nan)

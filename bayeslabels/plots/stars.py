@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..calibration import compared
-from ..calibration.bins import quantity
+from ..calibration.bins import named, quantity
 from ..data.stars import Block, Stars
-from ..errors import bad_input, index_of
+from ..errors import bad_input
 from ..reports import significant
 from ..results.posterior import Posterior
 from ..results.star_posterior import StarPosterior
@@ -136,13 +136,11 @@ def spectrum(
         2
     """
     frame, star = posterior.model.require_frame(), stars[index]
-    labels, mean, band = _predicted(posterior, star, None if result is None else result[[index]])
-    mean, band, values = mean[0], band[0], labels.value[0]
+    labels, *spectra = _beside_model(posterior, star, None if result is None else result[[index]])
+    (flux, error, mean, band), values = (one[0] for one in spectra), labels.value[0]
     own = labels.error if result is None else result.error[[index]][:, : len(values)]
     sd = frame.scale / 10 if own is None else np.where(np.isfinite(own[0]), own[0], frame.scale / 10)
     x, xlabel = _wavelength(posterior, wavelength_unit)
-    flux = np.where(star["flux"].observed[0], star["flux"].value[0], np.nan)
-    error = star["flux"].error[0] if star["flux"].error is not None else np.zeros_like(flux)
     shown = np.ones(len(x), bool) if region is None else (x >= region[0]) & (x <= region[1])
     if not shown.any():
         raise bad_input(f"region={region}", f"some of {x.min():.6g} to {x.max():.6g}")
@@ -204,16 +202,10 @@ def residual_map(
         '20 stars, sorted by TEFF'
     """
     names = posterior.model.require_frame().names
-    if "flux" not in stars:
-        raise bad_input("stars without flux", "spectra")
-    labels, mean, band = _predicted(posterior, stars, result)
-    by, by_name = (names[0], None) if by is None else (by, by_name)
-    if isinstance(by, str):
-        by, by_name = labels.value[:, index_of(by, names, "label")], by_name or by
+    labels, flux, error, mean, band = _beside_model(posterior, stars, result)
+    by, by_name = named(*((names[0], None) if by is None else (by, by_name)), labels.value, names)
     order = np.argsort(quantity(by, len(stars)))
-    flux = stars["flux"]
-    error = 0.0 if flux.error is None else np.where(flux.observed, flux.error, np.nan)
-    z = np.where(flux.observed, (flux.value - mean) / np.hypot(error, band), np.nan)[order]
+    z = ((flux - mean) / np.hypot(error, band))[order]
     x, xlabel = _wavelength(posterior, wavelength_unit)
     figure, (ax,) = draw_on(1, axes, wide=True, ratios=(1,))
     edges = np.concatenate([[1.5 * x[0] - 0.5 * x[1]], (x[1:] + x[:-1]) / 2, [1.5 * x[-1] - 0.5 * x[-2]]])
@@ -221,29 +213,36 @@ def residual_map(
     image = ax.pcolormesh(
         edges, np.arange(len(z) + 1), z, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=True, shading="flat"
     )
-    ax.set(xlabel=xlabel, ylabel=f"{len(z)} stars, sorted by {by_name or 'by'}")
+    ax.set(xlabel=xlabel, ylabel=f"{len(z)} stars, sorted by {by_name}")
     figure.colorbar(image, ax=ax, label="(flux $-$ model) / total error", extend="both")
     return figure
 
 
-def _predicted(
+def _beside_model(
     posterior: Posterior, stars: Stars, result: StarPosterior | None
-) -> tuple[Block, np.ndarray, np.ndarray]:
-    """The labels (N, K) by which the model predicts, of a result or else the stars' own, its flux (N, L) and the sd."""
+) -> tuple[Block, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The labels (N, K) by which the model predicts, of a result or else the stars' own; the flux (N, L) measured and
+    its error, NaN where it is missing; that of the model and its sd."""
     frame = posterior.model.require_frame()
-    value, error = (np.full((len(stars), len(frame.names)), np.nan) for _ in range(2))
+    if "flux" not in stars:
+        raise bad_input("stars without flux", "spectra")
+    flux, error = _measured(stars["flux"])
+    value, sd = (np.full((len(stars), len(frame.names)), np.nan) for _ in range(2))
     for block in posterior.model.label_blocks:
         at = frame.columns(block)
         if result is not None:
             labels = Block(result.mean[:, at], names=frame.names[at], unit=frame.units[at])
             stars = stars.with_block(**{block: labels})
         if block in stars:
-            value[:, at] = stars[block].value
-            own = stars[block].error
-            if own is not None:
-                error[:, at] = np.sqrt(np.einsum("nmm->nm", own)) if stars[block].has_covariance else own
+            value[:, at], sd[:, at] = _measured(stars[block])
     mean, band = posterior.predict(stars, with_error=True)
-    return Block(value, np.where(error > 0, error, np.nan), names=frame.names), mean, band
+    return Block(value, np.where(sd > 0, sd, np.nan), names=frame.names), flux, error, mean, band
+
+
+def _measured(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Value and error (N, K) of every number by itself, NaN where it is missing."""
+    value, variance, observed = block.filled()
+    return np.where(observed, value, np.nan), np.where(observed, np.sqrt(variance), np.nan)
 
 
 def _wavelength(posterior: Posterior, unit: str | None) -> tuple[np.ndarray, str]:

@@ -12,9 +12,9 @@ from scipy.stats import norm
 
 from ..calibration import Labels, Result, compared, coverage, label_scatter, robust_scatter, z_scores
 from ..calibration import reliability as by_bins
-from ..calibration.bins import binned, quantity
+from ..calibration.bins import binned, named, quantity
 from ..data.stars import Stars
-from ..errors import bad_input, index_of
+from ..errors import bad_input
 from ..reports import significant
 from ..results.table import decimals
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, kind, label, paper
@@ -237,8 +237,8 @@ def precision(
     names, units = result.frame.names, result.frame.units
     if by is None:
         raise bad_input("no by=", "a quantity of every star, or the name of a label", fix='by="TEFF"')
-    by_name = by_name or (by if isinstance(by, str) else "by")
-    of = quantity(result.mean[:, index_of(by, names, "label")] if isinstance(by, str) else by, len(result))
+    by, by_name = named(by, by_name, result.mean, names)
+    of = quantity(by, len(result))
     row, edges = binned(of, bins, len(result))
     reference = compared(result, truth, scatter=scatter(result, truth))
     sd = np.sqrt(np.einsum("nmm->nm", result.cov + reference.covariance))
