@@ -125,9 +125,8 @@ class Polisher:
             rows, weight = chunk
             return (weight * model.log_likelihood(theta_of(free, fixed), rows)).sum()
 
-        def of_star(
-            free: Any, fixed: Any, star: tuple[Any, Array]
-        ) -> Array:  # a star that counts k times adds k g g', not k^2
+        def of_star(free: Any, fixed: Any, star: tuple[Any, Array]) -> Array:
+            """A star that counts k times adds k g g', not k^2."""
             rows, weight = star
             return (
                 jnp.sqrt(weight) * model.log_likelihood(theta_of(free, fixed), jax.tree.map(lambda x: x[None], rows))[0]
