@@ -1,0 +1,309 @@
+"""Do the error bars of the default calls hold? Stars whose labels are known, and catalogues whose labels are held out.
+
+    python benchmarks/error_bars.py CASE ... [--seeds 0 1 2] [--write]     of the cases listed below; all by default
+    python benchmarks/error_bars.py --table                                print docs/error-bars.md from the figures kept
+
+Of each run are told the root mean square (`scatter`: half of the 16th to 84th percentile, of real stars) of estimate
+minus truth, the sd of z = that over the stated error (robust for real stars), and CPU seconds. With --write they stand
+in benchmarks/error_bars.json, run by run, and docs/error-bars.md is made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from calibration import apogee_stars
+from cannon_accuracy import CLASSIC, UNITS, miles_stars, robust
+
+import bayeslabels as bl
+from bayeslabels.demo import simulated
+from bayeslabels.simulate import simulate
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
+KEPT, PAGE = HERE / "error_bars.json", HERE.parent / "docs" / "error-bars.md"
+
+Found = dict[str, Any]
+Run = tuple[str, Callable[[], Found]]
+Case = Callable[[int], Iterator[Run]]
+
+
+def told(mean: np.ndarray, error: np.ndarray, truth: np.ndarray, start: float, **more: Any) -> Found:
+    """The figures of one run, per label where there are several."""
+    offset = mean - truth
+    z = offset / error
+    found = {"rms": np.sqrt((offset**2).mean(0)), "sd of z": z.std(0), "mean of z": z.mean(0), **more}
+    return {k: _plain(v) for k, v in (found | {"cpu s": time.process_time() - start}).items()}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON takes, three digits of it."""
+    if isinstance(value, str):
+        return value
+    digits = [float(f"{x:.3g}") for x in np.ravel(np.asarray(value, float))]
+    return digits if np.ndim(value) else digits[0]
+
+
+def judged(
+    model: bl.Cannon | bl.Lux, train: bl.Stars, test: bl.Stars, truth: np.ndarray, inference: Any = None, **infer: Any
+) -> Found:
+    start = time.process_time()
+    posterior = bl.fit(model, train, seed=0, progress=False)
+    result = bl.infer(posterior, test, inference, seed=0, progress=False, **infer)
+    size = posterior.model.latent_size if isinstance(model, bl.Lux) else posterior.model.order
+    tau = list(posterior.label_scatter().values())
+    return told(result.mean, result.error, truth, start, size=size, tau=tau, flagged=(result.flags > 0).mean())
+
+
+def demo(seed: int) -> Iterator[Run]:
+    """The survey of `bayeslabels demo`: 600 stars, 400 pixels, tau of 30 K, 0.06, 0.02 dex."""
+    stars = simulated(600, 400, seed)
+    assert stars.truth is not None
+    yield "default", lambda: judged(bl.Cannon(), stars.train, stars.test, stars.truth, bl.Importance())
+
+
+def small(seed: int) -> Iterator[Run]:
+    """Few training stars of few pixels; the truth is a quadratic."""
+    for n in (60, 100, 200):
+        train, test, truth = line_stars(n, 300, 3, seed, True)
+        yield f"{n} stars", lambda x=(train, test, truth): judged(bl.Cannon(), *x)
+        yield f"{n} stars, order 2 told", lambda x=(train, test, truth): judged(bl.Cannon(order=2), *x)
+
+
+def lines(quadratic: bool, n_label: int, seed: int) -> Iterator[Run]:
+    stars = line_stars(1000, 1000, n_label, seed, quadratic)
+    yield "Cannon()", lambda: judged(bl.Cannon(), *stars)
+    if n_label == 5:
+        yield "Lux(20)", lambda: judged(bl.Lux(20), *stars)
+
+
+def saturating(seed: int) -> Iterator[Run]:
+    """1000 stars x 1000 pixels of lines that saturate, which no polynomial can follow; three labels."""
+    return lines(False, 3, seed)
+
+
+def quadratic(seed: int) -> Iterator[Run]:
+    """The same, the truth a quadratic."""
+    return lines(True, 3, seed)
+
+
+def saturating5(seed: int) -> Iterator[Run]:
+    """Lines that saturate, five labels."""
+    return lines(False, 5, seed)
+
+
+def quadratic5(seed: int) -> Iterator[Run]:
+    """The truth a quadratic, five labels."""
+    return lines(True, 5, seed)
+
+
+def line_stars(n: int, n_pixel: int, n_label: int, seed: int, quadratic: bool) -> tuple[bl.Stars, bl.Stars, np.ndarray]:
+    data = of_cases("line_spectra").make(n, n_pixel, n_label, seed, quadratic)
+    ivar = data["ivar"] * np.ones_like(data["flux"])
+    labels = bl.Block(data["label"], data["label_err"], names=[str(x) for x in data["names"]], unit=UNITS[:n_label])
+    stars = bl.Stars(flux=bl.Block.from_ivar(data["flux"], ivar), labels=labels)
+    return stars[:n], stars[n:].drop("labels"), data["label_true"][n:]
+
+
+def of_cases(name: str) -> Any:
+    sys.path.insert(0, str(SHARED / "cases"))
+    return __import__(name)
+
+
+def deep(seed: int) -> Iterator[Run]:
+    """Exact labels at high signal-to-noise, where the smallest misfit shows; 1500 stars."""
+    for n_pixel, snr in ((800, 200), (200, 50), (200, 300), (3000, 50), (3000, 300)):
+
+        def run(n_pixel: int = n_pixel, snr: int = snr) -> Found:
+            train, test, truth = simulate(1500, n_pixel, snr=snr, seed=seed)
+            labels = train["labels"]
+            exact = bl.Block(truth.train_labels, names=labels.names, unit=labels.unit)
+            return judged(bl.Cannon(label_noise=False), train.with_block(labels=exact), test, truth.test_labels)
+
+        yield f"{n_pixel} pixels, S/N {snr}", run
+
+
+def giants(seed: int, n_pixel: int = 1000, **disturbed: Any) -> tuple[bl.Stars, bl.Stars, np.ndarray, np.ndarray]:
+    """1000 training and 400 test stars like APOGEE's giants, the truth, and the training stars' true labels."""
+    data = of_cases("apogee_like").make(1000, 400, n_pixel, seed, **disturbed)
+    labels = bl.Block(data["label"], data["label_err"], names=data["names"], unit=data["units"])
+    stars = bl.Stars(
+        labels=labels, flux=bl.Block(data["flux"], data["flux_err"], coords={"wavelength": data["wavelength"]})
+    )
+    return stars[:1000], stars[1000:].drop("labels"), data["label_true"][1000:], data["label_true"][:1000]
+
+
+def apogee(seed: int) -> Iterator[Run]:
+    """1000 spectra like those of APOGEE's giants, four labels, the truth a quadratic with scatter."""
+    for n_pixel in (1000, 2000):
+        train, test, truth, known = giants(seed, n_pixel)
+        labels = bl.Block(known, names=train.labels.names, unit=train.labels.unit)
+        exact = train.with_block(labels=labels)
+        yield f"{n_pixel} pixels, noisy labels", lambda t=train, x=(test, truth): judged(bl.Cannon(), t, *x)
+        yield (
+            f"{n_pixel} pixels, exact labels",
+            lambda t=exact, x=(test, truth): judged(bl.Cannon(label_noise=False), t, *x),
+        )
+
+
+def nuisances(seed: int) -> Iterator[Run]:
+    """The same with 1000 pixels, the test stars disturbed in a way that training never saw, and inferred with it."""
+    n = bl.nuisances
+    all_three = (n.Continuum(0.01), n.Velocity(1.0), n.Broadening(0.5))
+    disturbed: dict[str, tuple[dict[str, float], tuple[Any, ...]]] = {
+        "clean spectra": ({}, ()),
+        "clean spectra, all three told": ({}, all_three),
+        "continuum of 1 %": ({"continuum": 0.01}, all_three[:1]),
+        "velocity of 1 km/s": ({"rv": 1.0}, all_three[1:2]),
+        "broadened by half a pixel": ({"broadening": 0.5}, all_three[2:]),
+        "all three": ({"continuum": 0.01, "rv": 1.0, "broadening": 0.5}, all_three),
+    }
+    train = giants(seed)[0]
+    kept: list[bl.Posterior] = []
+    for name, (how, told_of) in disturbed.items():
+
+        def run(how: dict[str, float] = how, told_of: tuple[Any, ...] = told_of) -> Found:
+            start = time.process_time()
+            if not kept:
+                kept.append(bl.fit(bl.Cannon(), train, seed=0, progress=False))
+            _, test, truth, _ = giants(seed, **how)
+            result = bl.infer(kept[0], test, seed=0, progress=False, nuisances=told_of)
+            return told(result.mean, result.error, truth, start, flagged=(result.flags > 0).mean())
+
+        yield name, run
+
+
+def hidden(seed: int) -> Iterator[Run]:
+    """Variance that no label explains, in training and test: learned by `nuisances.Learned`."""
+    learned = (bl.nuisances.Learned(),)
+
+    def abundance() -> Found:
+        train, test, truth, _ = giants(seed, hidden=True)
+        return judged(bl.Cannon(nuisances=learned), train, test, truth)
+
+    def wiggles() -> Found:
+        train, test, truth, _ = giants(seed)
+        x = np.linspace(-1, 1, train.flux.n_dim)
+        basis = np.stack([np.polynomial.legendre.legval(x, np.eye(5)[k]) for k in range(1, 5)])
+        basis /= np.sqrt((basis**2).mean(1, keepdims=True) * 4)
+        rng = np.random.default_rng(seed)
+
+        def with_wiggles(stars: bl.Stars) -> bl.Stars:
+            curve = 1 + 0.01 * rng.standard_normal((len(stars), 4)) @ basis
+            flux = stars.flux
+            return stars.with_block(flux=bl.Block(flux.value * curve, flux.error * curve, coords=flux.coords))
+
+        return judged(bl.Cannon(nuisances=learned), with_wiggles(train), with_wiggles(test), truth)
+
+    yield "an abundance that is no label", abundance
+    yield "continuum of 1 %", wiggles
+
+
+def held_out(stars: bl.Stars, seed: int, folds: int, model: bl.Cannon) -> Found:
+    """The catalogue's labels held out in folds; errors are those on the catalogue's scale, tau included."""
+    labels = stars.labels.value
+    fold = np.random.default_rng(seed).permutation(len(stars)) % folds
+    mean, error = np.full(labels.shape, np.nan), np.full(labels.shape, np.nan)
+    start, sizes, density = time.process_time(), [], np.full(len(stars), np.nan)
+    for f in range(folds):
+        out = fold == f
+        posterior = bl.fit(model, stars[~out], seed=0, progress=False)
+        result = bl.infer(posterior, stars[out].drop("labels"), seed=0, progress=False)
+        tau = posterior.moments.label_scatter * (not result.info["label_scatter_included"])
+        mean[out], error[out] = result.mean, np.hypot(result.error, tau)
+        density[out] = bl.calibration.log_density(result, stars[out], tau)
+        sizes.append(f"{posterior.model.order} {posterior.model.label_noise}")
+    offset = mean - labels
+    found = {
+        "scatter": robust(offset), "robust z": robust(offset / error), "ln density": np.nanmean(density),
+        "no answer": np.isnan(mean).any(1).sum(), "sizes": ", ".join(sizes), "cpu s": time.process_time() - start,
+    }  # fmt: skip
+    return {k: _plain(v) for k, v in found.items()}
+
+
+def miles(seed: int) -> Iterator[Run]:
+    """477 FGK stars of MILES, every eighth of 4300 pixels, five folds: neither labels nor fluxes have errors."""
+    stars = miles_stars(SHARED, 8)
+    yield "classic", lambda: held_out(stars, seed, 5, CLASSIC)
+    yield "default", lambda: held_out(stars, seed, 5, bl.Cannon())
+
+
+def apogee_real(seed: int) -> Iterator[Run]:
+    """671 giants of APOGEE, 100 pixels, two folds: the labels have no errors."""
+    stars = apogee_stars(SHARED)
+    yield "classic", lambda: held_out(stars, seed, 2, CLASSIC)
+    yield "default", lambda: held_out(stars, seed, 2, bl.Cannon())
+
+
+FIVE, THREE, LINES = range(5), range(3), (7, 11, 13)
+CASES: dict[str, tuple[Case, Sequence[int]]] = {
+    "demo": (demo, FIVE), "small": (small, FIVE), "quadratic": (quadratic, LINES), "saturating": (saturating, LINES),
+    "quadratic5": (quadratic5, LINES), "saturating5": (saturating5, LINES), "deep": (deep, (3,)),
+    "apogee": (apogee, FIVE), "nuisances": (nuisances, THREE), "hidden": (hidden, THREE), "miles": (miles, THREE),
+    "apogee_real": (apogee_real, THREE),
+}  # fmt: skip
+"""The cases, and the seeds of each that stand in the table."""
+
+
+def table(kept: dict[str, Any]) -> str:
+    """The page: of each case and setting the figures of the mean over its seeds, and how far the seeds go."""
+    lines = [
+        "# Error bars of the default calls",
+        "",
+        "Numbers stand in the order Teff / log g / [Fe/H] and further abundances. *sd of z* is the standard deviation of",
+        "(estimate minus truth) over the stated error: 1 where the error bars hold. Of real stars the truth is the",
+        "catalogue's label, held out, and both the scatter and *sd of z* are robust. Means over the seeds; in brackets",
+        "the least and the greatest sd of z of any label and seed. CPU seconds are those of training and test step,",
+        "beside other work, compilation included.",
+        "",
+        "Made by `python benchmarks/error_bars.py --write`.",
+    ]
+    for name, (case, _) in CASES.items():
+        if name not in kept:
+            continue
+        lines += ["", f"## {name}", "", " ".join((case.__doc__ or "").split()), ""]
+        lines += ["| setting | seeds | rms or scatter | sd of z | CPU s |", "|---|---|---|---|---|"]
+        for setting, runs in kept[name].items():
+            lines.append(_row(setting, list(runs.values())))
+    return "\n".join(lines) + "\n"
+
+
+def _row(setting: str, runs: list[Found]) -> str:
+    rms, z = (np.array([x.get(a, x.get(b)) for x in runs]) for a, b in (("rms", "scatter"), ("sd of z", "robust z")))
+    cells = [" / ".join(f"{x:.3g}" for x in rms.mean(0)), " / ".join(f"{x:.2f}" for x in z.mean(0))]
+    seconds = np.mean([x["cpu s"] for x in runs])
+    return f"| {setting} | {len(runs)} | {cells[0]} | {cells[1]} ({z.min():.2f} to {z.max():.2f}) | {seconds:.0f} |"
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    cli.add_argument("--seeds", type=int, nargs="+", help="by default those of the table")
+    cli.add_argument("--write", action="store_true", help="keep the figures")
+    cli.add_argument("--table", action="store_true", help="print the table of the figures kept, and stop")
+    given = cli.parse_args()
+    if given.table:
+        print(table(json.loads(KEPT.read_text())), end="")
+        return
+    for name in given.cases or CASES:
+        case, seeds = CASES[name]
+        for seed in given.seeds or seeds:
+            for setting, run in case(seed):
+                found = run()
+                print(name, setting, f"seed {seed}:", json.dumps(found), flush=True)
+                if given.write:
+                    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+                    kept.setdefault(name, {}).setdefault(setting, {})[str(seed)] = found
+                    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+                    PAGE.write_text(table(kept))
+
+
+if __name__ == "__main__":
+    main()
