@@ -124,7 +124,7 @@ def deep(seed: int) -> Iterator[Run]:
         def run(n_pixel: int = n_pixel, snr: int = snr) -> Found:
             train, test, truth = simulate(1500, n_pixel, snr=snr, seed=seed)
             labels = train["labels"]
-            exact = bl.Block(truth.train_labels, names=labels.names, unit=labels.unit)
+            exact = bl.Block(truth.training_labels, names=labels.names, unit=labels.unit)
             return judged(bl.Cannon(label_noise=False), train.with_block(labels=exact), test, truth.test_labels)
 
         yield f"{n_pixel} pixels, S/N {snr}", run
@@ -157,7 +157,7 @@ def nuisances(seed: int) -> Iterator[Run]:
     """The same with 1000 pixels, the test stars disturbed in a way that training never saw, and inferred with it."""
     n = bl.nuisances
     all_three = (n.Continuum(0.01), n.Velocity(1.0), n.Broadening(0.5))
-    disturbed: dict[str, tuple[dict[str, float], tuple[Any, ...]]] = {
+    disturbed: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
         "clean spectra": ({}, ()),
         "clean spectra, all three told": ({}, all_three),
         "continuum of 1 %": ({"continuum": 0.01}, all_three[:1]),
@@ -169,7 +169,7 @@ def nuisances(seed: int) -> Iterator[Run]:
     kept: list[bl.Posterior] = []
     for name, (how, told_of) in disturbed.items():
 
-        def run(how: dict[str, float] = how, told_of: tuple[Any, ...] = told_of) -> Found:
+        def run(how: dict[str, Any] = how, told_of: tuple[Any, ...] = told_of) -> Found:
             start = time.process_time()
             if not kept:
                 kept.append(bl.fit(bl.Cannon(), train, seed=0, progress=False))
