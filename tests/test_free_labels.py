@@ -10,6 +10,7 @@ from scipy.stats import binom, multivariate_normal, norm
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
+from bayeslabels.kinds.spectra import choice
 from bayeslabels.kinds.spectra.choice import HeldOut, asks_held_out, first_or_clearly_better, select, with_label_scatter
 from bayeslabels.kinds.spectra.draws import moments_from_draws
 from bayeslabels.kinds.spectra.em import settled
@@ -245,3 +246,25 @@ def test_another_variant_must_be_clearly_better_and_one_that_was_refused_is_neve
     assert first_or_clearly_better([first, refused], 2.0) == 0
     assert first_or_clearly_better([first, noise - noise.mean() + 0.09], 0.0) == 1
     assert first_or_clearly_better([first, first], 0.0) == 0
+
+
+def test_without_stated_errors_the_variants_are_compared_on_all_folds_by_a_smaller_lead(monkeypatch):
+    """A lead of 1.4 standard errors is enough there, and only there."""
+    stars = bent(200, 6)[0]
+    lead = np.random.default_rng(0).normal(size=200)
+    lead += 1.4 * lead.std() / np.sqrt(200) - lead.mean()
+    asked = []
+
+    def held_out(model, of, folds, seed, progress=None, *, n_run=None, before=None):
+        asked.append(n_run or folds)
+        return HeldOut(np.zeros((200, 2)), np.zeros((200, 2, 2)), np.zeros(200))
+
+    monkeypatch.setattr(choice, "density_of_labels", lambda model, *_: lead * (model.label_noise == "cut"))
+    monkeypatch.setattr(choice, "held_out", held_out)
+    model = Cannon(order=2)
+    bare = stars.with_block(labels=bl.Block(stars.labels.value, names=NAMES))
+    assert select(model, stars, 0, False)[0].label_noise == "free"
+    assert asked in ([1, 1], [1, 1, 2, 2])  # the second where the other leads on the first
+    asked.clear()
+    assert select(model, bare, 0, False)[0].label_noise == "cut"
+    assert asked == [5, 5, 5]  # the last for tau, with all folds given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,11 @@ FOLDS = 5
 """Folds of the training set for held-out labels."""
 
 COMPARED = 2
-"""Folds on which the variants of a model are compared, at most."""
+"""Folds on which the variants of a model are compared, at most, where held-out labels are needed for nothing else."""
+
+UNSTATED = 1.0
+"""`LinearModel.surely`, at most, of a catalogue that states no errors: nothing says beforehand that its labels are
+noisy."""
 
 ON_FOLDS = MAP(max_iterations=40, tolerance=0.03)
 """How a fold is trained on."""
@@ -94,7 +99,7 @@ def select(
     stars, with starting values of hidden labels; held-out labels, and all scores.
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds at most, on one
-    where no other is ahead of the first there; the others are run where tau is learned from them.
+    where no other is ahead of the first there; on all where tau is learned from them.
     """
     scores: list[dict[str, Any]] = []
     if model.asks_hidden:  # first: what no label explains would pass for a higher order
@@ -119,7 +124,12 @@ def _compared(
     fold = fold_of(len(stars), folds, seed)
     outs: list[HeldOut | None] = [None] * len(variants)
     refused: dict[int, str] = {}
-    for n_run in range(1, COMPARED + 1) if len(variants) > 1 else (folds,):
+    to_run: Iterable[int] = range(1, COMPARED + 1)
+    if len(variants) == 1:
+        to_run = (folds,)
+    elif surely > UNSTATED and asks_held_out(variants[0], stars):
+        to_run, surely = (folds,), UNSTATED
+    for n_run in to_run:
         for i, variant in enumerate(variants):
             try:
                 if i not in refused:
