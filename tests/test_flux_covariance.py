@@ -93,7 +93,7 @@ class Dense:
             rng.normal(size=(size, k)),
             rng.normal(size=(n, k)),
         )
-        self.precision, self.information = 2 * np.eye(k) + 0.3, np.array([0.1, 0.2, 0.3])
+        self.precision, self.mean = 2 * np.eye(k) + 0.3, np.array([0.05, 0.1, 0.15])
         self.use, self.size, self.k = np.ones(size, bool), size, k
 
     def noise(self, n, scatter2):
@@ -106,12 +106,12 @@ class Dense:
         design = np.concatenate([np.kron(np.eye(self.size), x[None])[at] for x, at in zip(self.phi, seen, strict=True)])
         covariance = block_diag(*[self.noise(n, scatter2) for n in range(len(seen))])
         spread = np.kron(np.eye(self.size), np.linalg.inv(self.precision))
-        mean = design @ np.tile(np.linalg.solve(self.precision, self.information), self.size)
+        mean = design @ np.tile(self.mean, self.size)
         return multivariate_normal.logpdf(self.spectra.value[seen], mean, covariance + design @ spread @ design.T)
 
     def solved(self, scatter2):
         w = weights(self.spectra, scatter2, self.use).w
-        prior = self.precision, self.information, np.ones(self.theta.shape)
+        prior = self.precision, self.mean, np.ones(self.theta.shape)
         return w, solve_coefficients(self.spectra, w, self.phi, outer_pairs(self.phi), *prior)
 
 
@@ -129,8 +129,7 @@ def test_compressed_spectra_have_the_dense_density():
 def test_evidence_and_its_slope_are_the_dense_ones():
     dense = Dense()
     w, found = dense.solved(dense.scatter2)
-    mean = np.linalg.solve(dense.precision, dense.information)
-    own = 0.5 * dense.size * (np.linalg.slogdet(dense.precision)[1] - dense.information @ mean)
+    own = 0.5 * dense.size * (np.linalg.slogdet(dense.precision)[1] - dense.mean @ dense.precision @ dense.mean)
     constant = statistics_of(dense.spectra, weights(dense.spectra, dense.scatter2, dense.use), 0 * dense.theta).constant
     assert found.evidence + own - constant.sum() == pytest.approx(dense.log_evidence(dense.scatter2), abs=1e-10)
     up, down = (np.exp(sign * 1e-5 * np.eye(dense.size)) * dense.scatter2 for sign in (1, -1))

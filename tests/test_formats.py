@@ -59,23 +59,27 @@ def ways(path):
     return {"whole": [read_table(path)], "streamed": list(stream.read(0, 2, stream.names))}
 
 
-@pytest.mark.parametrize(
-    ("suffix", "ids", "n", "columns", "gaps"),
-    [
-        *((x, ids, 5, "vectors", True) for x in TYPED for ids in ("text", "unsigned")),
-        *((x, ids, 5, "vectors", True) for x in FIRST for ids in ("007", "long", "none")),
-        *((x, "text", n, *rows) for x in FIRST for n, *rows in [(1, "vectors", True), (5, "scalars", False)]),
-    ],
-)
-def test_stars_come_back(tmp_path, suffix, ids, n, columns, gaps):
-    expected = stars(n, ids, columns, gaps)
-    path = write_table(expected.to_table(), tmp_path / f"t{suffix}")
-    for way, parts in ways(path).items():
-        first = 0
-        for part in parts:
-            assert_same(bl.Stars.from_table(part), expected[first : first + len(part)], way)
-            first += len(part)
-        assert first == n
+@pytest.mark.parametrize("columns", ["vectors", "scalars"])
+@pytest.mark.parametrize("ids", ["text", "007", "long", "unsigned", "none"])
+@pytest.mark.parametrize("suffix", [x if x in FIRST else pytest.param(x, marks=pytest.mark.slow) for x in TYPED])
+def test_stars_come_back(tmp_path, suffix, ids, columns):
+    """In units, with ids of every kind, with gaps and without, one star and some, by every reader; none is refused."""
+    for n, gaps in [(1, True), (5, True), (5, False)]:
+        expected = stars(n, ids, columns, gaps)
+        path = write_table(expected.to_table(), tmp_path / f"t{suffix}")
+        for parts in ways(path).values():
+            first = 0
+            for part in parts:
+                assert_same(bl.Stars.from_table(part), expected[first : first + len(part)])
+                first += len(part)
+            assert first == n
+        assert_same(bl.read_stars(path), expected)
+    full = expected.to_table()
+    empty = read_table(write_table(full[:0], tmp_path / f"none{suffix}"))
+    assert (len(empty), empty.colnames) == (0, full.colnames)
+    for read in (lambda path: bl.Stars.from_table(read_table(path)), bl.read_stars):
+        with pytest.raises(BadInput, match="0 stars"):
+            read(tmp_path / f"none{suffix}")
 
 
 @pytest.mark.parametrize("suffix", [x for x in SUFFIXES if ".csv" in x])

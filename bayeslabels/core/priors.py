@@ -19,7 +19,7 @@ from ..errors import bad_input
 from ..numerics import horseshoe
 from ..numerics.by_value import ByValue
 from ..numerics.hierarchy import Hyperprior
-from ..numerics.linalg import Array
+from ..numerics.linalg import Array, inverse_psd
 from ..numerics.regression import CoefficientPrior
 from .distance_priors import DistancePrior, ExponentialDisk, Galaxy, NormalModulus
 from .own_priors import is_own_scatter
@@ -160,9 +160,7 @@ class Learned:
 
     def given(self, prior: CoefficientPrior, mean: np.ndarray, covariance: np.ndarray) -> CoefficientPrior:
         """`prior` with these m (K,) and Sigma (K, K)."""
-        precision = np.linalg.inv(covariance)
-        precision = 0.5 * (precision + precision.T)
-        return prior._replace(precision=precision, information=precision @ mean)
+        return prior._replace(precision=inverse_psd(covariance), mean=mean)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def identifiers(id: Any) -> np.ndarray:
     """Ids (N,) as texts or integers, each once."""
     masked = isinstance(id, np.ma.MaskedArray) and np.ma.getmaskarray(id).any()
     array = np.asarray(id)
+    if array.shape == (0,) and array.dtype.kind not in "iu":
+        array = array.astype(str)  # of no stars: of no kind
     if array.dtype.kind in "OST":
         try:
             every = [x.decode() if isinstance(x, bytes) else x for x in array.tolist()]

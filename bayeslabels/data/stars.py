@@ -270,7 +270,7 @@ class Stars:
             raise bad_input(f"blocks of length {lengths}", "at least one, and one row per star in each")
         n_star = next(iter(lengths.values()))
         if n_star == 0:
-            raise bad_input("0 stars", "at least one", "a selection that no star passes")
+            raise _no_stars()
         self.__dict__.update(id=np.arange(n_star) if ids is None else ids, n_star=n_star, _blocks=blocks)
 
     def tree_flatten(self) -> tuple[Any, Any]:
@@ -356,6 +356,8 @@ class Stars:
             BadInput: columns that are not there, and all that `Block` and `Stars` refuse.
         """
         table = without_arrow(table)
+        if not isinstance(table, Mapping) and len(table) == 0:  # of which vectors have no length
+            raise _no_stars()
         layout, id = layout_of(table, id, columns)
         blocks = {name: _make(Block, **_valid(**parts, name=name)) for name, parts in read_blocks(table, layout)}
         return cls(id=None if id is None else column_of(table, id), **blocks)
@@ -481,3 +483,7 @@ def _known(block: Block, column: int) -> np.ndarray:
     """The measured numbers of a column, one NaN if there is none."""
     value = np.asarray(block.value)[np.asarray(block.observed)[:, column], column]
     return value if value.size else np.array([np.nan])
+
+
+def _no_stars() -> BadInput:
+    return bad_input("0 stars", "at least one", "a selection that no star passes")

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import ndtri
 
 from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
@@ -72,6 +73,25 @@ def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: int | None = 
     if freedom is not None:
         z /= np.sqrt(rng.chisquare(freedom, (*size, 1)) / freedom)
     return _draw_stars(z, uniform, modes, freedom)
+
+
+def even_points(n: int, d: int) -> np.ndarray:
+    """n points (n, d) of the unit cube: in every column the middles of n equal parts, in an order of its own."""
+    rng = np.random.default_rng(15485867)
+    return (np.stack([rng.permutation(n) for _ in range(d)], 1) + 0.5) / n
+
+
+@in_float64
+def spread_mixture(problem: StarProblem, points: np.ndarray) -> Array:
+    """(N, n, M): the Laplace mixture at points (n, M + 1) of the unit cube that all stars share.
+
+    For moments of every star: those of the Gaussians themselves are exact, and no star's depend on the stars beside it.
+    """
+    n, shape = len(points), (problem.n_star, len(points))
+    z = ndtri(points[:, :-1])
+    z = z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / n)).T
+    z, uniform = np.broadcast_to(z, (*shape, z.shape[1])), np.broadcast_to(points[:, -1:], (*shape, 1))
+    return _draw_stars(z, uniform, problem.modes, None)[0]
 
 
 @functools.partial(jit, static_argnames="freedom")

@@ -144,17 +144,17 @@ class Coefficients(NamedTuple):
 
 def solve_coefficients(
     spectra: CorrelatedSpectra, w: np.ndarray, phi: np.ndarray, second: np.ndarray, precision: np.ndarray,
-    information: np.ndarray, allowed: np.ndarray,
+    prior_mean: np.ndarray, allowed: np.ndarray,
 ) -> Coefficients:  # fmt: skip
-    """theta given W (N, L, L), E[phi] (N, K) and packed E[phi phi'], with the prior N(precision^-1 information,
-    precision^-1) of every pixel; allowed (L, K): which coefficients are not zero."""
+    """theta given W (N, L, L), E[phi] (N, K) and packed E[phi phi'], with the prior N(prior_mean, precision^-1) of
+    every pixel; allowed (L, K): which coefficients are not zero."""
     n, n_pixel = spectra.value.shape
     k = phi.shape[1]
     gram = unpack(w.reshape(n, -1).T @ second, k).reshape(n_pixel, n_pixel, k, k)
     matrix = np.swapaxes(gram, 1, 2).reshape(n_pixel * k, n_pixel * k).copy()
     free = np.asarray(allowed, bool).ravel()
     matrix *= free[:, None] & free
-    right = ((w @ spectra.value[:, :, None])[..., 0].T @ phi) * allowed + information
+    right = ((w @ spectra.value[:, :, None])[..., 0].T @ phi) * allowed + precision @ prior_mean
     at = np.arange(n_pixel * k).reshape(n_pixel, k)
     matrix[at[:, :, None], at[:, None, :]] += precision
     blank = np.diagonal(matrix) == 0  # without a prior, and nothing is known

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .linalg import Array, inverse_psd, is_traced
+from .linalg import Array, inverse_psd, is_traced, random_sums
 
 FLOOR = 1e-4
 """Smallest noise, in units of each column's variance."""
@@ -52,13 +52,15 @@ class Population(NamedTuple):
 
 def learn(x: np.ndarray, observed: np.ndarray, n_factor: int, *, iterations: int = 200) -> Population:
     """The population of x (N, D), its unobserved entries ignored; every column must have two observed entries."""
+    if (blank := ~observed.any(1)).any():
+        x, observed = x[~blank], observed[~blank]
     count = np.maximum(observed.sum(0), 1)
     mean = np.where(observed, x, 0.0).sum(0) / count
     centred = np.where(observed, x - mean, 0.0)
     variance = np.maximum((centred**2).sum(0) / count, 1e-30)
     scaled = centred / np.sqrt(variance)
     q = max(1, min(n_factor, x.shape[1] - 1, len(x) - 1))
-    basis = np.random.default_rng(0).standard_normal((x.shape[1], min(q + 8, x.shape[1])))
+    basis = random_sums(scaled, min(q + 8, x.shape[1]))
     for _ in range(4):  # subspace iteration
         basis = np.linalg.qr(scaled.T @ (scaled @ basis))[0]
     _, size, turn = np.linalg.svd(scaled @ basis, full_matrices=False)

@@ -146,11 +146,20 @@ def inverse_observed(covariance: Array, observed: Array) -> Array:
     return xp.where(both, inverse_psd(xp.where(both, covariance, eye)), 0.0)
 
 
+def random_sums(x: np.ndarray, n: int) -> np.ndarray:
+    """n random sums (L, n) of the rows of x (N, L), from which its leading directions are sought.
+
+    Rows are numbered by their length, so that neither their order nor that of the columns matters.
+    """
+    weights = np.empty((len(x), n))
+    weights[np.argsort(np.einsum("nl,nl->n", x, x))] = np.random.default_rng(0).standard_normal(weights.shape)
+    return x.T @ weights
+
+
 def leading_directions(x: np.ndarray, n: int) -> np.ndarray:
-    """The first n left singular vectors (N, n) of x (N, L), by subspace iteration from a fixed start."""
-    start = np.random.default_rng(0).standard_normal((x.shape[1], n + 10))
+    """The first n left singular vectors (N, n) of x (N, L), by subspace iteration from random sums of rows."""
     with threads_for(x.size):
-        basis = np.linalg.qr(x @ start)[0]
+        basis = np.linalg.qr(x @ random_sums(x, n + 10))[0]
         for _ in range(4):
             basis = np.linalg.qr(x @ (x.T @ basis))[0]
         return basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]

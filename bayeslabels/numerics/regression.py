@@ -25,13 +25,14 @@ ROUGH_ALTERNATIONS = 4
 
 
 class CoefficientPrior(NamedTuple):
-    """Gaussian prior theta ~ N(precision^-1 information, precision^-1), plus l1 |theta|, within [low, high].
+    """Gaussian prior theta ~ N(mean, precision^-1), plus l1 |theta|, within [low, high].
 
-    precision (K, K), information (K,), l1 (K,), low and high (K,); zeros and infinities mean flat.
+    precision (K, K), mean (K,), l1 (K,), low and high (K,); zeros and infinities mean flat. The mean is kept, not
+    precision times mean: of coefficients that differ much in width that product has lost digits.
     """
 
     precision: Array
-    information: Array
+    mean: Array
     l1: Array
     low: Array
     high: Array
@@ -147,13 +148,9 @@ def train_block(
 
         def solve(x: Array, theta: Array) -> tuple[Array, Array, tuple[Array, Array]]:
             w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
-            own = (w @ pairs_).astype(phi.dtype), ((w * y_) @ phi_).astype(phi.dtype) * allowed
-            gram = normal_matrix(own[0], both, allowed, prior, usable)
-            linear = own[1] + prior.information
-            solution, covariance = solve_and_invert(gram, linear)
-            if penalised:
-                solution = coordinate_descent(gram, linear, theta, prior.l1, prior.low, prior.high)
-            return solution, covariance, own
+            gram = unpack((w @ pairs_).astype(phi.dtype), k) * both
+            linear = ((w * y_) @ phi_).astype(phi.dtype) * allowed
+            return *solve_pixels(gram, linear, allowed, prior, usable, theta, penalised), (gram, linear)
 
         def residual2(theta: Array, covariance: Array) -> Array:
             effective = theta * allowed
@@ -186,7 +183,7 @@ def train_block(
             *_, remaining, count = state
             return (count < 1) | ((jnp.nanmax(remaining) > tolerance) & (count < most + cold))
 
-        own = tuple(jnp.zeros((len(y), *tail)) for tail in (phi_pairs.shape[1:], (k,)))
+        own = tuple(jnp.zeros((len(y), *tail)) for tail in ((k, k), (k,)))
         remaining = jnp.full_like(x, jnp.inf) if learn_scatter else jnp.zeros_like(x)
         state = (x, theta * unit, covariance * unit**2, own, remaining, 0)
         return jax.lax.while_loop(unfinished, alternate, state)[:5]
@@ -199,7 +196,7 @@ def train_block(
     x, theta, covariance, (gram, linear), remaining = run(phi.dtype, x, alternations, 1e-7)
     converged = remaining <= 1e-7
     scatter2 = jnp.exp(x) / unit**2 if learn_scatter else scatter2
-    return Pixels(theta / unit, covariance / unit**2, scatter2, converged, unpack(gram, k) * both, linear)
+    return Pixels(theta / unit, covariance / unit**2, scatter2, converged, gram, linear)
 
 
 class PixelSums(NamedTuple):
@@ -260,11 +257,8 @@ def pixels_from_sums(
     prior, pinned, both = scaled_prior(prior, unit), jnp.diagonal(prior.precision) == 0, _both(allowed)
     usable = sums.known > (allowed * pinned).sum(1)
     sums = PixelSums(*(jnp.where(usable.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0) for x in sums))
-    gram = normal_matrix(sums.gram, both, allowed, prior, usable)
-    linear = sums.linear * allowed + prior.information
-    solution, covariance = solve_and_invert(gram, linear)
-    if penalised:
-        solution = coordinate_descent(gram, linear, theta * unit, prior.l1, prior.low, prior.high)
+    own = unpack(sums.gram, k) * both, sums.linear * allowed
+    solution, covariance = solve_pixels(*own, allowed, prior, usable, theta * unit, penalised)
     q, step = scatter2 * unit**2, jnp.zeros_like(scatter2)
     if learn_scatter:
         effective = solution * allowed
@@ -279,23 +273,32 @@ def pixels_from_sums(
         new = jnp.clip(q - gradient / jnp.where(near, exact, fisher), np.exp(SMALLEST_LOG_VARIANCE), np.exp(40.0))
         new = jnp.where(usable, new, q)
         q, step = new, jnp.abs(new - q) * relative
-    own = unpack(sums.gram, k) * both, sums.linear * allowed
     return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6, *own), step
 
 
 def scaled_prior(prior: CoefficientPrior, unit: Array | float) -> CoefficientPrior:
     """The prior of the coefficients of flux times unit."""
     return CoefficientPrior(
-        prior.precision / unit**2, prior.information / unit, prior.l1 / unit, prior.low * unit, prior.high * unit
+        prior.precision / unit**2, prior.mean * unit, prior.l1 / unit, prior.low * unit, prior.high * unit
     )
 
 
-def normal_matrix(gram: Array, both: Array, allowed: Array, prior: CoefficientPrior, usable: Array) -> Array:
-    """(B, K, K) from packed sums over stars; coefficients that nothing is known of are 0."""
+def solve_pixels(
+    gram: Array, linear: Array, allowed: Array, prior: CoefficientPrior, usable: Array, start: Array, penalised: bool
+) -> tuple[Array, Array]:
+    """Coefficients (B, K) at the mode, and their covariance (B, K, K), from sums over stars, gram (B, K, K) and linear
+    (B, K); those that nothing is known of are 0. start (B, K): where a penalised mode is sought from.
+
+    What is solved for is theta - mean, which a narrow prior does not round.
+    """
     pinned = jnp.diagonal(prior.precision) == 0
     idle = jnp.where(usable[:, None], 1 - allowed, 1.0) * pinned
-    k = allowed.shape[1]
-    return unpack(gram, k) * both + prior.precision + idle[:, :, None] * jnp.eye(k)
+    total = gram + prior.precision + idle[:, :, None] * jnp.eye(allowed.shape[1])
+    offset, covariance = solve_and_invert(total, linear - (gram * prior.mean).sum(2))
+    if penalised:
+        linear = linear + prior.precision @ prior.mean
+        return coordinate_descent(total, linear, start, prior.l1, prior.low, prior.high), covariance
+    return prior.mean + offset, covariance
 
 
 def _both(allowed: Array) -> Array:

@@ -82,7 +82,10 @@ def _without_comments(text: str) -> str:
 
 def _ecsv(text: str, path: Path) -> Table:
     head = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
-    refuse_twice([x["name"] for x in get_header_from_yaml(head)["datatype"]], path)
+    names = [x["name"] for x in get_header_from_yaml(head)["datatype"]]
+    refuse_twice(names, path)
+    if sum(bool(line.strip()) and not line.startswith("#") for line in text.splitlines()) < 2:
+        return Table({name: np.zeros(0) for name in names})  # astropy reads no vectors of no row
     table = ascii.read(text.splitlines(), format="ecsv", guess=False, fill_values=MISSING)
     for name in table.colnames:
         if isinstance(table[name], Column) and table[name].unit is not None:

@@ -232,7 +232,8 @@ class _Path:
 def _chosen(path: _Path, s: float | None, strength: float | None, seed: int) -> tuple[float, float, list[Any]]:
     """Penalty and s of the best density of held-out parallaxes, and the rows of `_choose`."""
     guess, n = 0.1 if s is None else s, len(path.data.y)
-    fold = np.random.default_rng([seed, 2718]).permutation(n)
+    fold = np.empty(n, int)  # of a star by its parallax: the same in whatever order they stand
+    fold[np.lexsort((path.data.sigma, path.data.y))] = np.random.default_rng([seed, 2718]).permutation(n)
     some = fold < (CHOOSING if path.data.features.value.size > LARGE else n)
     fold = np.where(some, fold % FOLDS, -1)
     for _ in range(3):

@@ -23,7 +23,7 @@ from ...inference import MAP, NUTS, SVI, Importance
 from ...inference.base import Inference, StarDraws, Trained
 from ...inference.guide import fit_guide
 from ...inference.minibatch import covariance_about, fit_members
-from ...inference.starwise import StarProblem, draw_mixture
+from ...inference.starwise import StarProblem, even_points, spread_mixture
 from ...inference.whitened import Start
 from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.density import density_of
@@ -273,8 +273,9 @@ def _finish(
     u = np.asarray(out.u)
     few = u.shape[0] * u.shape[1] == 1
     if few:  # one draw, the mode: its errors are those of the Gaussians at the modes
-        u = np.moveaxis(np.asarray(draw_mixture(problem, seed, 200)[0]), 1, 0)[None]
-    q, wrong = distances(problem, u, seed, out.beside)
+        points = even_points(POINTS, problem.n_latent + 4)
+        u = np.moveaxis(np.asarray(spread_mixture(problem, points[:, 3:])), 1, 0)[None]
+    q, wrong = distances(problem, u, seed, out.beside, points[:, :3] if few else None)
     chi2 = misfit(problem)
     draws = _quantities_of(frame, u, q)
     shapes = draws[..., -1]  # of the extinction curve, with two dust vectors
@@ -282,7 +283,7 @@ def _finish(
     summaries["error_shared"] = shared_error_of(posterior, stars, problem, u, draws)
     if few:
         at = np.asarray(out.u)
-        draws = _quantities_of(frame, at, distances(problem, at, seed)[0])
+        draws = _quantities_of(frame, at, distances(problem, at, seed, points=MEDIAN)[0])
     seen = observed(model, stars)
     n_band = seen.sum(1)
     blank = (n_band == 0) & ~(stars["labels"].observed.any(1) if "labels" in stars else np.zeros(n, bool))
@@ -332,6 +333,10 @@ def shared_error_of(
     )  # fmt: skip
 
 
+POINTS = 200
+"""Of every star's Gaussians, from which the moments of a mode follow."""
+MEDIAN = np.full((1, 3), 0.5)
+"""Of `distances`: the medians of reddening and modulus."""
 OUTSIDE = 1e-3
 """Share of the peak density of the training stars below which colours are not to be trusted (Green+21, section 6)."""
 

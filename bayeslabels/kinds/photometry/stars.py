@@ -349,14 +349,19 @@ def _of_good(energy: LabelEnergy, shared: Shared, own: Own, u: Array) -> tuple[A
 
 @in_float64
 def distances(
-    problem: StarProblem, u: np.ndarray, seed: int, told: Told | None = None
+    problem: StarProblem, u: np.ndarray, seed: int, told: Told | None = None, points: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reddening, modulus and distance (chain, draw, N, 3) given u (chain, draw, N, M), and the probability (N,) that a
-    star is an outlier; told: what the magnitudes say at these u, where that is known."""
+    star is an outlier; told: what the magnitudes say at these u, where that is known; points (chain * draw, 3) of the
+    unit cube that all stars share, None: drawn."""
     n_chain, n_draw, n, _ = u.shape
     by_star = lambda x: np.moveaxis(np.asarray(x).reshape(-1, *x.shape[2:]), 1, 0)  # noqa: E731
     flat, known = by_star(u), None if told is None else jax.tree.map(by_star, told)
-    uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, (3, *flat.shape[:2]))
+    shape = 3, *flat.shape[:2]
+    if points is None:
+        uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, shape)
+    else:
+        uniform = np.broadcast_to(points.T[:, None], shape)
     out, wrong = np.empty((*flat.shape[:2], 3)), np.empty(n)
     size = min(problem.at_once * max(1, 128 // flat.shape[1]), n)
     for start in range(0, n, size):

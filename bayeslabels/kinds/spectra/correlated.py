@@ -89,7 +89,7 @@ class CorrelatedEM(EM):
         if learned:
             precision = np.asarray(self.prior.precision)
             own = inverse_psd(self.covariance)
-            linear = (own @ self.theta[..., None])[..., 0] - np.asarray(self.prior.information)
+            linear = (own @ self.theta[..., None])[..., 0] - precision @ np.asarray(self.prior.mean)
             unit = power_of_two(self.flux_scale)
             theta, covariance = self.theta, self.covariance
             self.learn_prior((own - precision) / unit**2, linear / unit, unit)
@@ -117,7 +117,7 @@ class CorrelatedEM(EM):
     def solve(self, phi: np.ndarray, second: np.ndarray) -> None:
         """Coefficients and their covariance, of all pixels together."""
         assert self.weighing is not None
-        prior = np.asarray(self.prior.precision), np.asarray(self.prior.information)
+        prior = np.asarray(self.prior.precision), np.asarray(self.prior.mean)
         found = solve_coefficients(self.spectra, self.weighing.w, phi, second, *prior, self.allowed)
         self.theta, self.evidence = found.mean, found.evidence
         self.joint = found.covariance * self.allowed[:, :, None, None] * self.allowed
@@ -127,9 +127,8 @@ class CorrelatedEM(EM):
         phi, second = (np.asarray(x) for x in feature_moments(self.features, self.u, self.u_covariance))
         self.weighing = self.weigh(phi)
         self.solve(phi, second)
-        precision, information = np.asarray(self.prior.precision), np.asarray(self.prior.information)
-        mean = np.linalg.solve(precision, information)
-        own = 0.5 * len(self.theta) * float(np.linalg.slogdet(precision)[1] - information @ mean)
+        precision, mean = np.asarray(self.prior.precision), np.asarray(self.prior.mean)
+        own = 0.5 * len(self.theta) * float(np.linalg.slogdet(precision)[1] - mean @ precision @ mean)
         return self.evidence + own - float(statistics_of(self.spectra, self.weighing, 0 * self.theta).constant.sum())
 
     def standardised(self) -> np.ndarray:

@@ -287,7 +287,7 @@ class LabelOutputs(CatalogueLabels):
     def carry(self, forth: np.ndarray, prior: CoefficientPrior) -> CoefficientPrior:
         """Predicted fluxes and labels stay as they are."""
         self.coefficients = self.coefficients @ np.linalg.inv(forth)
-        return prior._replace(precision=forth @ prior.precision @ forth.T, information=forth @ prior.information)
+        return prior._replace(precision=forth @ prior.precision @ forth.T, mean=np.linalg.solve(forth.T, prior.mean))
 
     def system(self, u: np.ndarray, gram: Array, linear: Array, n_star: int) -> System:
         """Covariance of C, from what the labels say of every star's latents as its flux alone has them.

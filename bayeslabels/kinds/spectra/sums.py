@@ -52,7 +52,7 @@ class SpectraParameters(NamedTuple):
     trained: Array
     converged: Array
     precision: Array
-    information: Array
+    prior_mean: Array
     hyper_mean: Array
     hyper_covariance: Array
     mean: Array
@@ -113,7 +113,7 @@ class SpectraBySums(BySums):
         hyper_covariance = em.learned.get(f"{name}_covariance", np.zeros((k, k)))
         g = SpectraParameters(
             em.theta, em.covariance, em.scatter2, em.trained, em.pixel_converged, em.prior.precision,
-            em.prior.information, hyper_mean, hyper_covariance, em.mean, em.population, em.labels.tau2,
+            em.prior.mean, hyper_mean, hyper_covariance, em.mean, em.population, em.labels.tau2,
             em.labels.coefficients, np.eye(p), np.zeros(p), np.zeros(0),
         )  # fmt: skip
         g = jax.tree.map(lambda x: np.asarray(x, bool if x.dtype == bool else float), g)
@@ -196,7 +196,7 @@ class SpectraBySums(BySums):
             if not em.penalised:
                 theta, covariance = learned.theta, learned.covariance
         after = SpectraParameters(
-            theta, covariance, scatter2, trained, converged, np.asarray(prior.precision), np.asarray(prior.information),
+            theta, covariance, scatter2, trained, converged, np.asarray(prior.precision), np.asarray(prior.mean),
             hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
             labels.coefficients, slope, offset, g.labels,
         )  # fmt: skip
@@ -212,7 +212,7 @@ class SpectraBySums(BySums):
         return jax.tree.map(np.asarray, after._replace(labels=after_labels)), change, objective
 
     def _prior(self, g: SpectraParameters) -> CoefficientPrior:
-        return self.em.prior._replace(precision=g.precision, information=g.information)
+        return self.em.prior._replace(precision=g.precision, mean=g.prior_mean)
 
     def _objective(self, g: SpectraParameters, sums: SpectraSums) -> float:
         if not self.em.knows_objective:

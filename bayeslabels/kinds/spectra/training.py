@@ -25,7 +25,7 @@ from ...numerics.compress import Statistics, known, pad_stars, padded, pixel_blo
 from ...numerics.error_factor import error_factors, expected_residual2
 from ...numerics.features import feature_moments
 from ...numerics.hierarchy import coefficients_given, learn
-from ...numerics.linalg import Array, outer_pairs, pack, unpack
+from ...numerics.linalg import Array, inverse_psd, outer_pairs, pack, unpack
 from ...numerics.nuisance import compress_nuisances, marginalise
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior, train_block
@@ -367,8 +367,7 @@ def learn_prior(
 
     Of a long spectrum every second, third, ... pixel tells m and Sigma well enough.
     """
-    start = np.linalg.inv(np.asarray(prior.precision))
-    mean, covariance = start @ np.asarray(prior.information) * unit, start * unit**2
+    mean, covariance = np.asarray(prior.mean) * unit, inverse_psd(np.asarray(prior.precision)) * unit**2
     hyper = learned.hyper(len(mean), flux_scale * unit)
     some = np.flatnonzero(trained)
     some = some[:: max(1, len(some) // max(PRIOR_PIXELS, PIXELS_PER_TERM * len(mean)))]
@@ -402,13 +401,10 @@ def evidence(
 
 def _divergence(theta: np.ndarray, covariance: np.ndarray, prior: CoefficientPrior) -> float:
     """sum_l KL(N(theta_l, covariance_l) || prior), up to a constant; flat directions of the prior left out."""
-    precision, information = np.asarray(prior.precision), np.asarray(prior.information)
-    values, vectors = np.linalg.eigh(precision)
-    proper = values > 0
-    own = vectors[:, proper].T @ information
-    distance = np.einsum("lj,jk,lk->", theta, precision, theta, optimize=True) - 2 * (theta @ information).sum()
-    distance += len(theta) * (own**2 / values[proper]).sum() + np.einsum("jk,lkj->", precision, covariance)
-    logs = np.linalg.slogdet(covariance)[1].sum() + len(theta) * np.log(values[proper]).sum()
+    precision, offset = np.asarray(prior.precision), theta - np.asarray(prior.mean)
+    distance = ((offset @ precision) * offset).sum() + np.einsum("jk,lkj->", precision, covariance)
+    values = np.linalg.eigvalsh(precision)
+    logs = np.linalg.slogdet(covariance)[1].sum() + len(theta) * np.log(values[values > 0]).sum()
     return 0.5 * float(distance - logs)
 
 
