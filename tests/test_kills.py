@@ -59,13 +59,14 @@ ended, longest = run(how["whole"] + "2")
 assert ended == 0
 rng, killed, finished = random.Random(how["seed"]), 0, 0
 while killed < how["times"]:
-    ended, _ = run(how["out"], rng.uniform(0.1, 1.0) * longest)
+    ended, took = run(how["out"], rng.uniform(0.1, 1.0) * longest)
     if os.WIFSIGNALED(ended):
         killed += 1
+        longest *= 1.03  # of a machine that has become slower: until a run ends before its kill
         print(killed, "killed", file=sys.stderr, flush=True)
         continue
     assert ended == 0, ended
-    finished += 1  # begin anew, so that every kill meets work
+    finished, longest = finished + 1, took  # begin anew, so that every kill meets work
     os.rename(how["done"], how["done"] + str(finished)) if how["what"] == "inference" else os.unlink(how["done"])
     if how["what"] == "training":
         for name in (".npz", ".previous.npz"):

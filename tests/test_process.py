@@ -76,6 +76,26 @@ def test_settings_that_change_draws_or_digits(name, value):
         jax.config.update(name, before)
 
 
+SHORT = bl.NUTS(chains=2, draws=5, warmup=5, max_tree_depth=2)
+
+
+@pytest.mark.slow
+def test_no_tracer_outlives_its_trace(trained, spectra):
+    with jax.check_tracer_leaks():
+        result = bl.infer(trained, spectra[:4], SHORT, progress=False)
+    assert np.isfinite(result.mean).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noisy", [False, True])
+def test_no_tracer_outlives_training(training, spectra, noisy):
+    model = bl.Cannon(order=1, label_noise=noisy, coefficient_prior=bl.priors.Normal())
+    with jax.check_tracer_leaks():
+        posterior = bl.fit(model, training, SHORT, progress=False)
+        result = bl.infer(posterior, spectra, SHORT, progress=False)
+    assert len(result) == len(spectra)
+
+
 def test_two_threads_at_once(trained, spectra):
     expected = bl.infer(trained, spectra, progress=False).mean
     with ThreadPoolExecutor(2) as pool:

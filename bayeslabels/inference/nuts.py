@@ -285,6 +285,29 @@ def _approach(potential: Callable[[Array], Array], x: Array) -> tuple[Array, Arr
     return x, root_at(x)
 
 
+class _FirstPotential:
+    """The potentials of `hmc`, of which its kernel keeps the one that it begins with.
+
+    What JAX traces with must not outlive the tracing: the one made within the body of `with` is let go at its end.
+    """
+
+    def __init__(self, potential: Callable[..., Callable[[Array], Array]]):
+        self.potential, self.made, self.begins = potential, [], False
+
+    def __call__(self, *args: Any) -> Callable[[Array], Array]:
+        if not self.begins:
+            return self.potential(*args)
+        self.made.append(self.potential(*args))
+        return lambda z: self.made[0](z)
+
+    def __enter__(self) -> None:
+        self.begins = True
+
+    def __exit__(self, *_: Any) -> None:
+        self.begins = False
+        self.made.clear()
+
+
 def _chains(
     potential: Callable[..., Callable[[Array], Array]],
     warmup: int,
@@ -301,19 +324,21 @@ def _chains(
     `axis` of `args` is that of the chains, or None where all have the same. The chains are mapped over inside of one
     loop for warm-up and draws, since JAX traces loops that are themselves mapped over several times.
     """
-    initialise, step = hmc(potential_fn_gen=potential, algo="NUTS")
+    first = _FirstPotential(potential)
+    initialise, step = hmc(potential_fn_gen=first, algo="NUTS")
 
     def begin(key: Array, z: Array, args: Any) -> Any:
-        return initialise(
-            z,
-            warmup,
-            step_size=0.8,
-            adapt_mass_matrix=False,
-            target_accept_prob=target_accept,
-            max_tree_depth=max_tree_depth,
-            model_args=args,
-            rng_key=key,
-        )
+        with first:
+            return initialise(
+                z,
+                warmup,
+                step_size=0.8,
+                adapt_mass_matrix=False,
+                target_accept_prob=target_accept,
+                max_tree_depth=max_tree_depth,
+                model_args=args,
+                rng_key=key,
+            )
 
     def record(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state = jax.vmap(step, in_axes=(0, axis))(carry[0], args)

@@ -1,0 +1,168 @@
+"""What must not matter does not, of photometry, parallaxes and translators: order, batches, units, what is missing.
+
+The test step is held to rounding. So is training where it ends at a mode; where it takes minibatches, whose stars are
+those of their rows, another order of stars or columns is another path, which ends elsewhere by a part of an error.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from test_parallax import make
+from test_translator import PLAIN, surveys, with_gaps
+
+import bayeslabels as bl
+
+
+class Case(NamedTuple):
+    """close: in errors, of the test step; of_training: of training anew, largest and median."""
+
+    model: object
+    train: bl.Stars
+    test: bl.Stars
+    close: float
+    of_training: tuple[float, float]
+    columns: str
+    iterations: int = 100
+
+
+def parallaxes(prior):
+    train, test = make(150, n_pixel=8).stars, make(20, seed=3, n_pixel=8).stars.drop("parallax")
+    holes = {"magnitudes": bl.Block(
+        np.where(np.random.default_rng(0).random((150, 3)) < 0.1, np.nan, train.magnitudes.value), 0.03,
+        names=train.magnitudes.names, unit="mag",
+    )}  # fmt: skip
+    return Case(bl.Parallax(coefficient_prior=prior), train.with_block(**holes), test, 1e-9, (1e-9, 1e-9), "magnitudes")
+
+
+def translator():
+    train, test = (
+        stars.with_block(labels=with_gaps(stars.labels, 0.1, seed))
+        for seed, stars in enumerate([surveys(150, error=0.1)[0], surveys(20, seed=3, error=0.1)[0]])
+    )
+    return Case(PLAIN, train, test.drop("target_labels"), 1e-9, (3.0, 0.5), "labels", 40)
+
+
+def photometry():
+    """Of draws and their moments the function of the labels is in float32: of another batch they differ by 1e-7."""
+    train, test = (bl.simulate.simulate_photometry(n, ("G", "BP", "RP"), seed=n)[0] for n in (150, 20))
+    model = bl.Photometry(function="polynomial", order=1, members=2, components=1)
+    return Case(model, train, test.drop("labels"), 1e-6, (np.inf, 0.5), "magnitudes", 20)
+
+
+CASES = {
+    "Parallax, Normal": functools.partial(parallaxes, bl.priors.Normal()),
+    "Parallax, Laplace": functools.partial(parallaxes, bl.priors.Laplace()),
+    "Translator": translator,
+    "Photometry": photometry,
+}
+
+
+@functools.cache
+def case(name):
+    return CASES[name]()
+
+
+def fitted(name, train):
+    """By minibatches, of whichever rows."""
+    return bl.fit(case(name).model, train, bl.MAP(max_iterations=case(name).iterations), seed=0, progress=False)
+
+
+@functools.cache
+def plain(name):
+    posterior = fitted(name, case(name).train)
+    return posterior, answer(posterior, case(name).test)
+
+
+def answer(posterior, stars, **how):
+    result = bl.infer(posterior, stars, bl.MAP(), seed=0, progress=False, **how)
+    return result.mean, result.error
+
+
+def apart(found, expected):
+    """Differences (N, Q) in errors, of means and of the errors themselves."""
+    (mean, error), (mean0, error0) = found, expected
+    np.testing.assert_array_equal(np.isnan(mean), np.isnan(mean0))
+    known = np.isfinite(mean0).all(1)
+    assert known.sum() > len(known) / 2
+    return np.maximum(np.abs(mean - mean0) / error0, np.abs(error / error0 - 1))[known]
+
+
+def with_a_blank(stars, at):
+    """One more star in this row, of which nothing is measured."""
+    more = stars[np.insert(np.arange(len(stars)), at, 0)]
+    blocks = {}
+    for name, block in more.blocks.items():
+        value = np.array(block.value, float)
+        value[at] = np.nan
+        blocks[name] = bl.Block(value, block.error, names=block.names, unit=block.units, coords=block.coords)
+    return bl.Stars(**blocks)
+
+
+def reordered(posterior, stars):
+    order = np.random.default_rng(2).permutation(len(stars))
+    back = np.argsort(order)
+    return tuple(x[back] for x in answer(posterior, stars[order]))
+
+
+def beside_a_blank(posterior, stars):
+    return tuple(np.delete(x, 4, 0) for x in answer(posterior, with_a_blank(stars, 4)))
+
+
+TEST_STEP = {
+    "order of stars": reordered,
+    "batches": lambda posterior, stars: answer(posterior, stars, batch_size=7),
+    "a part of the stars": lambda posterior, stars: tuple(
+        np.concatenate(x) for x in zip(*(answer(posterior, stars[s]) for s in (slice(9), slice(9, None))), strict=True)
+    ),
+    "a star without data": beside_a_blank,
+}
+
+
+@pytest.mark.parametrize("relation", TEST_STEP)
+@pytest.mark.parametrize("name", [x if x != "Photometry" else pytest.param(x, marks=pytest.mark.slow) for x in CASES])
+def test_of_the_test_step(name, relation):
+    posterior, expected = plain(name)
+    assert apart(TEST_STEP[relation](posterior, case(name).test), expected).max() < case(name).close
+
+
+def in_another_order(name, train, test):
+    return train[np.random.default_rng(3).permutation(len(train))], test
+
+
+def with_one_blank(name, train, test):
+    return with_a_blank(train, 7), test
+
+
+def of_other_columns(name, train, test):
+    block = case(name).columns
+    names = train[block].names[::-1]
+    return tuple(x.with_block(**{block: x[block].select(names)}) for x in (train, test))
+
+
+TRAINING = {
+    "order of stars": in_another_order,
+    "a star without data": with_one_blank,
+    "order of columns": of_other_columns,
+}
+
+
+@pytest.mark.parametrize("relation", TRAINING)
+@pytest.mark.parametrize("name", [x if "Parallax" in x else pytest.param(x, marks=pytest.mark.slow) for x in CASES])
+def test_of_training(name, relation):
+    of = case(name)
+    train, test = TRAINING[relation](name, of.train, of.test)
+    off = apart(answer(fitted(name, train), test), plain(name)[1])
+    assert off.max() < of.of_training[0]
+    assert np.median(off) < of.of_training[1]
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+@pytest.mark.parametrize("name", [x for x in CASES if "Parallax" in x])
+def test_the_unit_of_the_flux(name, scale):
+    """It enters by its logarithm, about its mean."""
+    scaled = [x.with_block(flux=bl.Block(scale * x.flux.value, scale * x.flux.error)) for x in case(name)[1:3]]
+    assert apart(answer(fitted(name, scaled[0]), scaled[1]), plain(name)[1]).max() < 1e-9
