@@ -292,7 +292,8 @@ class _FirstPotential:
     """
 
     def __init__(self, potential: Callable[..., Callable[[Array], Array]]):
-        self.potential, self.made, self.begins = potential, [], False
+        self.potential, self.begins = potential, False
+        self.made: list[Callable[[Array], Array]] = []
 
     def __call__(self, *args: Any) -> Callable[[Array], Array]:
         if not self.begins:
