@@ -83,6 +83,20 @@ def _posterior(model, moments):
     return bl.Posterior(model, None, moments, {})
 
 
+def test_no_point_far_outside_of_training_is_better_than_the_best(survey, bound):
+    """Where a model predicts 10^15 times the flux, chi^2 is a difference of numbers that have no digits in common."""
+    model, theta = bound
+    stars = survey[0][:40].drop("labels")
+    problem = prepare(_posterior(model, moments_of(model, {k: x[None, None] for k, x in theta.items()})), stars, 0, 4)
+    rng = np.random.default_rng(0)
+    away = rng.normal(size=(40, 128, 3)) * 10 ** rng.uniform(0.5, 3, (40, 128, 1))
+    best = np.asarray(problem.modes.location[0])[:, None]
+    with jax.enable_x64(True):
+        density = np.asarray(in_passing(problem, jnp.asarray(np.concatenate([best, best + away], 1)))[0])
+    assert np.isfinite(density[:, 0]).all()
+    assert (density[:, 1:] < density[:, :1]).all()
+
+
 def test_the_training_density_is_the_dense_gaussian(survey, bound):
     """Without a scatter in luminosity and without dust, of labels that are known: N(flux | 10^(-0.4 (M + mu)), C)."""
     model, theta = bound

@@ -17,8 +17,11 @@ from .linalg import Array, module_of
 MOST = 0.4
 """Largest w E R about which extinction is linear: beyond it, E is far outside of what any data taught."""
 LN10_25 = float(0.4 * np.log(10))
-FAINTEST = -60.0
+BRIGHTEST = -60.0
 """Magnitudes below which fluxes are no numbers of float32."""
+TOO_BRIGHT = 10.0
+"""Magnitudes by which what is predicted of a star is brighter than the star at most. 10^4 times its flux is as wrong as
+more would be; 10^15 times, which a model predicts far outside of its training, squared, leaves chi^2 no digit."""
 
 
 def extinction(e: Array, vector: Array, bend: Array, bands: int = -1) -> Array:
@@ -37,11 +40,15 @@ def bent_by_most(e: Array, vector: Array, bend: Array) -> Array:
     return jnp.minimum(e, MOST / jnp.maximum((jnp.abs(bend) * vector).max(-1), 1e-6))
 
 
-def as_measured(m: Array, n_magnitude: int, bands: int = -1) -> tuple[Array, Array]:
+def as_measured(
+    m: Array, n_magnitude: int, bands: int = -1, brightest: Array | float = BRIGHTEST
+) -> tuple[Array, Array]:
     """What is measured of magnitudes (..., B), the first as they are, the others as fluxes 10^(-0.4 m), and its slope
-    in m; bands 0: of (B, ...)."""
-    first, rest = (m[..., :n_magnitude], m[..., n_magnitude:]) if bands else (m[:n_magnitude], m[n_magnitude:])
-    flux = jnp.exp(-LN10_25 * jnp.maximum(rest, FAINTEST))
+    in m; bands 0: of (B, ...). brightest: of all bands or of each; fluxes are no larger than at these magnitudes."""
+    rest_of = (lambda x: x[..., n_magnitude:]) if bands else (lambda x: x[n_magnitude:])
+    first, rest = (m[..., :n_magnitude] if bands else m[:n_magnitude]), rest_of(m)
+    least = rest_of(brightest) if jnp.ndim(brightest) else brightest
+    flux = jnp.exp(-LN10_25 * jnp.maximum(rest, least))
     return jnp.concatenate([first, flux], bands), jnp.concatenate([jnp.ones_like(first), -LN10_25 * flux], bands)
 
 

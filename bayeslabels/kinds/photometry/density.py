@@ -32,7 +32,7 @@ from ...numerics.dusty import (
 from ...numerics.linalg import Array
 from ...numerics.modes import Energy
 from ...numerics.network import Function
-from ...numerics.tangent import as_measured, bent_by_most, extinction, slope
+from ...numerics.tangent import TOO_BRIGHT, as_measured, bent_by_most, extinction, slope
 from ...numerics.whitening import Noise
 from .label_prior import Tilt
 from .luminosity import luminosity_sd
@@ -166,7 +166,7 @@ def _linear(n_magnitude: int, m: Array, vector: Array, bend: Array, own: Own, mu
     """The same, linear about mu and E (S,); of one kind (S,) or all (K, S)."""
     # bands first, so that sums over bands run along the points
     dimmed, along_e = (f(e, vector.T, bend[:, None], bands=0) for f in (extinction, slope))
-    value, change = as_measured(m.T + mu + dimmed, n_magnitude, bands=0)
+    value, change = as_measured(m.T + mu + dimmed, n_magnitude, 0, (own.bright - TOO_BRIGHT)[:, None])
     columns = change, change * along_e, own.value[:, None] - value
 
     def of_kind(noise: Kinds) -> Quadratic:
@@ -206,7 +206,8 @@ class LabelCurvature:
         slopes = jnp.moveaxis(of_m + e[:, None] * bends * of_vector, 0, 1)
         free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e[:, None] * along], 1)
         dimmed = extinction(e, vector, shared.bend)
-        change = as_measured(m + mu[:, None] + dimmed, self.energy.n_magnitude)[1]
+        least = own.bright - TOO_BRIGHT
+        change = as_measured(m + mu[:, None] + dimmed, self.energy.n_magnitude, brightest=least)[1]
         columns = noise.own.white(jnp.concatenate([free, slopes], 1) * change[:, None])
         n_band = m.shape[-1]
         top = jnp.swapaxes(noise.basis[..., :n_band], -1, -2)
