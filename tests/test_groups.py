@@ -53,14 +53,29 @@ def test_arviz_takes_what_is_asked_for(giants):
     assert each.shape == (2, 60, 60)
     in_sample = np.log(np.exp(each).mean((0, 1))).sum()
     assert 0 < in_sample - float(loo.elpd) < 60  # effective parameters
-    assert tree["prior_predictive/parallax"].shape == (1, 30, 60, 1)
+    assert tree["prior_predictive/parallax"].shape == (1, 30, 60)
     assert "coefficients" in tree["prior"]
     assert "diverging" in tree["sample_stats"]
     # predictive draws are of the data: the share of parallaxes below their draws is level
-    draws = tree["posterior_predictive/parallax"].values[..., 0].reshape(120, 60)
+    draws = tree["posterior_predictive/parallax"].values.reshape(120, 60)
     below = (draws < stars["parallax"].value[:, 0]).mean(0)
     n_middle = ((below > 0.16) & (below < 0.84)).sum()
     assert abs(n_middle - 0.68 * 60) < 4 * np.sqrt(0.68 * 0.32 * 60)
+
+
+def test_unknowns_of_stars_stand_apart_from_parameters(training):
+    stars = bl.Stars(labels=training.labels, flux=training.flux, id=[f"star {i}" for i in range(len(training))])
+    model = bl.Cannon(order=1, label_noise="joint")
+    posterior = bl.fit(model, stars, bl.Gibbs(chains=2, draws=5, warmup=5), progress=False)
+    tree = posterior.to_arviz(stars, posterior_predictive=True)
+    assert "star" not in tree["posterior"].dims
+    assert not set(tree["posterior"].data_vars) & set(tree["posterior_of_stars"].data_vars)
+    kept = posterior.data["posterior"]
+    assert {*tree["posterior"].data_vars, *tree["posterior_of_stars"].data_vars} == set(kept.data_vars)
+    np.testing.assert_array_equal(tree["posterior_of_stars/u"].values, kept["u"].values)
+    for group in ("posterior_of_stars", "observed_data", "log_likelihood", "posterior_predictive"):
+        assert list(tree[group]["star"].values) == list(stars.id)
+    assert list(tree["observed_data/labels"]["labels_column"].values) == list(stars.labels.names)
 
 
 def test_same_seed_same_draws(giants):

@@ -173,9 +173,9 @@ def ppc(
     """
     tree = posterior.to_arviz(stars, log_likelihood=False, posterior_predictive=True, seed=seed)
     observed, drawn = (tree[name].to_dataset() for name in ("observed_data", "posterior_predictive"))
-    shown = []
+    shown: list[tuple[str, np.ndarray, np.ndarray]] = []
     for name in map(str, observed.data_vars):
-        block, value = stars[name], observed[name].values
+        block, value = stars[name], observed[name].values.reshape(len(stars), -1)
         copies = drawn[name].values.reshape(-1, *value.shape)
         copies = copies[np.linspace(0, len(copies) - 1, min(sets, len(copies))).astype(int)]
         copies = np.where(np.isfinite(value), copies, np.nan)  # what was not measured is not compared

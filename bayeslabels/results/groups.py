@@ -30,25 +30,29 @@ if TYPE_CHECKING:
 
 TOGETHER = "stars"
 """The variable of `log_likelihood` of models whose stars' own unknowns are integrated out: all blocks together."""
+OF_STARS = "posterior_of_stars"
+"""The group of the draws of every star's own unknowns, apart from the parameters that all stars share."""
 
 
 @in_float64
 def with_groups(
     posterior: Posterior, stars: Stars, log_likelihood: bool, posterior_predictive: bool, prior: int, seed: int
 ) -> xr.DataTree:
-    """`posterior` and `sample_stats`, with the groups that are asked for; see `Posterior.to_arviz`."""
+    """`posterior`, of stars apart, and `sample_stats`, with the groups asked for; see `Posterior.to_arviz`."""
     model, kind = posterior.model, kind_of(posterior.model)
     if prior < 0:
         raise bad_input(f"prior={prior}", "a number of draws, 0 for none", fix="prior=500")
     model.check(stars)
     stars = kind.trained_part(posterior, stars)
-    groups = {name: posterior.data[name] for name in ("posterior", "sample_stats") if name in posterior.data.children}
-    out = xr.DataTree.from_dict({name: x.to_dataset() for name, x in groups.items()})
-    draws = {str(k): np.nan_to_num(x.values) for k, x in posterior.data["posterior"].to_dataset().items()}
+    learned = posterior.data["posterior"].to_dataset()
+    draws = {str(k): np.nan_to_num(x.values) for k, x in learned.items()}
     _require_same_stars(draws, kind.layout(model).sites, stars)
     observed = observed_blocks(model, stars, {k: x[0, 0] for k, x in draws.items()})
     layout = _layout(stars, observed) | kind.layout(model).sites
     coords = {**kind.layout(model).coords, **_coords(stars, observed)}
+    out = xr.DataTree.from_dict(_apart(learned, coords["star"]))
+    if "sample_stats" in posterior.data.children:
+        out["sample_stats"] = xr.DataTree(posterior.data["sample_stats"].to_dataset())
 
     def put(name: str, variables: Mapping[str, Any], sample_dims: tuple[str, ...] = ("chain", "draw")) -> None:
         dims = {k: layout[k] for k in variables if k in layout}
@@ -56,12 +60,13 @@ def with_groups(
         tree = from_dict({name: kept}, coords=coords, dims=dims, sample_dims=list(sample_dims))
         out[name] = tree[name]
 
-    put("observed_data", {k: np.where(stars[k].observed, stars[k].value, np.nan) for k in observed}, ())
-    errors = {f"{k}_error": stars[k].error for k in observed if stars[k].error is not None}
-    layout |= {f"{k}_error": layout[k] for k in observed if not stars[k].has_covariance}
-    if stars.id is not None:
-        errors["id"], layout["id"] = stars.id, ["star"]
-    put("constant_data", errors, ())
+    def measured(name: str, x: np.ndarray) -> np.ndarray:
+        return x[..., 0] if stars[name].n_dim == 1 else x
+
+    put("observed_data", {k: measured(k, np.where(stars[k].observed, stars[k].value, np.nan)) for k in observed}, ())
+    errors = {k: stars[k].error for k in observed if not stars[k].has_covariance}
+    layout |= {f"{k}_error": layout[k] for k in errors}
+    put("constant_data", {f"{k}_error": measured(k, x) for k, x in errors.items() if x is not None}, ())
     key, other = jax.random.split(jax.random.key(seed))
     if log_likelihood:
         of_stars = _log_likelihood(model, stars, draws)
@@ -72,12 +77,21 @@ def with_groups(
         shape = draws[next(iter(draws))].shape[:2]
         flat = {k: x.reshape(-1, *x.shape[2:]) for k, x in draws.items()}
         sites = _drawn(model, stars, observed, jax.random.split(key, shape[0] * shape[1]), flat)
-        put("posterior_predictive", {k: sites[k].reshape(*shape, *sites[k].shape[1:]) for k in observed})
+        put("posterior_predictive", {k: measured(k, sites[k].reshape(*shape, *sites[k].shape[1:])) for k in observed})
     if prior:
         sites = {k: x[None] for k, x in _drawn(model, stars, observed, jax.random.split(other, prior), {}).items()}
-        put("prior_predictive", {k: sites[k] for k in observed})
-        put("prior", {k: x for k, x in sites.items() if k not in observed})
+        put("prior_predictive", {k: measured(k, sites[k]) for k in observed})
+        put("prior", {k: x for k, x in sites.items() if k not in observed and "star" not in layout.get(k, [])})
     return out
+
+
+def _apart(learned: xr.Dataset, star: Any) -> dict[str, xr.Dataset]:
+    """The parameters that all stars share, and the unknowns of every star, as two groups."""
+    own = [name for name, x in learned.items() if "star" in x.dims]
+    groups = {"posterior": learned.drop_dims("star") if own else learned}
+    if own:
+        groups[OF_STARS] = learned[own].assign_coords(star=star)
+    return groups
 
 
 def _drawn(
@@ -121,8 +135,11 @@ def _require_same_stars(draws: Mapping[str, np.ndarray], sites: Mapping[str, lis
 
 
 def _layout(stars: Stars, blocks: tuple[str, ...]) -> dict[str, list[str]]:
-    return {name: ["star", f"{name}_column"] for name in blocks}
+    """Dimensions of the blocks; one of a single column has the stars' alone."""
+    return {name: ["star"] if stars[name].n_dim == 1 else ["star", f"{name}_column"] for name in blocks}
 
 
 def _coords(stars: Stars, blocks: tuple[str, ...]) -> dict[str, Any]:
-    return {f"{name}_column": list(stars[name].names) for name in blocks if stars[name].names is not None}
+    columns = {f"{name}_column": stars[name].names for name in blocks if stars[name].n_dim > 1}
+    ids = np.arange(len(stars)) if stars.id is None else stars.id
+    return {"star": ids, **{name: list(x) for name, x in columns.items() if x is not None}}

@@ -61,7 +61,9 @@ class Posterior(Generic[M, T]):
             if v.size
         }
         if traces:
-            data["sample_stats"] = xr.DataTree(xr.Dataset(traces))
+            kept = xr.Dataset(traces)  # with the coordinates by which ArviZ marks what diverged
+            of_draws = {x: data["posterior"][x] for x in ("chain", "draw") if x in kept.dims}
+            data["sample_stats"] = xr.DataTree(kept.assign_coords(of_draws))
         return cls(model, data, trained.moments, {**info, **trained.stats})
 
     def with_moments(self, moments: T, **point: np.ndarray) -> Self:
@@ -131,15 +133,17 @@ class Posterior(Generic[M, T]):
     ) -> xr.DataTree:
         """The training posterior in ArviZ's schema with its data, for `arviz_stats.loo`, `compare` and ArviZ's plots.
 
-        Groups: `posterior`, `sample_stats` (of `NUTS`: divergences, energies, densities), `observed_data` and
-        `constant_data` (errors, ids) of the stars, and what is asked for.
+        Groups: `posterior` of the parameters that all stars share, `posterior_of_stars` of every star's own unknowns
+        where the posterior has draws of them, `sample_stats` (of `NUTS`: divergences, energies, densities),
+        `observed_data` and `constant_data` (errors) of the stars, and what is asked for. The coordinates of `star` are
+        the stars' ids.
 
         Args:
             stars: the training stars (where the posterior has draws of every star's own unknowns: the same, in order).
             log_likelihood: ln p (chain, draw, star) of every block given the stars' own unknowns; of models whose
                 stars' unknowns are integrated out (`Photometry`, `Translator`, `Parallax`) of all blocks together.
-            posterior_predictive: a set of data (chain, draw, star, column) for every draw. Star's unknowns of which
-                the posterior has no draws are drawn from their prior.
+            posterior_predictive: a set of data (chain, draw, star, column) for every draw; blocks of one column are
+                (chain, draw, star). Unknowns of a star of which the posterior has no draws are drawn from their prior.
             prior: so many draws from the prior, groups `prior` and `prior_predictive`.
 
         Raises:
