@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from arviz_stats.base import array_stats
 
-from bayeslabels.inference.diagnostics import ess, rhat, worst
+from bayeslabels.inference.diagnostics import ess, rhat, rhat_limit, worst
 
 
 def chains(n_chain, n_draw, rho, seed=0):
@@ -52,3 +52,28 @@ def test_what_cannot_be_told_is_nan():
     told = worst({"a": x, "b": np.ones((4, 100))})
     assert told["rhat_max"] == np.nanmax(rhat(x))
     assert told["ess_min"] == np.nanmin(ess(x))
+
+
+@pytest.mark.parametrize("n_number", [1, 20, 400])
+def test_chains_that_agree_are_called_so_however_many_numbers_are_compared(n_number):
+    """Of some 330 effective draws in two chains, where one number is above 1.02 once in a hundred runs."""
+    rng = np.random.default_rng(n_number)
+    n_run = 4000 // n_number if n_number > 1 else 2000
+    x = rng.normal(size=(2, 300, n_run * n_number))
+    for i in range(1, 300):
+        x[:, i] = 0.3 * x[:, i - 1] + np.sqrt(1 - 0.3**2) * x[:, i]
+    highest = rhat(x).reshape(n_run, n_number).max(1)
+    called_different = (highest > rhat_limit(2, n_number)).sum()
+    assert called_different <= 0.01 * n_run + 3 * np.sqrt(0.01 * n_run) + 1
+    if n_number == 400:
+        assert (highest > 1.02).mean() > 0.8  # what one limit for any number of numbers would call different
+
+
+def test_one_chain_elsewhere_is_seen_among_many_numbers():
+    x = np.random.default_rng(0).normal(size=(4, 500, 1000))
+    assert worst({"x": x})["converged"]
+    x[0, :, 7] += 0.8
+    told = worst({"x": x})
+    assert not told["converged"]
+    assert told["rhat_limit"] == rhat_limit(4, 1000)
+    assert rhat_limit(4, 1) == pytest.approx(1.02)

@@ -96,11 +96,11 @@ class NUTS(Inference):
         sampled = jit(jax.vmap(jax.vmap(constrain)))(z)
         draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
         known = model.comparable(draws)
-        stats = {
-            "n_divergent": int(told["diverging"].sum()),
-            **worst(known),
-        }
-        stats["converged"] = stats["rhat_max"] < 1.02 and stats["n_divergent"] == 0
+        stats: dict[str, Any] = {"n_divergent": int(told["diverging"].sum()), **worst(known)}
+        if stats["n_divergent"]:
+            stats |= {"converged": False, "advice": f"NUTS(target_accept={0.5 + self.target_accept / 2:.3g})"}
+        elif not stats["converged"]:
+            stats["advice"] = f"NUTS(chains={max(self.chains, 4)}, draws={2 * self.draws})"
         told["tree_depth"] = np.ceil(np.log2(told["n_steps"] + 1)).astype(int)
         return Trained(draws, None, stats, told)
 

@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 
 from ..data.stars import Stars
+from ..inference.diagnostics import RHAT_LIMIT
 from ..inference.importance import KHAT_LIMIT
 from ..kind import Column
 from .star_posterior import LEVELS, ONE_SIGMA, Flags
 
-RHAT_LIMIT = 1.02
-"""R-hat above which chains do not agree."""
 SECOND = 0.01
 """Probability of all modes but the best above which a star has a second solution."""
 

@@ -13,7 +13,7 @@ from ...core.priors import Flat, Laplace, Learned
 from ...data.stars import Stars
 from ...errors import CannotDo
 from ...inference.base import Trained
-from ...inference.diagnostics import ess, rhat
+from ...inference.diagnostics import worst
 from ...inference.gibbs import Gibbs
 from ...numerics.compiling import jit
 from ...numerics.compress import PIXELS
@@ -223,13 +223,7 @@ def _label_values(features: Features, u: np.ndarray, c: np.ndarray) -> np.ndarra
 
 
 def _diagnose(draws: dict[str, np.ndarray], rates: dict[str, np.ndarray]) -> dict[str, Any]:
-    several = len(next(iter(draws.values()))) > 1
-    worst = max(np.nanmax(rhat(x)) for x in draws.values()) if several else np.nan
-    stats: dict[str, Any] = {
-        "rhat_max": float(worst),
-        "ess_min": float(min(np.nanmin(ess(x)) for x in draws.values())),
-        "converged": bool(worst < 1.02),
-    }
+    stats: dict[str, Any] = worst(draws)
     for name, rate in rates.items():
         stats[f"acceptance_{name}"] = float(rate.mean())
         if name == "u":
