@@ -206,7 +206,10 @@ def magnitude_residuals(
         ax.set_xlabel(label(names[i], units[i]))
         ax.set_ylabel("observed - predicted [mag]")
         ax.locator_params(axis="x", nbins=5)
-    panels[0].legend(frameon=False, fontsize=8, ncols=2)
+    if axes is None:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    else:
+        panels[0].legend(frameon=False, fontsize=8, ncols=2)
     return figure
 
 
