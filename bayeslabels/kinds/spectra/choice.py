@@ -230,8 +230,9 @@ def tell_which_error(posterior: TrainedModel[LinearModel, Moments], stars: Stars
     rows = list(zip(frame.names, frame.units, tau, stated, strict=True))
     if noisy := [f"{name} {t:.3g} {unit}".rstrip() for name, unit, t, error in rows if t > error]:
         LOG.warning(
-            "The catalogue's labels scatter by more than their stated errors (%s): <label>_catalogue_error is the "
-            "error of a label on the catalogue's scale, <label>_error leaves this scatter out.",
+            "The catalogue's labels %s (%s): <label>_catalogue_error is the error of a label on the catalogue's scale, "
+            "<label>_error leaves this scatter out.",
+            "scatter by more than their stated errors" if (stated > 0).any() else "have no stated errors, and scatter",
             ", ".join(noisy),
         )
 
