@@ -11,24 +11,12 @@ to 84th percentile.
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
-from cannon_accuracy import CLASSIC, UNITS, miles_stars
+from stars import CLASSIC, apogee_stars, miles_stars
 
 import bayeslabels as bl
 from bayeslabels import calibration
-
-
-def apogee_stars(shared):
-    """Giants of APOGEE DR12, pixels with errors; their labels have none."""
-    with fits.open(shared / "data" / "apogee_671x100.fits") as file:
-        table = file[1].data
-        labels = np.column_stack([table[n] for n in ("TEFF", "LOGG", "PARAM_M_H")]).astype(float)
-        flux, error = (np.asarray(table[n], float) for n in ("FLUX", "FLUX_ERR"))
-    labels = bl.Block(labels, names=("TEFF", "LOGG", "M_H"), unit=UNITS[:3])
-    return bl.Stars(labels=labels, flux=bl.Block(flux, np.where(error > 0, error, np.inf)))
 
 
 def plugged_in(posterior):
@@ -74,7 +62,7 @@ def judged(posterior, result, test, learn):
 
 
 def main(a):
-    stars = {"apogee": apogee_stars, "miles": miles_stars}[a.stars](a.shared)
+    stars = {"apogee": apogee_stars, "miles": miles_stars}[a.stars]()
     found = {}
     for seed in a.splits:
         half = np.random.default_rng(seed).permutation(len(stars)) % 2 == 0
@@ -101,5 +89,4 @@ if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("stars", choices=("apogee", "miles"))
     cli.add_argument("--splits", type=int, nargs="+", default=[0])
-    cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     main(cli.parse_args())

@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calibration import apogee_stars
-from cannon_accuracy import CLASSIC, UNITS, miles_stars, robust
+from stars import CLASSIC, apogee_stars, giants, line_stars, miles_stars, robust
 
 import bayeslabels as bl
 from bayeslabels.demo import simulated
 from bayeslabels.simulate import simulate
 
 HERE = Path(__file__).resolve().parent
-SHARED = HERE.parents[1] / "shared"
 KEPT, PAGE = HERE / "error_bars.json", HERE.parent / "docs" / "error-bars.md"
 
 Found = dict[str, Any]
@@ -66,7 +63,8 @@ def demo(seed: int) -> Iterator[Run]:
     """The survey of `bayeslabels demo`: 600 stars, 400 pixels, tau of 30 K, 0.06, 0.02 dex."""
     stars = simulated(600, 400, seed)
     assert stars.truth is not None
-    yield "default", lambda: judged(bl.Cannon(), stars.train, stars.test, stars.truth, bl.Importance())
+    for name, model in (("default", bl.Cannon()), ("classic Cannon", CLASSIC)):
+        yield name, lambda m=model: judged(m, stars.train, stars.test, stars.truth, bl.Importance())
 
 
 def small(seed: int) -> Iterator[Run]:
@@ -75,11 +73,13 @@ def small(seed: int) -> Iterator[Run]:
         train, test, truth = line_stars(n, 300, 3, seed, True)
         yield f"{n} stars", lambda x=(train, test, truth): judged(bl.Cannon(), *x)
         yield f"{n} stars, order 2 told", lambda x=(train, test, truth): judged(bl.Cannon(order=2), *x)
+        yield f"{n} stars, cut", lambda x=(train, test, truth): judged(bl.Cannon(label_noise="cut"), *x)
 
 
 def lines(quadratic: bool, n_label: int, seed: int) -> Iterator[Run]:
     stars = line_stars(1000, 1000, n_label, seed, quadratic)
-    yield "Cannon()", lambda: judged(bl.Cannon(), *stars)
+    yield "default", lambda: judged(bl.Cannon(), *stars)
+    yield "classic Cannon", lambda: judged(CLASSIC, *stars)
     if n_label == 5:
         yield "Lux(20)", lambda: judged(bl.Lux(20), *stars)
 
@@ -104,19 +104,6 @@ def quadratic5(seed: int) -> Iterator[Run]:
     return lines(True, 5, seed)
 
 
-def line_stars(n: int, n_pixel: int, n_label: int, seed: int, quadratic: bool) -> tuple[bl.Stars, bl.Stars, np.ndarray]:
-    data = of_cases("line_spectra").make(n, n_pixel, n_label, seed, quadratic)
-    ivar = data["ivar"] * np.ones_like(data["flux"])
-    labels = bl.Block(data["label"], data["label_err"], names=[str(x) for x in data["names"]], unit=UNITS[:n_label])
-    stars = bl.Stars(flux=bl.Block.from_ivar(data["flux"], ivar), labels=labels)
-    return stars[:n], stars[n:].drop("labels"), data["label_true"][n:]
-
-
-def of_cases(name: str) -> Any:
-    sys.path.insert(0, str(SHARED / "cases"))
-    return __import__(name)
-
-
 def deep(seed: int) -> Iterator[Run]:
     """Exact labels at high signal-to-noise, where the smallest misfit shows; 1500 stars."""
     for n_pixel, snr in ((800, 200), (200, 50), (200, 300), (3000, 50), (3000, 300)):
@@ -128,16 +115,6 @@ def deep(seed: int) -> Iterator[Run]:
             return judged(bl.Cannon(label_noise=False), train.with_block(labels=exact), test, truth.test_labels)
 
         yield f"{n_pixel} pixels, S/N {snr}", run
-
-
-def giants(seed: int, n_pixel: int = 1000, **disturbed: Any) -> tuple[bl.Stars, bl.Stars, np.ndarray, np.ndarray]:
-    """1000 training and 400 test stars like APOGEE's giants, the truth, and the training stars' true labels."""
-    data = of_cases("apogee_like").make(1000, 400, n_pixel, seed, **disturbed)
-    labels = bl.Block(data["label"], data["label_err"], names=data["names"], unit=data["units"])
-    stars = bl.Stars(
-        labels=labels, flux=bl.Block(data["flux"], data["flux_err"], coords={"wavelength": data["wavelength"]})
-    )
-    return stars[:1000], stars[1000:].drop("labels"), data["label_true"][1000:], data["label_true"][:1000]
 
 
 def apogee(seed: int) -> Iterator[Run]:
@@ -207,6 +184,27 @@ def hidden(seed: int) -> Iterator[Run]:
     yield "continuum of 1 %", wiggles
 
 
+def modes(seed: int) -> Iterator[Run]:
+    """1000 stars of quadratic lines from a cold start: optima that are worse than the one next to the truth."""
+
+    def run() -> Found:
+        train, test, truth = line_stars(1000, 1000, 3, seed, True)
+        start = time.process_time()
+        posterior = bl.fit(bl.Cannon(order=2), train, seed=0, progress=False)
+        cold = bl.infer(posterior, test, bl.MAP(), seed=0, progress=False)
+        # a start at the truth: catalogue labels so noisy that they weigh nothing
+        frame = posterior.model.frame
+        vague = bl.Block(truth, np.full(truth.shape, 1e4) * frame.scale, names=frame.names, unit=train.labels.unit)
+        near = bl.infer(posterior, test.with_block(labels=vague), bl.MAP(starts=1), seed=0, progress=False)
+        worse = (cold.stars["chi2"] > near.stars["chi2"]).values
+        wrong = (np.abs(cold.mean - near.mean) > 0.1 * near.error).any(1) & worse
+        return told(
+            cold.mean, cold.error, truth, start, wrong=wrong.sum(), flagged_of_wrong=(cold.flags[wrong] > 0).sum()
+        )
+
+    yield "default", run
+
+
 def held_out(stars: bl.Stars, seed: int, folds: int, model: bl.Cannon) -> Found:
     """The catalogue's labels held out in folds; errors are those on the catalogue's scale, tau included."""
     labels = stars.labels.value
@@ -231,14 +229,14 @@ def held_out(stars: bl.Stars, seed: int, folds: int, model: bl.Cannon) -> Found:
 
 def miles(seed: int) -> Iterator[Run]:
     """477 FGK stars of MILES, every eighth of 4300 pixels, five folds: neither labels nor fluxes have errors."""
-    stars = miles_stars(SHARED, 8)
+    stars = miles_stars(8)
     yield "classic", lambda: held_out(stars, seed, 5, CLASSIC)
     yield "default", lambda: held_out(stars, seed, 5, bl.Cannon())
 
 
 def apogee_real(seed: int) -> Iterator[Run]:
     """671 giants of APOGEE, 100 pixels, two folds: the labels have no errors."""
-    stars = apogee_stars(SHARED)
+    stars = apogee_stars()
     yield "classic", lambda: held_out(stars, seed, 2, CLASSIC)
     yield "default", lambda: held_out(stars, seed, 2, bl.Cannon())
 
@@ -248,7 +246,7 @@ CASES: dict[str, tuple[Case, Sequence[int]]] = {
     "demo": (demo, FIVE), "small": (small, FIVE), "quadratic": (quadratic, LINES), "saturating": (saturating, LINES),
     "quadratic5": (quadratic5, LINES), "saturating5": (saturating5, LINES), "deep": (deep, (3,)),
     "apogee": (apogee, FIVE), "nuisances": (nuisances, THREE), "hidden": (hidden, THREE), "miles": (miles, THREE),
-    "apogee_real": (apogee_real, THREE),
+    "apogee_real": (apogee_real, THREE), "modes": (modes, LINES[:1]),
 }  # fmt: skip
 """The cases, and the seeds of each that stand in the table."""
 

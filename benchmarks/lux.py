@@ -13,27 +13,15 @@ python benchmarks/lux.py miles   [--folds 5]       beside The Cannon, same folds
 
 import argparse
 import resource
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
-from cannon_accuracy import UNITS, miles_stars, robust, show
+from stars import UNITS, line_stars, miles_stars, robust, show
 
 import bayeslabels as bl
 from bayeslabels.inference import gibbs
 from bayeslabels.inference.diagnostics import ess, rhat
-
-
-def line_stars(a, seed):
-    sys.path.insert(0, str(a.shared / "cases"))
-    from line_spectra import make
-
-    data = make(1000, 1000, 5, seed, a.quadratic)
-    labels = bl.Block(data["label"], data["label_err"], names=[str(n) for n in data["names"]], unit=UNITS)
-    stars = bl.Stars(flux=bl.Block.from_ivar(data["flux"], data["ivar"] * np.ones_like(data["flux"])), labels=labels)
-    return stars[:1000], stars[1000:].drop("labels"), data["label_true"][1000:]
 
 
 def judge(result, truth):
@@ -45,7 +33,7 @@ def judge(result, truth):
 
 def lines(a):
     for seed in a.seeds:
-        train, test, truth = line_stars(a, seed)
+        train, test, truth = line_stars(1000, 1000, 5, seed, a.quadratic)
         start = time.process_time()
         posterior = bl.fit(bl.Lux(a.latents), train, seed=0, progress=False)
         middle = time.process_time()
@@ -64,7 +52,7 @@ def choice(a):
 
 
 def speed(a):
-    train, test, _ = line_stars(a, 7)
+    train, test, _ = line_stars(1000, 1000, 5, 7, a.quadratic)
     method = bl.MAP(tolerance=np.inf)  # stops at a relative change of 1e-6 of the objective
     model = bl.Lux(a.latents)
     bl.fit(model, train, bl.MAP(tolerance=np.inf, max_iterations=3), progress=False)  # compiles
@@ -86,7 +74,7 @@ def speed(a):
 
 
 def missing(a):
-    train, test, truth = line_stars(a, 7)
+    train, test, truth = line_stars(1000, 1000, 5, 7, a.quadratic)
     labels = train.labels
     for name, gone in (
         ("complete", np.zeros(labels.value.shape, bool)),
@@ -161,7 +149,7 @@ def held_out_labels(posterior, test):
 
 
 def full(a):
-    train, test, truth = line_stars(a, 7)
+    train, test, truth = line_stars(1000, 1000, 5, 7, a.quadratic)
     start, wall = time.process_time(), time.perf_counter()
     posterior = bl.fit(bl.Lux(a.latents), train, bl.Gibbs(draws=a.draws, warmup=a.warmup, thin=a.thin), progress=False)
     print(f"Gibbs of 1000 x 1000, P={a.latents}: {time.process_time() - start:.0f} CPU s, "
@@ -196,7 +184,7 @@ def sweep(a):
 
 
 def miles(a):
-    stars = miles_stars(a.shared)
+    stars = miles_stars()
     value = stars.labels.value
     fold = np.random.default_rng(0).permutation(len(stars)) % a.folds
     for name, model in (("Cannon", bl.Cannon()), (f"Lux({a.latents})", bl.Lux(a.latents))):
@@ -235,6 +223,5 @@ if __name__ == "__main__":
     cli.add_argument("--draws", type=int, default=450)
     cli.add_argument("--warmup", type=int, default=100)
     cli.add_argument("--thin", type=int, default=3)
-    cli.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     options = cli.parse_args()
     cases[options.case](options)
