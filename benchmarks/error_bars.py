@@ -60,7 +60,7 @@ def judged(
 
 
 def demo(seed: int) -> Iterator[Run]:
-    """The survey of `bayeslabels demo`: 600 stars, 400 pixels, tau of 30 K, 0.06, 0.02 dex."""
+    """The survey of `bayeslabels demo`. 600 stars, 400 pixels, tau of 30 K, 0.06, 0.02 dex."""
     stars = simulated(600, 400, seed)
     assert stars.truth is not None
     for name, model in (("default", bl.Cannon()), ("classic Cannon", CLASSIC)):
@@ -68,7 +68,7 @@ def demo(seed: int) -> Iterator[Run]:
 
 
 def small(seed: int) -> Iterator[Run]:
-    """Few training stars of few pixels; the truth is a quadratic."""
+    """Few training stars of few pixels. The truth is a quadratic."""
     for n in (60, 100, 200):
         train, test, truth = line_stars(n, 300, 3, seed, True)
         yield f"{n} stars", lambda x=(train, test, truth): judged(bl.Cannon(), *x)
@@ -85,27 +85,27 @@ def lines(quadratic: bool, n_label: int, seed: int) -> Iterator[Run]:
 
 
 def saturating(seed: int) -> Iterator[Run]:
-    """1000 stars x 1000 pixels of lines that saturate, which no polynomial can follow; three labels."""
+    """Lines that saturate, three labels. 1000 stars x 1000 pixels of spectra that no polynomial can follow."""
     return lines(False, 3, seed)
 
 
 def quadratic(seed: int) -> Iterator[Run]:
-    """The same, the truth a quadratic."""
+    """Quadratic spectra, three labels. 1000 stars x 1000 pixels."""
     return lines(True, 3, seed)
 
 
 def saturating5(seed: int) -> Iterator[Run]:
-    """Lines that saturate, five labels."""
+    """Lines that saturate, five labels. 1000 stars x 1000 pixels."""
     return lines(False, 5, seed)
 
 
 def quadratic5(seed: int) -> Iterator[Run]:
-    """The truth a quadratic, five labels."""
+    """Quadratic spectra, five labels. 1000 stars x 1000 pixels."""
     return lines(True, 5, seed)
 
 
 def deep(seed: int) -> Iterator[Run]:
-    """Exact labels at high signal-to-noise, where the smallest misfit shows; 1500 stars."""
+    """Exact labels, by number of pixels and S/N. 1500 stars; at high S/N the smallest misfit shows."""
     for n_pixel, snr in ((800, 200), (200, 50), (200, 300), (3000, 50), (3000, 300)):
 
         def run(n_pixel: int = n_pixel, snr: int = snr) -> Found:
@@ -118,7 +118,7 @@ def deep(seed: int) -> Iterator[Run]:
 
 
 def apogee(seed: int) -> Iterator[Run]:
-    """1000 spectra like those of APOGEE's giants, four labels, the truth a quadratic with scatter."""
+    """Spectra like those of APOGEE's giants. 1000 stars, four labels, the truth a quadratic with scatter."""
     for n_pixel in (1000, 2000):
         train, test, truth, known = giants(seed, n_pixel)
         labels = bl.Block(known, names=train.labels.names, unit=train.labels.unit)
@@ -131,7 +131,7 @@ def apogee(seed: int) -> Iterator[Run]:
 
 
 def nuisances(seed: int) -> Iterator[Run]:
-    """The same with 1000 pixels, the test stars disturbed in a way that training never saw, and inferred with it."""
+    """The same with disturbed test stars. 1000 pixels; training never saw what `infer(nuisances=...)` is told of."""
     n = bl.nuisances
     all_three = (n.Continuum(0.01), n.Velocity(1.0), n.Broadening(0.5))
     disturbed: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
@@ -158,7 +158,7 @@ def nuisances(seed: int) -> Iterator[Run]:
 
 
 def hidden(seed: int) -> Iterator[Run]:
-    """Variance that no label explains, in training and test: `hidden="auto"`, and a continuum that is told."""
+    """The same with variance that no label explains. In training and test; `hidden="auto"`, and a known continuum."""
 
     def abundance() -> Found:
         train, test, truth, _ = giants(seed, hidden=True)
@@ -185,7 +185,7 @@ def hidden(seed: int) -> Iterator[Run]:
 
 
 def modes(seed: int) -> Iterator[Run]:
-    """1000 stars of quadratic lines from a cold start: optima that are worse than the one next to the truth."""
+    """Wrong modes. 1000 stars of quadratic lines from a cold start, judged against optima next to the truth."""
 
     def run() -> Found:
         train, test, truth = line_stars(1000, 1000, 3, seed, True)
@@ -228,14 +228,14 @@ def held_out(stars: bl.Stars, seed: int, folds: int, model: bl.Cannon) -> Found:
 
 
 def miles(seed: int) -> Iterator[Run]:
-    """477 FGK stars of MILES, every eighth of 4300 pixels, five folds: neither labels nor fluxes have errors."""
+    """FGK stars of MILES. 477 stars, every eighth of 4300 pixels, five folds; neither labels nor fluxes have errors."""
     stars = miles_stars(8)
     yield "classic", lambda: held_out(stars, seed, 5, CLASSIC)
     yield "default", lambda: held_out(stars, seed, 5, bl.Cannon())
 
 
 def apogee_real(seed: int) -> Iterator[Run]:
-    """671 giants of APOGEE, 100 pixels, two folds: the labels have no errors."""
+    """Giants of APOGEE. 671 stars, 100 pixels, two folds; the labels have no errors."""
     stars = apogee_stars()
     yield "classic", lambda: held_out(stars, seed, 2, CLASSIC)
     yield "default", lambda: held_out(stars, seed, 2, bl.Cannon())
@@ -267,7 +267,8 @@ def table(kept: dict[str, Any]) -> str:
     for name, (case, _) in CASES.items():
         if name not in kept:
             continue
-        lines += ["", f"## {name}", "", " ".join((case.__doc__ or "").split()), ""]
+        title, about = " ".join((case.__doc__ or "").split()).split(". ", 1)
+        lines += ["", f"## {title}", "", about, ""]
         lines += ["| setting | seeds | rms or scatter | sd of z | CPU s |", "|---|---|---|---|---|"]
         for setting, runs in kept[name].items():
             lines.append(_row(setting, list(runs.values())))
