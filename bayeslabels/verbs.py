@@ -68,19 +68,24 @@ def fit(
 
     Args:
         model: such as `Cannon()`. What its settings leave open (an order, `label_noise=True`, a latent size) is decided
-            by the evidence of the flux or by held-out stars; the scores stand in the result's `info["selection"]`. Or a
-            NumPyro program of your own, a function of stars (how it is written: `kinds.program.OwnProgram`), or a
-            subclass of a model with a program of its own, or a model with a distribution of NumPyro as one of its
-            priors; `NUTS` and `SVI` train these, slowly.
-        stars: with the blocks that the model observes: for the Cannon `labels` and `flux`, for `Parallax` those of its
-            features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or folder as
-            `infer_catalog` does, larger than memory: read anew in every epoch.
+            by the evidence of the flux or by held-out stars. The scores stand in the result's `info["selection"]`.
+            A model may also be a NumPyro program of your own, which is a function of stars (how it is written:
+            `kinds.program.OwnProgram`), a subclass with a program of its own, or a model with a distribution of NumPyro
+            as one of its priors. `NUTS` and `SVI` train these, slowly.
+        stars: training stars with the blocks that the model observes: for `Cannon` these are `labels` and `flux`, for
+            `Parallax` its features and `parallax`. `MAP` and `SVI`, and `Laplace` of `Parallax`, also take a file or
+            folder that is larger than memory, as `infer_catalog` does, and read it anew in every epoch.
         inference: `MAP()` (the default for models of spectra), `Laplace()` (the default for `Parallax`), `Gibbs()`,
             `NUTS()` or `SVI()`.
         seed: same seed, same result. progress: show a bar; None: on a terminal and in notebooks.
-        columns: of a file, as in `Stars.from_table`; of blocks that are left out, columns named like them.
-        checkpoint: a file (.npz), for the same inferences, that is written every so many seconds (`every`). The same
-            call, after whatever stopped it, goes on from there, with the same result to the bit.
+        columns: which columns of a file make up which block, as in `Stars.from_table`. A block that is not named here
+            is read from the columns named like it.
+        checkpoint: a file (.npz) that the inferences that take files write while they train. The same call, after
+            whatever stopped it, continues from there, with the same result to the bit.
+        every: seconds between two checkpoints.
+
+    Returns:
+        What was learned: parameters with their uncertainty, `info`, and everything that `infer` needs.
 
     Raises:
         BadInput: stars that the model cannot be trained on. CannotDo: an inference that cannot train this model.
@@ -206,15 +211,17 @@ def infer(
     Args:
         posterior: from `fit` or `load`.
         inference: `Laplace()` (the default), `Importance()`, `NUTS()` or `MAP()`.
-        nuisances: of models of spectra: what else varies from star to star in these spectra, such as
-            `nuisances.Continuum(0.01)`; None: as in training. A continuum that is off by 1 per cent costs a factor of
-            three in the labels, integrated out it costs nothing. What is found of them (a velocity) is in the table.
-        flux_error_factor: of models of spectra "star": the stated flux errors are wrong by a factor f, which is learned
-            of every star, ln f ~ N(0, 1), and stands in the table; None: as in training.
+        nuisances: for models of spectra, what else varies from star to star in these spectra, such as
+            `nuisances.Continuum(0.01)`; None: as in training. A continuum that is off by 1 per cent makes the labels
+            three times worse; integrated out it costs nothing. What is found of a nuisance, such as a velocity, stands
+            in the table.
+        flux_error_factor: for models of spectra, "star" says that the stated flux errors are wrong by a factor f. It is
+            learned for every star, with the prior ln f ~ N(0, 1), and stands in the table. None: as in training.
+        seed, progress: as in `fit`.
         batch_size: stars at a time; None: as many as take some 200 MB, at most.
 
     Returns:
-        A row for every star, in order; a star without an answer has NaN and a flag.
+        A row for every star, in order. A star without an answer has NaN and a flag.
 
     Example:
         >>> import bayeslabels as bl

@@ -260,7 +260,7 @@ def table(kept: dict[str, Any]) -> str:
         "of (estimate minus truth) over the stated error: 1 where the error bars hold. Of real stars the truth is the",
         "catalogue's label, held out, and both the scatter and *sd of z* are robust. Means over the seeds; in",
         "brackets the least and the greatest sd of z of any label and seed. CPU seconds are those of training and",
-        "test step, beside other work, compilation included.",
+        "test step, beside other work, most programs compiled before.",
         "",
         "Made by `python benchmarks/error_bars.py --write`.",
     ]
