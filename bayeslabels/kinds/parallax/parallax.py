@@ -30,6 +30,10 @@ from .model import LogLinearModel, MeasuredParallax, scatter_site
 class Parallax(LogLinearModel):
     """Parallaxes from magnitudes, spectra and labels, trained on measured parallaxes of any sign and any S/N.
 
+    ::
+
+        parallax_n = exp(theta . x_n + s_n eps_n) + zero_n + N(0, sigma_n^2),    x_n = (1, magnitudes, ln flux, ...)
+
     No cut on the parallax or its S/N, no logarithm or inverse of a measured one: cuts bias the coefficients.
 
     ======== ====================== =======================================================================

@@ -75,6 +75,11 @@ class PredictedMagnitudes(NamedTuple):
 class Photometry(CollapsedModel[PhotometryFrame]):
     """Magnitudes in any bands from labels, distance and dust; and labels, distances and dust from magnitudes.
 
+    ::
+
+        magnitudes_n = M(u_n) + mu_n + A_n + noise,    A_n = E_n R(u_n) - w (E_n R(u_n))^2
+        parallax_n   = 10^((10 - mu_n) / 5) + zero + noise
+
     ======== ============================ ===========================================================================
     symbol   site                         meaning, shape, unit
     ======== ============================ ===========================================================================

@@ -41,6 +41,11 @@ ORDERS = (1, 2, 3, 4)
 class Cannon(LinearModel):
     """The Cannon with priors on coefficients, scatter and true labels.
 
+    ::
+
+        flux_nl  = theta_l . phi(u_n) + N(0, sigma_nl^2 + s_l^2),    u_n = (true label_n - centre) / scale
+        label_nm = true label_nm + N(0, sigma_nm^2 + tau_m^2)
+
     ======== ============================== =============================================
     symbol   site                           meaning, shape, unit
     ======== ============================== =============================================
@@ -54,16 +59,17 @@ class Cannon(LinearModel):
     ======== ============================== =============================================
 
     Args:
-        order: of the polynomial phi, all monomials of the labels up to it (1 to 4; Ho+17 eq. 6 is 2). "auto": the one
-            that the evidence of the flux asks for. Misfit of a polynomial that is too low is common to many
-            pixels, too small to be seen in any of them, and makes error bars too small.
+        order: order of the polynomial phi, which has all monomials of the labels up to it (1 to 4; Ho+17 eq. 6 has 2).
+            "auto" takes the order that the evidence of the flux asks for. The misfit of too low an order is common to
+            many pixels, too small to be seen in any of them, and makes error bars too small.
         terms: instead of `order`, the monomials one by one: ``[{}, {"TEFF": 1}, {"TEFF": 1, "LOGG": 2}]``; ``{}`` is
             the constant. The powers are those of the scaled labels u.
-        label_noise: True: the catalogue's labels are noisy, by tau beyond their stated errors, and the true labels are
-            u + C psi(u), psi a cubic and C shrunk towards 0 as the catalogue allows. The spectra may move the training
-            stars' u ("free") unless held-out labels are clearly better where they may not ("cut": where the spectra
-            hold more variance than the labels explain). "joint": "free" without the curve, the full
-            posterior that `Gibbs` and `NUTS` sample. False: the classic Cannon, training labels exact.
+        label_noise: how noisy training labels are taken into account. With True, the catalogue's labels scatter by tau
+            beyond their stated errors, and the true labels are u + C psi(u), psi a cubic and C shrunk towards 0 as far
+            as the catalogue allows. The spectra may then move the training stars' u ("free"), unless held-out labels
+            are better predicted where they may not ("cut"), as where spectra hold more variance than the labels
+            explain. "joint" is "free" without the curve, the full posterior that `Gibbs` and `NUTS` sample. False is
+            the classic Cannon, which takes the training labels for exact.
         scatter: None: learned per pixel; else the fixed s_l, a number or (L,), in flux units.
         coefficient_prior: `priors.Learned()` by default: terms that the spectra do not need are shrunk to nothing.
             `Flat()` or None (the textbook's), `Normal` (ridge), `Laplace` (sparse). Or a distribution of NumPyro, of
@@ -87,7 +93,7 @@ class Cannon(LinearModel):
         outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
             scatters (Ho+17 section 3: 4); None: none.
 
-    Sources: Ness+15 (ApJ 808, 16), Ho+17 (ApJ 836, 5; equations above), Casey+16 (arXiv:1603.03040).
+    Sources: Ness+15 (ApJ 808, 16), Ho+17 (ApJ 836, 5; eq. 3 to 6), Casey+16 (arXiv:1603.03040).
 
     Example:
         >>> import bayeslabels as bl

@@ -36,6 +36,11 @@ LADDER = (1, 2, 4, 8)
 class Lux(LinearModel):
     """Lux with priors on everything, and every posterior integrated over the latents.
 
+    ::
+
+        labels_n = A z_n + N(0, sigma_n^2 + tau^2)
+        flux_n   = B z_n + N(0, sigma_n^2 + s^2),    z_n ~ N(0, I_P)
+
     ======== ======================== ===================================================================
     symbol   site                     meaning, shape, unit
     ======== ======================== ===================================================================

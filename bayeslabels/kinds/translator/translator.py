@@ -56,6 +56,10 @@ class TranslatorData(NamedTuple):
 class Translator(CollapsedModel[TranslatorFrame]):
     """Labels of survey A (with magnitudes, colours, ...) to labels of survey B, learned from stars in common.
 
+    ::
+
+        target_n = x_n + f(x_n) + s(x_n) R^1/2 e_n,    e_n ~ Student-t_nu
+
     ====== =================== ============================================================================
     symbol site                meaning, shape
     ====== =================== ============================================================================
