@@ -279,6 +279,8 @@ def _row(setting: str, runs: list[Found]) -> str:
     rms, z = (np.array([x.get(a, x.get(b)) for x in runs]) for a, b in (("rms", "scatter"), ("sd of z", "robust z")))
     cells = [" / ".join(f"{x:.3g}" for x in rms.mean(0)), " / ".join(f"{x:.2f}" for x in z.mean(0))]
     seconds = np.mean([x["cpu s"] for x in runs])
+    if "wrong" in runs[0]:
+        setting += f", {sum(x['wrong'] for x in runs):.0f} stars in a wrong mode"
     return f"| {setting} | {len(runs)} | {cells[0]} | {cells[1]} ({z.min():.2f} to {z.max():.2f}) | {seconds:.0f} |"
 
 

@@ -74,8 +74,7 @@ class LinearModel(Model[Frame]):
         scatter_distribution: prior of the s_l where they are learned, in flux units; or a distribution of NumPyro.
         label_scatter_distribution: prior of every tau_m, in units of the label's spread in training (`Frame.scale`); or
             a distribution of NumPyro.
-        outlier_sigma: after a first pass drop training stars of which a label is off by more than this many robust
-            scatters; None: none.
+        outlier_sigma: leave out training stars whose labels are off by more robust scatters than this in a first pass.
         nuisances: what else varies from star to star (`bayeslabels.nuisances`), integrated out of every spectrum.
         flux_error_factor: a factor f on the stated errors of the flux, sigma_nl -> f sigma_nl, to be learned: "star":
             every star's own, "survey": one of all training stars, for the test stars too; None: 1.
