@@ -65,7 +65,7 @@ def test_arviz_takes_what_is_asked_for(giants):
 
 def test_unknowns_of_stars_stand_apart_from_parameters(training):
     stars = bl.Stars(labels=training.labels, flux=training.flux, id=[f"star {i}" for i in range(len(training))])
-    model = bl.Cannon(order=1, label_noise="joint")
+    model = bl.Cannon(order=1, label_noise="joint", coefficient_prior=bl.priors.Normal())
     posterior = bl.fit(model, stars, bl.Gibbs(chains=2, draws=5, warmup=5), progress=False)
     tree = posterior.to_arviz(stars, posterior_predictive=True)
     assert "star" not in tree["posterior"].dims
