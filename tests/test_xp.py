@@ -19,6 +19,7 @@ from bayeslabels.kinds.photometry.stars import moments_of, prepare
 from bayeslabels.simulate import simulate_xp
 
 SMALL = {"n_pixel": 7, "bands": ("J", "Ks")}
+SHAPE = ("weights", "reddening_log", "reddening_slope")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,21 @@ def test_the_training_density_is_the_dense_gaussian(survey, bound):
         dense = np.log(np.exp(p - p.max()).sum() * (mu[1] - mu[0])) + p.max()
         np.testing.assert_allclose(ours[n], dense, rtol=1e-3, atol=0.05)  # a bad fit: chi2 of hundreds
     assert frame.n_flux == 7
+
+
+def test_the_slope_of_the_training_density_is_its_derivative(survey, bound):
+    """Also through the modulus and reddening about which fluxes are taken to be linear, that move with theta."""
+    model, theta = bound
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, model.arrays(survey[0]))
+        at = {name: jnp.asarray(x, float) for name, x in theta.items()}
+        way = {name: jax.random.normal(jax.random.key(i), x.shape) for i, (name, x) in enumerate(sorted(at.items()))}
+        moved = jax.jit(
+            lambda step: model.log_likelihood(at | {k: at[k] + step * way[k] for k in SHAPE}, data).sum(),
+        )
+        (_, slope), h = jax.jvp(moved, (0.0,), (1.0,)), 1e-5
+        by_difference = (moved(h) - moved(-h)) / (2 * h)
+    np.testing.assert_allclose(slope, by_difference, rtol=2e-3)
 
 
 def test_an_outlier_is_one_in_both_blocks(survey, bound):

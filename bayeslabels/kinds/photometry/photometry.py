@@ -413,10 +413,13 @@ class Photometry(CollapsedModel[PhotometryFrame]):
             columns = [change, at.vector * bends, x.value - value, *(y * bends for y in more)]
             return quadratic_and_rest(jnp.stack(columns, -2), at.factors * change[:, None], noise, mu, e)
 
-        fixed, e = jax.lax.stop_gradient((at, noise, bend)), data.reddening_guess
+        # the slope of a flux goes with where it is taken, and that with theta; magnitudes are linear all along
+        given = (at, noise, bend, theta)
+        *fixed, known = jax.lax.stop_gradient(given) if self.n_magnitude == at.mean.shape[-1] else given
+        e = data.reddening_guess
         bright = x.bright - fixed[0].mean - extinction(e, fixed[0].vector, fixed[2])
         mu = centre_of(bright, fixed[1].scaled(x.unit))
-        mu, e = near(about(*fixed, mu, e)[0], self.others(jax.lax.stop_gradient(theta), data))
+        mu, e = near(about(*fixed, mu, e)[0], self.others(known, data))
         return about(at, noise, bend, mu, bent_by_most(e, fixed[0].vector, fixed[2]), *more)
 
     def log_likelihood(self, theta: Mapping[str, Array], data: PhotometricData) -> Array:
