@@ -134,6 +134,8 @@ class Kind(ABC, Generic[M, T]):
     fit_by: ClassVar[Inference]
     infer_by: ClassVar[Inference]
     """The inferences where the user names none."""
+    names_stars: ClassVar[bool] = False
+    """Whether a training posterior may hold draws of each training star, in their order."""
     lost: ClassVar[str] = ""
     """Key of a result's `info` under which the number of stars that are not `usable` is recorded; "": all are."""
 
@@ -179,9 +181,9 @@ class Kind(ABC, Generic[M, T]):
 
     def choose(self, model: M, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice[M]:
         """Settle what the model's settings leave open, and leave out the stars that are not `usable`."""
-        bound, usable = model.bind(stars), self.usable(model, stars)
-        info = {self.lost: int((~usable).sum())} if self.lost else {}
-        return Choice(bound, stars if usable.all() else stars[usable], info)
+        usable = self.usable(model, stars)
+        used = stars if usable.all() or not usable.any() else stars[usable]
+        return Choice(model.bind(used), used, {self.lost: int((~usable).sum())} if self.lost else {})
 
     def train(self, model: M, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained[T]:
         """The training step, of stars in memory."""
@@ -270,10 +272,13 @@ class Kind(ABC, Generic[M, T]):
         stars: Stars,
         inference: Inference,
         seed: int,
-        first: int,
+        keys: np.ndarray,
         progress: bool | None,
     ) -> dict[str, xr.Dataset]:
-        """`posterior` (draws) and `stars` (summaries and flags) of a batch of stars, a row each; first: its place."""
+        """`posterior` (draws) and `stars` (summaries and flags) of a batch of stars, a row each.
+
+        seed: of random numbers that all stars share; keys (N, 2): of each star's own (`numerics.own_variates`).
+        """
 
     def asked(self, model: M) -> tuple[str, ...]:
         """Blocks that the test step is asked for, and would take as data where they are present."""

@@ -15,6 +15,7 @@ import xarray as xr
 
 from .core.model import Model
 from .data.batches import Usable
+from .data.digests import digests, in_order
 from .data.sentinels import ranges_of, refuse_sentinels, refuse_tiny_errors, warn_of_far_labels, without_sentinels
 from .data.stars import Stars
 from .devices import one_each
@@ -27,6 +28,7 @@ from .inference.map import MAP
 from .kind import Choice, kind_of
 from .kinds.program.program import as_model
 from .numerics.linalg import in_float64
+from .numerics.own_variates import keys_of
 from .progress import bar
 from .results.posterior import Posterior, provenance
 from .results.star_posterior import Flags, StarPosterior, refuse_names
@@ -102,10 +104,13 @@ def fit(
     kind = kind_of(model)
     inference = inference or kind.fit_by
     kind.require(inference, model, "fit")
+    large = not isinstance(stars, Stars) or checkpoint is not None
+    by_rows = kind.by_rows(inference, large)
     if isinstance(stars, Stars):
         _refuse_early(model, stars)
-    large = not isinstance(stars, Stars) or checkpoint is not None
-    if kind.by_rows(inference, large):
+        if by_rows or not kind.names_stars:  # so that nothing depends on the order in which they are given
+            stars = stars[in_order(digests(stars, model.blocks), seed)]
+    if by_rows:
         if odd := kind.not_by_rows(model):
             why = "stars are in files or a checkpoint is kept" if large else f"{type(inference).__name__} trains it"
             raise CannotDo(f"{odd} where {why}")
@@ -137,7 +142,7 @@ def _fit_by_rows(
 
     def those(usable: Usable) -> TrainingStars:
         if isinstance(stars, Stars):
-            return StarsInMemory(stars, usable, seed)
+            return StarsInMemory(stars, usable)
         return StarsInFiles(stars, dict(columns or {}), model, usable, seed, progress)
 
     training = those(functools.partial(kind.usable, model))
@@ -217,7 +222,8 @@ def infer(
             in the table.
         flux_error_factor: for models of spectra, "star" says that the stated flux errors are wrong by a factor f. It is
             learned for every star, with the prior ln f ~ N(0, 1), and stands in the table. None: as in training.
-        seed, progress: as in `fit`.
+        seed: same seed, same result. The draws of a star follow from the seed and from what was measured of it, whatever
+            stars are beside it: two stars of the same numbers have the same draws. progress: as in `fit`.
         batch_size: stars at a time; None: as many as take some 200 MB, at most.
 
     Returns:
@@ -248,7 +254,7 @@ def infer(
 
     def part(start: int) -> dict[str, xr.Dataset]:
         batch = stars if len(stars) <= size else stars[start : start + size]
-        return infer_batch(posterior, batch, inference, seed, start, size, progress)
+        return infer_batch(posterior, batch, inference, seed, size, progress)
 
     parts = []
     with bar(len(stars), "test step", progress) as shown:
@@ -295,21 +301,21 @@ def few_batches(model: Model) -> list[int]:
 
 
 def infer_batch(
-    posterior: Posterior, stars: Stars, inference: Inference, seed: int, first: int, size: int, progress: bool | None
+    posterior: Posterior, stars: Stars, inference: Inference, seed: int, size: int, progress: bool | None
 ) -> dict[str, xr.Dataset]:
     """`Kind.infer` of some of many stars, filled up to `size` with copies of them: one shape, compiled once.
 
     A star at which the linear algebra fails is flagged NOT_CONVERGED; the others are inferred without it. A sentinel,
-    such as a magnitude of 99, is missing, and its star is flagged SENTINEL.
-
-    first: the place of the first of them among all stars.
+    such as a magnitude of 99, is missing, and its star is flagged SENTINEL. The random numbers of a star follow from
+    the seed and from what was measured of it: they are the same among other stars and in other batches.
     """
     n = len(stars)
     if n < size:
         stars = stars[np.arange(size) % n]  # of all: were the last one hard, its copies would be
     kind = kind_of(posterior.model)
     stars, odd = without_sentinels(stars, posterior.info.get("ranges", {}))
-    part, failed = without_failures(lambda x: kind.infer(posterior, x, inference, seed, first, progress), stars)
+    keys = keys_of(digests(stars, posterior.model.blocks), seed)
+    part, failed = without_failures(lambda x: kind.infer(posterior, x, inference, seed, keys, progress), stars)
     if failed.any():
         flags = part["stars"]["flags"]
         part["stars"]["flags"] = flags.where(~failed, (flags & ~int(Flags.NO_DATA)) | int(Flags.NOT_CONVERGED))

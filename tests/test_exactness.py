@@ -29,6 +29,7 @@ from bayeslabels.numerics.compress import compress
 from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.numerics.modes import Energy, Modes
+from bayeslabels.numerics.own_variates import keys_of
 
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([400.0, 0.8])
 
@@ -298,9 +299,10 @@ def test_stars_of_bent_posteriors_get_longer_trajectories(monkeypatch):
     covariance = np.stack([np.diag([w**2, 0.09]) for w in width])[None]
     modes = Modes(np.zeros((1, 3, 2)), covariance, np.zeros((1, 3)), np.ones((1, 3), bool))
     problem = StarProblem(Bent(), None, width, modes)
-    found = NUTS().infer(problem, 0, False)
+    keys = keys_of(np.arange(3, dtype=np.uint64), 0)
+    found = NUTS().infer(problem, keys, False)
     monkeypatch.setattr(nuts, "ENOUGH", 0)
-    short = NUTS().infer(problem, 0, False)
+    short = NUTS().infer(problem, keys, False)
     np.testing.assert_array_equal(found.u[:, :, [0, 2]], short.u[:, :, [0, 2]])
     assert short.star_stats["ess"][1] < 100
     assert found.star_stats["ess"][1] > 2 * short.star_stats["ess"][1]

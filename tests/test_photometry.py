@@ -17,6 +17,7 @@ import bayeslabels as bl
 from bayeslabels import plots
 from bayeslabels.astro.extinction import band_extinction, extinction_law
 from bayeslabels.data.batches import Batches, RowsInMemory
+from bayeslabels.data.digests import digests, in_order
 from bayeslabels.errors import BadInput
 from bayeslabels.inference.starwise import in_passing
 from bayeslabels.kinds.photometry.stars import prepare
@@ -167,6 +168,7 @@ def test_recovers_the_truth(survey, posterior):
 def test_training_ends_at_the_mode(survey, posterior):
     """Slope of ln p per sd, of the function and of the reddening vector, on the resample that a member trained on."""
     model, stars = posterior.model, survey[0][:N_TRAIN]
+    stars = stars[in_order(digests(stars, model.blocks), 0)]
     often = Batches.of(RowsInMemory(model, stars), 2, 0, None, bootstrap=True).often
     draws = posterior.data["posterior"].to_dataset()
     with jax.enable_x64(True):

@@ -103,7 +103,8 @@ def test_the_batches_of_an_epoch_are_the_whole_objective(line, blocks_of_200, bo
                 total += of_members(real, part, jnp.asarray(counts), jnp.asarray(width), key)
         np.testing.assert_array_equal(seen, batches.often)
         assert not seen[:, 5:40].any()
-        out = split(line.n, 3, 0)
+        usable = np.flatnonzero(line.usable)[np.argsort(batches.place[line.usable])]
+        out = split(usable, 3)
         assert all(not seen[e][out[e]].any() for e in range(3))
         theta = jax.vmap(objective.constrained)(real)
         for e in range(3):

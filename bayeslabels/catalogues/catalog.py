@@ -255,7 +255,7 @@ def infer_table(
     if stars.id is None:
         stars = Stars(id=np.arange(first, first + len(stars)), **stars.blocks)
     posterior.model.check(stars)
-    part = infer_batch(posterior, stars, inference, seed, first, size, False)
+    part = infer_batch(posterior, stars, inference, seed, size, False)
     part["stars"]["flags"] = part["stars"]["flags"] | np.where(bad, int(Flags.BAD_ERROR), 0)
     return gathered(posterior, stars, [part], inference, seed).table(save), int(bad.sum())
 

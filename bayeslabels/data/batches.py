@@ -2,7 +2,8 @@
 
 An epoch goes through all stars, block by block. A block is put together from ranges of rows from all over the table, is
 read while the one before is at use, and lies in the device's memory alone. Stars in memory are one block, if they are
-few. Every order follows from seed, epoch and block: a run can be taken up at any block.
+few. Every order follows from seed, epoch and block: a run can be taken up at any block. Which stars are held out, and
+who comes after whom in a block, follows from what was measured of the stars (`digests`), not from their rows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from ..errors import bad_input
 from ..numerics.compress import STARS
 from ..process import settings_as_usual
+from .digests import digests, in_order
 from .stars import Stars
 
 Usable = Callable[[Stars], np.ndarray]
@@ -41,13 +43,15 @@ Range = tuple[int, int]
 class Rows(ABC):
     """Training stars as the `arrays` of a model, which is bound to the sample `stars`; `n` in all.
 
-    usable (n,): the stars that say anything. pieces: ranges of rows that are read from their beginning to their end.
+    usable (n,): the stars that say anything. digests (n,): of what was measured of each. pieces: ranges of rows that
+    are read from their beginning to their end.
     """
 
     model: Any
     stars: Stars
     n: int
     usable: np.ndarray
+    digests: np.ndarray
     pieces: list[Range]
     width: int = 1
     """Numbers of a star."""
@@ -70,7 +74,7 @@ class RowsInMemory(Rows):
         self.model, self.all, self.n = model, stars, len(stars)
         self.stars = stars if sample is None else sample
         self.usable = np.ones(self.n, bool) if usable is None else usable
-        self.pieces, self.width = pieces_of(self.n), width_of(stars)
+        self.pieces, self.width, self.digests = pieces_of(self.n), width_of(stars), digests(stars, model.blocks)
 
     @cached_property
     def whole(self) -> Any:  # type: ignore[override]
@@ -122,6 +126,7 @@ class Batches:
     Args:
         size: stars per step. passes: over a block before the next, where there are few stars.
         often (E, n): how many times a star counts for each member; out (E, n_out): the stars held out.
+        place (n,): of a star in the order that follows from seed and digests.
         block: stars of a block, at most.
     """
 
@@ -131,6 +136,7 @@ class Batches:
     passes: int
     often: np.ndarray
     out: np.ndarray
+    place: np.ndarray
     block: int
 
     @classmethod
@@ -140,18 +146,21 @@ class Batches:
     ) -> Batches:  # fmt: skip
         """bootstrap: members count stars as often as resamples with replacement do. steps: of an epoch, about, at
         least. batch_size: None: 256, or fewer of few stars. hold_out: which share of the stars."""
+        order = in_order(rows.digests, seed)
+        place = np.argsort(order)
         often = np.repeat(rows.usable[None].astype(np.uint8), members, 0)
-        out = split(rows.n, members, seed, rows.width, hold_out) if hold_out else np.zeros((members, 0), int)
+        usable = order[rows.usable[order]]
+        out = split(usable, members, rows.width, hold_out) if hold_out else np.zeros((members, 0), int)
         np.put_along_axis(often, out, 0, 1)
         if bootstrap:
             rng = np.random.default_rng([seed, 32416190071])
             for own in often:
-                kept = np.flatnonzero(own)
+                kept = usable[own[usable] > 0]
                 own[:] = np.bincount(kept[rng.integers(len(kept), size=len(kept))], minlength=rows.n)
         n_kept = int(often.sum(1, dtype=int).max())
         size = min(batch_size or min(256, max(16, n_kept // 12)), n_kept)
         passes = max(1, round(steps * size / n_kept))
-        return cls(rows, seed, size, passes, often, out, max(size, at_once(max(BLOCK, 16 * size), rows.width)))
+        return cls(rows, seed, size, passes, often, out, place, max(size, at_once(max(BLOCK, 16 * size), rows.width)))
 
     @property
     def n(self) -> int:
@@ -200,13 +209,14 @@ class Batches:
         """order and counts (E, S, B) of a block, S the same for all full blocks; and its number of steps."""
         rng = np.random.default_rng([self.seed, 67867967, epoch, index])
         often = np.concatenate([self.often[:, slice(*x)] for x in ranges], 1)
+        following = np.argsort(np.concatenate([self.place[slice(*x)] for x in ranges])).astype(np.int32)
         steps = self.steps_of(often.sum(1, dtype=int))
         room = min(self.block, self.rows.n)
         most = max(steps, -(-self.passes * int(room + 6 * np.sqrt(room)) // self.size))
         order = np.zeros((len(often), most, self.size), np.int32)
         counts = np.zeros(order.shape, bool)
         for mine, own, mask in zip(often, order, counts, strict=True):
-            entries = np.repeat(np.arange(len(mine), dtype=np.int32), mine)
+            entries = np.repeat(following, mine[following])
             turns = np.concatenate([rng.permutation(entries) for _ in range(self.passes)])
             filled = np.diff(np.linspace(0, len(turns), steps + 1).astype(int))
             mask[:steps] = np.arange(self.size) < filled[:, None]
@@ -263,11 +273,16 @@ class Passes:
             epoch, index = epoch + 1, 0
 
 
-def split(n: int, members: int, seed: int, width: int = 1, share: float = HELD_OUT) -> np.ndarray:
-    """Held-out rows (E, n_out) of every member; as far apart as may be. Of a smaller share, some of the same."""
-    n_out = max(1, min(int(share * n), n // 2, at_once(MOST_HELD_OUT, width)))
-    order = np.random.default_rng([seed, 15487469]).permutation(n)
-    return np.stack([np.roll(order, -e * max(n_out, n // max(members, 1)))[:n_out] for e in range(members)])
+def split(order: np.ndarray, members: int, width: int = 1, share: float = HELD_OUT) -> np.ndarray:
+    """Held-out rows (E, n_out) of every member, of rows in random order: of each others, the first of them, as long as
+    there are any."""
+    n_out = held_out_of(len(order), width, share)
+    return np.stack([np.roll(order, -e * n_out)[:n_out] for e in range(members)])
+
+
+def held_out_of(n: int, width: int = 1, share: float = HELD_OUT) -> int:
+    """How many of n stars a member holds out."""
+    return max(1, min(int(share * n), n // 2, at_once(MOST_HELD_OUT, width)))
 
 
 def ahead(items: Iterator[Any]) -> Generator[Any]:

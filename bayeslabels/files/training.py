@@ -1,7 +1,8 @@
 """Training stars, in memory or in files larger than it: what the training step by minibatches asks of both.
 
 Of files two things are held: a sample, which the model takes its scales from, and the stars held out. All else is read
-again, pass after pass, a block at a time.
+again, pass after pass, a block at a time. Of every star in files there are some twenty bytes in memory: a digest, its
+place, and how often it counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from astropy.table import Table
 
 from ..core.model import Model
-from ..data.batches import Range, Rows, RowsInMemory, Usable, at_once, pieces_of, split, width_of
+from ..data.batches import Range, Rows, RowsInMemory, Usable, at_once, held_out_of, pieces_of, width_of
+from ..data.digests import digests, in_order
 from ..data.sentinels import fills_of, refuse_beyond
 from ..data.stars import Stars
 from ..errors import bad_input
@@ -49,21 +51,54 @@ class TrainingStars(ABC):
 
 
 class StarsInMemory(TrainingStars):
-    """Stars."""
+    """Stars in random order, `in_order`; those that are not usable are left out."""
 
-    def __init__(self, stars: Stars, usable: Usable, seed: int):
-        self.stars, self.n, self.usable = stars, len(stars), usable(stars)
-        most = at_once(SAMPLE, width_of(stars), SAMPLE_NUMBERS)
-        self.sample = stars if self.n <= most and self.usable.all() else stars[sample_of(self.usable, seed, most)]
+    def __init__(self, stars: Stars, usable: Usable):
+        self.n, self.usable = len(stars), usable(stars)
+        self.stars = stars if self.usable.all() or not self.usable.any() else stars[self.usable]
+        self.sample = self.stars[: at_once(SAMPLE, width_of(stars), SAMPLE_NUMBERS)]
 
     def rows(self, model: Any) -> Rows:
-        return RowsInMemory(model, self.stars, self.usable, self.sample)
+        return RowsInMemory(model, self.stars, sample=self.sample)
 
     def identity(self) -> Any:
         total = hashlib.sha256(str(sorted(self.stars.blocks)).encode())
         for x in jax.tree.leaves(dict(self.stars.blocks)):
             total.update(np.ascontiguousarray(np.asarray(x, float)).tobytes())
         return total.hexdigest()[:16]
+
+
+class First:
+    """The first `most` usable rows of a table in random order, `in_order`, found as the table goes by.
+
+    `index`: the numbers of these rows, ascending.
+    """
+
+    def __init__(self, most: int, seed: int):
+        self.most, self.seed = most, seed
+        self.tables: list[Table] = []
+        self.digests, self.index = np.zeros(0, np.uint64), np.zeros(0, int)
+
+    def add(self, table: Table, digests: np.ndarray, usable: np.ndarray, first: int) -> None:
+        """Rows from `first` on."""
+        at = np.flatnonzero(usable)
+        if len(at):
+            self.tables.append(table[at])
+            self.digests, self.index = np.append(self.digests, digests[at]), np.append(self.index, first + at)
+        if len(self.index) > 2 * self.most:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        kept = np.sort(in_order(self.digests, self.seed)[: self.most])
+        self.tables = [joined(self.tables)[kept]]
+        self.digests, self.index = self.digests[kept], self.index[kept]
+
+    @property
+    def table(self) -> Table:
+        """Those rows."""
+        if len(self.index) > self.most:
+            self._shorten()
+        return joined(self.tables)
 
 
 class StarsInFiles(TrainingStars):
@@ -77,12 +112,10 @@ class StarsInFiles(TrainingStars):
         self.columns, self.n = self.source.columns, self.source.stream.n_row
         if self.n == 0:
             raise bad_input(f"{path} with 0 rows", "training stars")
-        everything = np.ones(self.n, bool)
         self.width = width_of(self.source.stars(next(self.source.tables(0, 1))))
-        sample = sample_of(everything, seed, at_once(SAMPLE, self.width, SAMPLE_NUMBERS))
-        out = split(self.n, getattr(model, "members", 1), seed, self.width)
-        self.index = np.unique(np.concatenate([sample, out.ravel()]))
-        self.usable, kept = everything, []
+        most = at_once(SAMPLE, self.width, SAMPLE_NUMBERS)
+        first_few = First(max(most, getattr(model, "members", 1) * held_out_of(self.n, self.width)), seed)
+        self.usable, self.digests = np.ones(self.n, bool), np.empty(self.n, np.uint64)
         self.fills: dict[str, np.ndarray] = {}
         with bar(self.n, f"reading {path}", progress) as shown:
             first = 0
@@ -90,17 +123,19 @@ class StarsInFiles(TrainingStars):
                 stop = first + len(table)
                 stars = self.source.stars(table)
                 self.usable[first:stop] = usable(stars)
+                self.digests[first:stop] = digests(stars, model.blocks)
                 for name, x in fills_of(stars, model.blocks).items():
                     known = self.fills.get(name, x)
                     self.fills[name] = np.stack([np.fmin(known[:, 0], x[:, 0]), np.fmax(known[:, 1], x[:, 1])], 1)
-                low, high = np.searchsorted(self.index, [first, stop])
-                if high > low:
-                    kept.append(table[self.index[low:high] - first])
+                first_few.add(table, self.digests[first:stop], self.usable[first:stop], first)
                 shown.update(stop - first)
                 first = stop
-        self.held = self.source.stars(joined(kept))
+        if not self.usable.any():
+            raise bad_input(f"{path}, of which no star says anything of a {type(model).__name__}",
+                            f"training stars with {', '.join(model.blocks)}")  # fmt: skip
+        self.index, self.held = first_few.index, self.source.stars(first_few.table)
         refuse_beyond(self.fills, self.held)
-        self.sample = self.held[np.searchsorted(self.index, sample[self.usable[sample]])]
+        self.sample = self.held[in_order(self.digests[self.index], seed)[:most]]
 
     def rows(self, model: Any) -> Rows:
         return RowsInFiles(model, self)
@@ -115,6 +150,7 @@ class RowsInFiles(Rows):
     def __init__(self, model: Any, training: StarsInFiles):
         self.model, self.stars, self.training = model, training.sample, training
         self.n, self.usable, self.width = training.n, training.usable, training.width
+        self.digests = training.digests
         self.pieces = training.source.stream.pieces() or pieces_of(self.n)
         self.ends = {stop for _, stop in self.pieces}
         self.reading: dict[int, Iterator[Table]] = {}
@@ -143,11 +179,3 @@ def _arrays(model: Any, stars: Stars, size: int) -> Any:
     filled = stars if len(stars) == size else stars[np.minimum(np.arange(size), len(stars) - 1)]
     model.check(filled)
     return jax.tree.map(np.asarray, model.arrays(filled))
-
-
-def sample_of(usable: np.ndarray, seed: int, most: int) -> np.ndarray:
-    """Rows of the sample, in order."""
-    rows = np.flatnonzero(usable)
-    if len(rows) > most:
-        rows = np.sort(np.random.default_rng([seed, 982451653]).choice(rows, most, replace=False))
-    return rows

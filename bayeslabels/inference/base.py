@@ -77,8 +77,9 @@ class Inference:
                 to = f"{least:g} or more" if most == np.inf else f"{least:g} to {most:g}"
                 raise bad_input(f"{type(self).__name__}({name}={value!r})", f"{what}, {to}")
 
-    def infer(self, problem: Any, seed: int, progress: bool | None) -> StarDraws:
-        """Solve a `starwise.StarProblem`: the test step, where a subclass has one."""
+    def infer(self, problem: Any, keys: np.ndarray, progress: bool | None) -> StarDraws:
+        """Solve a `starwise.StarProblem`: the test step, where a subclass has one; keys (N, 2): of each star's random
+        numbers (`numerics.own_variates`)."""
         raise NotImplementedError  # pragma: no cover - guarded by `Kind.require`
 
     @classmethod

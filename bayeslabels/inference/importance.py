@@ -14,6 +14,7 @@ import numpy as np
 from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
 from ..numerics.modes import Modes
+from ..numerics.own_variates import other_keys
 from ..numerics.psis import smooth_weights
 from ..progress import bar
 from .base import Inference, StarDraws
@@ -67,16 +68,16 @@ class Importance(Inference):
     freedom: int = 8
     rescue: bool = True
 
-    def _weighted(self, problem: StarProblem, seed: int, progress: bool | None, what: str = "") -> Weighted:
+    def _weighted(self, problem: StarProblem, keys: np.ndarray, progress: bool | None, what: str = "") -> Weighted:
         n, size = problem.n_star, problem.at_once
-        mixed = np.random.default_rng([seed, 31]).permutation(self.draws)
+        mixed = np.random.default_rng(31).permutation(self.draws)
         position, parts = jnp.asarray((mixed + 0.5) / self.draws), []
         with bar(n, f"test step, importance sampling{what}", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
                 kept = min(size, n - start)
                 part = problem.select(rows)
-                draws, proposal = draw_mixture(part, seed + 1_000_003 * start, self.draws, self.freedom)
+                draws, proposal = draw_mixture(part, keys[rows], self.draws, self.freedom)
                 log_p, beside = in_passing(part, draws)
                 weighed = _weigh(draws, beside, log_p - proposal, position)
                 parts.append(jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], weighed))
@@ -86,16 +87,16 @@ class Importance(Inference):
         return out._replace(u=by_draw[0], beside=by_draw[1])
 
     @in_float64
-    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
+    def infer(self, problem: StarProblem, keys: np.ndarray, progress: bool | None) -> StarDraws:
         n = problem.n_star
-        u, beside, khat, ess, mean, covariance = self._weighted(problem, seed, progress)
+        u, beside, khat, ess, mean, covariance = self._weighted(problem, keys, progress)
         failed = ~np.asarray(problem.modes.converged[0])
         for round in range(ROUNDS):
             high = np.flatnonzero((khat > KHAT_LIMIT) & ~failed)
             if not len(high):
                 break
-            nearer, what = _nearer(problem.select(high), u[:, high], seed + round), f", round {round + 2}"
-            again = self._weighted(nearer, seed + round + 1, progress, what)
+            nearer, what = _nearer(problem.select(high), u[:, high], round), f", round {round + 2}"
+            again = self._weighted(nearer, other_keys(keys[high], 611953 + round), progress, what)
             better = np.flatnonzero(again.khat < khat[high])
             rows = high[better]
             _put((u, beside), rows, jax.tree.map(lambda x, i=better: x[:, i], (again.u, again.beside)))
@@ -106,7 +107,7 @@ class Importance(Inference):
         if self.rescue and len(high):
             from .nuts import NUTS
 
-            sampled = NUTS(chains=4, draws=-(-self.draws // 4)).infer(problem.select(high), seed, progress)
+            sampled = NUTS(chains=4, draws=-(-self.draws // 4)).infer(problem.select(high), keys[high], progress)
             draws = sampled.u.reshape(-1, len(high), u.shape[-1])[: self.draws]
             rescued[high] = True
             rest = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 1, 0), _passing(problem.select(high), draws))
@@ -133,12 +134,12 @@ def _passing(problem: StarProblem, u: np.ndarray) -> Any:
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-def _nearer(problem: StarProblem, u: np.ndarray, seed: int) -> StarProblem:
+def _nearer(problem: StarProblem, u: np.ndarray, round: int) -> StarProblem:
     """With components at some of the draws u (S, N, M), narrower than these, in the place of the modes.
 
     A proposal that follows a bent or bounded posterior where a Gaussian cannot (West 1993).
     """
-    pick = np.random.default_rng([seed, 611953]).choice(len(u), COMPONENTS, replace=False)
+    pick = np.random.default_rng([round, 611953]).choice(len(u), COMPONENTS, replace=False)
     off = u - u.mean(0)
     covariance = np.einsum("snm,snk->nmk", off, off) / len(u)
     covariance += 1e-6 * np.eye(u.shape[2]) * np.einsum("nmm->n", covariance)[:, None, None]

@@ -35,8 +35,8 @@ class Laplace(Inference):
     draws: int = 500
     starts: int = 4
 
-    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
-        u, _ = draw_mixture(problem, seed, self.draws)
+    def infer(self, problem: StarProblem, keys: np.ndarray, progress: bool | None) -> StarDraws:
+        u, _ = draw_mixture(problem, keys, self.draws)
         modes = problem.modes
         weight = np.asarray(modes.weight)[..., None]
         location = np.asarray(modes.location)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..core.model import Model
 from ..errors import bad_input
 from .base import Inference, StarDraws
@@ -45,5 +47,5 @@ class MAP(Inference):
                 "None: every iteration goes through all stars; SVI takes minibatches",
             )
 
-    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
+    def infer(self, problem: StarProblem, keys: np.ndarray, progress: bool | None) -> StarDraws:
         return modes_of(problem)

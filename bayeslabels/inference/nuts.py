@@ -22,6 +22,7 @@ from ..errors import bad_input
 from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
 from ..numerics.modes import Energy
+from ..numerics.own_variates import other_keys
 from ..progress import bar, stretches
 from .base import Inference, StarDraws, Trained
 from .diagnostics import ess, rhat, worst
@@ -190,18 +191,20 @@ class NUTS(Inference):
                 yield Trained(own, None, {"n_divergent": int(diverging[i])})
 
     @in_float64
-    def infer(self, problem: StarProblem, seed: int, progress: bool | None) -> StarDraws:
+    def infer(self, problem: StarProblem, keys: np.ndarray, progress: bool | None) -> StarDraws:
         with bar(problem.n_star, "test step, NUTS", progress) as shown:
-            u, divergent = self._sample_all(problem, seed, DEPTH, shown)
+            u, divergent = self._sample_all(problem, keys, DEPTH, shown)
         hard = np.flatnonzero(ess(u).min(-1) < min(ENOUGH * self.chains, self.draws))
         if len(hard):
             with bar(len(hard), "test step, NUTS of longer trajectories", progress) as shown:
-                again = self._sample_all(problem.select(hard), seed + 611953, DEEPER, shown)
+                again = self._sample_all(problem.select(hard), other_keys(keys[hard], 611953), DEEPER, shown)
             u[:, :, hard], divergent[hard] = again
         per_star = {"rhat": rhat(u).max(-1), "ess": ess(u).min(-1), "n_divergent": divergent}
         return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star)
 
-    def _sample_all(self, problem: StarProblem, seed: int, depth: int, shown: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _sample_all(
+        self, problem: StarProblem, keys: np.ndarray, depth: int, shown: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draws (chain, draw, N, M) and how many of each star diverged (N,), batch by batch."""
         n, m = problem.n_star, problem.n_latent
         size = min(BATCH, 1 << max(n - 1, 0).bit_length())  # few sizes: each is compiled
@@ -209,21 +212,23 @@ class NUTS(Inference):
         for start in range(0, n, size):
             rows = np.minimum(np.arange(start, start + size), n - 1)
             kept = min(size, n - start)
-            draws, diverging = self._sample(problem.select(rows), seed + 1_000_003 * start, depth)
+            draws, diverging = self._sample(problem.select(rows), keys[rows], depth)
             u[:, :, start : start + kept] = draws[:, :, :kept]
             divergent[start : start + kept] = diverging[:kept]
             shown.update(kept)
         return u, divergent
 
-    def _sample(self, problem: StarProblem, seed: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        start, _ = draw_mixture(problem, seed, self.chains)
+    def _sample(self, problem: StarProblem, keys: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        start, _ = draw_mixture(problem, keys, self.chains)
         centre = problem.modes.location[0]
         factor = jnp.linalg.cholesky(problem.modes.covariance[0])
         z = jnp.einsum("nij,ncj->nci", jnp.linalg.inv(factor), start - centre[:, None])
-        keys = jax.random.split(jax.random.key(seed), (len(centre), self.chains))
+        of_chains = jax.vmap(lambda key: jax.random.split(key, self.chains))(
+            jax.random.wrap_key_data(jnp.asarray(keys))
+        )
         args = (problem.own, centre, factor)
         settings = (problem.energy, self.warmup or 150, self.draws, self.target_accept, depth)
-        draws, diverging = _run(*settings, problem.shared, keys, z, args)
+        draws, diverging = _run(*settings, problem.shared, of_chains, z, args)
         return np.moveaxis(np.asarray(draws), 0, 2), np.asarray(diverging).sum((1, 2))
 
 

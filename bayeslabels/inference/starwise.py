@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from ..numerics.compiling import jit
 from ..numerics.linalg import Array, in_float64
 from ..numerics.modes import Energy, Modes
+from ..numerics.own_variates import chi_square, normal, other_keys, uniform
 from .base import StarDraws
 
 
@@ -61,18 +62,21 @@ def modes_of(problem: StarProblem) -> StarDraws:
 
 
 @in_float64
-def draw_mixture(problem: StarProblem, seed: int, n: int, freedom: int | None = None) -> tuple[Array, Array]:
-    """Draws (N, n, M) from the Laplace mixture over the modes, and their log density (N, n).
+def draw_mixture(problem: StarProblem, keys: np.ndarray, n: int, freedom: int | None = None) -> tuple[Array, Array]:
+    """Draws (N, n, M) from the Laplace mixture over the modes, and their log density (N, n); keys (N, 2): the stars'.
 
     freedom: of multivariate t components instead of normal ones, with the same centre and curvature.
     """
-    modes = problem.modes
-    size = (problem.n_star, n)
-    rng = np.random.default_rng([seed, 15485863])  # several times cheaper than JAX's, in float64
-    z, uniform = rng.standard_normal((*size, modes.location.shape[-1])), rng.random((*size, 1))
+    return _draw_mixture(keys, problem.modes, n, freedom)
+
+
+@functools.partial(jit, static_argnames=("n", "freedom"))
+def _draw_mixture(keys: Array, modes: Modes, n: int, freedom: int | None) -> tuple[Array, Array]:
+    m = modes.location.shape[-1]
+    z = normal(keys, n * m).reshape(-1, n, m).astype(modes.location.dtype)
     if freedom is not None:
-        z /= np.sqrt(rng.chisquare(freedom, (*size, 1)) / freedom)
-    return _draw_stars(z, uniform, modes, freedom)
+        z = z / jnp.sqrt(chi_square(other_keys(keys, 1), n, freedom) / freedom)[..., None]
+    return _draw_stars(z, uniform(other_keys(keys, 2), n)[..., None], modes, freedom)
 
 
 def even_points(n: int, d: int) -> np.ndarray:
@@ -90,18 +94,18 @@ def spread_mixture(problem: StarProblem, points: np.ndarray) -> Array:
     n, shape = len(points), (problem.n_star, len(points))
     z = ndtri(points[:, :-1])
     z = z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / n)).T
-    z, uniform = np.broadcast_to(z, (*shape, z.shape[1])), np.broadcast_to(points[:, -1:], (*shape, 1))
-    return _draw_stars(z, uniform, problem.modes, None)[0]
+    z, which = np.broadcast_to(z, (*shape, z.shape[1])), np.broadcast_to(points[:, -1:], (*shape, 1))
+    return _draw_stars(z, which, problem.modes, None)[0]
 
 
 @functools.partial(jit, static_argnames="freedom")
-def _draw_stars(z: Array, uniform: Array, modes: Modes, freedom: float | None) -> tuple[Array, Array]:
+def _draw_stars(z: Array, which: Array, modes: Modes, freedom: float | None) -> tuple[Array, Array]:
     m = modes.location.shape[-1]
 
-    def one(z: Array, uniform: Array, location: Array, covariance: Array, weight: Array) -> tuple[Array, Array]:
-        """Star by star: z (n, M), uniform (n, 1), location (J, M), covariance (J, M, M), weight (J,)."""
+    def one(z: Array, which: Array, location: Array, covariance: Array, weight: Array) -> tuple[Array, Array]:
+        """Star by star: z (n, M), which (n, 1) between 0 and 1, location (J, M), covariance (J, M, M), weight (J,)."""
         upper = jnp.cumsum(weight)
-        component = (uniform > upper[:-1]).sum(1, keepdims=True) == jnp.arange(len(weight))
+        component = (which > upper[:-1]).sum(1, keepdims=True) == jnp.arange(len(weight))
         factor = jnp.linalg.cholesky(covariance)
         inverse = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(jnp.eye(m), factor.shape), lower=True)
         own = component.astype(z.dtype) @ jnp.concatenate([location, factor.reshape(len(weight), -1)], 1)
@@ -117,7 +121,7 @@ def _draw_stars(z: Array, uniform: Array, modes: Modes, freedom: float | None) -
             terms = shape + norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom)
         return u, jax.scipy.special.logsumexp(terms, axis=1)
 
-    return jax.vmap(one, (0, 0, 1, 1, 1))(z, uniform, modes.location, modes.covariance, modes.weight)
+    return jax.vmap(one, (0, 0, 1, 1, 1))(z, which, modes.location, modes.covariance, modes.weight)
 
 
 def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:

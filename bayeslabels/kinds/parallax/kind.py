@@ -32,6 +32,7 @@ from ...inference.passes import by_sweeps
 from ...inference.whitened import Start, narrowed
 from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
 from ...numerics.lognormal import log_likelihood
+from ...numerics.own_variates import normals, other_keys, uniforms
 from ...progress import bar
 from ...results.rows import star_rows
 from ...results.star_posterior import ONE_SIGMA, Flags
@@ -152,7 +153,7 @@ class ParallaxKind(Kind[LogLinearModel, LogLinearMoments]):
         stars: Stars,
         inference: Inference,
         seed: int,
-        first: int,
+        keys: np.ndarray,
         progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model, moments = posterior.model, posterior.moments
@@ -165,9 +166,9 @@ class ParallaxKind(Kind[LogLinearModel, LogLinearMoments]):
         value = np.where(seen & (wrong < 0.5), y, np.nan)
         both = combine(eta, sd, value, np.hypot(sigma, moments.zero_point_error), moments.zero_point)
         n_draw = inference.draws
-        rng = np.random.default_rng([seed + first, 49979687])
-        alone = np.exp(eta + sd * (rng.standard_normal((n_draw, len(eta))) if n_draw > 1 else np.zeros((1, len(eta)))))
-        together = both.draws(rng.random((n_draw, len(eta))) if n_draw > 1 else np.full((1, len(eta)), 0.5))
+        one, half = np.zeros((1, len(eta))), np.full((1, len(eta)), 0.5)
+        alone = np.exp(eta + sd * (normals(keys, n_draw).T if n_draw > 1 else one))
+        together = both.draws(uniforms(other_keys(keys, 49979687), n_draw).T if n_draw > 1 else half)
         draws = np.stack([alone, together, 1 / together], -1)
         mean_sp = np.exp(eta + 0.5 * sd**2)
         mean = np.stack([mean_sp, both.parallax, both.distance_mean], 1)

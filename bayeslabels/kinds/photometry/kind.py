@@ -73,6 +73,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
 
     models: ClassVar = Photometry
     moments: ClassVar = PhotometricMoments
+    lost: ClassVar = "n_without_data"
     parts: ClassVar = ("error_shared",)
     beside: ClassVar = ("reddening", "distance_modulus", "distance", "reddening_variation")
     trainers: ClassVar = {MAP: Trainer(rows=_map), SVI: Trainer(rows=_svi), NUTS: Trainer(by_program)}
@@ -86,6 +87,10 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         "r_v_error": Column("standard deviation of r_v"),
         "label_density": Column("of the training stars at these labels, least of all bands, its peak being 1"),
     }
+
+    def usable(self, model: Photometry, stars: Stars) -> np.ndarray:
+        measured = [stars[name].observed.any(1) for name in model.measured_blocks if name in stars]
+        return np.any(measured, 0) if measured else super().usable(model, stars)
 
     def complete(self, posterior: TrainedModel[Photometry, PhotometricMoments], choice: Choice[Photometry]) -> Any:
         frame = posterior.model.require_frame()
@@ -131,14 +136,14 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         stars: Stars,
         inference: Inference,
         seed: int,
-        first: int,
+        keys: np.ndarray,
         progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         if not any(name in stars for name in ("magnitudes", "spectrum", "labels")):
             raise bad_input(f"stars with {', '.join(stars.blocks) or 'no blocks'}", "magnitudes, spectrum or labels")
         problem = prepare(posterior, stars, seed, inference.starts)
-        out = inference.infer(problem, seed + first, progress)
-        return _finish(posterior, stars, problem, out, seed + first)
+        out = inference.infer(problem, keys, progress)
+        return _finish(posterior, stars, problem, out, keys)
 
     def details(self, posterior: TrainedModel[Photometry, PhotometricMoments]) -> list[str]:
         return systems.described(posterior.model.require_frame(), posterior.moments)
@@ -249,7 +254,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
 
 
 def batch_size(rows: Rows) -> int:
-    return int(np.clip(rows.n // STEPS, 16, 4096))
+    return int(np.clip(rows.usable.sum() // STEPS, 16, 4096))
 
 
 def start_of(rows: Rows, seed: int) -> Start:
@@ -265,7 +270,7 @@ def _finish(
     stars: Stars,
     problem: StarProblem,
     out: StarDraws,
-    seed: int,
+    keys: np.ndarray,
 ) -> dict[str, xr.Dataset]:
     """Draw modulus and reddening given the labels, turn into the user's units, and flag."""
     model, frame = posterior.model, posterior.model.require_frame()
@@ -275,7 +280,7 @@ def _finish(
     if few:  # one draw, the mode: its errors are those of the Gaussians at the modes
         points = even_points(POINTS, problem.n_latent + 4)
         u = np.moveaxis(np.asarray(spread_mixture(problem, points[:, 3:])), 1, 0)[None]
-    q, wrong = distances(problem, u, seed, out.beside, points[:, :3] if few else None)
+    q, wrong = distances(problem, u, keys, out.beside, points[:, :3] if few else None)
     chi2 = misfit(problem)
     draws = _quantities_of(frame, u, q)
     shapes = draws[..., -1]  # of the extinction curve, with two dust vectors
@@ -283,7 +288,7 @@ def _finish(
     summaries["error_shared"] = shared_error_of(posterior, stars, problem, u, draws)
     if few:
         at = np.asarray(out.u)
-        draws = _quantities_of(frame, at, distances(problem, at, seed, points=MEDIAN)[0])
+        draws = _quantities_of(frame, at, distances(problem, at, keys, points=MEDIAN)[0])
     seen = observed(model, stars)
     n_band = seen.sum(1)
     blank = (n_band == 0) & ~(stars["labels"].observed.any(1) if "labels" in stars else np.zeros(n, bool))

@@ -20,6 +20,7 @@ from ...numerics.compiling import jit
 from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import find_modes
+from ...numerics.own_variates import other_keys, uniforms
 from ...numerics.tangent import extinction
 from ...numerics.two_vectors import second_vector
 from ...numerics.whitening import Noise, noise_of
@@ -349,7 +350,7 @@ def _of_good(energy: LabelEnergy, shared: Shared, own: Own, u: Array) -> tuple[A
 
 @in_float64
 def distances(
-    problem: StarProblem, u: np.ndarray, seed: int, told: Told | None = None, points: np.ndarray | None = None
+    problem: StarProblem, u: np.ndarray, keys: np.ndarray, told: Told | None = None, points: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reddening, modulus and distance (chain, draw, N, 3) given u (chain, draw, N, M), and the probability (N,) that a
     star is an outlier; told: what the magnitudes say at these u, where that is known; points (chain * draw, 3) of the
@@ -357,18 +358,18 @@ def distances(
     n_chain, n_draw, n, _ = u.shape
     by_star = lambda x: np.moveaxis(np.asarray(x).reshape(-1, *x.shape[2:]), 1, 0)  # noqa: E731
     flat, known = by_star(u), None if told is None else jax.tree.map(by_star, told)
-    shape = 3, *flat.shape[:2]
+    shape = n, 3, flat.shape[1]
     if points is None:
-        uniform = np.random.default_rng([seed, 49979687]).uniform(1e-9, 1 - 1e-9, shape)
+        uniform = uniforms(other_keys(keys, 49979687), 3 * flat.shape[1]).reshape(shape)
     else:
-        uniform = np.broadcast_to(points.T[:, None], shape)
+        uniform = np.broadcast_to(points.T, shape)
     out, wrong = np.empty((*flat.shape[:2], 3)), np.empty(n)
     size = min(problem.at_once * max(1, 128 // flat.shape[1]), n)
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
         own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
         mine = None if known is None else jax.tree.map(lambda x, i=rows: x[i], known)
-        drawn, odds = _draw_distances(problem.energy, problem.shared, own, flat[rows], mine, uniform[:, rows])
+        drawn, odds = _draw_distances(problem.energy, problem.shared, own, flat[rows], mine, uniform[rows])
         out[start : start + size, :, :2] = np.asarray(drawn)[: n - start]
         wrong[start : start + size] = np.asarray(odds)[: n - start]
     out[..., 2] = 10 ** (0.2 * (out[..., 1] - 10))
@@ -388,7 +389,7 @@ def _draw_distances(
         mu, e = draw(at, own.others, (uniform[0], uniform[1]))
         return jnp.stack([e, mu], -1), wrong.mean()
 
-    return jax.vmap(one, (0, 0, 0, 1))(own, u, told, uniform)
+    return jax.vmap(one)(own, u, told, uniform)
 
 
 @in_float64

@@ -35,6 +35,7 @@ class ProgramKind(Kind[OwnProgram, ProgramMoments]):
     models: ClassVar = OwnProgram
     moments: ClassVar = ProgramMoments
     trainers: ClassVar = {NUTS: Trainer(by_program), SVI: Trainer(by_svi)}
+    names_stars: ClassVar = True
     fit_by: ClassVar = NUTS()
     infer_by: ClassVar = Importance()
 
@@ -82,16 +83,16 @@ class ProgramKind(Kind[OwnProgram, ProgramMoments]):
         stars: Stars,
         inference: Inference,
         seed: int,
-        first: int,
+        keys: np.ndarray,
         progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model = posterior.model
         problem = prepare(model, posterior.moments, stars, seed, inference.starts)
-        out = inference.infer(problem, seed + first, progress)
+        out = inference.infer(problem, keys, progress)
         u = np.asarray(out.u)
         if u.shape[:2] == (1, 1):  # the mode: errors are those of the Gaussians at the modes
-            u = np.moveaxis(np.asarray(draw_mixture(problem, seed + first, MIXED)[0]), 1, 0)[None]
-        told, found = _told(model, stars), completed(problem, u, seed + first)
+            u = np.moveaxis(np.asarray(draw_mixture(problem, keys, MIXED)[0]), 1, 0)[None]
+        told, found = _told(model, stars), completed(problem, u, keys)
         draws = np.concatenate([found[s.name].reshape(*found[s.name].shape[:3], -1) for s in told], -1)
         summaries, covariance = of_draws(draws)
         blank = ~np.any([stars[b].observed.any(1) for b in stars.blocks if b in model.require_frame().blocks], 0)

@@ -24,6 +24,7 @@ from ...numerics.by_value import ByValue, hashable
 from ...numerics.compiling import jit
 from ...numerics.linalg import Array, in_float64
 from ...numerics.modes import Energy, find_modes
+from ...numerics.own_variates import other_keys, uniforms
 from .program import OwnProgram
 from .sites import Site, ends, sites_of, told_of, traced, transform_of, under_plate
 
@@ -190,12 +191,12 @@ def _best_draws(energy: ProgramEnergy, starts: int, key: Array, tried: Array, ow
 
 
 @in_float64
-def completed(problem: StarProblem, u: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def completed(problem: StarProblem, u: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
     """Every site of the stars, {name: (chain, draw, N, *shape)}, at draws u (chain, draw, N, M)."""
     n_chain, n_draw, n = u.shape[:3]
     by_star = np.moveaxis(u.reshape(-1, *u.shape[2:]), 1, 0)
-    uniform = np.random.default_rng([seed, 49979687]).random(by_star.shape[:2])
-    arrays = jax.tree.map(jnp.asarray, (by_star, problem.own, uniform))
+    which = uniforms(other_keys(keys, 49979687), by_star.shape[1])
+    arrays = jax.tree.map(jnp.asarray, (by_star, problem.own, which))
     found = _completed(problem.energy, problem.shared, *arrays)
     return {
         name: np.moveaxis(np.asarray(x), 1, 0).reshape(n_chain, n_draw, n, *x.shape[2:]) for name, x in found.items()

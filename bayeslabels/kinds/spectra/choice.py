@@ -14,6 +14,7 @@ from ...data.batches import fold_of
 from ...data.stars import Stars
 from ...errors import BadInput
 from ...inference.map import MAP
+from ...inference.starwise import modes_of
 from ...kind import TrainedModel
 from ...numerics.linalg import in_float64
 from .em import by_em
@@ -82,7 +83,7 @@ def held_out(
         bare = moments._replace(label_scatter=0 * moments.label_scatter)
         test = stars[out].drop(*model.label_blocks)
         problem = prepare(bound, bare, test, seed, 4)
-        finished = finish(bound, bare, test, problem, MAP().infer(problem, seed, False), seed)["stars"]
+        finished = finish(bound, bare, test, problem, modes_of(problem), seed)["stars"]
         mean[out] = frame.scaled(finished["mean"].values)
         covariance[out] = finished["covariance"].values / (frame.scale[:, None] * frame.scale)
         if not model.labels_are_latent:

@@ -84,6 +84,7 @@ class SpectraKind(Kind[LinearModel, Moments]):
     }
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Laplace()
+    names_stars: ClassVar = True
     lost: ClassVar = "n_outlier"
     columns: ClassVar = COLUMNS
     saved: ClassVar = ("flux", "latents")
@@ -215,7 +216,7 @@ class SpectraKind(Kind[LinearModel, Moments]):
         stars: Stars,
         inference: Inference,
         seed: int,
-        first: int,
+        keys: np.ndarray,
         progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model, moments = posterior.model, posterior.moments
@@ -226,7 +227,7 @@ class SpectraKind(Kind[LinearModel, Moments]):
         for labels, mask in model.pixels_for():
             seen = stars if mask is None else stars.with_block(flux=masked(stars, mask))
             problem = prepare(model, moments, seen, seed, inference.starts)
-            draws = inference.infer(problem, seed + first, progress)
+            draws = inference.infer(problem, keys, progress)
             groups.append((labels, finish(model, moments, seen, problem, draws, seed)))
         return groups[0][1] if len(groups) == 1 else joined(groups)
 

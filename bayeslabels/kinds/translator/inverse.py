@@ -78,7 +78,11 @@ class InputEnergy(Energy):
 
 @in_float64
 def inverse(
-    posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars, draws: int, seed: int, progress: bool | None
+    posterior: TrainedModel[Translator, TranslatorMoments],
+    stars: Stars,
+    draws: int,
+    keys: np.ndarray,
+    progress: bool | None,
 ) -> Weighted:
     """Draws (S, N, D) of the true inputs, scaled, of stars with `target_labels`, and what is known of each."""
     model, frame = posterior.model, posterior.model.require_frame()
@@ -108,7 +112,7 @@ def inverse(
     # for the weights float32 is enough: the function right to a millionth of the spread
     fast = {name: x.astype(jnp.float32) for name, x in theta.items()}
     problem = StarProblem(InputEnergy(bound), fast, own, modes, at_once=AT_ONCE)
-    found = Importance(draws=draws, rescue=False).infer(problem, seed, progress)
+    found = Importance(draws=draws, rescue=False).infer(problem, keys, progress)
     told = found.star_stats
     mean, covariance = np.asarray(found.mean), np.asarray(found.covariance)
     return Weighted(found.u[0], None, told["khat"], told["ess"], mean, covariance)

@@ -37,6 +37,7 @@ from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarR
 from ...numerics.compiling import jit
 from ...numerics.linalg import Array
 from ...numerics.occupancy import Occupancy
+from ...numerics.own_variates import normals, other_keys, uniforms
 from ...results.rows import star_rows
 from ...results.star_posterior import LEVELS, Flags
 from .frame import TARGET, Inputs, known_inputs, measured
@@ -170,12 +171,12 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
         stars: Stars,
         inference: Inference,
         seed: int,
-        first: int,
+        keys: np.ndarray,
         progress: bool | None,
     ) -> dict[str, xr.Dataset]:
         model, frame = posterior.model, posterior.model.require_frame()
         if TARGET in stars:
-            return _backwards(posterior, stars, inference, seed + first, progress)
+            return _backwards(posterior, stars, inference, keys, progress)
         given = measured(frame, stars)
         found = predict(posterior, given)
         weight, precision = posterior.moments.tails
@@ -193,8 +194,7 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
         outside, flags = _flags(model, raw, mean, given.observed)
         draws = mean[None]
         if isinstance(inference, Laplace):
-            rng = np.random.default_rng([seed + first, 472882027])
-            draws = centre + scale * _draws(found, weight, precision, inference.draws, rng)
+            draws = centre + scale * _draws(found, weight, precision, inference.draws, keys)
         covariance = scale[:, None] * found.covariance * scale
         per_star = {"n_missing": (~given.observed).sum(1), "outside": outside, "flags": flags}
         return star_rows(stars, frame.names, draws[None], summaries, covariance, per_star, self.columns)
@@ -360,26 +360,29 @@ def quantiles(weight: np.ndarray, precision: np.ndarray, levels: np.ndarray, sha
     return np.stack([np.interp(share, grid, row) for row in 0.5 * (low + high)])
 
 
-def _draws(found: PredictedOutputs, weight: Any, precision: Any, n: int, rng: np.random.Generator) -> np.ndarray:
+def _draws(found: PredictedOutputs, weight: Any, precision: Any, n: int, keys: np.ndarray) -> np.ndarray:
     """(n, N, M)."""
     eye = 1e-12 * np.eye(found.mean.shape[1])
     smooth = np.linalg.cholesky(found.measurement + found.function + eye)
     tail = np.linalg.cholesky(found.intrinsic / (weight / precision).sum() + eye)
-    z = rng.standard_normal((2, n, *found.mean.shape))
-    stretch = precision[rng.choice(len(weight), (n, len(found.mean), 1), p=weight / weight.sum())] ** -0.5
-    return found.mean + np.einsum("nij,snj->sni", smooth, z[0]) + stretch * np.einsum("nij,snj->sni", tail, z[1])
+    n_star, m = found.mean.shape
+    z = normals(keys, 2 * n * m).reshape(n_star, 2, n, m)
+    which = np.searchsorted(np.cumsum(weight / weight.sum())[:-1], uniforms(other_keys(keys, 472882027), n).T)
+    stretch = precision[which][..., None] ** -0.5
+    both = [np.einsum("nij,nsj->sni", root, z[:, i]) for i, root in enumerate((smooth, tail))]
+    return found.mean + both[0] + stretch * both[1]
 
 
 def _backwards(
     posterior: TrainedModel[Translator, TranslatorMoments],
     stars: Stars,
     inference: Inference,
-    seed: int,
+    keys: np.ndarray,
     progress: bool | None,
 ) -> dict[str, xr.Dataset]:
     """The inputs of stars whose outputs are known, as `Kind.infer`."""
     model, frame = posterior.model, posterior.model.require_frame()
-    found = inverse(posterior, stars, inference.draws if inference.draws > 1 else BACK, seed, progress)
+    found = inverse(posterior, stars, inference.draws if inference.draws > 1 else BACK, keys, progress)
     target, given = stars[TARGET], measured(frame, stars)
     mean, draws = (frame.centre + frame.scale * x for x in (found.mean, found.u))
     covariance = frame.scale[:, None] * found.covariance * frame.scale
