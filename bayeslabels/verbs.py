@@ -222,8 +222,8 @@ def infer(
             in the table.
         flux_error_factor: for models of spectra, "star" says that the stated flux errors are wrong by a factor f. It is
             learned for every star, with the prior ln f ~ N(0, 1), and stands in the table. None: as in training.
-        seed: same seed, same result. The draws of a star follow from the seed and from what was measured of it, whatever
-            stars are beside it: two stars of the same numbers have the same draws. progress: as in `fit`.
+        seed: same seed, same result. The draws of a star follow from the seed and from what was measured of it,
+            whatever stars are beside it: two stars of the same numbers have the same draws. progress: as in `fit`.
         batch_size: stars at a time; None: as many as take some 200 MB, at most.
 
     Returns:
