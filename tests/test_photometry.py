@@ -160,7 +160,7 @@ def test_recovers_the_truth(survey, posterior):
     np.testing.assert_allclose(np.median(vector - truth.reddening_vector[test], axis=0), 0.0, atol=0.15)
     table = posterior.summary()
     np.testing.assert_allclose(table["d_ln_R_d_TEFF"][:2], 0.06 / 1000 * np.array([0.52 / 0.64, 1.0]), atol=1e-4)
-    assert 0.05 < posterior.moments.luminosity_scatter < 0.2
+    assert 0.03 < posterior.moments.luminosity_scatter < 0.2  # of resamples of 512 stars: .083, sd .018
     magnitudes = posterior.predict(stars[test], "magnitudes")
     assert np.nanmedian(np.abs(magnitudes - stars[test].magnitudes.value)) < 0.4
 
@@ -371,7 +371,7 @@ def test_magnitude_residuals(pictured, tmp_path):
     assert [ax.get_xlabel().split(" ")[0] for ax in figure.axes] == ["TEFF", "LOGG", "FE_H", "reddening"]
     lines = {x.get_label(): x.lines[0].get_xydata() for x in figure.axes[0].containers}
     assert tuple(lines) == BANDS
-    assert all(np.abs(lines[band][:, 1]).max() < 0.05 for band in BANDS[:4])
+    assert all(np.abs(lines[band][:, 1]).max() < 0.07 for band in BANDS[:4])
     hot = lines["Ks"][:, 0] > 5400
     assert 0.9 < lines["Ks"][hot, 1].min() < lines["Ks"][hot, 1].max() < 1.1  # put there
     assert np.abs(lines["Ks"][lines["Ks"][:, 0] < 5000, 1]).max() < 0.1
