@@ -12,6 +12,7 @@ from test_training_sums import minibatch_sums, small  # noqa: F401  (a fixture)
 
 import bayeslabels as bl
 from bayeslabels.data.batches import Batches, RowsInMemory
+from bayeslabels.files import training
 from bayeslabels.inference.passes import Sweeps, by_sweeps
 from bayeslabels.kinds.parallax.sums import GaussianBySums, ModeBySums
 from bayeslabels.kinds.parallax.training import data_of, fit_mode
@@ -99,12 +100,19 @@ def test_minibatches_are_unbiased(stars, small):  # noqa: F811
         np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10 * np.abs(y).max(), err_msg=name)
 
 
-SLOW = pytest.param(bl.SVI(batch_size=128, epochs=400), marks=pytest.mark.slow)
+WAYS = {
+    "Laplace": (bl.Laplace(draws=20), FEW, 0.1),
+    "MAP": (bl.MAP(), N, 0.01),
+    "MAP, penalty of a sample": (bl.MAP(), FEW, 1.0),  # over 8 seeds of the sample: .01 to .6, in the mean .3
+    "SVI": (bl.SVI(batch_size=128, epochs=400), FEW, 0.1),
+}
 
 
-@pytest.mark.parametrize("inference", [bl.Laplace(draws=20), bl.MAP(), SLOW], ids=["Laplace", "MAP", "SVI"])
-def test_files_train_as_memory_does(inference, tmp_path, stars, small):  # noqa: F811
-    """Up to what penalties and scales from a sample make of it: well within the error of a prediction."""
+@pytest.mark.parametrize("way", [x if x != "SVI" else pytest.param(x, marks=pytest.mark.slow) for x in WAYS])
+def test_files_train_as_memory_does(way, tmp_path, stars, small, monkeypatch):  # noqa: F811
+    """Up to what penalties and scales from a sample make of it: within the error of a prediction."""
+    inference, sample, close = WAYS[way]
+    monkeypatch.setattr(training, "SAMPLE", sample)
     source = write_parquet(table(), tmp_path / "in.parquet", group=90)
     ours = bl.fit(bl.Parallax(), source, inference, columns=NAMES, checkpoint=tmp_path / "run.npz")
     theirs = bl.fit(bl.Parallax(), stars, inference)
@@ -112,7 +120,7 @@ def test_files_train_as_memory_does(inference, tmp_path, stars, small):  # noqa:
     assert ours.info["n_star"] == theirs.info["n_star"] < N
     some = stars[:100].drop("parallax")
     (a, error), (b, _) = (x.predict(some, with_error=True) for x in (ours, theirs))
-    assert np.sqrt(np.mean(((a - b) / error) ** 2)) < 0.1
+    assert np.sqrt(np.mean(((a - b) / error) ** 2)) < close
     again = bl.fit(bl.Parallax(), source, inference, columns=NAMES, checkpoint=tmp_path / "run.npz")
     np.testing.assert_array_equal(again.moments.coefficients, ours.moments.coefficients)
 
