@@ -21,8 +21,10 @@ import bayeslabels as bl
 from bayeslabels.core.model import Bound
 from bayeslabels.data import batches as batches_
 from bayeslabels.data.batches import Batches, RowsInMemory, split
+from bayeslabels.data.digests import in_order
 from bayeslabels.errors import CannotDo
 from bayeslabels.files.checkpoint import Checkpoint, differences
+from bayeslabels.files.training import First
 from bayeslabels.inference.guide import Guided, fit_guide
 from bayeslabels.inference.minibatch import Members, Objective, fit_members
 
@@ -151,6 +153,19 @@ def test_files_train_as_memory_does(tmp_path, blocks_of_200, kind, monkeypatch):
     assert ours.info["n_star"] == theirs.info["n_star"]
     result = bl.infer_catalog(ours, source, tmp_path / "out", progress=False)
     assert result.n_star == N
+
+
+def test_the_first_in_random_order_are_found_as_a_table_goes_by():
+    rng = np.random.default_rng(0)
+    own, usable = rng.integers(0, 2**63, 300, dtype=np.uint64), rng.random(300) < 0.8
+    whole, first = Table({"row": np.arange(300)}), First(20, 5)
+    for at in range(0, 300, 7):
+        rows = slice(at, at + 7)
+        first.add(whole[rows], own[rows], usable[rows], at)
+    order = in_order(own, 5)
+    expected = np.sort(order[usable[order]][:20])
+    np.testing.assert_array_equal(first.table["row"], expected)
+    np.testing.assert_array_equal(first.index, expected)
 
 
 @pytest.mark.slow
