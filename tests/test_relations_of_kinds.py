@@ -192,13 +192,26 @@ TRAINING = {
     [x if "Parallax" in x else pytest.param(x, marks=pytest.mark.slow) for x in CASES if x != "Cannon"],
 )
 def test_of_training(name, relation):
-    """Of spectra: `test_metamorphic`."""
+    """Of spectra with exact labels: `test_metamorphic`."""
     of = case(name)
     train, test = TRAINING[relation](name, of.train, of.test)
     off = apart(answer(fitted(name, train), test), plain(name)[1])
     largest, median = of.of_columns if relation == "order of columns" else (1e-9, 1e-9)
     assert off.max() < largest
     assert np.median(off) < median
+
+
+@pytest.mark.parametrize("relation", ["order of stars", "a star without data"])
+def test_of_training_with_latent_labels(relation):
+    """The search for a star's mode ends within 1e-7 of an error; a star that says nothing is left out."""
+    train, test, _ = bl.simulate.simulate(60, 20, seed=1, n_test=20)
+    model, by = bl.Cannon(order=2), bl.MAP()
+    mean, error = answer(bl.fit(model, train, progress=False), test, by)
+    stars = TRAINING[relation]("", train, test)[0]
+    other_mean, other_error = answer(bl.fit(model, stars, progress=False), test, by)
+    close = 1e-7 if relation == "order of stars" else 1e-9
+    assert np.abs((other_mean - mean) / error).max() < close
+    assert np.abs(other_error / error - 1).max() < close
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])

@@ -82,13 +82,14 @@ def descend(
         decrement = (gradient * move).sum(-1)
         trial = u - move
         f_trial, *local = _locally(trial, problem, features, newton)
-        better, first = f_trial <= f, count < 0
+        first, arrived = count < 0, decrement < tolerance + 1e-16 * jnp.abs(f)
+        # so near to the mode f is rounded by more than the step gains, and the step is right without it
+        better = f_trial <= jnp.where(arrived & ~first, jnp.inf, f)
         u = jnp.where(better[:, None], trial, u)
         gradient = jnp.where(better[:, None], local[0], gradient)
         curvature = jnp.where(better[:, None, None], local[1], curvature)
         f = jnp.where(better, f_trial, f)
         changed = jnp.where(better, jnp.maximum(damping * 0.1, 1e-12), jnp.minimum(damping * 8, 1e12))
-        arrived = decrement < tolerance + 1e-16 * jnp.abs(f)
         done = ~jnp.isfinite(f) | (arrived & ~first)
         return u, f, gradient, curvature, jnp.where(first, damping, changed), done, count + 1
 

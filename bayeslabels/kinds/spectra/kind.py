@@ -96,6 +96,9 @@ class SpectraKind(Kind[LinearModel, Moments]):
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
         model.bind(stars)
+        measured = [stars[name].observed.any(1) for name in model.blocks if name in stars]
+        if not (told := np.any(measured, 0)).all():  # no other star is to depend on those of which nothing is known
+            stars, info["n_without_data"] = stars[told], int((~told).sum())
         chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
         return Choice(chosen.bind(stars), stars, info, seen)
 
