@@ -12,6 +12,7 @@ from test_bad_input import CLASSIC, changed
 
 import bayeslabels as bl
 from bayeslabels.data import sentinels
+from bayeslabels.data.digests import digests, in_order
 from bayeslabels.errors import BadInput
 from bayeslabels.files import training as files_training
 from bayeslabels.files.tables import write_table
@@ -95,10 +96,14 @@ def test_numbers_that_are_no_labels(training, value):
 def test_sentinels_beyond_the_sample(training, tmp_path, monkeypatch, value):
     """Of a file that is larger than what is held of it."""
     monkeypatch.setattr(files_training, "SAMPLE", 10)
-    monkeypatch.setattr(files_training, "split", lambda *_: np.zeros((1, 0), int))
-    table = Table({"T": training.labels.value[:, 0], "flux": training.flux.value})
-    held = files_training.sample_of(np.ones(40, bool), 0, 10)
-    table["T"][np.setdiff1d(np.arange(40), held)[3]] = value
+    monkeypatch.setattr(files_training, "held_out_of", lambda *_: 0)
+    for row in range(40):  # one that is not held
+        labels = training.labels.value[:, :1].copy()
+        labels[row] = value
+        stars = bl.Stars(labels=bl.Block(labels), flux=bl.Block(training.flux.value))
+        if row not in in_order(digests(stars, CLASSIC.blocks), 0)[:10]:
+            break
+    table = Table({"T": labels[:, 0], "flux": training.flux.value})
     write_table(table, tmp_path / "in.fits")
     with pytest.raises(BadInput, match=re.escape(f"T = {value:g}")):
         bl.fit(CLASSIC, tmp_path / "in.fits", bl.MAP(), columns={"labels": ["T"]})
