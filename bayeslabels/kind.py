@@ -7,7 +7,7 @@ says which inferences train its models, and how: the refusals, the README and th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self
 
@@ -117,6 +117,11 @@ class Trainer(NamedTuple):
 
     stars: Callable[[Any, Stars, Any, int, bool | None], Trained] | None = None
     rows: Callable[[Rows, Any, int, bool | None, Checkpoint | None], Trained] | None = None
+
+
+def told_of(stars: Stars, blocks: Iterable[str]) -> np.ndarray:
+    """(N,): stars of which anything was measured in these blocks."""
+    return np.any([stars[name].observed.any(1) for name in blocks if name in stars], 0)
 
 
 class Kind(ABC, Generic[M, T]):

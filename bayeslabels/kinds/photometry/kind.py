@@ -25,7 +25,19 @@ from ...inference.guide import fit_guide
 from ...inference.minibatch import covariance_about, fit_members
 from ...inference.starwise import StarProblem, even_points, spread_mixture
 from ...inference.whitened import Start
-from ...kind import DIAGNOSTICS, Choice, Column, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
+from ...kind import (
+    DIAGNOSTICS,
+    Choice,
+    Column,
+    Kind,
+    Layout,
+    Quantities,
+    StarResult,
+    TrainedModel,
+    Trainer,
+    by_program,
+    told_of,
+)
 from ...numerics.density import density_of
 from ...numerics.dusty import summary  # fmt: skip
 from ...numerics.linalg import in_float64
@@ -89,8 +101,8 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
     }
 
     def usable(self, model: Photometry, stars: Stars) -> np.ndarray:
-        measured = [stars[name].observed.any(1) for name in model.measured_blocks if name in stars]
-        return np.any(measured, 0) if measured else super().usable(model, stars)
+        there = any(name in stars for name in model.measured_blocks)
+        return told_of(stars, model.measured_blocks) if there else super().usable(model, stars)
 
     def complete(self, posterior: TrainedModel[Photometry, PhotometricMoments], choice: Choice[Photometry]) -> Any:
         frame = posterior.model.require_frame()

@@ -27,7 +27,7 @@ from ...inference.nuts import NUTS
 from ...inference.passes import by_minibatches, by_sweeps
 from ...inference.svi import SVI
 from ...inference.whitened import Start
-from ...kind import Choice, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program
+from ...kind import Choice, Kind, Layout, Quantities, StarResult, TrainedModel, Trainer, by_program, told_of
 from ...numerics.gaussian import log_density_of
 from .choice import select, tell_which_error, with_fit_quality, with_label_scatter
 from .draws import moments_from_draws
@@ -96,8 +96,9 @@ class SpectraKind(Kind[LinearModel, Moments]):
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
         model.bind(stars)
-        measured = [stars[name].observed.any(1) for name in model.blocks if name in stars]
-        if not (told := np.any(measured, 0)).all():  # no other star is to depend on those of which nothing is known
+        if not (
+            told := told_of(stars, model.blocks)
+        ).all():  # no other star is to depend on these
             stars, info["n_without_data"] = stars[told], int((~told).sum())
         chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
         return Choice(chosen.bind(stars), stars, info, seen)
