@@ -96,9 +96,7 @@ class SpectraKind(Kind[LinearModel, Moments]):
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
         model.bind(stars)
-        if not (
-            told := told_of(stars, model.blocks)
-        ).all():  # no other star is to depend on these
+        if not (told := told_of(stars, model.blocks)).all():  # no other star is to depend on these
             stars, info["n_without_data"] = stars[told], int((~told).sum())
         chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
         return Choice(chosen.bind(stars), stars, info, seen)
