@@ -64,13 +64,15 @@ class StarResult(Protocol):
 class Choice(Generic[M]):
     """What is settled before training: the model, bound to its training stars; the stars kept; what to tell of it.
 
-    `held_out`: whatever `Kind.complete` wants to know again.
+    `kept` (N,): which of the stars that were given these are; None: all. `held_out`: whatever `Kind.complete` wants to
+    know again.
     """
 
     model: M
     stars: Stars
     info: dict[str, Any] = field(default_factory=dict)
     held_out: Any = None
+    kept: np.ndarray | None = None
 
 
 class Layout(NamedTuple):
@@ -121,7 +123,8 @@ class Trainer(NamedTuple):
 
 def told_of(stars: Stars, blocks: Iterable[str]) -> np.ndarray:
     """(N,): stars of which anything was measured in these blocks."""
-    return np.any([stars[name].observed.any(1) for name in blocks if name in stars], 0)
+    told = [stars[name].observed.any(1) for name in blocks if name in stars]
+    return np.any([np.zeros(len(stars), bool), *told], 0)
 
 
 class Kind(ABC, Generic[M, T]):
@@ -139,8 +142,8 @@ class Kind(ABC, Generic[M, T]):
     fit_by: ClassVar[Inference]
     infer_by: ClassVar[Inference]
     """The inferences where the user names none."""
-    names_stars: ClassVar[bool] = False
-    """Whether a training posterior may hold draws of each training star, in their order."""
+    keeps_order: ClassVar[bool] = False
+    """Whether models are trained on stars in the order in which these are given, on which all then may depend."""
     lost: ClassVar[str] = ""
     """Key of a result's `info` under which the number of stars that are not `usable` is recorded; "": all are."""
 
@@ -187,8 +190,10 @@ class Kind(ABC, Generic[M, T]):
     def choose(self, model: M, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Choice[M]:
         """Settle what the model's settings leave open, and leave out the stars that are not `usable`."""
         usable = self.usable(model, stars)
-        used = stars if usable.all() or not usable.any() else stars[usable]
-        return Choice(model.bind(used), used, {self.lost: int((~usable).sum())} if self.lost else {})
+        kept = None if usable.all() or not usable.any() else usable
+        used = stars if kept is None else stars[kept]
+        info = {self.lost: int((~usable).sum())} if self.lost else {}
+        return Choice(model.bind(used), used, info, kept=kept)
 
     def train(self, model: M, stars: Stars, inference: Inference, seed: int, progress: bool | None) -> Trained[T]:
         """The training step, of stars in memory."""

@@ -106,10 +106,13 @@ def fit(
     kind.require(inference, model, "fit")
     large = not isinstance(stars, Stars) or checkpoint is not None
     by_rows = kind.by_rows(inference, large)
+    order = np.arange(0)
     if isinstance(stars, Stars):
         _refuse_early(model, stars)
-        if by_rows or not kind.names_stars:  # so that nothing depends on the order in which they are given
-            stars = stars[in_order(digests(stars, model.blocks), seed)]
+        order = np.arange(len(stars))
+        if not kind.keeps_order:  # so that nothing depends on the order in which they are given
+            order = in_order(digests(stars, model.blocks), seed)
+            stars = stars[order]
     if by_rows:
         if odd := kind.not_by_rows(model):
             why = "stars are in files or a checkpoint is kept" if large else f"{type(inference).__name__} trains it"
@@ -122,11 +125,15 @@ def fit(
             "Stars.from_table(table, ...), and is done in one go"
         )
     inliers = _inliers(model, stars, seed, progress)
-    used = stars if inliers is None else stars[inliers(stars)]
-    choice = kind.choose(model, used, inference, seed, progress)
     if inliers is not None:
-        choice.info[kind.lost] = len(stars) - len(used)
+        inside = inliers(stars)
+        order, stars = order[inside], stars[inside]
+    choice = kind.choose(model, stars, inference, seed, progress)
+    if inliers is not None:
+        choice.info["n_outlier"] = int((~inside).sum())
     trained = kind.train(choice.model, choice.stars, inference, seed, progress)
+    rows = order if choice.kept is None else order[choice.kept]
+    trained = trained.in_order(np.argsort(rows), kind.layout(choice.model).sites)  # that in which they were given
     return _posterior(trained, choice, inference, seed, len(choice.stars))
 
 
@@ -148,7 +155,7 @@ def _fit_by_rows(
     training = those(functools.partial(kind.usable, model))
     if not isinstance(stars, Stars):
         _refuse_early(model, training.sample)
-    inliers = _inliers(model, training.sample, seed, progress)
+    n_usable, inliers = int(training.usable.sum()), _inliers(model, training.sample, seed, progress)
     if inliers is not None:
         training = those(lambda some: kind.usable(model, some) & inliers(some))
     kept = None
@@ -162,8 +169,10 @@ def _fit_by_rows(
         choice = kind.choose(model, training.sample, inference, seed, progress)
         trained = kind.train_rows(training.rows(choice.model), inference, seed, progress, kept)
     n = int(training.usable.sum())
-    if n < training.n or inliers is not None:
-        choice.info[kind.lost] = training.n - n
+    if kind.lost:
+        choice.info[kind.lost] = training.n - n_usable
+    if inliers is not None:
+        choice.info["n_outlier"] = n_usable - n
     if training.columns is not None:
         choice.info["columns"] = training.columns
     return _posterior(trained, choice, inference, seed, n)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,15 @@ class Trained(Generic[T]):
     stats: dict[str, Any] = field(default_factory=dict)
     traces: dict[str, np.ndarray] = field(default_factory=dict)
     held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))
+
+    def in_order(self, rows: np.ndarray, dims: Mapping[str, Sequence[str]]) -> Self:
+        """With the draws of the training stars in another order; dims: of every site after chain and draw, its stars'
+        called "star"."""
+        draws = {
+            name: np.take(x, rows, axis=2 + list(dims[name]).index("star")) if "star" in dims.get(name, ()) else x
+            for name, x in self.draws.items()
+        }
+        return replace(self, draws=draws)
 
 
 @dataclass

@@ -35,7 +35,7 @@ class ProgramKind(Kind[OwnProgram, ProgramMoments]):
     models: ClassVar = OwnProgram
     moments: ClassVar = ProgramMoments
     trainers: ClassVar = {NUTS: Trainer(by_program), SVI: Trainer(by_svi)}
-    names_stars: ClassVar = True
+    keeps_order: ClassVar = True  # a program may have arrays of its own, star by star
     fit_by: ClassVar = NUTS()
     infer_by: ClassVar = Importance()
 

@@ -84,22 +84,21 @@ class SpectraKind(Kind[LinearModel, Moments]):
     }
     fit_by: ClassVar = MAP()
     infer_by: ClassVar = Laplace()
-    names_stars: ClassVar = True
-    lost: ClassVar = "n_outlier"
+    lost: ClassVar = "n_without_data"
     columns: ClassVar = COLUMNS
     saved: ClassVar = ("flux", "latents")
 
     def choose(
         self, model: LinearModel, stars: Stars, inference: Inference, seed: int, progress: bool | None
     ) -> Choice[LinearModel]:
-        info: dict[str, Any] = {}
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
-        model.bind(stars)
-        if not (told := told_of(stars, model.blocks)).all():  # no other star is to depend on these
-            stars, info["n_without_data"] = stars[told], int((~told).sum())
-        chosen, stars, seen, info["selection"] = select(model, stars, seed, progress)
-        return Choice(chosen.bind(stars), stars, info, seen)
+        given = super().choose(model, stars, inference, seed, progress)
+        chosen, stars, seen, selection = select(model, given.stars, seed, progress)
+        return Choice(chosen.bind(stars), stars, {**given.info, "selection": selection}, seen, given.kept)
+
+    def usable(self, model: LinearModel, stars: Stars) -> np.ndarray:
+        return told_of(stars, model.blocks)
 
     def complete(
         self, posterior: TrainedModel[LinearModel, Moments], choice: Choice[LinearModel]
