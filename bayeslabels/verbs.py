@@ -125,12 +125,11 @@ def fit(
             "Stars.from_table(table, ...), and is done in one go"
         )
     inliers = _inliers(model, stars, seed, progress)
+    inside = np.ones(len(stars), bool) if inliers is None else inliers(stars)
+    order, used = order[inside], stars if inliers is None else stars[inside]
+    choice = kind.choose(model, used, inference, seed, progress)
     if inliers is not None:
-        inside = inliers(stars)
-        order, stars = order[inside], stars[inside]
-    choice = kind.choose(model, stars, inference, seed, progress)
-    if inliers is not None:
-        choice.info["n_outlier"] = int((~inside).sum())
+        choice.info["n_outlier"] = len(stars) - len(used)
     trained = kind.train(choice.model, choice.stars, inference, seed, progress)
     rows = order if choice.kept is None else order[choice.kept]
     trained = trained.in_order(np.argsort(rows), kind.layout(choice.model).sites)  # that in which they were given
