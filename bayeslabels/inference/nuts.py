@@ -92,7 +92,7 @@ class NUTS(Inference):
                 "one among 100 draws of those parameters that have no MAP",
                 "a prior that excludes the data, or numbers of very different size",
             )
-        z, told = self._chains(potential, key, jittered(dict(first.z), self.chains, 0.05, seed), progress)
+        z, told = self._chains(potential, key, dispersed(potential, dict(first.z), self.chains, seed), progress)
         constrain = functools.partial(constrain_fn, program, (), {}, return_deterministic=True)
         sampled = jit(jax.vmap(jax.vmap(constrain)))(z)
         draws = begin.back({name: np.asarray(x) for name, x in sampled.items()})
@@ -232,13 +232,28 @@ class NUTS(Inference):
         return np.moveaxis(np.asarray(draws), 0, 2), np.asarray(diverging).sum((1, 2))
 
 
-def jittered(values: dict[str, Array], n_chain: int, width: float, seed: int) -> dict[str, Array]:
-    """Unconstrained starting points (n_chain, ...) dispersed around `values`."""
+WIDEST, NEARER, NEAREST = 0.05, 0.25, 1e-12
+"""Spread of starting points in unconstrained coordinates, by what it is multiplied where that is too far, and the
+least."""
+
+
+def dispersed(potential: Any, values: dict[str, Array], n_chain: int, seed: int) -> dict[str, Array]:
+    """Unconstrained starting points (n_chain, ...) about `values`, where ln p is lower by no more than their number of
+    unknowns: draws of a posterior are lower than its mode by half of that. From much farther chains do not come back.
+    """
     rng = np.random.default_rng([seed, 15485863])
-    return {
-        name: jnp.asarray(np.asarray(x) + width * rng.standard_normal((n_chain, *np.shape(x))))
-        for name, x in values.items()
-    }
+    noise = {name: rng.standard_normal((n_chain, *np.shape(x))) for name, x in values.items()}
+    most = float(potential(values)) + sum(np.size(x) for x in values.values())
+
+    def of_chain(i: int) -> dict[str, Array]:
+        width = WIDEST
+        while True:
+            z = {name: jnp.asarray(x + width * noise[name][i]) for name, x in values.items()}
+            width *= NEARER
+            if width < NEAREST or float(potential(z)) <= most:
+                return z
+
+    return jax.tree.map(lambda *x: jnp.stack(x), *(of_chain(i) for i in range(n_chain)))
 
 
 @functools.partial(jit, static_argnums=(0, 1, 2, 3, 4))
