@@ -106,7 +106,6 @@ def fit(
     kind.require(inference, model, "fit")
     large = not isinstance(stars, Stars) or checkpoint is not None
     by_rows = kind.by_rows(inference, large)
-    order = np.arange(0)
     if isinstance(stars, Stars):
         _refuse_early(model, stars)
         order = np.arange(len(stars))
@@ -125,14 +124,16 @@ def fit(
             "Stars.from_table(table, ...), and is done in one go"
         )
     inliers = _inliers(model, stars, seed, progress)
-    inside = np.ones(len(stars), bool) if inliers is None else inliers(stars)
-    order, used = order[inside], stars if inliers is None else stars[inside]
+    used = stars
+    if inliers is not None:
+        inside = inliers(stars)
+        order, used = order[inside], stars[inside]
     choice = kind.choose(model, used, inference, seed, progress)
     if inliers is not None:
         choice.info["n_outlier"] = len(stars) - len(used)
     trained = kind.train(choice.model, choice.stars, inference, seed, progress)
     rows = order if choice.kept is None else order[choice.kept]
-    trained = trained.in_order(np.argsort(rows), kind.layout(choice.model).sites)  # that in which they were given
+    trained = trained.reordered(np.argsort(rows), kind.layout(choice.model).sites)  # that in which they were given
     return _posterior(trained, choice, inference, seed, len(choice.stars))
 
 

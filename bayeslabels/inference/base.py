@@ -28,11 +28,11 @@ class Trained(Generic[T]):
     traces: dict[str, np.ndarray] = field(default_factory=dict)
     held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))
 
-    def in_order(self, rows: np.ndarray, dims: Mapping[str, Sequence[str]]) -> Self:
+    def reordered(self, rows: np.ndarray, dims: Mapping[str, Sequence[str]]) -> Self:
         """With the draws of the training stars in another order; dims: of every site after chain and draw, its stars'
         called "star"."""
         draws = {
-            name: np.take(x, rows, axis=2 + list(dims[name]).index("star")) if "star" in dims.get(name, ()) else x
+            name: np.take(x, rows, axis=2 + dims[name].index("star")) if "star" in dims.get(name, ()) else x
             for name, x in self.draws.items()
         }
         return replace(self, draws=draws)

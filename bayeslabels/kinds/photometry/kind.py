@@ -101,8 +101,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
     }
 
     def usable(self, model: Photometry, stars: Stars) -> np.ndarray:
-        there = any(name in stars for name in model.measured_blocks)
-        return told_of(stars, model.measured_blocks) if there else super().usable(model, stars)
+        return told_of(stars, model.measured_blocks)
 
     def complete(self, posterior: TrainedModel[Photometry, PhotometricMoments], choice: Choice[Photometry]) -> Any:
         frame = posterior.model.require_frame()
