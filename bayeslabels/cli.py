@@ -1,4 +1,4 @@
-"""The command line: ``bayeslabels demo``, ``fit``, ``infer`` and ``info``.
+"""The command line: ``bayeslabels demo``, ``fit``, ``infer``, ``check`` and ``info``.
 
 What is asked is read here, without JAX, which takes seconds to import; what is done stands in `commands`.
 """
@@ -19,6 +19,13 @@ from typing import Any
 from .errors import BadInput, CannotDo, printable
 from .names import INFERENCES, MODELS, PRIORS, TABLES, version_of
 
+_FIT_EXAMPLES = """Examples:
+  bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --set order=3 -o model.nc
+  bayeslabels fit giants.fits --model parallax --set 'features=["magnitudes"]' -o model.nc \\
+      --column magnitudes=G,BP,RP --column magnitudes_error=G_ERR,BP_ERR,RP_ERR \\
+      --column parallax=PLX --column parallax_error=E_PLX"""
+_CHECK_EXAMPLE = """Example:
+  bayeslabels check train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --figure check.png"""
 _MODELS, _INFERENCES = ([name.lower() for name in names] for names in (MODELS, INFERENCES))
 
 
@@ -82,26 +89,11 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
     p.description = f"Train a model on a table of labels and spectra, or of any other blocks: {TABLES}."
-    p.epilog = (
-        "Examples: bayeslabels fit train.fits --labels TEFF,LOGG,FE_H --flux-error FLUX_ERR --set order=3 -o model.nc; "
-        "bayeslabels fit giants.fits --model parallax --set 'features=[\"magnitudes\"]' --column magnitudes=G,BP,RP "
-        "--column magnitudes_error=G_ERR,BP_ERR,RP_ERR --column parallax=PLX --column parallax_error=E_PLX -o model.nc"
-    )
+    p.formatter_class, p.epilog = _Examples, _FIT_EXAMPLES
     p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
     _label_options(p)
     _table_options(p)
-    p.add_argument("--model", type=str.lower, choices=_MODELS, default="cannon", help="(default: %(default)s)")
-    p.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        type=_setting,
-        action="append",
-        default=[],
-        help="a hyperparameter of the model, its value in JSON or Python; again for others",
-    )
-    p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
-    p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
-    _inference_options(p, "epochs=20")
+    _model_options(p)
     p.add_argument(
         "--stream", action="store_true",
         help="read the table in every pass anew, where it is larger than memory (MAP, SVI; parallax: Laplace)",
@@ -136,6 +128,22 @@ def parser() -> argparse.ArgumentParser:
     _run_options(p)
     p.set_defaults(run=_command("infer"), interrupted="what was done is kept: the same command goes on from there")
 
+    p = commands.add_parser("check", help="do the error bars hold? every star by a model trained without it")
+    p.description = (
+        "Cross-validation on labelled stars: the labels of each star are inferred by a model that was trained without "
+        f"it, and compared with the table's. The table is {TABLES}. It takes as long as N trainings."
+    )
+    p.formatter_class, p.epilog = _Examples, _CHECK_EXAMPLE
+    p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
+    _label_options(p)
+    _table_options(p)
+    _model_options(p)
+    p.add_argument("--folds", metavar="N", type=_positive, default=8, help="parts to leave out in turn (default: 8)")
+    p.add_argument("--figure", metavar="FILE.png", type=Path, help="draw z scores and coverage of each label")
+    _output_options(p, "TABLE", "a table of the labels of the held-out stars to write", required=False)
+    _run_options(p)
+    p.set_defaults(run=_command("check"))
+
     p = commands.add_parser("info", help="what a model file holds")
     p.add_argument("model", metavar="MODEL.nc")
     p.set_defaults(run=_command("info"))
@@ -149,6 +157,13 @@ def _command(name: str) -> Callable[..., None]:
         getattr(importlib.import_module(".commands", __package__), f"run_{name}")(arguments, written)
 
     return run
+
+
+class _Examples(argparse.HelpFormatter):
+    """Help whose examples keep their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("Example") else super()._fill_text(text, width, indent)
 
 
 class _Version(argparse.Action):
@@ -178,6 +193,17 @@ def _table_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--hdu", metavar="HDU", help="number or name of the table's HDU (default: the first table)")
 
 
+def _model_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", type=str.lower, choices=_MODELS, default="cannon", help="(default: %(default)s)")
+    p.add_argument(
+        "--set", metavar="NAME=VALUE", type=_setting, action="append", default=[],
+        help="a hyperparameter of the model, its value in JSON or Python; again for others",
+    )  # fmt: skip
+    p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
+    p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
+    _inference_options(p, "epochs=20")
+
+
 def _inference_options(p: argparse.ArgumentParser, example: str) -> None:
     p.add_argument("--inference", choices=_INFERENCES, help="(default: the model's own)")
     p.add_argument(
@@ -186,8 +212,8 @@ def _inference_options(p: argparse.ArgumentParser, example: str) -> None:
     )  # fmt: skip
 
 
-def _output_options(p: argparse.ArgumentParser, name: str, what: str) -> None:
-    p.add_argument("-o", "--output", metavar=name, type=Path, required=True, help=what)
+def _output_options(p: argparse.ArgumentParser, name: str, what: str, required: bool = True) -> None:
+    p.add_argument("-o", "--output", metavar=name, type=Path, required=required, help=what)
     p.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 

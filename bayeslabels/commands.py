@@ -12,15 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import demo, reports
+from . import demo, plots, reports
 from . import inference as inferences
+from .calibration import cross_validate
 from .catalogues.catalog import infer_catalog
 from .core.model import Model, models
 from .data.columns import default_names
 from .data.stars import Stars
-from .errors import BadInput, bad_input, index_of, printable
+from .errors import BadInput, CannotDo, bad_input, index_of, printable
 from .files.sources import read_stars
-from .files.whole import refuse_unwritable
+from .files.tables import write_table
+from .files.whole import in_one_piece, refuse_unwritable
 from .inference.base import Inference
 from .kind import kind_of
 from .results.posterior import Posterior, load
@@ -30,6 +32,9 @@ COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelen
 """Options that say where things stand in a table; a model file remembers those of its training."""
 ROWS = 60
 """Rows of what was learned, at most, that `info` shows."""
+
+FIGURES = (".png", ".pdf", ".svg", ".jpg")
+"""Formats of figures."""
 
 
 def run_demo(a: argparse.Namespace, written: list[Path]) -> None:
@@ -64,11 +69,7 @@ def run_fit(a: argparse.Namespace, written: list[Path]) -> None:
     if a.stream:
         posterior = fit(model, a.table, inference, columns=columns, **options)
     else:
-        stars = read_stars(a.table, columns)
-        _say(f"{a.table}: {_counts(stars)}")
-        with _taken("--set", a.set, a.model):
-            model.bind(stars)
-        posterior = fit(model, stars, inference, **options)
+        posterior = fit(model, _labelled(a, model, columns), inference, **options)
         posterior.info["columns"] = columns
     _say(reports.training(posterior, time.perf_counter() - start))
     posterior.info["source"] = os.path.basename(a.table)
@@ -85,6 +86,40 @@ def _saved(posterior: Posterior, path: Path) -> Path:
         posterior.save(elsewhere)
         text = f"{path} could not be written ({problem.strerror}): the model is in {elsewhere}"
         raise OSError(problem.errno, text) from problem
+
+
+def run_check(a: argparse.Namespace, written: list[Path]) -> None:
+    if a.figure and a.figure.suffix not in FIGURES:
+        raise bad_input(f"--figure {a.figure}", f"a name that ends in {', '.join(FIGURES)}")
+    for path in filter(None, (a.output, a.figure)):
+        _may_write(path, a.overwrite)
+    model = _model(a)
+    inference = _inference(a, kind_of(model).fit_by)
+    stars = _labelled(a, model, _columns(a))
+    if (block := kind_of(model).quantities(model.bind(stars)).block) not in stars:
+        text = f"check compares what is inferred with a block {block!r}, which these stars do not have"
+        raise CannotDo(f"{text}; in Python, bayeslabels.cross_validate gives what is inferred of held-out stars")
+    start = time.perf_counter()
+    held_out = cross_validate(model, stars, inference, a.folds, seed=a.seed, progress=_progress(a))
+    _say(f"Held-out stars of {held_out.folds} folds, each inferred by a model that was trained on the other folds:")
+    _say(reports.recovery(held_out, stars, time.perf_counter() - start))
+    if a.output:
+        written.append(write_table(held_out.table(), a.output))
+    if a.figure:
+        with in_one_piece(a.figure) as part:
+            plots.calibration(held_out, stars).savefig(part, dpi=130)
+        written.append(a.figure)
+    if written:
+        _say(f"wrote {', '.join(map(str, written))}")
+
+
+def _labelled(a: argparse.Namespace, model: Model, columns: dict[str, Any]) -> Stars:
+    """The stars of the table, counted, which the model can be trained on."""
+    stars = read_stars(a.table, columns)
+    _say(f"{a.table}: {_counts(stars)}")
+    with _taken("--set", a.set, a.model):
+        model.bind(stars)
+    return stars
 
 
 def run_infer(a: argparse.Namespace, written: list[Path]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .calibration import compared, label_scatter, z_scores
+from .calibration import Coverage, Result, compared, coverage, label_scatter, z_scores
 from .data.stars import Stars
 from .kind import kind_of
 from .results.posterior import Posterior
-from .results.star_posterior import StarPosterior
+from .results.star_posterior import counted_flags
+
+ONE_SIGMA = 0.6827
+"""Probability of the interval from one standard deviation below to one above the mean."""
 
 
 def significant(x: float, digits: int = 2) -> str:
@@ -47,7 +51,7 @@ def selection(info: dict[str, Any]) -> list[str]:
     orders = [s for s in every if "order" in s]
     hidden = [s for s in every if "hidden" in s]
     scores = [s for s in every if "variant" in s]
-    lines = [f"  order {s['order']} over {s['below']} of the polynomial: log evidence {s['lead']:+.0f}" for s in orders]
+    lines = [f"  polynomial of order {s['order']} against {s['below']}: log evidence {s['lead']:+.0f}" for s in orders]
     lines += [
         f"  hidden label {s['hidden']}: residuals vary {s['excess']:.2f} times as much as noise would" for s in hidden
     ]
@@ -56,13 +60,13 @@ def selection(info: dict[str, Any]) -> list[str]:
     best = next(s for s in scores if s.get("chosen"))
     lines.append(f"  chosen by held-out density: {_meaning(best)}")
     for other in (s for s in scores if s is not best):
-        what = f"    over: {_meaning(other)}"
+        what = f"    rather than: {_meaning(other)}"
         if other.get("refused"):
             lines.append(f"{what}, which could not be trained ({other['refused']})")
         else:
             gap, error = best["log_density"] - other["log_density"], other.get("difference_error", float("nan"))
-            worse = "worse" if gap >= 0 else "not clearly better,"
-            lines.append(f"{what}, {worse} by {abs(gap):.2f} +- {error:.2f} per star in ln density")
+            worse = "lower" if gap >= 0 else "higher, but not clearly,"
+            lines.append(f"{what}; its ln density per star is {worse} by {abs(gap):.2f} +- {error:.2f}")
     return lines
 
 
@@ -75,39 +79,57 @@ def _meaning(score: dict[str, Any]) -> str:
     return f"{plain[variant]} ({variant})" if variant in plain else variant
 
 
-def recovery(result: StarPosterior, reference: Any, seconds: float | None = None) -> str:
-    """Lines about a test step whose labels are known: recovery and calibration per label, diagnostics, flags."""
+def recovery(result: Result, reference: Any, seconds: float | None = None) -> str:
+    """Lines about stars whose labels are known: recovery of each label, whether its error bars hold, diagnostics."""
     catalogue = isinstance(reference, Stars)
     tau = label_scatter(result) if catalogue else None
     known = compared(result, reference, scatter=tau)
     error = np.sqrt(np.einsum("nmm->nm", result.cov + known.covariance))
     offset, z = result.mean - known.value, -z_scores(result, reference, scatter=tau)
+    inside = coverage(result, reference, ONE_SIGMA, scatter=tau)
     took = "" if seconds is None else f" in {seconds:.0f} s"
     other = "the catalogue" if catalogue else "the truth"
     lines = [
         f"  done{took}; labels compared with {other}:", "",
         f"  {'label':<12} {'unit':<6} {'rms':>9} {'bias':>9} {'error bar':>10} {'mean z':>7} {'sd of z':>8} "
-        f"{'within 1 error':>15}",
+        f"{'inside':>8}",
     ]  # fmt: skip
     for m, (name, unit) in enumerate(zip(result.frame.names, result.frame.units, strict=True)):
         d, one = (x[np.isfinite(z[:, m]), m] for x in (offset, z))
         if not len(one):
-            lines.append(f"  {name:<12} {unit:<6} no star with this label")
+            lines.append(f"  {name:<12} {unit or '-':<6} no star has this label to compare with")
             continue
         rms, bar = np.sqrt((d**2).mean()), np.nanmedian(error[:, m])
         lines.append(
             f"  {name:<12} {unit or '-':<6} {significant(rms, 3):>9} {significant(d.mean(), 2):>9} "
-            f"{significant(bar, 3):>10} {one.mean():>+7.2f} {one.std():>8.2f} {100 * (abs(one) < 1).mean():>14.1f}%"
+            f"{significant(bar, 3):>10} {one.mean():>+7.2f} {one.std():>8.2f} {100 * inside.share[m]:>7.1f}%"
         )
-    lines.append(f"  {'expected of error bars that hold':<50} {0:>+7.2f} {1:>8.2f} {68.3:>14.1f}%")
     what = "the posterior's, the catalogue's and tau combined" if catalogue else "the posterior's"
-    lines += [f"  (error bar: the median star's, {what}; z = difference / error)", ""]
+    lines += [
+        f"  {'expected of error bars that hold':<50} {0:>+7.2f} {1:>8.2f} {100 * ONE_SIGMA:>7.1f}%",
+        f"  (error bar: the median star's, {what}; z = difference / error;",
+        "  inside: share of the stars whose label lies within the central 68.3% interval)", "",
+        *_verdicts(result.frame.names, inside), "",
+    ]  # fmt: skip
     return "\n".join([*lines, *diagnostics(result)])
 
 
-def diagnostics(result: StarPosterior) -> list[str]:
+def _verdicts(names: Sequence[str], inside: Coverage) -> list[str]:
+    """A line for each label that some stars have: whether as many stars lie inside as chance allows."""
+    lines = []
+    for name, share, low, high, n in zip(names, *inside, strict=True):
+        if n:
+            verdict = "are too small" if share < low else "are too large" if share > high else "hold"
+            by_chance = f"{100 * low:.1f} to {100 * high:.1f}% by chance"
+            lines.append(f"  error bars of {name} {verdict}: {100 * share:.1f}% of {n} stars inside ({by_chance})")
+    if not inside.holds[inside.n_star > 0].all():
+        lines.append("  (stars of one training share its errors, which adds to chance; see docs/howto/error-bars.md)")
+    return lines
+
+
+def diagnostics(result: Result) -> list[str]:
     """Lines about how far to trust the test step."""
-    stars: Any = result.data["stars"]
+    stars: Any = result.stars
     lines = []
     if "khat" in stars:
         khat = stars["khat"].values
@@ -123,7 +145,7 @@ def diagnostics(result: StarPosterior) -> list[str]:
         if np.isfinite(chi2).any():
             low = f"99% of the stars below {np.nanpercentile(chi2, 99):.2f}"
             lines.append(f"  reduced chi^2: median {np.nanmedian(chi2):.2f}, {low}")
-    raised = {name: n for name, n in result.flag_counts().items() if n}
+    raised = {name: n for name, n in counted_flags(result.flags).items() if n}
     counts = ", ".join(f"{name} {n}" for name, n in raised.items())
     lines.append(f"  flags of {len(result)} stars: {counts or 'none raised'}")
     return lines

@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 import bayeslabels as bl
-from bayeslabels import cli, commands, demo
+from bayeslabels import cli, commands, demo, reports
 from bayeslabels.cli import main
 from bayeslabels.core.model import models
 from bayeslabels.files.tables import read_table, read_wavelength, write_table
@@ -121,6 +121,8 @@ def test_any_blocks_from_columns(tmp_path, capsys):
         assert result["id"][0] == 7
         apart = np.abs(np.asarray(result["parallax_sp"]) - np.asarray(result["parallax_combined"])).max()
         assert (apart > 1e-3) == combined
+    assert main(["check", f"{tmp_path}/train.ecsv", *model, *named]) == 2
+    assert "'labels', which these stars do not have; in Python" in capsys.readouterr().err
     assert main(["infer", f"{tmp_path}/m.nc", f"{tmp_path}/new.ecsv", "-o", f"{tmp_path}/x.fits", "--column",
                  "magnitudes=G,H"]) == 2  # fmt: skip
     assert "'K'" in capsys.readouterr().err
@@ -160,6 +162,37 @@ def test_training_from_a_file_that_is_streamed_with_a_checkpoint(files, tmp_path
     assert (tmp_path / "training.npz").exists()
     assert main(["infer", f"{tmp_path}/stream.nc", f"{files}/test.fits", "-o", f"{tmp_path}/c.fits"]) == 0
     assert len(read_table(tmp_path / "c.fits")) == 12
+
+
+def test_check_says_whether_the_error_bars_hold(files, tmp_path, capsys):
+    data = [f"{files}/train.fits", *LABELS, "--flux-error", "FLUX_ERR", "--id", "NAME", "--order", "1"]
+    table, figure = tmp_path / "held-out.ecsv", tmp_path / "check.png"
+    command = ["check", *data, "--no-label-noise", "--folds", "2", "-o", str(table), "--figure", str(figure)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    stars = bl.read_stars(f"{files}/train.fits", {"labels": ["TEFF", "LOGG", "FE_H"], "flux": "FLUX",
+                                                  "flux_error": "FLUX_ERR", "id": "NAME"})  # fmt: skip
+    held_out = bl.cross_validate(bl.Cannon(order=1, label_noise=False), stars, folds=2, progress=False)
+    tau = bl.calibration.label_scatter(held_out)
+    inside = bl.calibration.coverage(held_out, stars, scatter=tau)
+    for name, share, low, high, n in zip(("TEFF", "LOGG", "FE_H"), *inside, strict=True):
+        verdict = "are too small" if share < low else "are too large" if share > high else "hold"
+        assert f"error bars of {name} {verdict}: {100 * share:.1f}% of {n} stars inside" in said
+    written = read_table(table)
+    assert set(written["fold"]) == {0, 1}
+    np.testing.assert_allclose(np.asarray(written["LOGG"]), held_out.mean[:, 1])
+    assert figure.read_bytes()[1:4] == b"PNG"
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_error_bars_that_are_too_small_or_too_large_are_named():
+    train, test, _ = simulate(60, 20, seed=1)
+    result = bl.infer(bl.fit(bl.Cannon(order=1), train, progress=False), test, bl.MAP(), progress=False)
+    beyond = result.mean + result.error * [1.5, 0.1, 1.0] * np.where(np.arange(len(test)) % 3, 1.0, 0.5)[:, None]
+    said = reports.recovery(result, beyond)
+    for verdict in ("TEFF are too small: 33.3%", "LOGG are too large: 100.0%"):
+        assert f"error bars of {verdict} of {len(test)} stars" in said
 
 
 @pytest.mark.parametrize("text", ["magnitudes", "=G", "magnitudes=", "a b=G"])
@@ -211,6 +244,8 @@ def test_outputs_are_not_overwritten_unless_asked(files, tmp_path, capsys):
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--inference-set", "draw=3"], "setting of MAP 'draw'"),
         (["fit", "{}/train.fits", *LABELS, "-o", "m.nc", "--inference", "nuts", "--stream"], "stars in files"),
         (["fit", "{}/train.fits", "--labels", "TEF,LOGG", "-o", "m.nc", "--stream"], "train.fits 'TEF'; did you mean"),
+        (["check", "{}/train.fits", *LABELS, "--figure", "check.fits"], ".png"),
+        (["check", "{}/train.fits", *LABELS, "--folds", "200"], "folds=200"),
         (["demo", *LABELS], "--data"),
         (["demo", "--data", "{}/train.fits"], "--labels"),
     ],
@@ -261,7 +296,9 @@ def test_wrong_usage(command, capsys):
     assert "usage: bayeslabels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["--version"], ["--help"], ["demo", "--help"], ["fit", "--help"], ["infer", "-h"]])
+@pytest.mark.parametrize(
+    "command", [["--version"], ["--help"], ["demo", "--help"], ["fit", "--help"], ["check", "-h"], ["infer", "-h"]]
+)
 def test_help(command, capsys):
     assert main(command) == 0
     told = capsys.readouterr().out

@@ -203,7 +203,9 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/howto/fits.md", "docs/reference/cli.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/howto/fits.md", "docs/howto/error-bars.md", "docs/reference/cli.md"]
+)
 def test_commands_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tables(tmp_path)

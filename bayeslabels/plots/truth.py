@@ -15,12 +15,9 @@ from ..calibration import reliability as by_bins
 from ..calibration.bins import binned, named, quantity
 from ..data.stars import Stars
 from ..errors import bad_input
-from ..reports import significant
+from ..reports import ONE_SIGMA, significant
 from ..results.table import decimals
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, kind, label, paper
-
-ONE_SIGMA = 0.6827
-"""Probability of the interval from one standard deviation below to one above the mean."""
 
 
 def one_to_one(result: Result, truth: Labels, *, residuals: bool = False, axes: Sequence[Axes] | None = None) -> Figure:

@@ -72,6 +72,11 @@ def flag_names(value: int) -> tuple[str, ...]:
     return tuple(flag.name or "" for flag in Flags if flag & int(value))
 
 
+def counted_flags(flags: np.ndarray) -> dict[str, int]:
+    """How many values (N,) of the `flags` column have each bit set."""
+    return {str(flag.name): int(((flags & flag) > 0).sum()) for flag in Flags}
+
+
 PERCENTILES = {
     "p5": "5th percentile of the posterior",
     "p16": "15.9th percentile of the posterior",
@@ -295,7 +300,7 @@ class StarPosterior:
 
     def flag_counts(self) -> dict[str, int]:
         """How many stars carry each flag."""
-        return {str(flag.name): int(((self.flags & flag) > 0).sum()) for flag in Flags}
+        return counted_flags(self.flags)
 
     def __repr__(self) -> str:
         counts = {name: n for name, n in self.flag_counts().items() if n}
