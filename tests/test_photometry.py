@@ -30,7 +30,7 @@ MODEL = bl.Photometry(
 
 N_TRAIN = 512
 MANY = 40
-"""Stars of small tests: more than `FEW`, so that they share the compiled programs of the large ones."""
+"""Stars of small tests."""
 
 
 @pytest.fixture(scope="module")

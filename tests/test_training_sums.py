@@ -7,7 +7,7 @@ import contextlib
 import jax
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.table import Table, vstack
 from conftest import simulate
 from test_catalog import write_hdf5, write_parquet
 from test_training_stream import Stopped, killed_and_taken_up, stop_after
@@ -138,7 +138,7 @@ def test_minibatches_are_unbiased(model, small):
         batches = Batches.of(rows, 1, 0, 50)
         mean = minibatch_sums(by_sums, batches, g)
         counts = np.pad(batches.often[0].astype(float), (0, -N % 256))
-        whole = by_sums.sums(g, rows.take([(0, N)], len(counts)), counts)
+        whole = by_sums.sums(g, rows.held_out(np.resize(np.arange(N), len(counts))), counts)
     for x, y in zip(jax.tree.leaves(mean), jax.tree.leaves(whole), strict=True):
         y = np.asarray(y) / counts.sum()
         np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9 * np.abs(y).max(initial=0.0) + 1e-13)
@@ -187,6 +187,22 @@ def test_files_train_as_memory_does(kind, tmp_path, small):
         np.testing.assert_allclose(bl.infer(ours, new).mean, bl.infer(theirs, new).mean, rtol=1e-4)
         ours.save(tmp_path / "model.nc")
         assert "OTHER" not in bl.load(tmp_path / "model.nc").info["columns"].values()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "fits"])
+def test_rows_without_data_change_nothing(kind, tmp_path, small):
+    """Blocks are put together from the rows that say anything, however many others lie between them."""
+    plain, trained = table(spectra()), []
+    empty = plain[np.sort(np.random.default_rng(4).integers(N, size=90))]
+    empty["flux"] = empty["labels"] = np.nan
+    rows = np.argsort(np.concatenate([np.arange(N), np.random.default_rng(5).integers(200, 300, 90)]), kind="stable")
+    for i, some in enumerate((plain, vstack([plain, empty])[rows])):
+        path = tmp_path / f"{i}.{kind}"
+        some.write(path)
+        trained.append(bl.fit(bl.Cannon(order=1, label_noise="joint"), path, columns=NAMES, progress=False))
+    assert [x.info["n_without_data"] for x in trained] == [0, 90]
+    for a, b in zip(*(jax.tree.leaves(x.moments) for x in trained), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow

@@ -58,9 +58,21 @@ class Rows(ABC):
     whole: Any = None
     """`model.arrays` of all rows, if they are in memory."""
 
+    def told(self, ranges: list[Range]) -> tuple[np.ndarray, np.ndarray]:
+        """The usable rows (k,) of some ranges, in an order that follows from their digests, so that sums over them do
+        not depend on that of the rows, or on blank ones; and their places among all the rows of these ranges."""
+        rows = np.concatenate([np.arange(*x) for x in ranges])
+        at = np.flatnonzero(self.usable[rows])
+        at = at[np.argsort(self.digests[rows[at]], kind="stable")]
+        return rows[at], at
+
     @abstractmethod
     def take(self, ranges: list[Range], size: int) -> Any:
-        """`model.arrays` of the rows of some ranges, one after the other, filled up to `size` with copies."""
+        """`model.arrays` of the rows `told` by some ranges, filled up to `size` with copies."""
+
+    def some(self, size: int) -> Any:
+        """`model.arrays` of as many copies of a star: for their shapes."""
+        return jax.tree.map(np.asarray, self.model.arrays(self.stars[np.zeros(size, int)]))
 
     @abstractmethod
     def held_out(self, index: np.ndarray) -> Any:
@@ -81,8 +93,7 @@ class RowsInMemory(Rows):
         return jax.tree.map(np.asarray, self.model.arrays(self.all))
 
     def take(self, ranges: list[Range], size: int) -> Any:
-        rows = np.concatenate([np.arange(*x) for x in ranges])
-        return self.held_out(np.pad(rows, (0, size - len(rows)), mode="edge"))
+        return self.held_out(np.resize(self.told(ranges)[0], size))
 
     def held_out(self, index: np.ndarray) -> Any:
         return jax.tree.map(lambda x: x[index], self.whole)
@@ -208,8 +219,8 @@ class Batches:
     def order(self, epoch: int, index: int, ranges: list[Range]) -> tuple[np.ndarray, np.ndarray, int]:
         """order and counts (E, S, B) of a block, S the same for all full blocks; and its number of steps."""
         rng = np.random.default_rng([self.seed, 67867967, epoch, index])
-        often = np.concatenate([self.often[:, slice(*x)] for x in ranges], 1)
-        following = np.argsort(np.concatenate([self.place[slice(*x)] for x in ranges])).astype(np.int32)
+        rows, _ = self.rows.told(ranges)
+        often, following = self.often[:, rows], np.argsort(self.place[rows]).astype(np.int32)
         steps = self.steps_of(often.sum(1, dtype=int))
         room = min(self.block, self.rows.n)
         most = max(steps, -(-self.passes * int(room + 6 * np.sqrt(room)) // self.size))
@@ -252,24 +263,26 @@ class Passes:
     def size(self) -> int:
         """Stars of a block, filled up to a multiple of `STARS`."""
         most = at_once(BLOCK, self.rows.width)
-        most = min(max(most - most % STARS, STARS), self.rows.n)
+        most = min(max(most - most % STARS, STARS), self.n)
         return most + -most % STARS
+
+    def plan(self) -> list[Range]:
+        """The range of rows of every block, each with `size` usable rows, but the last."""
+        stops = np.flatnonzero(self.rows.usable)[self.size - 1 :: self.size] + 1
+        ends = [*stops[: -1 if self.n % self.size == 0 else None].tolist(), self.rows.n]
+        return list(zip([0, *ends[:-1]], ends, strict=True))
 
     def blocks(self, epoch: int = 0, index: int = 0) -> Generator[DeviceBlock]:
         """Block after block, pass after pass, from one of them on; read ahead by one."""
         return ahead(self._blocks(epoch, index))
 
     def _blocks(self, epoch: int, index: int) -> Iterator[DeviceBlock]:
-        n, size = self.rows.n, self.size
-        order = np.arange(size, dtype=np.int32)[None, None]
-        firsts = range(0, n, size)
+        plan = self.plan()
+        order = np.arange(self.size, dtype=np.int32)[None, None]
         while True:
-            for i in range(index, len(firsts)):
-                first, stop = firsts[i], min(firsts[i] + size, n)
-                counts = np.zeros(order.shape, bool)
-                counts[0, 0, : stop - first] = self.rows.usable[first:stop]
-                data = self.rows.take([(first, stop)], size)
-                yield DeviceBlock(epoch, i, i + 1 == len(firsts), data, order, counts, 1)
+            for i in range(index, len(plan)):
+                counts = order < self.rows.usable[slice(*plan[i])].sum()
+                yield DeviceBlock(epoch, i, i + 1 == len(plan), self.rows.take([plan[i]], self.size), order, counts, 1)
             epoch, index = epoch + 1, 0
 
 

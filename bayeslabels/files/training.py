@@ -153,19 +153,25 @@ class RowsInFiles(Rows):
         self.digests = training.digests
         self.pieces = training.source.stream.pieces() or pieces_of(self.n)
         self.ends = {stop for _, stop in self.pieces}
-        self.reading: dict[int, Iterator[Table]] = {}
+        self.reading: dict[int, tuple[Iterator[Table], list[Table]]] = {}
 
     def take(self, ranges: list[Range], size: int) -> Any:
-        stars = self.training.source.stars(joined([self._table(*x) for x in ranges]))
-        return _arrays(self.model, stars, size)
+        _, at = self.told(ranges)
+        return _arrays(self.model, self.training.source.stars(joined([self._table(*x) for x in ranges])[at]), size)
 
     def _table(self, first: int, stop: int) -> Table:
         """The rows of a range; where it goes on from one that was read, so does the reading."""
-        tables = self.reading.pop(first, None) or self.training.source.tables(first, stop - first)
-        table = next(tables)[: stop - first]
+        n = stop - first
+        new: list[Table] = []
+        tables, parts = (
+            self.reading.pop(first) if first in self.reading else (self.training.source.tables(first, n), new)
+        )
+        while sum(map(len, parts)) < n:
+            parts.append(next(tables))
+        read = joined(parts)
         if stop not in self.ends:
-            self.reading[stop] = tables
-        return table
+            self.reading[stop] = tables, [read[n:]] if len(read) > n else []
+        return read[:n]
 
     def held_out(self, index: np.ndarray) -> Any:
         flat, back = np.unique(index, return_inverse=True)
@@ -176,6 +182,6 @@ class RowsInFiles(Rows):
 
 def _arrays(model: Any, stars: Stars, size: int) -> Any:
     """Filled up to one size, and so compiled once."""
-    filled = stars if len(stars) == size else stars[np.minimum(np.arange(size), len(stars) - 1)]
+    filled = stars if len(stars) == size else stars[np.resize(np.arange(len(stars)), size)]
     model.check(filled)
     return jax.tree.map(np.asarray, model.arrays(filled))

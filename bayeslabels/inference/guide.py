@@ -147,7 +147,7 @@ class Guided:
         self.batches, self.learning_rate, self.key, self.extent = batches, learning_rate, key, (-1, 1.0)
         self.objective = objective_of(Bound(batches.rows.model), first.names)
         self.first = first
-        few = batches.rows.take([(0, 1)], batches.size)
+        few = batches.rows.some(batches.size)
         self.n = jnp.asarray(float(batches.often.sum()))
         self.start = jax.tree.map(jnp.asarray, ({name: first.sites[name] for name in first.names}, first.factor))
         stars = jax.tree.map(jnp.asarray, (few, np.ones(batches.size, bool), 1.0))

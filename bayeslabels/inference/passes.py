@@ -73,7 +73,7 @@ class Sweeps:
     def __init__(self, by_sums: BySums, passes: Passes, most: int):
         self.by_sums, self.most = by_sums, most
         g = by_sums.start()
-        few = passes.rows.take([(0, 1)], passes.size)
+        few = passes.rows.some(passes.size)
         self.blank = jax.tree.map(np.zeros_like, by_sums.sums(g, few, np.zeros(passes.size)))
         self.state: dict[str, Any] = {"g": g, "sums": self.blank, "changes": np.zeros(0), "objectives": np.zeros(0)}
 
@@ -114,7 +114,7 @@ class Stochastic:
         self.kept_out = np.pad(rows.usable[out].astype(float), (0, -len(out) % STARS))
         self.n, self.delay = int(batches.often.sum()), max(1.0, len(rows.stars) / batches.size)
         g = by_sums.start()
-        few = rows.take([(0, 1)], self.size)
+        few = rows.some(self.size)
         blank = jax.tree.map(np.zeros_like, by_sums.sums(g, few, np.zeros(self.size)))
         self.extent = -1, 1.0
         self.state: dict[str, Any] = {

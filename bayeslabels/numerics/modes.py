@@ -17,12 +17,11 @@ from .lockstep import solve_small
 
 FIRST_STEPS = 8
 """Evaluations that all starts get together."""
-SIDE_BY_SIDE, FEW = 256, 32
-"""Stars whose starts are followed side by side, and where there are no more than so many."""
+SIDE_BY_SIDE = 64
+"""Stars, and starts that are left after the first steps, that are followed side by side: one size, compiled once, and
+so no star's numbers depend on how many are beside it."""
 ROUNDS = (3, 2, 4, 8, 16, 32)
 """Evaluations after which those that have arrived are left out: most take two or three, the last one twenty."""
-LATE = 64
-"""Starts that are left, followed side by side: one size, compiled once."""
 TOLERANCE = 1e-6
 """Newton decrement, in nats, of a star that has arrived."""
 HOPELESS = 20.0
@@ -92,10 +91,8 @@ def find_modes(
     """
     n, j, _ = starts.shape
     each = jax.tree.map(np.asarray, own)
-    size = FEW if n <= FEW else SIDE_BY_SIDE  # two sizes: each is compiled
     found = []
-    for begin in range(0, n, size):
-        rows = np.minimum(np.arange(begin, begin + size), n - 1)
+    for rows in side_by_side(n):
         mine = jax.tree.map(lambda x, rows=rows: x[rows], each)
         new = _Points.at(jnp.asarray(starts)[rows])
         found.append(_descend(energy, curvature, False, shared if rough is None else rough, mine, new, FIRST_STEPS))
@@ -107,8 +104,8 @@ def find_modes(
     left = np.flatnonzero(hopeful)
     left = left[np.argsort(~first.done.reshape(-1)[left], kind="stable")]  # those that have arrived take a step or two
     for count in ROUNDS:
-        for begin in range(0, len(left), LATE):
-            rows = np.resize(left[begin : begin + LATE], LATE)
+        for begin in range(0, len(left), SIDE_BY_SIDE):
+            rows = np.resize(left[begin : begin + SIDE_BY_SIDE], SIDE_BY_SIDE)
             mine = jax.tree.map(lambda x, star=rows // j: x[star], each)
             now = _Points(*(x[rows, None] for x in points))
             for x, y in zip(points, _descend(energy, curvature, True, shared, mine, now, count), strict=True):
@@ -116,7 +113,13 @@ def find_modes(
         left = left[~points.done[left]]
     done = points.done & np.isfinite(points.f)
     by_start = [np.moveaxis(x.reshape(n, j, *x.shape[1:]), 1, 0) for x in (points.u, points.f, points.bend, done)]
-    return _distinct(min(keep, j), threshold, *by_start)
+    kept = [_distinct(min(keep, j), threshold, *(x[:, rows] for x in by_start)) for rows in side_by_side(n)]
+    return Modes(*(np.concatenate([np.asarray(x) for x in parts], 1)[:, :n] for parts in zip(*kept, strict=True)))
+
+
+def side_by_side(n: int) -> list[np.ndarray]:
+    """The rows of n stars in parts of one size, the last one filled up with its last star."""
+    return [np.minimum(np.arange(x, x + SIDE_BY_SIDE), n - 1) for x in range(0, n, SIDE_BY_SIDE)]
 
 
 class _Points(NamedTuple):

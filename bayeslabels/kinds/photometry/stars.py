@@ -19,7 +19,7 @@ from ...kind import TrainedModel
 from ...numerics.compiling import jit
 from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
-from ...numerics.modes import find_modes
+from ...numerics.modes import find_modes, side_by_side
 from ...numerics.own_variates import other_keys, uniforms
 from ...numerics.tangent import extinction
 from ...numerics.two_vectors import second_vector
@@ -32,8 +32,6 @@ from .photometry import Photometry
 
 CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
-CHUNK, FEW = 256, 32
-"""Stars whose starts are chosen side by side, and where there are no more than so many."""
 MEMBERS = 8
 """Functions kept of a training posterior that was sampled."""
 
@@ -169,16 +167,13 @@ def prepare(
     # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
     fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
     parts, n = [], len(stars)
-    size = FEW if n <= FEW else CHUNK  # two sizes: each is compiled
-    for start in range(0, n, size):
-        index = np.minimum(np.arange(start, start + size), n - 1)
+    for index in side_by_side(n):
         mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
         first = _choose(starts, wide, odds, mine, grey, candidates, *at)
         own = _own(energy, wide, odds, members, shared, mine, first[:, 0])
-        parts.append(jax.tree.map(lambda x, k=n - start: np.asarray(x)[:k], (own, first)))
-    own, first = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    modes = find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast)
-    return StarProblem(energy, fast, own, jax.tree.map(np.asarray, modes), 8)  # NumPy: rows are picked at no cost
+        parts.append(jax.tree.map(np.asarray, (own, first)))
+    own, first = jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)  # NumPy: rows are picked at no cost
+    return StarProblem(energy, fast, own, find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast), 8)
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
@@ -364,7 +359,7 @@ def distances(
     else:
         uniform = np.broadcast_to(points.T, shape)
     out, wrong = np.empty((*flat.shape[:2], 3)), np.empty(n)
-    size = min(problem.at_once * max(1, 128 // flat.shape[1]), n)
+    size = problem.at_once * max(1, 128 // flat.shape[1])
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
         own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
@@ -396,8 +391,7 @@ def _draw_distances(
 def misfit(problem: StarProblem) -> np.ndarray:
     """chi^2 (N,) of the magnitudes at the best mode of the labels, the mode of mu and the mean of E there."""
     n, best, out = problem.n_star, np.asarray(problem.modes.location[0]), []
-    for start in range(0, n, FEW):
-        rows = np.minimum(np.arange(start, start + FEW), n - 1)
+    for rows in side_by_side(n):
         own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
         out.append(_misfit(problem.energy, problem.shared, own, best[rows]))
     return np.concatenate(out)[:n]
