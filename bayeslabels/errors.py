@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import difflib
+import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+LOG = logging.getLogger("bayeslabels")
+_advising = contextvars.ContextVar("_advising", default=True)
 
 
 class BadInput(ValueError):
@@ -88,3 +94,19 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def advise(message: str, *parts: object) -> None:
+    """A line in the log, with `parts` in the places of %s, about what the user may want to know of a step."""
+    if _advising.get():
+        LOG.warning(message, *parts)
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Steps within a step of the user's, which need no advice of their own."""
+    token = _advising.set(False)
+    try:
+        yield
+    finally:
+        _advising.reset(token)

@@ -16,6 +16,9 @@ from .results.star_posterior import counted_flags
 ONE_SIGMA = 0.6827
 """Probability of the interval from one standard deviation below to one above the mean."""
 
+NEGLIGIBLE = 1e-3
+"""Scatter of labels that is told as 0, in scales of the labels."""
+
 
 def significant(x: float, digits: int = 2) -> str:
     """A number to so many significant digits, without an exponent."""
@@ -39,7 +42,7 @@ def training(posterior: Posterior, seconds: float | None = None) -> str:
     tau = getattr(posterior.moments, "label_scatter", np.zeros(0))
     if np.any(tau > 0):
         frame = posterior.model.require_frame()
-        rows = zip(frame.names, tau, frame.units, strict=True)
+        rows = zip(frame.names, np.where(tau < NEGLIGIBLE * frame.scale, 0.0, tau), frame.units, strict=True)
         parts = [f"{name} {significant(x)} {unit}".rstrip() for name, x, unit in rows]
         lines.append("  noise of the catalogue's labels beyond their stated errors (tau): " + ", ".join(parts))
     return "\n".join(lines)
@@ -51,7 +54,7 @@ def selection(info: dict[str, Any]) -> list[str]:
     orders = [s for s in every if "order" in s]
     hidden = [s for s in every if "hidden" in s]
     scores = [s for s in every if "variant" in s]
-    lines = [f"  polynomial of order {s['order']} against {s['below']}: log evidence {s['lead']:+.0f}" for s in orders]
+    lines = [f"  polynomial of order {s['order']} against {s['below']}: log evidence {s['lead']:+.1f}" for s in orders]
     lines += [
         f"  hidden label {s['hidden']}: residuals vary {s['excess']:.2f} times as much as noise would" for s in hidden
     ]

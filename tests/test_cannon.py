@@ -273,11 +273,15 @@ def test_which_error_to_quote_is_told_where_the_catalogue_is_noisier_than_it_sta
     bl.fit(Cannon(order=2, label_noise="joint"), stars)
     assert not caplog.records
     noisy = stars.labels.value + np.array([300.0, 0.0]) * np.random.default_rng(3).normal(size=truth.shape)
-    bl.fit(Cannon(order=2, label_noise="joint"), stars.with_block(labels=bl.Block(noisy, [30, 0.05], names=NAMES)))
+    noisy_stars = stars.with_block(labels=bl.Block(noisy, [30, 0.05], names=NAMES))
+    bl.fit(Cannon(order=2, label_noise="joint"), noisy_stars)
     (record,) = caplog.records
     assert "TEFF" in record.getMessage()
     assert "LOGG" not in record.getMessage()
     assert "<label>_catalogue_error" in record.getMessage()
+    caplog.clear()
+    bl.cross_validate(Cannon(order=2, label_noise="joint"), noisy_stars, folds=2, progress=False)
+    assert not caplog.records  # of models that the user does not see
 
 
 def test_what_was_learned_of_the_labels_in_their_units(exact, classic):

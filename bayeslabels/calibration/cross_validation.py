@@ -14,7 +14,7 @@ from astropy.table import QTable
 from ..core.model import Model
 from ..data.batches import fold_of
 from ..data.stars import Stars
-from ..errors import bad_input
+from ..errors import bad_input, without_advice
 from ..inference.base import Inference
 from ..kind import Quantities, kind_of
 from ..kinds.program.program import as_model
@@ -151,7 +151,8 @@ def cross_validate(
         for f in range(folds):
             shown.set_description(f"cross-validation, fold {f + 1} of {folds}")
             out = fold == f
-            posterior = fit(model, stars[~out], inference, seed=seed, progress=False)
+            with without_advice():  # of a model that the user does not see
+                posterior = fit(model, stars[~out], inference, seed=seed, progress=False)
             test = kind.held_out_view(posterior.model, stars[out])
             result = infer(posterior, test, infer_with, seed=seed, progress=False)
             density[out] = kind.log_density(posterior, result, stars[out])

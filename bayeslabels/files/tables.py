@@ -48,7 +48,8 @@ def write_table(table: Table, path: str | os.PathLike[str]) -> Path:
     kind, path = format_of(path), Path(path)
     plain = plain_table(table)
     texts = [np.ma.getdata(x).ravel().tolist() for x in plain.itercols() if x.dtype.kind == "U"]
-    kind.refuse(path, plain.colnames, [text for column in texts for text in column])
+    vectors = [name for name in plain.colnames if plain[name].ndim > 1]
+    kind.refuse(path, plain.colnames, [text for column in texts for text in column], vectors)
     with in_one_piece(path) as part:
         kind.write(plain, part)
     return path

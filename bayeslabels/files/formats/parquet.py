@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from astropy.table import Table
 from ...data.arrow import table_of_arrow
 from ...data.columns import column
 from ...data.serialized import Written
-from ...errors import bad_input
+from ...errors import advise, bad_input
 from .base import Format, Stream, joined, whole_file
 
-LOG = logging.getLogger("bayeslabels")
 MOST = 0.75
 """Share of the lists of a column that are of one length, at least; the others' stars are taken for bad ones."""
 LENGTH = "table::len::"
@@ -127,7 +125,7 @@ class ParquetStream(Stream):
             odd = compute.fill_null(
                 compute.and_(compute.not_equal(lengths, usual), compute.not_equal(lengths, 0)), False
             )
-            LOG.warning(
+            advise(
                 "%d of %d rows have %s of another length than the usual %d: they count as missing",
                 compute.sum(odd).as_py(), batch.num_rows, field.name, usual,
             )  # fmt: skip

@@ -51,7 +51,6 @@ class Csv(Format):
         return WholeStream(path, lambda: _read(path))
 
     def write(self, table: Table, path: Path) -> None:
-        self.refuse(path, vectors=[name for name in table.colnames if table[name].ndim > 1])
         with _opened(path, "wt") as file:
             table.write(file, format="ascii.csv")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from scipy.stats import t as student_t
 
 from ...data.batches import fold_of
 from ...data.stars import Stars
-from ...errors import BadInput
+from ...errors import BadInput, advise
 from ...inference.map import MAP
 from ...inference.starwise import modes_of
 from ...kind import TrainedModel
@@ -25,8 +24,6 @@ from .moments import Moments
 from .order import choose_order
 from .quartic import flux_given_labels, prepare
 from .stars import finish, fit_quality
-
-LOG = logging.getLogger("bayeslabels")
 
 FOLDS = 5
 """Folds of the training set for held-out labels."""
@@ -230,7 +227,7 @@ def tell_which_error(posterior: TrainedModel[LinearModel, Moments], stars: Stars
     stated = frame.scale * np.sqrt(np.nanmedian(variance, 0))
     rows = list(zip(frame.names, frame.units, tau, stated, strict=True))
     if noisy := [f"{name} {t:.3g} {unit}".rstrip() for name, unit, t, error in rows if t > error]:
-        LOG.warning(
+        advise(
             "The catalogue's labels %s (%s): <label>_catalogue_error is the error of a label on the catalogue's scale, "
             "<label>_error leaves this scatter out.",
             "scatter by more than their stated errors" if (stated > 0).any() else "have no stated errors, and scatter",
