@@ -123,6 +123,80 @@ def test_lamost(tmp_path, old):
     assert stars.velocity.unit == "km / s"
 
 
+def table_hdu(name=None, /, **columns):
+    """A table of these columns: of one number a row, or of one vector."""
+    made = []
+    for key, x in columns.items():
+        kind = {"f": "E", "i": "J"}[np.asarray(x).dtype.kind]
+        made.append(fits.Column(key, kind if np.ndim(x) == 1 else f"{np.shape(x)[1]}{kind}", array=x))
+    return fits.BinTableHDU.from_columns(made, name=name)
+
+
+def sdss(folder, fiber, seed, z=1e-4):
+    flux, error = numbers(seed)
+    ivar, both = error**-2, np.zeros(N, int)
+    both[2], ivar[4] = 1 << 24, 0.0
+    log = 3.5682 + 1e-4 * np.arange(N)
+    hdus = [
+        fits.PrimaryHDU(), table_hdu("COADD", flux=flux, loglam=log, ivar=ivar, and_mask=both, or_mask=both | 2),
+        table_hdu("SPECOBJ", Z=np.array([z])),
+    ]  # fmt: skip
+    fits.HDUList(hdus).writeto(path := folder / f"spec-4055-55359-{fiber:04d}.fits")
+    return path, 10**log, flux
+
+
+def test_sdss(tmp_path):
+    files = [sdss(tmp_path, i, i) for i in (1, 596)]
+    stars = read_spectra([x[0] for x in files])
+    assert stars.id.tolist() == ["4055-55359-0001", "4055-55359-0596"]
+    np.testing.assert_allclose(stars.flux.coords["wavelength"], files[0][1], rtol=1e-6)
+    np.testing.assert_allclose(stars.flux.value[:, 5:], [x[2][5:] for x in files], rtol=1e-6)
+    assert np.flatnonzero(~stars.flux.observed[0]).tolist() == [2, 4]
+    np.testing.assert_allclose(stars.velocity.value[:, 0], 29.9792458)
+    assert stars.flux.unit == u.Unit(UNIT).to_string()
+
+
+BOSS, APOGEE = 10 ** (3.5523 + 1e-4 * np.arange(N)), 10**LOG
+
+
+def mwm_star(folder, sdss_id, instruments):
+    """Tables of both instruments at both sites, of one row where the star was observed and of none elsewhere."""
+    hdus, spectra = [fits.PrimaryHDU()], {}
+    for i, (name, grid) in enumerate({"BOSS/APO": BOSS, "BOSS/LCO": BOSS, "APOGEE/APO": APOGEE}.items()):
+        flux, error = numbers(100 * sdss_id + i)
+        bad = np.zeros(N, int)
+        bad[3] = 4
+        rows = slice(0, int(name in instruments))
+        hdus.append(table_hdu(
+            name, sdss_id=np.array([sdss_id])[rows], wavelength=grid[None][rows], flux=flux[None][rows],
+            ivar=error[None][rows] ** -2, pixel_flags=bad[None][rows],
+        ))  # fmt: skip
+        spectra[name] = flux, error
+    fits.HDUList(hdus).writeto(path := folder / f"mwmStar-0.6.0-{sdss_id}.fits")
+    return path, spectra
+
+
+def test_mwm_star(tmp_path):
+    """Sites are weighted by their inverse variances, instruments put side by side; what was not observed is missing."""
+    first, spectra = mwm_star(tmp_path, 54391, ("BOSS/APO", "BOSS/LCO", "APOGEE/APO"))
+    second, others = mwm_star(tmp_path, 54392, ("BOSS/LCO",))
+    stars = read_spectra([first, second])
+    assert stars.id.tolist() == [54391, 54392]
+    np.testing.assert_allclose(stars.flux.coords["wavelength"], np.concatenate([BOSS, APOGEE]), rtol=1e-6)
+    (flux_a, error_a), (flux_b, error_b) = spectra["BOSS/APO"], spectra["BOSS/LCO"]
+    mean = (flux_a / error_a**2 + flux_b / error_b**2) / (error_a**-2 + error_b**-2)
+    good = np.arange(N) != 3
+    np.testing.assert_allclose(stars.flux.value[0, :N][good], mean[good], rtol=1e-6)
+    np.testing.assert_allclose(stars.flux.error[0, :N][good], ((error_a**-2 + error_b**-2) ** -0.5)[good], rtol=1e-6)
+    np.testing.assert_allclose(stars.flux.value[0, N:][good], spectra["APOGEE/APO"][0][good], rtol=1e-6)
+    np.testing.assert_allclose(stars.flux.value[1, :N][good], others["BOSS/LCO"][0][good], rtol=1e-6)
+    assert not stars.flux.observed[:, [3, N + 3]].any()
+    assert not stars.flux.observed[1, N:].any()
+    empty, _ = mwm_star(tmp_path, 7, ())
+    with pytest.raises(bl.BadInput, match="without a spectrum"):
+        read_spectra(empty)
+
+
 def test_spectra_of_several_grids_at_rest(tmp_path):
     """Interpolated to one grid, and shifted to rest: a line stands where it does in the laboratory."""
     speeds, files = [-60.0, 80.0], []
@@ -217,7 +291,7 @@ def test_what_is_no_spectrum_is_refused(tmp_path):
         with pytest.raises(bl.BadInput, match=message):
             read_spectra(paths, **settings)
     (tmp_path / ".." / "apStar-dr17-2M7.fits").unlink()
-    for survey in ("apogee", "lamost", "galah", "desi"):
+    for survey in ("apogee", "lamost", "galah", "desi", "sdss", "mwm"):
         with pytest.raises(bl.BadInput):
             read_spectra([tmp_path / "table.fits"], survey)
 

@@ -20,8 +20,10 @@ from .base import Survey
 from .desi import Desi
 from .galah import Galah
 from .lamost import Lamost
+from .mwm import MilkyWayMapper
+from .sdss import Sdss
 
-SURVEYS: tuple[Survey, ...] = (Apogee(), Lamost(), Galah(), Desi())
+SURVEYS: tuple[Survey, ...] = (Apogee(), Lamost(), Galah(), Desi(), Sdss(), MilkyWayMapper())
 MEDIA = ("vacuum", "air")
 
 
@@ -40,10 +42,12 @@ def read_spectra(
     - "lamost": LRS, of all data releases; relative flux; in vacuum.
     - "galah": DR3, a file for each of the four CCDs; normalised (HDU 4); in air.
     - "desi": coadd, with the arms combined where they overlap; 1e-17 erg / (s cm2 Angstrom); in vacuum.
+    - "sdss": spec, the coadd of a plate and fibre; 1e-17 erg / (s cm2 Angstrom); in vacuum.
+    - "mwm": mwmStar of SDSS-V, BOSS and APOGEE put together; 1e-17 erg / (s cm2 Angstrom); in vacuum, at rest.
 
     Masked are the pixels that `APOGEE_PIXMASK` calls bad (bits 0 to 7), under a strong sky line (12), or without enough
-    of the star's light (14); those with any bit of LAMOST's ANDMASK or of DESI's mask; and all with an inverse
-    variance of 0. Telluric residuals and persistence are not masked.
+    of the star's light (14); those with any bit of LAMOST's ANDMASK, of SDSS's and_mask, of mwmStar's pixel_flags
+    or of DESI's mask; and all with an inverse variance of 0. Telluric residuals and persistence are not masked.
 
     Args:
         paths: one file, or many. Files of one star, such as GALAH's CCDs, are put together.
@@ -51,10 +55,10 @@ def read_spectra(
         medium: "vacuum" or "air": in which of them the result's wavelengths, in Angstrom, are. Others are converted.
         wavelength: in this medium: another grid, to which all spectra are interpolated; for files of several grids.
         velocity: of each star, in the order of the result, km/s, positive away: spectra are shifted to rest. It needs
-            `wavelength`. What LAMOST's headers say of it stands in the block `velocity` of the result.
+            `wavelength`. What files of LAMOST and SDSS say of it stands in the block `velocity` of the result.
 
     Returns:
-        Stars named as in the files: APOGEE_ID, OBSID, sobject_id or TARGETID.
+        Stars named as in the files: APOGEE_ID, OBSID, sobject_id, TARGETID, PLATE-MJD-FIBER or sdss_id.
 
     Raises:
         BadInput: files that are none of these; several grids without `wavelength`; a star that is there twice.
