@@ -96,6 +96,8 @@ def test_residual_map(survey, tmp_path):
     np.testing.assert_allclose(found, expected[order], atol=1e-12)
     with pytest.raises(bl.BadInput, match="without flux"):
         plots.residual_map(posterior, test.drop("flux"), result=result)
+    with pytest.raises(bl.BadInput, match=r"result=bl\.infer"):
+        plots.residual_map(posterior, test)
 
 
 def test_predictive_check(survey, tmp_path):

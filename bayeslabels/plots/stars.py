@@ -235,6 +235,8 @@ def _beside_model(
             stars = stars.with_block(**{block: labels})
         if block in stars:
             value[:, at], sd[:, at] = _measured(stars[block])
+    if not any(block in stars for block in posterior.model.label_blocks):
+        raise bad_input("stars without labels", "their labels, or a result", fix="result=bl.infer(posterior, stars)")
     mean, band = posterior.predict(stars, with_error=True)
     return Block(value, np.where(sd > 0, sd, np.nan), names=frame.names), flux, error, mean, band
 
