@@ -263,8 +263,8 @@ def test_without_stated_errors_the_variants_are_compared_on_all_folds_by_a_small
     monkeypatch.setattr(choice, "held_out", held_out)
     model = Cannon(order=2)
     bare = stars.with_block(labels=bl.Block(stars.labels.value, names=NAMES))
-    assert select(model, stars, 0, False)[0].label_noise == "free"
+    assert select(model.bind(stars), stars, 0, False)[0].label_noise == "free"
     assert asked in ([1, 1], [1, 1, 2, 2])  # the second where the other leads on the first
     asked.clear()
-    assert select(model, bare, 0, False)[0].label_noise == "cut"
+    assert select(model.bind(bare), bare, 0, False)[0].label_noise == "cut"
     assert asked == [5, 5, 5]  # the last for tau, with all folds given

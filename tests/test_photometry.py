@@ -157,7 +157,11 @@ def test_recovers_the_truth(survey, posterior):
     # the error is that of one star, with the scatter that the truth is without
     assert 0.5 < np.median(np.abs(off) / error) / 0.6745 < 1.1
     vector = posterior.predict(stars[test], "reddening_vector")
-    np.testing.assert_allclose(np.median(vector - truth.reddening_vector[test], axis=0), 0.0, atol=0.15)
+    off = np.median(vector - truth.reddening_vector[test], axis=0)
+    # which stars a member draws follows from the data's last bits: its sd over ten trainings is at most .09 in a band,
+    # mostly grey, and .036 between two bands
+    assert np.abs(off).max() < 3 * 0.09
+    assert np.abs(np.diff(off)).max() < 3 * 0.036
     table = posterior.summary()
     np.testing.assert_allclose(table["d_ln_R_d_TEFF"][:2], 0.06 / 1000 * np.array([0.52 / 0.64, 1.0]), atol=1e-4)
     assert 0.03 < posterior.moments.luminosity_scatter < 0.2  # of resamples of 512 stars: .083, sd .018

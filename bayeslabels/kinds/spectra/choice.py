@@ -61,9 +61,10 @@ def held_out(
 ) -> HeldOut:
     """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
 
-    n_run: run only so many folds; the stars of the others are NaN. before: of some folds, which are not run again.
+    model: bound to the whole set. n_run: run only so many folds; the stars of the others are NaN. before: of some
+    folds, which are not run again.
     """
-    frame = model.bind(stars).require_frame()
+    frame = model.require_frame()
     fold = fold_of(len(stars), folds, seed)
     mean = np.full((len(stars), len(frame.names)), np.nan)
     covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
@@ -94,7 +95,7 @@ def select(
 ) -> tuple[Any, Stars, HeldOut | None, list[Any]]:
     """The variant of highest held-out density, of the catalogue labels given the flux and where labels are outputs of
     the flux given the labels, too (Lux, appendix A), if it is better than the first as surely as the model asks; the
-    stars, with starting values of hidden labels; held-out labels, and all scores.
+    stars, with starting values of hidden labels; held-out labels, and all scores. The model is bound to the stars.
 
     A variant with latent labels takes many iterations a fold and is scored on `COMPARED` of the folds at most, on one
     where no other is ahead of the first there; on all where tau is learned from them.
@@ -102,10 +103,11 @@ def select(
     scores: list[dict[str, Any]] = []
     if model.asks_hidden:  # first: what no label explains would pass for a higher order
         model, stars, scores = with_hidden(model, stars, progress)
+        model = model.bind(stars)
     if model.orders:
         order, found = choose_order(model, stars, seed, progress)
-        model, scores = model.of_order(order), scores + found
-    variants = model.bind(stars).variants()
+        model, scores = model.of_order(order).bind(stars), scores + found
+    variants = model.variants()
     if len(variants) == 1 and not asks_held_out(variants[0], stars):
         return variants[0], stars, None, scores
     seen, best, own = _compared(variants, stars, seed, progress, model.surely)
@@ -140,7 +142,7 @@ def _compared(
         densities = [
             np.full(compared.sum(), -np.inf)
             if out is None
-            else (density_of_labels(variant.bind(stars), stars, out) + out.flux)[compared]
+            else (density_of_labels(variant, stars, out) + out.flux)[compared]
             for variant, out in zip(variants, outs, strict=True)
         ]
         best = first_or_clearly_better(densities, surely)

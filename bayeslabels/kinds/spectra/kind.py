@@ -94,8 +94,8 @@ class SpectraKind(Kind[LinearModel, Moments]):
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
         given = super().choose(model, stars, inference, seed, progress)
-        chosen, stars, seen, selection = select(model, given.stars, seed, progress)
-        return Choice(chosen.bind(stars), stars, {**given.info, "selection": selection}, seen, given.kept)
+        chosen, stars, seen, selection = select(given.model, given.stars, seed, progress)
+        return Choice(chosen, stars, {**given.info, "selection": selection}, seen, given.kept)
 
     def usable(self, model: LinearModel, stars: Stars) -> np.ndarray:
         return told_of(stars, model.blocks)

@@ -54,8 +54,8 @@ def choose_order(
     if n_pixel > MOST_PIXELS:
         some = np.unique(np.linspace(0, n_pixel - 1, MOST_PIXELS).astype(int))
         model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
-    model = model.sampled().replace(coefficient_prior=Learned())
-    sizes = {x: model.of_order(x).replace(frame=None).bind(stars).features.size for x in model.orders}
+    model = model.sampled().replace(coefficient_prior=Learned()).bind(stars)  # the frame is that of every order
+    sizes = {x: model.of_order(x).features.size for x in model.orders}
     orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)] or [min(sizes)]
     order = first = min(USUAL, max(orders))
     scores: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def choose_order(
 
 
 def _trained(model: LinearModel, stars: Stars, shown: Any) -> EM:
-    em = em_of(model.bind(stars), stars)
+    em = em_of(model, stars)
     if em.has_latents:
         em.run(ITERATIONS, TOLERANCE, shown)
     else:
@@ -102,6 +102,6 @@ def _trained(model: LinearModel, stars: Stars, shown: Any) -> EM:
 
 
 def _evidence(model: LinearModel, stars: Stars, u: np.ndarray, spread: np.ndarray) -> float:
-    em = em_of(model.bind(stars), stars)
+    em = em_of(model, stars)
     em.train_given(u.copy(), spread)
     return em.flux_evidence()
