@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-# Compiling is most of these tests' time: half of it where LLVM does not optimize and MLIR does not fuse loops, as XLA
-# always does from JAX 0.11. Before JAX is imported; the processes that tests start inherit it.
+# Compiling is most of these tests' time. Half of it is saved where LLVM does not optimize and MLIR does not fuse loops,
+# as XLA always does from JAX 0.11; some more where programs are not cut into parts for many cores, and do not say which
+# lines they come from. Before JAX is imported; the processes that tests start inherit it.
 if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax
 import numpy as np
@@ -23,6 +27,8 @@ from numpyro.infer.util import log_density
 import bayeslabels as bl
 from bayeslabels import cache
 from bayeslabels.core.model import Model
+
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, and little garbage
 
 LABELS = ("TEFF", "LOGG")
 CENTRE, SPREAD = np.array([5000.0, 3.0]), np.array([300.0, 0.5])

@@ -22,7 +22,7 @@ from bayeslabels.numerics.linalg import in_float64
 LEAST_TIME = 3.0
 """Seconds: what compiles faster is not kept outside of this package, in these tests."""
 COUNTED = """
-import json, sys
+import json, os, sys
 import jax
 import numpy as np
 import bayeslabels as bl
@@ -32,30 +32,30 @@ jax.monitoring.register_event_listener(lambda name, **_: seen.append(name.split(
 u = np.random.default_rng(0).normal(size=(40, 2))
 stars = bl.Stars(labels=bl.Block(u, 0.1), flux=bl.Block(1 + u @ np.full((2, 12), 0.05), 0.01))
 model = bl.Cannon(order=1, label_noise=False)
-found = bl.fit(model, stars).moments.coefficients
-kept, compiled = seen.count("cache_hits"), seen.count("cache_misses")
-jax.jit(lambda x: jax.numpy.sin(x) + 1234.5)(1.0).block_until_ready()
-own = jax.config.jax_compilation_cache_dir
-print(json.dumps([kept, compiled, seen.count("cache_misses"), float(found.sum()), own]))
+for setting in sys.argv[2:]:
+    os.environ[sys.argv[1]] = setting
+    jax.clear_caches()
+    seen.clear()
+    found = bl.fit(model, stars).moments.coefficients
+    kept, compiled = seen.count("cache_hits"), seen.count("cache_misses")
+    jax.jit(lambda x: jax.numpy.sin(x) + 1234.5)(1.0).block_until_ready()
+    own = jax.config.jax_compilation_cache_dir
+    print(json.dumps([kept, compiled, seen.count("cache_misses"), float(found.sum()), own]))
 """
 
 
-def started(setting: str, **more: str) -> subprocess.Popen:
+def started(*settings: str, **more: str) -> subprocess.Popen:
+    """A process that trains a model with the switch at one setting after the other, each as if it were the first."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    command = [sys.executable, "-W", "error::UserWarning", "-c", COUNTED]
-    return subprocess.Popen(
-        command,
-        env=variables | {cache.SWITCH: setting} | more,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-W", "error::UserWarning", "-c", COUNTED, cache.SWITCH, *settings]
+    return subprocess.Popen(command, env=variables | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ended(process: subprocess.Popen) -> list:
+def ended(process: subprocess.Popen) -> list[list]:
+    """What it counted at each setting."""
     said, problems = process.communicate(timeout=300)
     assert (process.returncode, problems) == (0, "")
-    return json.loads(said)
+    return [json.loads(line) for line in said.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
     """Of a process that found it empty, and of another at the same time."""
     path = tmp_path_factory.mktemp("cache") / "programs of mine"
     for process in [started(str(path)), started(str(path))]:
-        kept, compiled, after, *_ = ended(process)
+        ((kept, compiled, after, *_),) = ended(process)
         assert compiled + kept > 5
         assert after == compiled  # what the user compiles is not kept
     return path
@@ -76,17 +76,16 @@ def test_others_compile_nothing_or_without_the_folder(folder, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "home").mkdir()
     own = str(tmp_path / "own")
-    processes = {
-        "off": started("off", XDG_CACHE_HOME=str(tmp_path / "home"), HOME=str(tmp_path / "home")),
-        "unwritable": started(str(tmp_path / "file" / "below")),
-        "own": started(str(tmp_path / "unused"), JAX_COMPILATION_CACHE_DIR=own),
-    }
-    kept, compiled, _, expected, _ = ended(started(str(folder)))
+    home = {"XDG_CACHE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path / "home")}
+    others = started("off", str(tmp_path / "file" / "below"), **home)
+    by_user = started(str(tmp_path / "unused"), JAX_COMPILATION_CACHE_DIR=own)
+    ((kept, compiled, _, expected, _),) = ended(started(str(folder)))
     assert kept > 5
     assert compiled == 0
     assert sorted(x.name for x in folder.rglob("*")) == before
-    for name, process in processes.items():
-        kept, compiled, _, found, setting = ended(process)
+    for name, (kept, compiled, _, found, setting) in zip(
+        ("off", "unwritable", "own"), [*ended(others), *ended(by_user)], strict=True
+    ):
         assert kept == 0
         assert found == expected
         assert setting == (own if name == "own" else None)

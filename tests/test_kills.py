@@ -54,7 +54,7 @@ def run(out, delay=None):
     ended = os.waitpid(child, 0)[1]
     return ended, time.monotonic() - begin
 
-assert run(how["whole"])[0] == 0  # which compiles, and keeps what is compiled
+assert run(how["whole"])[0] == 0  # which compiles what other tests have not, and keeps it
 ended, longest = run(how["whole"] + "2")
 assert ended == 0
 rng, killed, finished = random.Random(how["seed"]), 0, 0
@@ -83,7 +83,7 @@ def killed(tmp_path, times, **how):
     how |= {"times": times, "seed": times, "whole": str(tmp_path / "whole"), "out": str(tmp_path / "out")}
     how["done"] = how["out"] + (".nc" if how["what"] == "training" else "")
     root = os.path.dirname(os.path.dirname(bl.__file__))
-    environment = os.environ | {"PYTHONPATH": root, "BAYESLABELS_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": root}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, os.path.dirname(__file__), json.dumps(how)]
     log = tmp_path / "log"
     with open(log, "w") as file:
