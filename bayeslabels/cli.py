@@ -131,14 +131,14 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("check", help="do the error bars hold? every star by a model trained without it")
     p.description = (
         "Cross-validation on labelled stars: the labels of each star are inferred by a model that was trained without "
-        f"it, and compared with the table's. The table is {TABLES}. It takes as long as N trainings."
+        f"it, and compared with the table's. The table is {TABLES}. It trains once for each fold."
     )
     p.formatter_class, p.epilog = _Examples, _CHECK_EXAMPLE
     p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
     _label_options(p)
     _table_options(p)
     _model_options(p)
-    p.add_argument("--folds", metavar="N", type=_positive, default=8, help="parts to leave out in turn (default: 8)")
+    p.add_argument("--folds", metavar="N", type=_positive, default=8, help="parts that are left out in turn (default: 8)")
     p.add_argument("--figure", metavar="FILE.png", type=Path, help="draw z scores and coverage of each label")
     _output_options(p, "TABLE", "a table of the labels of the held-out stars to write", required=False)
     _run_options(p)
@@ -199,7 +199,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
         "--set", metavar="NAME=VALUE", type=_setting, action="append", default=[],
         help="a hyperparameter of the model, its value in JSON or Python; again for others",
     )  # fmt: skip
-    p.add_argument("--order", type=int, choices=(1, 2, 3), help="short for --set order=...")
+    p.add_argument("--order", type=int, choices=(1, 2, 3, 4), help="short for --set order=...")
     p.add_argument("--no-label-noise", action="store_true", help="short for --set label_noise=false")
     _inference_options(p, "epochs=20")
 
