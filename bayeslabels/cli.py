@@ -138,7 +138,9 @@ def parser() -> argparse.ArgumentParser:
     _label_options(p)
     _table_options(p)
     _model_options(p)
-    p.add_argument("--folds", metavar="N", type=_positive, default=8, help="parts that are left out in turn (default: 8)")
+    p.add_argument(
+        "--folds", metavar="N", type=_positive, default=8, help="parts that are left out in turn (default: 8)"
+    )
     p.add_argument("--figure", metavar="FILE.png", type=Path, help="draw z scores and coverage of each label")
     _output_options(p, "TABLE", "a table of the labels of the held-out stars to write", required=False)
     _run_options(p)
