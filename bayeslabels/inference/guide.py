@@ -133,8 +133,17 @@ class NegativeELBO:
             keys = jax.random.split(key, PARTICLES)
             return -jax.vmap(lambda key: loss(real, key, start, rows, counts, counts.sum(), n))(keys).mean() / n
 
-        self.begin, self.run, self.elbo = begin, of_all_processes(run), elbo
-        self.to_real = {SITE: IdentityTransform(), **transforms(model)}
+        to_real = {SITE: IdentityTransform(), **transforms(model)}
+
+        @functools.partial(jit, static_argnames="n")
+        def drawn(real: Any, key: Array, n: int) -> dict[str, Array]:
+            out = {}
+            for index, (name, (mean, spread)) in enumerate(real.items()):
+                z = jax.random.normal(jax.random.fold_in(key, index), (n, *mean.shape))
+                out[name] = jax.vmap(to_real[name])(mean + jax.nn.softplus(spread) * z)
+            return out
+
+        self.begin, self.run, self.elbo, self.drawn = begin, of_all_processes(run), elbo, drawn
 
 
 objective_of = functools.lru_cache(maxsize=4)(NegativeELBO)
@@ -197,11 +206,8 @@ class Guided:
 
     def draws(self, key: Array, n: int) -> dict[str, np.ndarray]:
         """Draws {site: (1, n, ...)} of the program's sites."""
-        out = {}
-        for index, (name, (mean, spread)) in enumerate(self.state["real"].items()):
-            z = mean + jax.nn.softplus(spread) * jax.random.normal(jax.random.fold_in(key, index), (n, *mean.shape))
-            out[name] = np.asarray(jax.vmap(self.objective.to_real[name])(z))[None]
-        return self.first.back(out)
+        found = self.objective.drawn(self.state["real"], key, n)
+        return self.first.back({name: np.asarray(x)[None] for name, x in found.items()})
 
 
 def summary_of(loss: np.ndarray) -> dict[str, Any]:

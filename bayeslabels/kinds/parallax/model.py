@@ -344,6 +344,7 @@ class MeasuredParallax(dist.Distribution):
         return jnp.logaddexp(good + jnp.log1p(-self.fraction), bad + jnp.log(self.fraction))
 
 
+@jit
 def outlier_density(value: Array, sigma: Array, outlier: Array) -> Array:
     """ln p of a measured value that is wrong: Student-t of `WRONG_FREEDOM` about outlier[0], with the scale
     sqrt(outlier[1]^2 + sigma^2). No value is so far off that a right one would be likelier to make it."""
