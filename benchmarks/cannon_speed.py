@@ -111,7 +111,7 @@ def main():
         f"(process, {before / input_bytes:.2f} before)"
     )
     some = slice(0, 100)
-    phi = np.asarray(model.bind(stars).features(model.bind(stars).measured(stars).value))
+    phi = np.asarray(model.bind(stars).features(model.bind(stars).catalogue(stars).value))
     _, plain, _ = clock(lambda: numpy_training(phi, value[:, some], spread[:, some]))
     plain *= a.pixels / 100
     out["training"]["numpy_cpu_s"] = plain

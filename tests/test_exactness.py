@@ -157,7 +157,7 @@ def test_gradient_is_zero_at_the_classic_mode():
         return log_density(model, (stars,), {}, {"coefficients": theta, "scatter": scatter})[0]
 
     d_theta, d_scatter = jax.jit(jax.grad(density, (0, 1)))(theta, scatter)
-    phi = np.asarray(model.features(jnp.asarray(model.measured(stars).value)))
+    phi = np.asarray(model.features(jnp.asarray(model.of_latents(model.catalogue(stars)).value)))
     w = 1 / (stars.flux.error**2 + scatter**2)
     residual = np.nan_to_num(flux - phi @ theta.T)
     size_theta = np.einsum("nl,nk->lk", np.abs(w * residual), np.abs(phi))
@@ -255,7 +255,7 @@ def reference(trained):
     def run():
         program = numpyro.handlers.condition(trained.model, {k: jnp.asarray(v) for k, v in values.items()})
         kernel = numpyro.infer.NUTS(functools.partial(program, stars))
-        start = jnp.broadcast_to(jnp.asarray(trained.model.measured(stars).value), (4, 6, 2))
+        start = jnp.broadcast_to(jnp.asarray(trained.model.of_latents(trained.model.catalogue(stars)).value), (4, 6, 2))
 
         @jax.jit
         def sampled(key):

@@ -169,7 +169,7 @@ class Cannon(LinearModel):
             wide = dist.Normal(0.0, 1.0).expand([m, model.label_features.size]).to_event(2)
             curve = numpyro.sample("label_curve", wide)
 
-        exact = _completed(model.measured(stars)) if tau is None and "labels" in stars else None
+        exact = _completed(model.of_latents(model.catalogue(stars))) if tau is None and "labels" in stars else None
 
         with numpyro.plate("star", len(stars), subsample_size=batch_size) as rows:
             if exact is None:
@@ -293,7 +293,7 @@ class Cannon(LinearModel):
 
     def allowed(self) -> np.ndarray:
         frame, involves = self.require_frame(), self.features.involves
-        out = np.ones((frame.n_pixel, self.features.size), bool)
+        out = np.ones((frame.n_pixel, len(involves)), bool)
         for name, mask in (self.censor or {}).items():
             mask = np.asarray(mask, bool)
             if name not in frame.names or mask.shape != (frame.n_pixel,):
@@ -305,7 +305,8 @@ class Cannon(LinearModel):
         return out
 
     def coefficient_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        low, high = np.full(self.features.size, -np.inf), np.full(self.features.size, np.inf)
+        high = np.full(self.features.size, np.inf)
+        low = -high
         for name, (a, b) in (self.bounds or {}).items():
             if name not in self.feature_names or not a < b:
                 raise bad_input(f"bounds[{name!r}] = ({a}, {b})", f"low < high for one of {self.feature_names}")

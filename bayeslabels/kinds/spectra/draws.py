@@ -29,7 +29,11 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     fixed = model.scatter_prior
     scatter = fixed if isinstance(fixed, np.ndarray) else np.sqrt((flat["scatter"] ** 2).mean(0))
     tau = np.sqrt((flat["label_scatter"] ** 2).mean(0)) if "label_scatter" in flat else np.zeros(m)
-    u = flat[names["latents"]].mean(0) if names["latents"] in flat else np.asarray(model.measured(stars).value)
+    u = (
+        flat[names["latents"]].mean(0)
+        if names["latents"] in flat
+        else np.asarray(model.of_latents(model.catalogue(stars)).value)
+    )
     curved = "label_curve" in flat
     psi = model.label_features
     coefficients, g = np.zeros((m, psi.size)), None

@@ -206,7 +206,7 @@ def _sites(model: LinearModel, stars: Stars, raw: dict[str, np.ndarray], plan: P
     if plan.noisy:
         draws |= {"label_scatter": raw["tau"] * frame.scale, names["latents"]: raw["u"]}
     elif plan.latent:
-        draws["labels_missing"] = raw["u"][:, :, ~model.measured(stars).observed]
+        draws["labels_missing"] = raw["u"][:, :, ~model.of_latents(model.catalogue(stars)).observed]
     if plan.outputs:
         draws[names["label_coefficients"]] = raw["c"]
     if plan.latent:

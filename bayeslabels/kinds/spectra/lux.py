@@ -252,7 +252,7 @@ class Lux(LinearModel):
         variance = 1 / precision + np.einsum("np,npq,nq->n", slope, spread, slope)
         return {"offset": (mu, np.sqrt(variance), frame.units[0])}
 
-    def first_guess(self, stars: Stars) -> np.ndarray:
+    def first_guess(self, stars: Stars, measured: MeasuredLabels) -> np.ndarray:
         """The leading directions of the spectra, each pixel in units of its typical error."""
         flux, error = self.marginal(stars)
         known = np.isfinite(flux) if error is None else np.isfinite(flux) & np.isfinite(error)

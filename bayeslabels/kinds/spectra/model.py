@@ -397,15 +397,15 @@ class LinearModel(Model[Frame]):
             variance = variance * times
         numpyro.sample("flux", dist.Normal(flux, jnp.sqrt(variance + scatter**2)).mask(observed).to_event(1), obs=value)
 
-    def first_guess(self, stars: Stars) -> np.ndarray:
-        """Latents (N, P) that the training step starts from."""
-        return np.array(self.catalogue(stars).value)
+    def first_guess(self, stars: Stars, measured: MeasuredLabels) -> np.ndarray:
+        """Latents (N, P) that the training step starts from; measured: `of_latents` of these stars."""
+        return np.array(measured.value)
 
-    def measured(self, stars: Stars) -> MeasuredLabels:
-        """What measures the latents themselves, with the shapes of `catalogue` for P latents."""
+    def of_latents(self, catalogue: MeasuredLabels) -> MeasuredLabels:
+        """What of `catalogue` measures the latents themselves, with its shapes for P latents."""
         if self.labels_are_latent:
-            return self.catalogue(stars)
-        n, p = len(stars), self.features.n_label
+            return catalogue
+        n, p = len(catalogue.value), self.features.n_label
         return MeasuredLabels(np.zeros((n, p)), np.zeros((n, p, p)), np.zeros((n, p), bool))
 
 

@@ -55,7 +55,8 @@ def choose_order(
         some = np.unique(np.linspace(0, n_pixel - 1, MOST_PIXELS).astype(int))
         model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
     model = model.sampled().replace(coefficient_prior=Learned()).bind(stars)  # the frame is that of every order
-    sizes = {x: model.of_order(x).features.size for x in model.orders}
+    of_order = {x: model.of_order(x) for x in model.orders}
+    sizes = {x: each.features.size for x, each in of_order.items()}
     orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)] or [min(sizes)]
     order = first = min(USUAL, max(orders))
     scores: list[dict[str, Any]] = []
@@ -66,14 +67,14 @@ def choose_order(
         def at(order: int) -> EM:
             if order not in trained:
                 shown.set_description(f"order of the polynomial, {order}")
-                trained[order] = _trained(model.of_order(order), stars, shown)
+                trained[order] = _trained(of_order[order], stars, shown)
             return trained[order]
 
         def evidence(order: int, given: EM) -> float:
             """That of an order at the labels of a training; if they are exact, all orders are trained at them."""
             if not given.has_latents:
                 return at(order).log_evidence()
-            return _evidence(model.of_order(order), stars, given.u, given.u_covariance)
+            return _evidence(of_order[order], stars, given.u, given.u_covariance)
 
         def lead(low: int, below: float, above: float) -> float:
             """That of the next order over this one, in units of what it must be."""

@@ -78,7 +78,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
     first: Array = np.zeros((1, *information.shape))
     if not features.linear:
         first = choose_starts(_candidates(moments, seed, starts), statistics, precision, information, features, starts)
-        measured = model.measured(stars)
+        measured = model.of_latents(model.catalogue(stars))
         first = np.where(measured.observed, measured.value, first)
     tolerance = 1e-2 if rough else TOLERANCE
     modes = find_quartic_modes(statistics, precision, information, features, first, tolerance=tolerance)

@@ -57,14 +57,16 @@ class EM:
         self.n_star, n_pixel = value.shape
         self.stands_for = self.n_star
         m, k = self.features.n_label, self.features.size
-        self.labels = (LatentLabels if model.labels_are_latent else LabelOutputs)(model, model.catalogue(stars))
+        catalogue = model.catalogue(stars)
+        measured = model.of_latents(catalogue)
+        self.labels = (LatentLabels if model.labels_are_latent else LabelOutputs)(model, catalogue)
         self.observed = self.value = value
         self.error = self.stated = error
         self.ln_factor = np.zeros(self.n_star)
         ok = np.isfinite(value) & (np.isfinite(error) if error is not None else True)
-        self.known = known = model.measured(stars).observed
+        self.known = known = measured.observed
         self.has_latents = model.integrates_labels or not known.all()
-        self.u = model.first_guess(stars)
+        self.u = model.first_guess(stars, measured)
         self.seen_labels = self.labels.of(self.u)
         self.u_covariance = np.zeros((self.n_star, m, m))
         self.allowed = model.allowed().astype(float)
@@ -160,9 +162,8 @@ class EM:
         gram, linear = np.zeros((n_kept, k, k)), np.zeros((n_kept, k))
         for rows, y, e in pixel_blocks(self.value, self.error, size):
             width = rows.stop - rows.start
-            allowed = padded(self.allowed, rows, size, 1.0)
-            s2 = padded(self.scatter2, rows, size, 1.0)
-            present = padded(self.theta, rows, size), padded(self.covariance, rows, size)
+            allowed, s2 = padded(rows, size, self.allowed, self.scatter2, fill=1.0)
+            present = padded(rows, size, self.theta, self.covariance)
             pixels = y, e, *wide, allowed, self.prior, *present, s2, self.scatter_scale
             out = train_block(*pixels, alternations, int(start), unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
@@ -252,8 +253,9 @@ class EM:
         """What the spectra say of every star's latents, coefficients and nuisances integrated out."""
         sums = [np.zeros(())] * 3
         for rows, y, e in pixel_blocks(self.observed, self.error, size):
-            theta, covariance, allowed = (padded(x, rows, size) for x in (self.theta, self.covariance, self.allowed))
-            s2, keep = padded(self.scatter2, rows, size, 1.0), padded(self.trained.astype(float), rows, size)
+            pixels = self.theta, self.covariance, self.allowed, self.trained.astype(float)
+            theta, covariance, allowed, keep = padded(rows, size, *pixels)
+            (s2,) = padded(rows, size, self.scatter2, fill=1.0)
             found = expected_statistics(y, e, theta * allowed, covariance, allowed, s2, keep)
             sums = [x + np.asarray(y) for x, y in zip(sums, found, strict=True)]
         gram, linear, constant = (x[: self.n_star] for x in sums)
