@@ -27,7 +27,7 @@ def shared_out(data: Any, *per_star: np.ndarray) -> tuple[Any, ...]:
     """
     n = len(jax.devices())
     if n == 1:
-        return jax.tree.map(jnp.asarray, (data, *per_star))
+        return jax.device_put((data, *per_star))
     filled = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % n)]) for x in per_star]
     parts = [jax.device_put(x, _placed(*[None] * (x.ndim - 1), "star")) for x in filled]
     return jax.tree.map(_everywhere, data), *parts

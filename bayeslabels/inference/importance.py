@@ -71,7 +71,7 @@ class Importance(Inference):
     def _weighted(self, problem: StarProblem, keys: np.ndarray, progress: bool | None, what: str = "") -> Weighted:
         n, size = problem.n_star, problem.at_once
         mixed = np.random.default_rng(31).permutation(self.draws)
-        position, parts = jnp.asarray((mixed + 0.5) / self.draws), []
+        position, parts = (mixed + 0.5) / self.draws, []
         with bar(n, f"test step, importance sampling{what}", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
@@ -79,7 +79,7 @@ class Importance(Inference):
                 part = problem.select(rows)
                 draws, proposal = draw_mixture(part, keys[rows], self.draws, self.freedom)
                 log_p, beside = in_passing(part, draws)
-                weighed = _weigh(draws, beside, log_p - proposal, position)
+                weighed = _weigh(draws, beside, log_p, proposal, position)
                 parts.append(jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], weighed))
                 shown.update(kept)
         out = Weighted(*jax.tree.map(lambda *x: np.concatenate(x), *parts))
@@ -150,11 +150,13 @@ def _nearer(problem: StarProblem, u: np.ndarray, round: int) -> StarProblem:
 
 
 @jit
-@functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
-def _weigh(u: Array, beside: Any, log_ratio: Array, position: Array) -> tuple[Array, Any, Array, Array, Array, Array]:
-    """Per star: draws resampled to equal weight (S, M), at these shares (S,) of it, and what is beside them, k-hat,
-    effective sample size, weighted mean and covariance."""
-    log_weight, khat = smooth_weights(log_ratio)
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None))
+def _weigh(
+    u: Array, beside: Any, log_p: Array, proposal: Array, position: Array
+) -> tuple[Array, Any, Array, Array, Array, Array]:
+    """Per star, given ln p and the proposal's (S,): draws resampled to equal weight (S, M), at these shares (S,) of it,
+    and what is beside them, k-hat, effective sample size, weighted mean and covariance."""
+    log_weight, khat = smooth_weights(log_p - proposal)
     weight = jnp.exp(log_weight)
     mean = weight @ u
     offset = u - mean

@@ -78,7 +78,7 @@ def fit_members(
         members = Members(objective, batches, starts, epochs, learning_rate, patience)
         with bar(epochs, "training step", progress) as shown:
             train(members, batches, checkpoint, shown)
-        best, score, slope = jax.tree.map(jnp.asarray, members.state["best"]), members.state["score"], 0.0
+        best, score, slope = members.state["best"], members.state["score"], 0.0
         if model.polished and rows.whole is not None:
             best, slope = polish(objective.polisher, best, rows.whole, batches.often)
             score = objective.held_out_density(best, members.out)
@@ -129,8 +129,8 @@ def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: i
     often = np.repeat(rows.usable[None].astype(np.uint8), len(trained.held_out), 0)
     np.put_along_axis(often, trained.held_out, 0, 1)
     with jax.enable_x64(False):
-        to_real = objective_of(Bound(model)).to_real
-        real = {name: to_real[name].inv(jnp.asarray(x, jnp.float32)) for name, x in members.items()}
+        objective = objective_of(Bound(model))
+        to_real, (real, _) = objective.to_real, objective.begin(members)
         found, slope = draws_about(model, to_real, real, rows.whole, often, part, n, seed)
         draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
     converged = bool(trained.stats["converged"] and slope < SLOPE)
@@ -151,7 +151,7 @@ def covariance_about(rows: Rows, trained: Trained, sites: Sequence[str]) -> np.n
         data, often = model.arrays(rows.stars), np.full((1, len(rows.stars)), rows.usable.sum() / len(rows.stars))
     with jax.enable_x64(False):
         objective = objective_of(Bound(model))
-        real = {k: objective.to_real[k].inv(jnp.asarray(x[0], jnp.float32)) for k, x in trained.draws.items()}
+        real, _ = objective.begin({k: x[0] for k, x in trained.draws.items()})
         return covariance_of(objective.polisher, real, data, often, there)
 
 
@@ -251,7 +251,7 @@ class Members:
         }  # fmt: skip
         self.extent = -1, np.ones(e)
         out = batches.rows.held_out(batches.out)
-        self.out = jax.tree.map(jnp.asarray, (out, batches.rows.usable[batches.out]))
+        self.out = jax.device_put((out, batches.rows.usable[batches.out]))
 
     def take(self, block: DeviceBlock) -> bool:
         """Train on a block; whether all is done."""

@@ -39,7 +39,7 @@ GAIN = 0.1
 def polish(polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarray) -> tuple[dict[str, Any], float]:
     """theta (E, ...) on the real line of E members, each star counted `often` (E, n), and the largest slope, per sd."""
     ends = [polisher(*member) for member in _members(best, data, often)]
-    return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+    return jax.tree.map(lambda *x: np.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
 
 
 def draws_about(
@@ -52,7 +52,7 @@ def draws_about(
     for real, chunks in _members(best, data, often):
         mode, slope = polisher(real, chunks)
         ends.append((polisher.draw(mode, chunks, n, rng), slope))
-    return jax.tree.map(lambda *x: jnp.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+    return jax.tree.map(lambda *x: np.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
 
 
 def covariance_of(
@@ -62,9 +62,9 @@ def covariance_of(
     line; None if F is not finite."""
     real, chunks = next(_members(best, data, often))
     free = {name: real[name][at] for name, at in polisher.part.items()}
-    flat, back = ravel_pytree(free)
-    number = back(jnp.arange(len(flat), dtype=flat.dtype))
-    chosen = np.concatenate([np.asarray(number[name], int).ravel() for name in sites] or [np.zeros(0, int)])
+    flat, back = _raveled(free)
+    number = back(np.arange(len(flat)))
+    chosen = np.concatenate([number[name].ravel() for name in sites] or [np.zeros(0, int)])
     if not len(chosen):
         return np.zeros((0, 0))
     root = polisher.root(free, real, chunks)
@@ -74,15 +74,27 @@ def covariance_of(
     return half.T @ half
 
 
+def _raveled(free: dict[str, np.ndarray]) -> tuple[np.ndarray, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """`ravel_pytree` in NumPy, so that nothing is compiled for it; what takes numbers back takes (..., P)."""
+    names = sorted(free)
+    ends = np.cumsum([free[name].size for name in names])
+
+    def back(x: np.ndarray) -> dict[str, np.ndarray]:
+        parts = np.split(x, ends[:-1], axis=-1)
+        return {name: y.reshape((*x.shape[:-1], *free[name].shape)) for name, y in zip(names, parts, strict=True)}
+
+    return np.concatenate([free[name].ravel() for name in names]), back
+
+
 def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tuple[dict[str, Any], Any]]:
     """theta of each member, and its stars in chunks of one shape with how often they count."""
     n = often.shape[1]
     size = int(np.clip(1 << (n - 1).bit_length(), FEWEST, CHUNK))
     index = np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
-    chunks = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), data)
+    chunks = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[index], data))
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
     for e, own in enumerate(weight.reshape(len(often), *index.shape)):
-        yield {name: x[e] for name, x in best.items()}, (chunks, jnp.asarray(own))
+        yield {name: np.array(np.asarray(x)[e]) for name, x in best.items()}, (chunks, own)
 
 
 class Barred:
@@ -157,10 +169,10 @@ class Polisher:
 
     def __call__(self, real: dict[str, Any], chunks: Any) -> tuple[dict[str, Any], float]:
         """From a point near the mode: theta, and the largest slope of ln p at it, per sd."""
-        start, back = ravel_pytree({name: real[name][at] for name, at in self.part.items()})
-        x, dtype, value, slope = np.asarray(start, float), start.dtype, -np.inf, np.inf
+        start, back = _raveled({name: real[name][at] for name, at in self.part.items()})
+        x, dtype, value, slope = start.astype(float), start.dtype, -np.inf, np.inf
         for _ in range(ROUNDS):
-            root = self.root(back(jnp.asarray(x, dtype)), real, chunks)
+            root = self.root(back(x.astype(dtype)), real, chunks)
             if root is None:  # training went astray: said so, and left alone
                 return real, np.inf
 
@@ -170,8 +182,8 @@ class Polisher:
             def loss(
                 y: np.ndarray, there: Callable[[np.ndarray], np.ndarray] = there, root: np.ndarray = root
             ) -> tuple[float, np.ndarray]:
-                value, slope = self.value_and_slope(back(jnp.asarray(there(y), dtype)), real, chunks)
-                slope = np.asarray(ravel_pytree(slope)[0], float)
+                value, slope = self.value_and_slope(back(there(y).astype(dtype)), real, chunks)
+                slope = _raveled(jax.tree.map(np.asarray, slope))[0].astype(float)
                 if not (np.isfinite(value) and np.isfinite(slope).all()):
                     return np.nan, slope
                 return -float(value), -solve_triangular(root, slope, lower=True)
@@ -184,8 +196,10 @@ class Polisher:
             x = there(found.x)
             if gain < GAIN:
                 break
-        free = back(jnp.asarray(x, dtype))
-        return {k: v if k not in free else v.at[self.part[k]].set(free[k]) for k, v in real.items()}, slope
+        out, free = {k: v.copy() for k, v in real.items()}, back(x.astype(dtype))
+        for name, at in self.part.items():
+            out[name][at] = free[name]
+        return out, slope
 
     def root(self, free: dict[str, Any], real: dict[str, Any], chunks: Any) -> np.ndarray | None:
         """Cholesky factor of F; None if F is not finite."""
@@ -198,10 +212,12 @@ class Polisher:
     def draw(self, mode: dict[str, Any], chunks: Any, n: int, rng: np.random.Generator) -> dict[str, Any]:
         """theta (n, ...), the part N(mode, F^-1), NaN if F is not finite, and the rest as it is."""
         free = {name: mode[name][at] for name, at in self.part.items()}
-        start, back = ravel_pytree(free)
+        start, back = _raveled(free)
         root = self.root(free, mode, chunks)
         z = rng.standard_normal((len(start), n))
         step = np.full(z.shape, np.nan) if root is None else solve_triangular(root.T, z, lower=False)
-        points = jax.vmap(back)(jnp.asarray((np.asarray(start, float)[:, None] + step).T, start.dtype))
-        many = {name: jnp.broadcast_to(x, (n, *x.shape)) for name, x in mode.items()}
-        return {k: x if k not in points else x.at[:, self.part[k]].set(points[k]) for k, x in many.items()}
+        points = back((start.astype(float)[:, None] + step).T.astype(start.dtype))
+        many = {name: np.repeat(x[None], n, 0) for name, x in mode.items()}
+        for name, at in self.part.items():
+            many[name][:, at] = points[name]
+        return many

@@ -180,9 +180,9 @@ def compress(
     for start in range(0, n_pixel, width):
         columns = slice(start, start + width)
         filled = _filled(theta[columns], (width, k), 0.0)
-        s2 = jnp.asarray(_filled(scatter2[columns], (width,), np.nan))
-        t, products = jnp.asarray(filled), jnp.asarray(outer_pairs(filled))
-        c = None if trace is None else jnp.asarray(_filled(trace[:, columns], (size, width), 0.0))
+        s2 = _filled(scatter2[columns], (width,), np.nan)
+        c = None if trace is None else _filled(trace[:, columns], (size, width), 0.0)
+        s2, t, products, c = jax.device_put((s2, filled, outer_pairs(filled), c))
         for i in range(len(sums)):
             rows = slice(i * STARS, (i + 1) * STARS)
             y = _filled(value[rows, columns], (STARS, width), np.nan)

@@ -94,7 +94,7 @@ def find_modes(
     found = []
     for rows in side_by_side(n):
         mine = jax.tree.map(lambda x, rows=rows: x[rows], each)
-        new = _Points.at(jnp.asarray(starts)[rows])
+        new = _Points.at(np.asarray(starts)[rows])
         found.append(_descend(energy, curvature, False, shared if rough is None else rough, mine, new, FIRST_STEPS))
     # in NumPy: rows are picked and put back thousands of times
     first = _Points(*(np.concatenate([np.asarray(x) for x in parts])[:n] for parts in zip(*found, strict=True)))

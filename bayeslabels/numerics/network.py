@@ -130,7 +130,7 @@ class Network:
         parts, start = {}, 0
         for name, shape in self._shapes.items():
             stop = start + int(np.prod(shape))
-            parts[name] = weights[start:stop].reshape(shape)
+            parts[name] = weights[..., start:stop].reshape(*weights.shape[:-1], *shape)
             start = stop
         return parts
 
@@ -147,12 +147,12 @@ class Network:
 
     def ensemble(self, weights: Array) -> dict[str, Array]:
         """Layers of all members side by side; the hidden ones, of which each member sees its own, stacked."""
-        n, parts = len(weights), jax.vmap(self._parts)(weights)
+        n, parts = len(weights), self._parts(weights)
         out = {"W": parts["W"].mean(0), "b": parts["b"].mean(0)}
         if not self.widths:
             return out
         out["V"] = parts["V"].reshape(-1, self.n_out) / n
-        out["W0"] = jnp.moveaxis(parts["W0"], 0, 1).reshape(self.n_in, -1)
+        out["W0"] = parts["W0"].swapaxes(0, 1).reshape(self.n_in, -1)
         out |= {name: x for name, x in parts.items() if name[0] in "WP" and name not in out}
         return out | {name: x.reshape(-1) for name, x in parts.items() if name[0] == "b" and name not in out}
 

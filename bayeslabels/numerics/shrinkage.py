@@ -100,7 +100,7 @@ def fit_posterior(
                 a, own = information(x, out, width), np.diag(np.append(ridge, 0.0))
                 entries.add_positive(own, pull_of_noise)
                 a += own
-                pull = (np.sum(out.zero) - (zero - mean) / width**2) if width > 0 else 0.0
+                pull = (np.asarray(out.zero).sum() - (zero - mean) / width**2) if width > 0 else 0.0
                 factor, last = factorised(a, functools.partial(_definite, x, out, x @ theta, width, own, last))
                 slope = np.asarray(out.eta) @ x - ridge * theta - entries.applied(pull_of_noise, theta)
                 step = cho_solve(factor, np.r_[slope, pull])
@@ -143,7 +143,7 @@ def information(x: Array, out: Derivatives, width: float) -> np.ndarray:
     a[d, d] = 1.0
     if width > 0:
         a[d, :d] = a[:d, d] = np.asarray(out.eta_zero) @ x
-        a[d, d] = np.sum(out.zero_zero) + width**-2
+        a[d, d] = np.asarray(out.zero_zero).sum() + width**-2
     return a
 
 
@@ -230,7 +230,7 @@ def _scatter(
 ) -> float:
     """ln s that maximises the averaged likelihood with a half-normal(1) prior, by safeguarded Newton steps."""
     for _ in range(3):
-        slope, curvature = _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra)
+        slope, curvature = map(float, _scatter_derivatives(log_s, zero, eta, y, sigma, spread, tilt, extra))
         move = slope / curvature if curvature > 0 else np.sign(slope)
         log_s = max(log_s + float(np.clip(move, -0.5, 0.5)), -9.0)
     return log_s

@@ -294,16 +294,18 @@ class LogLinearModel(Model[FeatureFrame]):
 
     def feature_variance(self, theta: Array, features: ScaledFeatures) -> Array:
         """theta' C_n theta (N,): errors of what is measured, the covariance of what is missing."""
-        frame = self.require_frame()
-        theta, measured = constant(theta), constant(features.measured)
+        frame, xp = self.require_frame(), module_of(features.measured if module_of(theta) is np else theta)
+        theta, measured, loadings, noise = (
+            x if xp is np else constant(x) for x in (theta, features.measured, frame.loadings, frame.noise)
+        )
         if features.complete:
             return features.noise(theta)
-        one = jnp.ones((len(measured), features.entries.n_entry - features.entries.size), bool)
-        seen = jnp.concatenate([measured, one], 1)  # of what is missing there are no entries but the diagonal
-        variance = jnp.where(seen, features.variance, 0.0) @ features.entries.products(theta)
-        missing = jnp.where(measured, 0.0, theta)[:, 1:]
-        along, noise = missing @ constant(frame.loadings), constant(frame.noise)
-        return variance + jnp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ noise
+        one = xp.ones((len(measured), features.entries.n_entry - features.entries.size), bool)
+        seen = xp.concatenate([measured, one], 1)  # of what is missing there are no entries but the diagonal
+        variance = xp.where(seen, features.variance, 0.0) @ features.entries.products(theta)
+        missing = xp.where(measured, 0.0, theta)[:, 1:]
+        along = missing @ loadings
+        return variance + xp.einsum("nq,nqr,nr->n", along, features.spread, along) + missing**2 @ noise
 
     def starting_point(self, stars: Stars) -> dict[str, np.ndarray]:
         """Values of the sites near the good optimum, away from where exp(eta) underflows."""

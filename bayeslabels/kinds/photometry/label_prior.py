@@ -24,6 +24,7 @@ from ...data.stars import Stars
 from ...errors import CannotDo, bad_input
 from ...numerics.along import coefficients, spline
 from ...numerics.by_value import ByValue
+from ...numerics.compiling import jit
 from ...numerics.linalg import Array, in_float64
 from ...numerics.mixture import Mixture, learn
 from ...numerics.selection import STEP, log_convolved, log_share
@@ -236,8 +237,11 @@ def density_of_moduli(prior: Any, stars: Stars) -> np.ndarray | None:
     if isinstance(prior, Distribution):
         return None
     some = stars[np.random.default_rng(0).permutation(len(stars))[:SOME]]
-    mu = jnp.asarray(np.broadcast_to(MODULI[:, None], (len(MODULI), len(some))))
-    return np.exp(np.asarray(prior.at(some).log_density(mu))).mean(1)
+    mu = np.repeat(MODULI[:, None], len(some), 1)
+    return np.exp(np.asarray(_log_density(prior.at(some), mu))).mean(1)
+
+
+_log_density = jit(lambda prior, mu: prior.log_density(mu))
 
 
 def _commonest(model: Photometry) -> int:

@@ -69,7 +69,7 @@ SHARED = ("zero_point", "catalogue_zero_point", "survey_offset")
 """Sites of `shared_covariance`, in their order."""
 
 
-def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, Array]:
+def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, np.ndarray]:
     """theta of one member of the ensemble, but for R_2."""
     n_label, n_band = model.shape
     names = ("scatter", "luminosity_scatter", "outlier_fraction", "zero_point")
@@ -80,7 +80,7 @@ def member(model: Photometry, moments: PhotometricMoments, e: int) -> dict[str, 
            "luminosity_scatter_slope": np.zeros(size(n_label)) if slope is None else slope,
            "scatter_factors": np.zeros((0, n_band)) if factors is None else factors}  # fmt: skip
     of = {n: x for n in systems.SITES if (x := getattr(moments, n)) is not None}
-    return {name: jnp.asarray(x) for name, x in (own | of | {n: getattr(moments, n) for n in names}).items()}
+    return {name: np.asarray(x) for name, x in (own | of | {n: getattr(moments, n) for n in names}).items()}
 
 
 def moments_of(
@@ -130,12 +130,10 @@ def shared_of(model: Photometry, moments: PhotometricMoments) -> Shared:
     log_weight = np.log(mixture.weight) - np.log(np.einsum("kii->ki", factor)).sum(1)
     theta = member(model, moments, 0)
     return Shared(
-        model.net.ensemble(jnp.asarray(moments.coefficients)), jnp.asarray(frame.baseline), jnp.asarray(frame.spread),
-        jnp.asarray(moments.reddening_log.mean(0)), jnp.asarray(moments.reddening_slope.mean(0)),
-        None if moments.reddening_second is None else jnp.asarray(moments.reddening_second.mean(0)),
+        model.net.ensemble(moments.coefficients), frame.baseline, frame.spread, moments.reddening_log.mean(0),
+        moments.reddening_slope.mean(0), None if moments.reddening_second is None else moments.reddening_second.mean(0),
         theta["reddening_bend"], theta["luminosity_scatter"], theta["luminosity_scatter_slope"],
-        jnp.asarray(log_weight), jnp.asarray(mixture.mean), jnp.asarray(np.linalg.inv(factor)),
-        jax.tree.map(jnp.asarray, tilt),
+        log_weight, mixture.mean, np.linalg.inv(factor), tilt,
     )  # fmt: skip
 
 
@@ -151,26 +149,20 @@ def prepare(
     if shared.second is not None:
         x = np.random.default_rng([seed, 32452843]).standard_normal((CANDIDATES, 1))
         tried = np.concatenate([tried, x], 1)
-    candidates = jnp.asarray(tried)
-    m, vector = _at(energy, candidates, shared)
-    at = m, vector, shared.tilt(m)
+    at = _at(energy, tried, shared)
     rows = _rows_of(model, moments, stars)
-    members = jax.tree.map(
-        jnp.asarray,
-        (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second,
-         member(model, moments, 0)["scatter_factors"]),
-    )  # fmt: skip
-    grey = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(candidates))
+    members = (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second,
+               member(model, moments, 0)["scatter_factors"])  # fmt: skip
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
-    odds = jnp.asarray(np.log(f / (1 - f)) if f > 0 else 0.0)
+    odds = np.log(f / (1 - f)) if f > 0 else 0.0
     # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
-    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(jnp.float32), shared.ensemble))
+    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(np.float32), shared.ensemble))
     parts, n = [], len(stars)
     for index in side_by_side(n):
-        mine = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), rows)
-        first = _choose(starts, wide, odds, mine, grey, candidates, *at)
-        own = _own(energy, wide, odds, members, shared, mine, first[:, 0])
+        mine = jax.tree.map(lambda x, i=index: x[i], rows)
+        first = _choose(starts, wide, odds, mine, tried, *at)
+        own = _own(energy, wide, odds, members, shared, mine, first)
         parts.append(jax.tree.map(np.asarray, (own, first)))
     own, first = jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)  # NumPy: rows are picked at no cost
     return StarProblem(energy, fast, own, find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast), 8)
@@ -210,8 +202,10 @@ def _among(model: Photometry, moments: PhotometricMoments, survey: np.ndarray) -
 
 
 @functools.partial(jit, static_argnums=0)
-def _at(energy: LabelEnergy, u: Array, shared: Shared) -> tuple[Array, Array]:
-    return energy.at(u, shared)
+def _at(energy: LabelEnergy, u: Array, shared: Shared) -> tuple[Array, Array, Array, Array]:
+    """M and R (S, B) at candidates u (S, M), the tilt of their prior and their scatter in luminosity (S,)."""
+    m, vector = energy.at(u, shared)
+    return m, vector, shared.tilt(m), luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(u))
 
 
 @functools.partial(jit, static_argnums=(0, 1))
@@ -220,11 +214,11 @@ def _choose(
     wide: float | None,
     log_odds: float,
     rows: dict[str, Any],
-    luminosity: Array,
     candidates: Array,
     m: Array,
     vector: Array,
     tilt: Array,
+    luminosity: Array,
 ) -> Array:
     """The best candidates (N, J, M) that are not neighbours; wide: scatter of outliers, or None."""
     channels, others = rows["channels"], jax.tree.map(lambda x: x[:, None], rows["others"])
@@ -288,10 +282,10 @@ def _own(
     members: tuple[Array, ...],
     shared: Shared,
     rows: dict[str, Any],
-    first: Any,
+    starts: Array,
 ) -> Own:
-    """`Own` of N stars: what the members disagree about, at the first estimate of u (N, M) and reddening."""
-    coefficients, reddening_log, reddening_slope, second, of_all = members
+    """`Own` of N stars: what the members disagree about, at the first of their starts (N, J, M) and its reddening."""
+    first, (coefficients, reddening_log, reddening_slope, second, of_all) = starts[:, 0], members
     n_member, x = len(coefficients), rows["channels"]
     noise = _kinds(rows, wide)
     good = jax.tree.map(lambda x: x[0], noise).scaled(x.unit)

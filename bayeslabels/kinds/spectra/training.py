@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -145,7 +146,7 @@ class EM:
         """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
         k = self.features.size
         phi, second = feature_moments(self.features, self.u, self.u_covariance)
-        wide = [jnp.asarray(pad_stars(x)) for x in (phi, second)]
+        wide = jax.device_put([pad_stars(x) for x in (phi, second)])
         integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
         options = {
             "learn_scatter": self.learn_scatter,
@@ -289,7 +290,7 @@ class EM:
                + ln p(s, tau, C, m, Sigma), up to a constant; u and covariance: of the latents given all the rest.
         """
         latents = evidence(*self.statistics[:3], self.features(u), u - self.mean, covariance, prior)
-        return float(latents.sum() + self.labels.log_density(u).sum()) + self.log_prior()
+        return float(np.asarray(latents).sum() + np.asarray(self.labels.log_density(u)).sum()) + self.log_prior()
 
     def log_prior(self) -> float:
         """The part of the objective that is no sum over stars."""
