@@ -347,3 +347,13 @@ def test_stars_that_do_not_fit(train, trained):
     result = bl.infer(trained, gone)
     assert np.isnan(result.mean).all()
     assert result.flag_counts()["NO_DATA"] == 5
+
+
+@pytest.mark.parametrize(("n_star", "n_pixel", "latents"), [(100, 5, 6), (30, 40, 35)])
+def test_more_latents_than_pixels_or_stars(n_star, n_pixel, latents):
+    """Those for which the spectra have no direction begin at 0."""
+    train, test, truth = bl.simulate.simulate(n_star, n_pixel, seed=1, n_test=60)
+    result = bl.infer(bl.fit(bl.Lux(latents), train, bl.MAP(max_iterations=60), progress=False), test, progress=False)
+    z = (result.mean - truth.test_labels) / result.error
+    assert np.abs(np.median(z, 0)).max() < 1
+    assert np.median(np.abs(z)) < 2

@@ -156,10 +156,11 @@ def random_sums(x: np.ndarray, n: int) -> np.ndarray:
     return x.T @ weights
 
 
-def leading_directions(x: np.ndarray, n: int) -> np.ndarray:
-    """The first n left singular vectors (N, n) of x (N, L), by subspace iteration from random sums of rows."""
+def left_singular_vectors(x: np.ndarray, n: int) -> np.ndarray:
+    """The first n (N, n) of x (N, L), 0 beyond its rank, by subspace iteration from random sums of rows."""
     with threads_for(x.size):
         basis = np.linalg.qr(x @ random_sums(x, n + 10))[0]
         for _ in range(4):
             basis = np.linalg.qr(x @ (x.T @ basis))[0]
-        return basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]
+        found = basis @ np.linalg.svd(basis.T @ x, full_matrices=False)[0][:, :n]
+    return np.pad(found, ((0, 0), (0, n - found.shape[1])))

@@ -24,7 +24,7 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...kind import TrainedModel
 from ...numerics.features import Features, Monomials
-from ...numerics.linalg import beside, in_float64, inverse_observed, leading_directions, module_of
+from ...numerics.linalg import beside, in_float64, inverse_observed, left_singular_vectors, module_of
 from .model import LinearModel, MeasuredLabels
 from .moments import Moments
 
@@ -260,7 +260,7 @@ class Lux(LinearModel):
         count = np.maximum(known.sum(0), 1)
         value -= known * (value.sum(0) / count)
         typical = value.std(0) if error is None else np.sqrt(np.where(known, error, 0.0).sum(0) / count)
-        return np.sqrt(len(stars)) * leading_directions(
+        return np.sqrt(len(stars)) * left_singular_vectors(
             value / np.where(typical > 0, typical, 1.0), self.features.n_label
         )
 
