@@ -64,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("cache") / "programs of mine"
     for process in [started(str(path)), started(str(path))]:
         ((kept, compiled, after, *_),) = ended(process)
-        assert compiled + kept > 5
+        assert compiled + kept > 2
         assert after == compiled  # what the user compiles is not kept
     return path
 
@@ -80,7 +80,7 @@ def test_others_compile_nothing_or_without_the_folder(folder, tmp_path):
     others = started("off", str(tmp_path / "file" / "below"), **home)
     by_user = started(str(tmp_path / "unused"), JAX_COMPILATION_CACHE_DIR=own)
     ((kept, compiled, _, expected, _),) = ended(started(str(folder)))
-    assert kept > 5
+    assert kept > 2
     assert compiled == 0
     assert sorted(x.name for x in folder.rglob("*")) == before
     for name, (kept, compiled, _, found, setting) in zip(

@@ -75,7 +75,6 @@ while killed < how["times"]:
 assert run(how["out"])[0] == 0
 print(json.dumps({"killed": killed, "finished": finished, "longest": longest}))
 """
-TIMES = pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
 
 
 def killed(tmp_path, times, **how):
@@ -95,7 +94,7 @@ def killed(tmp_path, times, **how):
     return told
 
 
-@TIMES
+@pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_streamed_inference(sky, trained, tmp_path, times):  # noqa: F811
     source = write_parquet(sky, tmp_path / "in.parquet")
     model = trained.save(tmp_path / "m.nc")
@@ -105,10 +104,11 @@ def test_streamed_inference(sky, trained, tmp_path, times):  # noqa: F811
         assert {x.name for x in (tmp_path / name).iterdir() if x.suffix != ".parquet"} == {NOTES, DIGESTS}
 
 
-@TIMES
-def test_training_with_checkpoints(tmp_path, times):
+@pytest.mark.slow
+def test_training_with_checkpoints(tmp_path):
+    """Of one kill: `test_training_stream`, `test_training_sums`."""
     source = write_parquet(table(300), tmp_path / "in.parquet", group=90)
-    killed(tmp_path, times, what="training", source=str(source))
+    killed(tmp_path, 100, what="training", source=str(source))
     again, whole = (bl.load(tmp_path / f"{name}.nc").moments._asdict() for name in ("out", "whole"))
     for name, x in whole.items():
         np.testing.assert_array_equal(again[name], x)
