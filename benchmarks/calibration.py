@@ -48,9 +48,9 @@ def answer(posterior, test, inference):
     return posterior, *timed(lambda: bl.infer(posterior, test.drop("labels"), inference, progress=False))
 
 
-def judged(posterior, result, test, learn):
+def judged(result, test, learn):
     """Scatter, robust z and 68 per cent coverage with tau, then robust z and coverage after recalibration."""
-    tau, rest = posterior.moments.label_scatter * (not result.info["label_scatter_included"]), ~learn
+    tau, rest = calibration.label_scatter(result), ~learn
     z = calibration.robust_scatter(calibration.z_scores(result, test, scatter=tau))
     inside = calibration.coverage(result, test, scatter=tau).share
     better = calibration.recalibrate(result[learn], test[learn], freedom=4).apply(result[rest])
@@ -69,7 +69,7 @@ def main(a):
         train, test = stars[half], stars[~half]
         learn = np.arange(len(test)) % 2 == 0
         for name, posterior, result, test_seconds, train_seconds in answers(train, test):
-            numbers = judged(posterior, result, test, learn)
+            numbers = judged(result, test, learn)
             found.setdefault(name, []).append((numbers, train_seconds, test_seconds, posterior.model.label_noise))
     n = f"{half.sum()} training stars, {(~half).sum()} held out, splits {a.splits}"
     print(f"{a.stars}: {n}, {', '.join(stars.labels.names)}; label noise chosen: "

@@ -215,7 +215,7 @@ def held_out(stars: bl.Stars, seed: int, folds: int, model: bl.Cannon) -> Found:
         out = fold == f
         posterior = bl.fit(model, stars[~out], seed=0, progress=False)
         result = bl.infer(posterior, stars[out].drop("labels"), seed=0, progress=False)
-        tau = posterior.moments.label_scatter * (not result.info["label_scatter_included"])
+        tau = result.label_scatter
         mean[out], error[out] = result.mean, np.hypot(result.error, tau)
         density[out] = bl.calibration.log_density(result, stars[out], tau)
         sizes.append(f"{posterior.model.order} {posterior.model.label_noise}")

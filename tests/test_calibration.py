@@ -124,3 +124,17 @@ def test_cross_validation():
 def test_too_many_folds(training):
     with pytest.raises(BadInput, match="folds=41 for 40 stars"):
         calibration.cross_validate(bl.Cannon(order=1, label_noise=False), training, folds=41)
+
+
+@pytest.mark.parametrize("noise", ["joint", "cut"])
+def test_scatter_of_the_catalogue_counts_once(noise):
+    """Of labels without stated errors tau is the catalogue's noise, or the stars' own and in their errors already."""
+    train, _, _ = bl.simulate.simulate(200, 40, seed=1)
+    value = np.asarray(train["labels"].value)
+    bare = train.with_block(labels=bl.Block(value, names=train["labels"].names, unit=train["labels"].units))
+    held_out = bl.cross_validate(bl.Cannon(order=2, label_noise=noise), bare, folds=2, progress=False)
+    tau = calibration.label_scatter(held_out)
+    assert (tau > 0).all() == (noise == "joint")
+    assert ("TEFF_catalogue_error" in held_out.table().colnames) == (noise == "joint")
+    assert np.all(np.abs(np.std(calibration.z_scores(held_out, bare, scatter=tau), 0) - 1) < 0.2)
+    assert calibration.coverage(held_out, bare, scatter=tau).holds.all()

@@ -29,7 +29,7 @@ class CrossValidation:
 
     Attributes:
         mean (N, M), cov (N, M, M): of the true labels, in label units; NaN for stars that failed.
-        label_scatter (N, M): tau of the training folds, in label units.
+        label_scatter (N, M): tau of the training folds, in label units; 0 where the errors include it.
         log_density (N,): ln p(catalogue labels | spectrum, the other folds), the labels' errors and tau included;
             NaN for stars without labels or without an answer.
         fold (N,): in which fold the star was left out.
@@ -166,7 +166,7 @@ def cross_validate(
         return np.concatenate([of(part) for part in parts])[order]
 
     names = parts[0].frame.names
-    scatter = joined(lambda x: np.tile(x.info.get("label_scatter", np.zeros(len(names))), (len(x), 1)))
+    scatter = joined(lambda x: np.tile(x.label_scatter, (len(x), 1)))
     samples = joined(lambda x: np.stack([x.draws(name).T for name in names], -1)).swapaxes(0, 1)
     info |= {"inference": posterior.info["inference"], "settings": posterior.info["settings"]}
     info |= {"infer_with": result.info["inference"], "versions": result.info["versions"]}

@@ -71,7 +71,8 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
 
 
 def label_scatter(result: Result) -> np.ndarray:
-    """tau of the training step, in label units: (M,), or (N, M) where folds differ.
+    """What labels of the catalogue's kind scatter beyond the errors of a result, in label units: tau of the training
+    step, or 0 where the errors include it; (M,), or (N, M) where folds differ.
 
     Example:
         >>> import bayeslabels as bl
@@ -81,9 +82,7 @@ def label_scatter(result: Result) -> np.ndarray:
         >>> bl.calibration.label_scatter(result).shape
         (3,)
     """
-    if isinstance(result, CrossValidation):
-        return result.label_scatter
-    return np.asarray(result.info.get("label_scatter", np.zeros(len(result.frame.names))))
+    return result.label_scatter
 
 
 def log_density(result: Result, labels: Labels, scatter: Any = None) -> np.ndarray:

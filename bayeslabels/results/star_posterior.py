@@ -173,6 +173,13 @@ class StarPosterior:
         return self.stars["covariance"].values
 
     @property
+    def label_scatter(self) -> np.ndarray:
+        """(M,): what labels of the catalogue's kind scatter beyond `error`, in label units: tau of the training step; 0
+        where the errors include it."""
+        tau = np.array(self.info.get("label_scatter", np.zeros(len(self.frame.names))))
+        return tau * (not self.info.get("label_scatter_included", False))
+
+    @property
     def error(self) -> np.ndarray:
         """(N, M): posterior standard deviations, in label units."""
         return np.sqrt(np.einsum("nmm->nm", self.cov))
@@ -221,7 +228,7 @@ class StarPosterior:
             meanings[name], formats[name] = meaning, shown
 
         put("id", stars["star"].values)
-        tau = np.array(self.info.get("label_scatter", np.zeros(len(names))))
+        tau = self.label_scatter
         parts = [str(x) for x in stars if stars[x].dims == ("star", "labels") and x != "mean"]
         for m, (name, unit) in enumerate(zip(names, self.frame.units, strict=True)):
             shown = decimals(self.error[:, m])
@@ -229,7 +236,7 @@ class StarPosterior:
             put(f"{name}_error", self.error[:, m], unit, f"standard deviation of {name}", shown)
             for part in parts:
                 put(f"{name}_{part}", stars[part].values[:, m], unit, PERCENTILES.get(part, ""), shown)
-            if tau[m] > 0 and not self.info.get("label_scatter_included"):
+            if tau[m] > 0:
                 meaning = f"{name}_error with the scatter of the catalogue's labels"
                 put(f"{name}_catalogue_error", np.hypot(self.error[:, m], tau[m]), unit, meaning, shown)
         of_stars = [str(x) for x in stars if stars[x].dims == ("star",)]
