@@ -16,6 +16,9 @@ from .results.star_posterior import counted_flags
 ONE_SIGMA = 0.6827
 """Probability of the interval from one standard deviation below to one above the mean."""
 
+WIDE = 0.95
+"""Probability of a wide interval."""
+
 NEGLIGIBLE = 1e-3
 """Scatter of labels that is told as 0, in scales of the labels."""
 
@@ -112,17 +115,19 @@ def recovery(result: Result, reference: Any, seconds: float | None = None) -> st
         f"  {'expected of error bars that hold':<50} {0:>+7.2f} {1:>8.2f} {100 * ONE_SIGMA:>7.1f}%",
         f"  (error bar: the median star's, {what}; z = difference / error;",
         "  inside: share of the stars whose label lies within the central 68.3% interval)", "",
-        *_verdicts(result.frame.names, inside), "",
+        *_verdicts(result.frame.names, inside, coverage(result, reference, WIDE, scatter=tau)), "",
     ]  # fmt: skip
     return "\n".join([*lines, *diagnostics(result)])
 
 
-def _verdicts(names: Sequence[str], inside: Coverage) -> list[str]:
-    """A line for each label that some stars have: whether as many stars lie inside as chance allows."""
-    lines = []
-    for name, share, low, high, n in zip(names, *inside, strict=True):
+def _verdicts(names: Sequence[str], inside: Coverage, wide: Coverage) -> list[str]:
+    """A line for each label that some stars have: whether as many stars lie inside as chance allows; wide: of the
+    interval of probability `WIDE`, which tells bars that are too large from differences with heavy tails."""
+    lines, far_off = [], (wide.share <= wide.high) & (wide.share < 1)
+    for name, share, low, high, n, tails in zip(names, *inside, far_off, strict=True):
         if n:
-            verdict = "are too small" if share < low else "are too large" if share > high else "hold"
+            large = "are too large for most stars, not for those far off" if tails else "are too large"
+            verdict = "are too small" if share < low else large if share > high else "hold"
             by_chance = f"{100 * low:.1f} to {100 * high:.1f}% by chance"
             lines.append(f"  error bars of {name} {verdict}: {100 * share:.1f}% of {n} stars inside ({by_chance})")
     if not inside.holds[inside.n_star > 0].all():

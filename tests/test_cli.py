@@ -176,8 +176,9 @@ def test_check_says_whether_the_error_bars_hold(files, tmp_path, capsys):
     tau = bl.calibration.label_scatter(held_out)
     inside = bl.calibration.coverage(held_out, stars, scatter=tau)
     for name, share, low, high, n in zip(("TEFF", "LOGG", "FE_H"), *inside, strict=True):
-        verdict = "are too small" if share < low else "are too large" if share > high else "hold"
-        assert f"error bars of {name} {verdict}: {100 * share:.1f}% of {n} stars inside" in said
+        verdict = "are too small" if share < low else "are too large" if share > high else "hold:"
+        assert f"error bars of {name} {verdict}" in said
+        assert f": {100 * share:.1f}% of {n} stars inside" in said
     written = read_table(table)
     assert set(written["fold"]) == {0, 1}
     np.testing.assert_allclose(np.asarray(written["LOGG"]), held_out.mean[:, 1])
@@ -193,6 +194,10 @@ def test_error_bars_that_are_too_small_or_too_large_are_named():
     said = reports.recovery(result, beyond)
     for verdict in ("TEFF are too small: 33.3%", "LOGG are too large: 100.0%"):
         assert f"error bars of {verdict} of {len(test)} stars" in said
+    tails = result.mean + result.error * np.where(np.arange(len(test)) % 10, 0.1, 4.0)[:, None]
+    assert "error bars of TEFF are too large for most stars, not for those far off: 90.0%" in reports.recovery(
+        result, tails
+    )
 
 
 @pytest.mark.parametrize("text", ["magnitudes", "=G", "magnitudes=", "a b=G"])

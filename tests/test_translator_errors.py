@@ -99,6 +99,7 @@ def test_errors_of_one_size_that_are_too_large_are_found_out(robust):
     result = bl.infer(posterior, test.drop("target_labels"), progress=False)
     z = (test.target_labels.value - result.mean)[:, 0] / result.error[:, 0]
     assert 0.9 < np.nanstd(z) < 1.1
+    assert np.all(np.abs(np.nanstd(bl.calibration.z_scores(result, test), 0) - 1) < 0.15)
     z = (y[900:] - result.mean)[:, 1] / result.error[:, 1]
     assert 0.85 < z.std() < 1.15
     if robust:
@@ -128,6 +129,7 @@ def test_a_factor_that_the_stars_know_is_recovered():
     result = bl.infer(posterior, stars[3000:].drop("target_labels"), progress=False)
     z = (y[3000:] - result.mean) / result.error
     assert np.abs(z.std(0) - 1).max() < 0.12
+    assert np.abs(bl.calibration.z_scores(result, stars[3000:]).std(0) - 1).max() < 0.12
 
 
 def test_input_errors_that_are_too_large_are_told():

@@ -170,6 +170,10 @@ def cross_validate(
     samples = joined(lambda x: np.stack([x.draws(name).T for name in names], -1)).swapaxes(0, 1)
     info |= {"inference": posterior.info["inference"], "settings": posterior.info["settings"]}
     info |= {"infer_with": result.info["inference"], "versions": result.info["versions"]}
+    found = [part.info.get("error_factor", {}) for part in parts]
+    info["error_factor"] = {
+        block: {name: float(np.mean([x[block][name] for x in found])) for name in of} for block, of in found[0].items()
+    }
     ids = np.arange(n) if stars.id is None else stars.id
     frame = kind.quantities(model.bind(stars))
     return CrossValidation(

@@ -35,6 +35,7 @@ class Reference(NamedTuple):
 def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = None) -> Reference:
     """The labels that a result is compared with, in its own layout; arguments as in `z_scores`."""
     frame, shape = result.frame, result.mean.shape
+    factors = result.info.get("error_factor", {}).get(frame.block, {})
     covariance = np.zeros((*shape, shape[1]))
     if isinstance(labels, Stars):
         block = labels[frame.block]
@@ -49,7 +50,9 @@ def compared(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
         value = np.full((len(labels), len(units)), np.nan)
         value[:, at] = np.where(block.observed, block.value, np.nan)
         if block.error is not None and errors is None and value.shape == shape:
+            factor = np.array([factors.get(name, 1.0) for name in names])
             own = block.error if block.has_covariance else block.error[:, :, None] ** 2 * np.eye(len(at))
+            own = own * factor[:, None] * factor
             for i, row in enumerate(at):
                 covariance[:, row, at] += np.where(np.isfinite(own[:, i]), own[:, i], 0.0)
     else:
@@ -105,7 +108,7 @@ def z_scores(result: Result, labels: Labels, errors: Any = None, scatter: Any = 
 
     Args:
         labels: (N, M) in label units; a `simulate.Truth`: of its test stars; or Stars: their labels block, its errors
-            included.
+            included, times the factor that a `Translator` has found them to be wrong by.
         errors: of the labels, (M,), (N, M) or covariances (N, M, M), in the place of the block's.
         scatter: tau, (M,) or (N, M): what the labels scatter beyond their errors, such as `label_scatter`.
 

@@ -143,11 +143,11 @@ def doubts(posterior: TrainedModel[Translator, TranslatorMoments], stars: Stars)
     factor = np.median(posterior.moments.error_factor, 0)
     spread = np.array(posterior.info.get(SPREAD, np.ones(len(factor))))
     for m in np.flatnonzero(np.abs(np.log(factor)) > np.log(DOUBTFUL)):
-        stated, name, unit = typical_error(stars[TARGET])[m], frame.names[m], frame.units[m]
+        stated, name = f"{typical_error(stars[TARGET])[m]:.3g} {frame.units[m]}".rstrip(), frame.names[m]
         said.append(
-            f"the stated errors of {name} (median {stated:.3g} {unit}) do not fit the stars that both surveys have: "
-            f"noise is {factor[m]:.2g} of them. {name}_error is what held-out labels are off by beyond that: quote it, "
-            "and compare with labels by z_scores(..., errors=posterior.moments.error_factor.mean(0) * stated errors)"
+            f"the stated errors of {name} (median {stated}) do not fit the stars that both surveys have: noise is "
+            f"{factor[m]:.2g} of them. {name}_error is what held-out labels are off by beyond that: quote it. "
+            "z_scores(result, stars) reckons with that"
         )
     noisy = [name for name, exact in zip(frame.input_names, frame.exact, strict=True) if not exact]
     for m in np.flatnonzero(spread < TOO_SMALL) if noisy else ():

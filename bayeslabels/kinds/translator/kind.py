@@ -212,9 +212,11 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
         return Quantities(frame.names, frame.units, TARGET)
 
     def about(self, posterior: TrainedModel[Translator, TranslatorMoments]) -> dict[str, Any]:
+        factor = np.median(posterior.moments.error_factor, 0).tolist()
         return {
             "integrated_over": "errors of the inputs and what is missing of them, the function, the intrinsic scatter",
             "members": len(posterior.moments.coefficients),
+            "error_factor": {TARGET: dict(zip(posterior.model.require_frame().names, factor, strict=True))},
         }
 
     def log_density(
