@@ -274,6 +274,16 @@ def work(source, **options):
     return bl.fit(MODEL, source, MAP, columns=NAMES, seed=1, **options)
 
 
+def test_blocks_in_which_no_star_says_anything(tmp_path, blocks_of_200):
+    """As of surveys whose stars with labels come first."""
+    whole = table(2000)
+    whole["target_labels"][100:] = np.nan
+    source = write_parquet(whole, tmp_path / "in.parquet", group=90)
+    trained = bl.fit(MODEL, source, MAP, columns=NAMES, seed=1, progress=False)
+    assert trained.info["n_without_target_labels"] >= 1900
+    assert np.isfinite(trained.moments.coefficients).all()
+
+
 def test_a_run_that_was_killed(tmp_path, blocks_of_200):
     """Between the two moves that make a checkpoint, when none is in its place."""
     source = write_parquet(table(), tmp_path / "in.parquet", group=90)

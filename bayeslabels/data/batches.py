@@ -68,10 +68,10 @@ class Rows(ABC):
 
     @abstractmethod
     def take(self, ranges: list[Range], size: int) -> Any:
-        """`model.arrays` of the rows `told` by some ranges, filled up to `size` with copies."""
+        """`model.arrays` of the rows `told` by some ranges, filled up to `size` with copies; of `some`, if none."""
 
     def some(self, size: int) -> Any:
-        """`model.arrays` of as many copies of a star: for their shapes."""
+        """`model.arrays` of as many copies of a star: for their shapes, where no star counts."""
         return jax.tree.map(np.asarray, self.model.arrays(self.stars[np.zeros(size, int)]))
 
     @abstractmethod

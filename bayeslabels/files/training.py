@@ -156,16 +156,15 @@ class RowsInFiles(Rows):
         self.reading: dict[int, tuple[Iterator[Table], list[Table]]] = {}
 
     def take(self, ranges: list[Range], size: int) -> Any:
-        _, at = self.told(ranges)
-        return _arrays(self.model, self.training.source.stars(joined([self._table(*x) for x in ranges])[at]), size)
+        table, (_, at) = joined([self._table(*x) for x in ranges]), self.told(ranges)
+        return _arrays(self.model, self.training.source.stars(table[at]), size) if len(at) else self.some(size)
 
     def _table(self, first: int, stop: int) -> Table:
         """The rows of a range; where it goes on from one that was read, so does the reading."""
         n = stop - first
-        new: list[Table] = []
-        tables, parts = (
-            self.reading.pop(first) if first in self.reading else (self.training.source.tables(first, n), new)
-        )
+        if first not in self.reading:
+            self.reading[first] = self.training.source.tables(first, n), []
+        tables, parts = self.reading.pop(first)
         while sum(map(len, parts)) < n:
             parts.append(next(tables))
         read = joined(parts)

@@ -94,7 +94,7 @@ def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tup
     chunks = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[index], data))
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
     for e, own in enumerate(weight.reshape(len(often), *index.shape)):
-        yield {name: np.array(np.asarray(x)[e]) for name, x in best.items()}, (chunks, own)
+        yield {name: np.array(np.asarray(x)[e]) for name, x in best.items()}, (chunks, jax.device_put(own))
 
 
 class Barred:

@@ -145,19 +145,20 @@ def prepare(
     model, moments = systems.extended(posterior.model, posterior.moments, stars)
     energy = LabelEnergy(model.net, model.n_magnitude)
     shared = shared_of(model, moments)
+    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
+    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(np.float32), shared.ensemble))
     tried = label_prior(model, moments).population.draw(CANDIDATES, seed)
     if shared.second is not None:
         x = np.random.default_rng([seed, 32452843]).standard_normal((CANDIDATES, 1))
         tried = np.concatenate([tried, x], 1)
-    at = _at(energy, tried, shared)
     rows = _rows_of(model, moments, stars)
     members = (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second,
                member(model, moments, 0)["scatter_factors"])  # fmt: skip
+    shared, fast, tried, members = jax.device_put((shared, fast, tried, members))  # once, for all parts of the stars
+    at = _at(energy, tried, shared)
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
     odds = np.log(f / (1 - f)) if f > 0 else 0.0
-    # for draws and their weights float32 is enough: the function right to 1e-6 mag, ln p to 1e-3
-    fast = shared._replace(ensemble=jax.tree.map(lambda x: x.astype(np.float32), shared.ensemble))
     parts, n = [], len(stars)
     for index in side_by_side(n):
         mine = jax.tree.map(lambda x, i=index: x[i], rows)
