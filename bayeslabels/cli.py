@@ -90,10 +90,7 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("fit", help="training step: learn a model from labelled stars")
     p.description = f"Train a model on a table of labels and spectra, or of any other blocks: {TABLES}."
     p.formatter_class, p.epilog = _Examples, _FIT_EXAMPLES
-    p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
-    _label_options(p)
-    _table_options(p)
-    _model_options(p)
+    _training_options(p)
     p.add_argument(
         "--stream", action="store_true",
         help="read the table in every pass anew, where it is larger than memory (MAP, SVI; parallax: Laplace)",
@@ -134,10 +131,7 @@ def parser() -> argparse.ArgumentParser:
         f"it, and compared with the table's. The table is {TABLES}. It trains once for each fold."
     )
     p.formatter_class, p.epilog = _Examples, _CHECK_EXAMPLE
-    p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
-    _label_options(p)
-    _table_options(p)
-    _model_options(p)
+    _training_options(p)
     p.add_argument(
         "--folds", metavar="N", type=_positive, default=8, help="parts that are left out in turn (default: 8)"
     )
@@ -195,7 +189,11 @@ def _table_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--hdu", metavar="HDU", help="number or name of the table's HDU (default: the first table)")
 
 
-def _model_options(p: argparse.ArgumentParser) -> None:
+def _training_options(p: argparse.ArgumentParser) -> None:
+    """The labelled stars, and what is trained on them."""
+    p.add_argument("table", metavar="TABLE", help="labelled stars, one row each")
+    _label_options(p)
+    _table_options(p)
     p.add_argument("--model", type=str.lower, choices=_MODELS, default="cannon", help="(default: %(default)s)")
     p.add_argument(
         "--set", metavar="NAME=VALUE", type=_setting, action="append", default=[],

@@ -69,7 +69,7 @@ def run_fit(a: argparse.Namespace, written: list[Path]) -> None:
     if a.stream:
         posterior = fit(model, a.table, inference, columns=columns, **options)
     else:
-        posterior = fit(model, _labelled(a, model, columns), inference, **options)
+        posterior = fit(model, _labelled(a, model, columns)[0], inference, **options)
         posterior.info["columns"] = columns
     _say(reports.training(posterior, time.perf_counter() - start))
     posterior.info["source"] = os.path.basename(a.table)
@@ -95,8 +95,8 @@ def run_check(a: argparse.Namespace, written: list[Path]) -> None:
         _may_write(path, a.overwrite)
     model = _model(a)
     inference = _inference(a, kind_of(model).fit_by)
-    stars = _labelled(a, model, _columns(a))
-    if (block := kind_of(model).quantities(model.bind(stars)).block) not in stars:
+    stars, bound = _labelled(a, model, _columns(a))
+    if (block := kind_of(bound).quantities(bound).block) not in stars:
         text = f"check compares what is inferred with a block {block!r}, which these stars do not have"
         raise CannotDo(f"{text}; in Python, bayeslabels.cross_validate gives what is inferred of held-out stars")
     start = time.perf_counter()
@@ -113,13 +113,12 @@ def run_check(a: argparse.Namespace, written: list[Path]) -> None:
         _say(f"wrote {', '.join(map(str, written))}")
 
 
-def _labelled(a: argparse.Namespace, model: Model, columns: dict[str, Any]) -> Stars:
-    """The stars of the table, counted, which the model can be trained on."""
+def _labelled(a: argparse.Namespace, model: Model, columns: dict[str, Any]) -> tuple[Stars, Model]:
+    """The stars of the table, counted, which the model can be trained on; and the model bound to them."""
     stars = read_stars(a.table, columns)
     _say(f"{a.table}: {_counts(stars)}")
     with _taken("--set", a.set, a.model):
-        model.bind(stars)
-    return stars
+        return stars, model.bind(stars)
 
 
 def run_infer(a: argparse.Namespace, written: list[Path]) -> None:

@@ -97,9 +97,9 @@ def solve_and_invert(a: Array, b: Array) -> tuple[Array, Array]:
     return x + jnp.einsum("...jk,...k->...j", inverse, b - jnp.einsum("...jk,...k->...j", a, x)), inverse
 
 
-def module_of(x: Array) -> Any:
-    """The module that computes with x: `jax.numpy` or `numpy`."""
-    return jnp if isinstance(x, jax.Array) else np
+def module_of(*arrays: Array) -> Any:
+    """The module that computes with arrays: `jax.numpy` if one is of JAX, or `numpy`."""
+    return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
 
 
 def is_traced(tree: Any) -> bool:

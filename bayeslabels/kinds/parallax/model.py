@@ -294,7 +294,7 @@ class LogLinearModel(Model[FeatureFrame]):
 
     def feature_variance(self, theta: Array, features: ScaledFeatures) -> Array:
         """theta' C_n theta (N,): errors of what is measured, the covariance of what is missing."""
-        frame, xp = self.require_frame(), module_of(features.measured if module_of(theta) is np else theta)
+        frame, xp = self.require_frame(), module_of(theta, features.measured)
         theta, measured, loadings, noise = (
             x if xp is np else constant(x) for x in (theta, features.measured, frame.loadings, frame.noise)
         )
