@@ -107,7 +107,7 @@ def test_the_test_step_is_the_programs_density(survey, posterior):
     moments = posterior.moments._replace(
         coefficients=posterior.moments.coefficients[same], reddening_log=posterior.moments.reddening_log[same],
         reddening_slope=posterior.moments.reddening_slope[same], zero_point_error=np.array(0.0),
-        luminosity_scatter=np.array(1e-6), outlier_fraction=np.array(4e-5),
+        luminosity_scatter=np.array(1e-6), outlier_fraction=np.array(4e-5), deviation=None,
     )  # fmt: skip
     one = bl.Posterior(model, posterior.data, moments, {})
     # a band is off: near the mode the star is none of the outliers, rare as they are, further off it is
@@ -170,10 +170,10 @@ def test_recovers_the_truth(survey, posterior):
 
 
 def test_training_ends_at_the_mode(survey, posterior):
-    """Slope of ln p per sd, of the function and of the reddening vector, on the resample that a member trained on."""
+    """Slope of ln p per sd, of the function and of the reddening vector, on the stars that a member trained on."""
     model, stars = posterior.model, survey[0][:N_TRAIN]
     stars = stars[in_order(digests(stars, model.blocks), 0)]
-    often = Batches.of(RowsInMemory(model, stars), 2, 0, None, bootstrap=True).often
+    often = Batches.of(RowsInMemory(model, stars), 2, 0, None).often
     draws = posterior.data["posterior"].to_dataset()
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, model.arrays(stars))

@@ -197,7 +197,7 @@ def test_offsets_and_zero_points_hold_the_truth(template, bound):
     """Drawn from their priors, all else as it is: chi^2 of the posterior's Gaussian, over many simulations."""
     theta = theta_of(bound)
     fixed = {k: jnp.asarray(x, jnp.float32) for k, x in theta.items() if k not in systems.SITES}
-    some = template[: polish.FEWEST]
+    some = template[: polish.CHUNKS[0]]
     program, part = Program(bound, some), {k: ... for k in (*systems.SITES, "zero_point")}
     to_real = transforms(bound)
     polisher, found = polish.Polisher(bound, to_real, part), []

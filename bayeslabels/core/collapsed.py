@@ -9,11 +9,11 @@ alone are a model's own, and nothing grows with the number of stars. `model(star
 from __future__ import annotations
 
 import functools
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -37,6 +37,26 @@ class CollapsedProgram:
 
     def data(self, stars: Stars) -> Any:
         return self.model.arrays(stars)
+
+
+class LinearPart(ABC):
+    """Parameters that predictions are linear in, given the rest, and what stars tell of them (Gauss-Newton).
+
+    The scores of N stars know of N directions; where a model has more parameters than there are stars, this knows all.
+    """
+
+    sites: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def told(self, theta: Mapping[str, Array], data: Any) -> Any:
+        """What `information` needs of rows of `CollapsedModel.arrays`: a pytree of arrays with a row per star."""
+
+    @abstractmethod
+    def information(
+        self, told: Any, count: np.ndarray, number: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fisher information (K, K) of stars that count so often (N,), without the prior's; and which of the numbers
+        {site: ...} of the parameters it is of (K,)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,11 @@ class CollapsedModel(Model[F]):
     def polished(self) -> dict[str, Any]:
         """Parts of theta, as indices of its sites, that `MAP` brings to the mode given the rest, all stars at once."""
         return {}
+
+    @property
+    def linear_part(self) -> LinearPart | None:
+        """Of `polished`, if there is more to know of a part of it than the stars' scores."""
+        return None
 
     def dropped(self, theta: Mapping[str, Array], key: Array) -> Mapping[str, Array]:
         """theta without a random part of it, for the loss of one step of `MAP` by minibatches; by default all of it."""

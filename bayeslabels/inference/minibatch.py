@@ -119,20 +119,25 @@ def train(trainer: Any, batches: Batches | Passes, checkpoint: Checkpoint | None
                 return
 
 
-def fit_part(rows: Rows, trained: Trained, part: dict[str, Any], n: int, seed: int) -> Trained:
-    """Draws {site: (member, n, ...)} of a part of theta about each member of `fit_members`, the rest as it is there.
+def fit_part(rows: Rows, trained: Trained, n: int, seed: int, part: dict[str, Any] | None = None) -> Trained:
+    """Draws {site: (member, n, ...)} of a part of theta about its mode at each member of `fit_members`, the rest as it
+    is there; by default of `model.polished`, of which the members are the mode.
 
     Every member is as sure as the stars that it was trained on make it; of stars in memory.
     """
-    model = rows.model
+    model, slope = rows.model, 0.0
     members = {name: x[0] for name, x in trained.draws.items()}
     often = np.repeat(rows.usable[None].astype(np.uint8), len(trained.held_out), 0)
     np.put_along_axis(often, trained.held_out, 0, 1)
     with jax.enable_x64(False):
         objective = objective_of(Bound(model))
-        to_real, (real, _) = objective.to_real, objective.begin(members)
-        found, slope = draws_about(model, to_real, real, rows.whole, often, part, n, seed)
-        draws = {name: np.asarray(jax.vmap(jax.vmap(to_real[name]))(x), float) for name, x in found.items()}
+        to_real, (mode, _) = objective.to_real, objective.begin(members)
+        polisher = objective.polisher
+        if part is not None:
+            polisher = Polisher(model, to_real, part)
+            mode, slope = polish(polisher, mode, rows.whole, often)
+        found = draws_about(polisher, mode, rows.whole, often, n, seed)
+        draws = {name: np.asarray(x, float) for name, x in objective.constrained(found).items()}
     converged = bool(trained.stats["converged"] and slope < SLOPE)
     return Trained(draws, None, trained.stats | {"converged": converged}, trained.traces, trained.held_out)
 

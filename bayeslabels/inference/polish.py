@@ -7,6 +7,8 @@ all bands share is told by distances alone, a hundred times less well than colou
 which the information of the stars' scores is the identity,
 
     F = sum_n g_n g_n' - d^2 ln p(theta) / d theta^2,   g_n = d ln p(data_n | theta) / d theta
+
+Of a model's `LinearPart` F is that of Gauss-Newton, and nothing of it goes with the rest.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from ..core.collapsed import CollapsedModel
 from ..numerics.compiling import jit
 from ..numerics.linalg import Array
 
-FEWEST, CHUNK = 128, 1024
-"""Stars at a time: of a small set the next power of two, so that few shapes are compiled and little is padding."""
-ROUNDS, ITERATIONS = 3, 60
+CHUNKS = 128, 192, 256, 384, 512, 768, 1024
+"""Stars at a time: as few shapes as leave little padding."""
+ROUNDS, ITERATIONS = 6, 30
 """New coordinates so often, at most, and iterations of L-BFGS in each."""
 JITTER = 1e-6
-"""Added to the diagonal of the information's correlation matrix, which is summed in float32."""
+"""Added to the diagonal of the information's correlation matrix: scores are of float32."""
 GAIN = 0.1
-"""Gain in ln p: a round that gains less is the last."""
+"""In ln p. Where the slope promises less, |slope|^2 / 2 in these coordinates, there is the mode; a round that gains
+less is the last."""
 
 
 def polish(polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarray) -> tuple[dict[str, Any], float]:
@@ -43,16 +46,13 @@ def polish(polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarra
 
 
 def draws_about(
-    model: CollapsedModel, real_line: Mapping[str, Any], best: dict[str, Any], data: Any, often: np.ndarray,
-    part: Mapping[str, Any], n: int, seed: int,
-) -> tuple[dict[str, Any], float]:  # fmt: skip
-    """theta (E, n, ...) on the real line: n draws of the Gaussian about each member's mode of a part of theta, with
-    covariance F^-1, given the rest; and the largest slope, per sd, at a mode."""
-    polisher, rng, ends = Polisher(model, real_line, part), np.random.default_rng([seed, 373587883]), []
-    for real, chunks in _members(best, data, often):
-        mode, slope = polisher(real, chunks)
-        ends.append((polisher.draw(mode, chunks, n, rng), slope))
-    return jax.tree.map(lambda *x: np.stack(x), *[end[0] for end in ends]), max(end[1] for end in ends)
+    polisher: Polisher, best: dict[str, Any], data: Any, often: np.ndarray, n: int, seed: int
+) -> dict[str, Any]:
+    """theta (E, n, ...) on the real line: n draws of the Gaussian about each member, a mode of the polisher's part of
+    theta, with covariance F^-1, given the rest."""
+    rng = np.random.default_rng([seed, 373587883])
+    each = [polisher.draw(mode, chunks, n, rng) for mode, chunks in _members(best, data, often)]
+    return jax.tree.map(lambda *x: np.stack(x), *each)
 
 
 def covariance_of(
@@ -89,7 +89,7 @@ def _raveled(free: dict[str, np.ndarray]) -> tuple[np.ndarray, Callable[[np.ndar
 def _members(best: dict[str, Any], data: Any, often: np.ndarray) -> Iterator[tuple[dict[str, Any], Any]]:
     """theta of each member, and its stars in chunks of one shape with how often they count."""
     n = often.shape[1]
-    size = int(np.clip(1 << (n - 1).bit_length(), FEWEST, CHUNK))
+    size = next(x for x in CHUNKS if x >= -(-n // -(-n // CHUNKS[-1])))
     index = np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
     chunks = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[index], data))
     weight = np.where(np.arange(index.size) < n, often[:, index.ravel()], 0).astype(np.float32)
@@ -119,12 +119,22 @@ class Barred:
             self.best = x.copy(), value, slope
         return value, slope
 
+    @property
+    def at_mode(self) -> bool:
+        return self.best is not None and 0.5 * float(self.best[2] @ self.best[2]) < GAIN
+
+    def stop(self, _: np.ndarray) -> None:
+        """As a callback of SciPy's `minimize`."""
+        if self.at_mode:
+            raise StopIteration
+
 
 class Polisher:
     """Compiled once for all members of ensembles. real_line: transforms of the sites to their support."""
 
     def __init__(self, model: CollapsedModel, real_line: Mapping[str, Any], part: Mapping[str, Any]):
-        self.part = part
+        linear = model.linear_part
+        self.part, self.linear = part, linear if linear and set(linear.sites) <= part.keys() else None
 
         def theta_of(free: Any, fixed: Any) -> dict[str, Any]:
             whole = {name: x if name not in part else x.at[part[name]].set(free[name]) for name, x in fixed.items()}
@@ -152,27 +162,33 @@ class Polisher:
             return jax.lax.scan(add, jax.value_and_grad(prior)(free, fixed), chunks)[0]
 
         @jit
-        def information(free: Any, fixed: Any, chunks: Any) -> Array:
+        def of_prior(free: Any, fixed: Any) -> Array:
+            """(P,), on the diagonal, since its parameters are independent."""
             flat, back = ravel_pytree(free)
-
-            def add(total: Any, chunk: tuple[Any, Array]) -> tuple[Any, None]:
-                scores = jax.vmap(jax.grad(of_star), (None, None, 0))(free, fixed, chunk)
-                scores = jax.vmap(lambda x: ravel_pytree(x)[0])(scores)
-                return total + scores.T @ scores, None
-
             slope_of = jax.grad(lambda x: prior(back(x), fixed))
-            own = -jax.jvp(slope_of, (flat,), (jnp.ones_like(flat),))[1]  # the prior's parameters are independent
+            own = -jax.jvp(slope_of, (flat,), (jnp.ones_like(flat),))[1]
             own = jnp.where(jnp.isfinite(own), own, 0.0)  # at the edge of a support float32 may overflow
-            return jax.lax.scan(add, jnp.diag(jnp.maximum(own, 1e-3)), chunks)[0]
+            return jnp.maximum(own, 1e-3)
 
-        self.value_and_slope, self.information = value_and_slope, information
+        @jit
+        def scores(free: Any, fixed: Any, chunks: Any, i: Array) -> Array:
+            """g (n, P) of the stars of a chunk, times the root of how often they count."""
+            each = jax.vmap(jax.grad(of_star), (None, None, 0))(free, fixed, jax.tree.map(lambda x: x[i], chunks))
+            return jax.vmap(lambda x: ravel_pytree(x)[0])(each)
+
+        @jit
+        def told(free: Any, fixed: Any, rows: Any, i: Array) -> Any:
+            rows = jax.tree.map(lambda x: x[i], rows)
+            return self.linear.told(theta_of(free, fixed), rows) if self.linear else None
+
+        self.value_and_slope, self.of_prior, self.scores, self.told = value_and_slope, of_prior, scores, told
 
     def __call__(self, real: dict[str, Any], chunks: Any) -> tuple[dict[str, Any], float]:
         """From a point near the mode: theta, and the largest slope of ln p at it, per sd."""
         start, back = _raveled({name: real[name][at] for name, at in self.part.items()})
         x, dtype, value, slope = start.astype(float), start.dtype, -np.inf, np.inf
         for _ in range(ROUNDS):
-            root = self.root(back(x.astype(dtype)), real, chunks)
+            root = self.root(back(x.astype(dtype)), real, chunks, apart=True)
             if root is None:  # training went astray: said so, and left alone
                 return real, np.inf
 
@@ -188,22 +204,37 @@ class Polisher:
                     return np.nan, slope
                 return -float(value), -solve_triangular(root, slope, lower=True)
 
-            options = {"maxiter": ITERATIONS, "ftol": 1e-7, "gtol": 1e-3}
-            found = minimize(Barred(loss), np.zeros(len(x)), jac=True, method="L-BFGS-B", options=options)
-            if not np.isfinite(found.fun) or -found.fun < value:
+            barred = Barred(loss)
+            barred(np.zeros(len(x)))
+            if not barred.at_mode:
+                options = {"maxiter": ITERATIONS, "ftol": 1e-7, "gtol": 1e-3}
+                minimize(barred, np.zeros(len(x)), jac=True, method="L-BFGS-B", options=options, callback=barred.stop)
+            if barred.best is None or -barred.best[1] < value:
                 break
-            gain, value, slope = -found.fun - value, -found.fun, float(np.abs(found.jac).max())
-            x = there(found.x)
-            if gain < GAIN:
+            gain, value, slope = -barred.best[1] - value, -barred.best[1], float(np.abs(barred.best[2]).max())
+            x = there(barred.best[0])
+            if gain < GAIN or barred.at_mode:
                 break
         out, free = {k: v.copy() for k, v in real.items()}, back(x.astype(dtype))
         for name, at in self.part.items():
             out[name][at] = free[name]
         return out, slope
 
-    def root(self, free: dict[str, Any], real: dict[str, Any], chunks: Any) -> np.ndarray | None:
-        """Cholesky factor of F; None if F is not finite."""
-        information = np.asarray(self.information(free, real, chunks), float)
+    def root(self, free: dict[str, Any], real: dict[str, Any], chunks: Any, apart: bool = False) -> np.ndarray | None:
+        """Cholesky factor of F; None if F is not finite. apart: with the `LinearPart` as that knows it, if any."""
+        own = np.asarray(self.of_prior(free, real), float)
+        start, back = _raveled(free)
+        number, information, known = back(np.arange(len(start))), np.diag(own), np.zeros(())
+        for i in range(len(chunks[1])):
+            scores = np.asarray(self.scores(free, real, chunks, i), float)  # a sum in float32 may not be positive
+            information += scores.T @ scores
+            if apart and self.linear:
+                told = jax.tree.map(np.asarray, self.told(free, real, chunks[0], i))
+                more, index = self.linear.information(told, np.asarray(chunks[1])[i], number)
+                known = known + more
+        if apart and self.linear:
+            information[index], information[:, index] = 0.0, 0.0
+            information[np.ix_(index, index)] = known + np.diag(own[index])
         if not np.isfinite(information).all():
             return None
         sd = np.sqrt(np.diag(information))
@@ -213,7 +244,7 @@ class Polisher:
         """theta (n, ...), the part N(mode, F^-1), NaN if F is not finite, and the rest as it is."""
         free = {name: mode[name][at] for name, at in self.part.items()}
         start, back = _raveled(free)
-        root = self.root(free, mode, chunks)
+        root = self.root(free, mode, chunks, apart=True)
         z = rng.standard_normal((len(start), n))
         step = np.full(z.shape, np.nan) if root is None else solve_triangular(root.T, z, lower=False)
         points = back((start.astype(float)[:, None] + step).T.astype(start.dtype))

@@ -51,6 +51,9 @@ class Function(Protocol):
     def __call__(self, weights: Array, x: Array, /) -> Array:
         """f(x) (..., n_out) of weights (P,) and x (..., n_in)."""
 
+    def features(self, weights: Array, x: Array, /) -> Array:
+        """phi (..., K), of which f(x) = phi @ weights[:linear].reshape(K, n_out)."""
+
     def ensemble(self, weights: Array, /) -> Any:
         """Arrays of one function that is the mean of those of weights (E, P)."""
 
@@ -137,13 +140,19 @@ class Network:
     def __call__(self, weights: Array, x: Array) -> Array:
         parts = self._parts(weights)
         out = x @ parts["W"] + parts["b"]
-        if not self.widths:
-            return out
+        return out + self._hidden(parts, x) @ parts["V"] if self.widths else out
+
+    def _hidden(self, parts: dict[str, Array], x: Array) -> Array:
+        """The last layer (..., width)."""
         hidden = jnp.tanh(x @ parts["W0"] + parts["b0"])
         for i in range(1, len(self.widths)):
             shortcut = hidden @ parts[f"P{i}"] if f"P{i}" in parts else hidden
             hidden = shortcut + jnp.tanh(hidden @ parts[f"W{i}"] + parts[f"b{i}"])
-        return out + hidden @ parts["V"]
+        return hidden
+
+    def features(self, weights: Array, x: Array) -> Array:
+        hidden = [self._hidden(self._parts(weights), x)] if self.widths else []
+        return jnp.concatenate([x, jnp.ones_like(x[..., :1]), *hidden], -1)
 
     def ensemble(self, weights: Array) -> dict[str, Array]:
         """Layers of all members side by side; the hidden ones, of which each member sees its own, stacked."""
@@ -182,12 +191,12 @@ class Polynomial:
     order: int = 2
 
     @cached_property
-    def features(self) -> Monomials:
+    def monomials(self) -> Monomials:
         return Monomials.up_to(self.order, self.n_in)
 
     @property
     def size(self) -> int:
-        return self.features.size * self.n_out
+        return self.monomials.size * self.n_out
 
     @property
     def linear(self) -> int:
@@ -205,7 +214,10 @@ class Polynomial:
         return np.zeros(self.size)
 
     def __call__(self, weights: Array, x: Array) -> Array:
-        return self.features(x) @ weights.reshape(self.features.size, self.n_out)
+        return self.monomials(x) @ weights.reshape(self.monomials.size, self.n_out)
+
+    def features(self, weights: Array, x: Array) -> Array:
+        return self.monomials(x)
 
     def ensemble(self, weights: Array) -> Array:
         return weights.mean(0)

@@ -22,7 +22,7 @@ from ...files.checkpoint import Checkpoint
 from ...inference import MAP, NUTS, SVI, Importance
 from ...inference.base import Inference, StarDraws, Trained
 from ...inference.guide import fit_guide
-from ...inference.minibatch import covariance_about, fit_members
+from ...inference.minibatch import covariance_about, fit_members, fit_part
 from ...inference.starwise import StarProblem, even_points, spread_mixture
 from ...inference.whitened import Start
 from ...kind import (
@@ -52,22 +52,29 @@ from .label_prior import log_prior
 from .photometry import Photometry
 from .r_v import r_v_of
 from .stars import SHARED, PhotometricMoments, distances, member, misfit, moments_of, prepare
+from .statistical import deviations_of, unknown, unknown_vector
 
 STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
-
-
+DEVIATIONS = 256
+"""Draws about the members, all together, of what they do not know."""
 START = 4000
 """Stars from which a guide or a sampler is given its first place."""
 
 
 def _map(rows: Rows, inference: MAP, seed: int, progress: bool | None, checkpoint: Checkpoint | None) -> Trained:
     epochs, size = inference.max_iterations, inference.batch_size or batch_size(rows)
+    # what members of resamples differ by is what is not known; of stars in memory every member knows that by itself
+    resampled = rows.whole is None and rows.model.members > 1
     trained = fit_members(
-        rows, seed, progress, epochs=epochs, patience=epochs, batch_size=size, bootstrap=rows.model.members > 1,
+        rows, seed, progress, epochs=epochs, patience=epochs, batch_size=size, bootstrap=resampled,
         checkpoint=checkpoint,
     )  # fmt: skip
-    return _finished(rows.model, trained, covariance_about(rows, trained, SHARED))
+    covariance = covariance_about(rows, trained, SHARED)
+    if rows.whole is None:
+        return _finished(rows.model, trained, covariance)
+    about = fit_part(rows, trained, -(-DEVIATIONS // rows.model.members), seed)
+    return _finished(rows.model, trained, covariance, deviations_of(rows.model, about.draws))
 
 
 def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoint: Checkpoint | None) -> Trained:
@@ -75,8 +82,10 @@ def _svi(rows: Rows, inference: SVI, seed: int, progress: bool | None, checkpoin
     return _finished(rows.model, trained)
 
 
-def _finished(model: Photometry, trained: Trained, covariance: np.ndarray | None = None) -> Trained:
-    trained.moments = moments_of(model, trained.draws, covariance)
+def _finished(
+    model: Photometry, trained: Trained, covariance: np.ndarray | None = None, deviation: np.ndarray | None = None
+) -> Trained:
+    trained.moments = moments_of(model, trained.draws, covariance)._replace(deviation=deviation)
     return trained
 
 
@@ -128,7 +137,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
             "reddening_bend": ["band"], "scatter": ["band"], "luminosity_scatter": [],
             "luminosity_scatter_slope": ["term"], "outlier_fraction": [], "zero_point": [],
         }  # fmt: skip
-        member = ("coefficients", "reddening_log", "reddening_slope", "reddening_second")
+        member = ("coefficients", "reddening_log", "reddening_slope", "reddening_second", "deviation")
         moments = {"coefficients": ["weight"], **sites, "zero_point_error": []}
         del moments["weights"]
         if model.dust_vectors == 2:
@@ -137,6 +146,7 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
             sites["scatter_factors"] = moments["scatter_factors"] = ["rank", "band"]
         of_systems = {"survey_offset": ["survey", "labels"], "catalogue_zero_point": ["catalogue"],
                       "catalogue_error_factor": ["catalogue"]}  # fmt: skip
+        moments["deviation"] = ["sample", "band", "slope"]
         there = {name: dims for name, dims in of_systems.items() if name in systems.start(model)}
         sites, moments = sites | there, moments | there | {"shared_covariance": ["shared", "shared_bis"]}
         return Layout(coords, sites, {k: ["member", *d] if k in member else d for k, d in moments.items()})
@@ -235,24 +245,28 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         members or draws give."""
         frame = posterior.model.require_frame()
         draws = posterior.data["posterior"].to_dataset()
+        n_label, deviation = len(frame.names), posterior.moments.deviation
+
+        def error(each: np.ndarray, place: int | None = None) -> np.ndarray:
+            """Of members or draws (S, B), and of what every member does not know of a column of c."""
+            between = each.var(0, ddof=1) if len(each) > 1 else np.full(each.shape[1], np.nan)
+            if deviation is None or place is None:
+                return np.sqrt(between)
+            return np.sqrt(np.nan_to_num(between) + deviation[..., place].astype(float).var((0, 1)))
+
         at_median = np.exp(draws["reddening_log"].values.reshape(-1, len(frame.bands)))
-        error = at_median.std(0, ddof=1) if len(at_median) > 1 else np.full(len(frame.bands), np.nan)
         slope = posterior.moments.reddening_slope.mean(0)
         columns = {
             "band": list(frame.bands),
             "scatter": posterior.moments.scatter,
             "reddening_vector": at_median.mean(0),
-            "reddening_vector_error": error,
+            "reddening_vector_error": at_median.mean(0) * error(np.log(at_median), -2 - n_label),
         }
         if (bend := posterior.moments.reddening_bend) is not None:
             each = draws["reddening_bend"].values.reshape(-1, len(bend))
-            none = np.full(len(bend), np.nan)
-            columns |= {"reddening_bend": bend, "reddening_bend_error": each.std(0, ddof=1) if len(each) > 1 else none}
+            columns |= {"reddening_bend": bend, "reddening_bend_error": error(each, -1)}
         if (second := posterior.moments.reddening_second) is not None:
-            columns["second_vector"] = second.mean(0)
-            columns["second_vector_error"] = (
-                second.std(0, ddof=1) if len(second) > 1 else np.full(len(second[0]), np.nan)
-            )
+            columns |= {"second_vector": second.mean(0), "second_vector_error": error(second)}
         columns |= {f"d_ln_R_d_{label}": slope[:, i] / frame.scale[i] for i, label in enumerate(frame.names)}
         return QTable(columns)
 
@@ -381,18 +395,21 @@ def _predict(
     if name == "absolute_magnitudes":
         data = data._replace(reddening_guess=jnp.zeros(len(stars)))
     values, variances = [], []
-    for theta in (member(model, moments, e) for e in range(len(moments.coefficients))):
+    for i in range(len(moments.coefficients)):
+        theta = member(model, moments, i)
+        draws = None if moments.deviation is None else moments.deviation[i]
+        u = data.label_mean - systems.beyond(model.require_frame(), theta, data.systems)
         at = model.predicted(theta, data)
         if name == "reddening_vector":
             turned = jnp.einsum("bl,nlj->njb", theta["reddening_slope"], data.label_root) * at.vector[:, None]
             values.append(at.vector)
-            variances.append((turned**2).sum(1))
+            variances.append((turned**2).sum(1) + unknown_vector(at.vector, draws, u))
             continue
         own = (at.factors**2).sum(1) + at.luminosity[:, None] ** 2 + moments.scatter**2
         second = 0.0 if moments.reddening_second is None else moments.reddening_second.mean(0)
         if name == "absolute_magnitudes":
             values.append(at.mean)
-            variances.append(own)
+            variances.append(own + unknown(model.net, theta, draws, u, data.reddening_guess))
             continue
         q = model.seen_in(theta, data, at)
         told = summary(q, model.others(theta, data))
@@ -402,6 +419,7 @@ def _predict(
         variances.append(
             own + told.modulus_error[:, None] ** 2 + (told.reddening_error[:, None] * along) ** 2
             + (told.reddening**2 + told.reddening_error**2)[:, None] * second**2
+            + unknown(model.net, theta, draws, u, told.reddening)
         )  # fmt: skip
     stacked = np.stack([np.asarray(x) for x in values])
     error = np.sqrt(np.mean([np.asarray(x) for x in variances], 0) + stacked.var(0, ddof=min(1, len(stacked) - 1)))

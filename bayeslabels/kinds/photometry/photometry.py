@@ -51,6 +51,7 @@ from .frame import PhotometryFrame, frame_of
 from .label_prior import density_of_moduli
 from .rows import PhotometricData, measured, rows_of
 from .scattered import Scattered
+from .statistical import ChannelPart
 
 STEP = float(np.sqrt(3.0))
 """In sd: at the mean and at so many sd to either side, a quadrature of third order in each direction of label space."""
@@ -314,6 +315,10 @@ class Photometry(CollapsedModel[PhotometryFrame]):
         sites = [name for name in sites if self.scatter_rank or name != "scatter_factors"]
         sites = [name for name in sites if name not in systems.SITES or name in systems.start(self)]
         return {"weights": slice(self.net.linear), **dict.fromkeys(sites, ...)}
+
+    @property
+    def linear_part(self) -> ChannelPart:
+        return ChannelPart(self)
 
     @cached_property
     def net(self) -> Function:

@@ -29,6 +29,7 @@ from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told
 from .label_prior import label_prior
 from .luminosity import luminosity_sd, size
 from .photometry import Photometry
+from .statistical import SITES, deviations_at
 
 CANDIDATES = 1024
 """Labels drawn from their population, of which every star tries all for a start."""
@@ -43,8 +44,9 @@ class PhotometricMoments(NamedTuple):
     luminosity_scatter at the median labels, mag; outlier_fraction; zero_point, zero_point_error, mas; reddening_second
     (E, B): R_2 if there is one, its sign such that x grows with R_V; reddening_bend (B,): w, 1 / mag;
     luminosity_scatter_slope: of ln s_M; scatter_factors (Q, B), mag; catalogue_zero_point, catalogue_error_factor (C,),
-    survey_offset (S - 1, L), scaled; shared_covariance: of the zero points and offsets, `systems.covariance_of`. Models
-    of the first versions have none of these.
+    survey_offset (S - 1, L), scaled; shared_covariance: of the zero points and offsets, `systems.covariance_of`;
+    deviation (E, S, B, D): S draws about every member of what the model is linear in (`statistical`), less its mode.
+    Models of the first versions have none of these.
     """
 
     coefficients: np.ndarray
@@ -63,6 +65,7 @@ class PhotometricMoments(NamedTuple):
     catalogue_error_factor: np.ndarray | None = None
     survey_offset: np.ndarray | None = None
     shared_covariance: np.ndarray | None = None
+    deviation: np.ndarray | None = None
 
 
 SHARED = ("zero_point", "catalogue_zero_point", "survey_offset")
@@ -153,7 +156,7 @@ def prepare(
         tried = np.concatenate([tried, x], 1)
     rows = _rows_of(model, moments, stars)
     members = (moments.coefficients, moments.reddening_log, moments.reddening_slope, moments.reddening_second,
-               member(model, moments, 0)["scatter_factors"])  # fmt: skip
+               moments.deviation, member(model, moments, 0)["scatter_factors"])  # fmt: skip
     shared, fast, tried, members = jax.device_put((shared, fast, tried, members))  # once, for all parts of the stars
     at = _at(energy, tried, shared)
     f = float(moments.outlier_fraction) if model.outliers else 0.0
@@ -285,20 +288,22 @@ def _own(
     rows: dict[str, Any],
     starts: Array,
 ) -> Own:
-    """`Own` of N stars: what the members disagree about, at the first of their starts (N, J, M) and its reddening."""
-    first, (coefficients, reddening_log, reddening_slope, second, of_all) = starts[:, 0], members
+    """`Own` of N stars: what the members disagree about, and what each does not know, is noise with the covariance that
+    it has at the first of the stars' starts (N, J, M) and its reddening."""
+    first, (coefficients, reddening_log, reddening_slope, second, deviation, of_all) = starts[:, 0], members
     n_member, x = len(coefficients), rows["channels"]
     noise = _kinds(rows, wide)
     good = jax.tree.map(lambda x: x[0], noise).scaled(x.unit)
     weight = good.precision_times(jnp.ones_like(x.unit)[:, None])[:, 0]
     total = weight.sum(1, keepdims=True)
     weight = weight / jnp.where(total > 0, total, 1.0)
+    common = jnp.broadcast_to(of_all, (len(x.unit), *of_all.shape))
 
-    def own_with(factors: Array, noise: Noise, e: Array) -> Own:
+    def own_with(noise: Noise, e: Array) -> Own:
         """The stars' data with this noise (K, N, ...)."""
 
         def projected(noise: Noise) -> tuple[Array, Array]:
-            white = noise.scaled(x.unit).white(factors)
+            white = noise.scaled(x.unit).white(common)
             basis, _, log_det = project(white, jnp.zeros((len(white), 0, white.shape[-1])))
             return basis, -0.5 * (log_det + noise.log_det)
 
@@ -310,19 +315,25 @@ def _own(
             x.value, x.bright, weight, e, kinds, rows["others"], rows["labels"], rows["precision"], rows["among"]
         )
 
-    common = jnp.broadcast_to(of_all, (len(x.unit), *of_all.shape))
-    alone = own_with(common, jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
+    alone = own_with(jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
     e = place(_of_good(energy, shared, alone, first)[0], rows["others"])[0].e
-    if n_member == 1:
-        return own_with(common, noise, e)
+    if n_member == 1 and deviation is None:
+        return own_with(noise, e)
     labels = energy.labels(first)
     of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
     vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
     if second is not None:
         vectors = vectors + first[:, -1:] * second[:, None]
     each = of_m + extinction(jnp.broadcast_to(e, of_m.shape[:-1]), vectors, shared.bend)
-    apart = jnp.moveaxis(each - each.mean(0), 0, 1) / np.sqrt(n_member - 1)
-    return own_with(jnp.concatenate([common, apart], 1), noise, e)
+    apart = [(each - each.mean(0)) / np.sqrt(max(n_member - 1, 1))]
+    if deviation is not None:
+        for theta, draws in zip(zip(coefficients, reddening_log, reddening_slope, strict=True), deviation, strict=True):
+            sites = dict(zip(SITES, (*theta, shared.bend), strict=True))
+            apart.append(deviations_at(energy.net, sites, draws, labels, e) / np.sqrt(n_member * len(draws)))
+    unknown = jnp.concatenate(apart) * x.unit
+    stated = x.noise if x.noise.ndim == 3 else x.noise[:, :, None] * jnp.eye(x.unit.shape[1])
+    wider = x._replace(noise=stated + jnp.einsum("snb,snc->nbc", unknown, unknown))
+    return own_with(_kinds(rows | {"channels": wider}, wide), e)
 
 
 def _of_good(energy: LabelEnergy, shared: Shared, own: Own, u: Array) -> tuple[Array, Array]:

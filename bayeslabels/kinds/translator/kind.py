@@ -89,7 +89,7 @@ def _laplace(model: Translator, stars: Stars, inference: Laplace, seed: int, pro
     sizes = np.cumsum([0, *(f.size for f in model.functions)])
     last = [first + np.arange(f.linear) for first, f in zip(sizes[:-1], model.functions, strict=True)]
     n = members.stats["members"]
-    trained = fit_part(rows, members, {"coefficients": np.concatenate(last)}, -(-inference.draws // n), seed)
+    trained = fit_part(rows, members, -(-inference.draws // n), seed, {"coefficients": np.concatenate(last)})
     moments = _members(model, trained.draws, max(MEMBERS, n))
     return told_by_held_out(trained, model, members.moments, rows.held_out(trained.held_out), moments)
 
