@@ -36,6 +36,18 @@ def test_the_curves_of_a_law_have_its_r_v():
     assert (np.diff(wide) >= 0).all()
 
 
+def test_what_is_grey_says_nothing_of_r_v():
+    """A luminosity that goes with dust is in all bands alike, and may be more than all colours together."""
+    r, second, _ = vectors()
+    x = np.array([-0.4, 0.0, 0.4])
+    for grey in (-0.3, 0.3):
+        other = second + grey
+        other = other - r * (other @ r) / (r @ r)  # as the model has it, at right angles to R
+        assert sign(BANDS, r, other) == 1
+        assert alignment(BANDS, r, other, "ccm89") > 0.99
+        np.testing.assert_allclose(r_v_of(BANDS, r, other, x), r_v_of(BANDS, r, second, x), atol=0.06)
+
+
 def test_the_sign_is_that_of_r_v():
     r, second, _ = vectors()
     assert sign(BANDS, r, second) == 1

@@ -116,8 +116,8 @@ class Photometry(CollapsedModel[PhotometryFrame]):
     Args:
         function: of labels to absolute magnitudes: "network", or "polynomial" of this `order`.
         width, depth: of the network's hidden layers.
-        members: how many networks `MAP` trains. What they differ by widens the error bars of every star, and so does what
-            every one does not know of its last layer, R and w (from files: what networks of resamples differ by).
+        members: how many networks `MAP` trains. What they differ by widens the error bars of every star, and so does
+            what each does not know of its last layer, R and w (from files: what networks of resamples differ by).
         dust_vectors: 1, or 2 for dust that differs between stars: the extinction is E (R + x R_2). In the test step x
             grows with R_V, of which stars have an estimate, `r_v`, where at least three bands are known.
         scatter_rank: Q, the number of directions in which all bands and pixels of a star scatter together, beside the

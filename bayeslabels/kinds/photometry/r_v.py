@@ -1,11 +1,13 @@
 """What a second dust vector says of R_V, by published extinction laws.
 
-A star's extinction is E (R + x R_2). A law's curve k(R_V), with the same part along R, leaves the mean of all stars by
-d(R_V) at right angles to R, as R_2 is:
+A star's extinction is E (R + x R_2). Only colours tell of R_V: a part of R_2 that is grey is a luminosity or a distance
+that goes with dust, and one along R is E. Both taken away, a law's curve k(R_V) leaves that of the mean by d(R_V):
 
-    d(R_V) = c(R_V) - c(3.1),   c(R_V) = k(R_V) (R . R) / (k(R_V) . R)
+    d(R_V) = c(R_V) - c(3.1),   c(R_V) = k'(R_V) (R' . R') / (k'(R_V) . R'),   k' = k - mean(k), R' = R - mean(R)
 
-R_V(x) is where d is nearest to x R_2. The mean curve, x = 0, is taken to be that of R_V = 3.1.
+R_V(x) is where d is nearest to x R_2, less its grey part and that along R'. The mean curve, x = 0, is taken to be that
+of R_V = 3.1. On real stars (Green+21) R_2 is grey for the most part, up to .23 mag in the infrared, and what is left is
+dA / dR_V.
 """
 
 from __future__ import annotations
@@ -42,18 +44,32 @@ def departures(bands: tuple[str, ...], vector: np.ndarray, law: str = LAW) -> tu
     if known.sum() < FEWEST:
         return None
     grid, k = _curves(tuple(np.array(bands)[known].tolist()), law)
-    r = vector[known]
+    r = _colours(vector[known])
+    k = _colours(k)
     c = k * (r @ r) / (k @ r)[:, None]
     d = np.zeros((len(grid), len(bands)))
     d[:, known] = c - c[np.abs(grid - MEAN).argmin()]
     return grid, d
 
 
+def _colours(x: np.ndarray) -> np.ndarray:
+    return x - x.mean(-1, keepdims=True)
+
+
+def shape(bands: tuple[str, ...], vector: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """R_2 (B,) of the bands that are known, or of all where too few are, less its grey part and that along R (B,)."""
+    known = _known(bands)
+    known = known if known.sum() >= FEWEST else np.ones(len(bands), bool)
+    r, own, out = _colours(vector[known]), _colours(second[known]), np.zeros(len(bands))
+    out[known] = own - r * (own @ r) / np.maximum(r @ r, 1e-300)
+    return out
+
+
 def sign(bands: tuple[str, ...], vector: np.ndarray, second: np.ndarray) -> float:
     """1, or -1 where x R_2 (B,) is that of smaller R_V: of bands that are not known, where the band that dust dims most
     is dimmed more."""
-    found = departures(bands, vector)
-    along = -second[vector.argmax()] if found is None else second @ (found[1][-1] - found[1][0])
+    found, own = departures(bands, vector), shape(bands, vector, second)
+    along = -own[vector.argmax()] if found is None else own @ (found[1][-1] - found[1][0])
     return -1.0 if along < 0 else 1.0
 
 
@@ -63,18 +79,19 @@ def r_v_of(bands: tuple[str, ...], vector: np.ndarray, second: np.ndarray, x: np
     if found is None:
         return None
     grid, d = found
-    own = np.where(_known(bands), second, 0.0)
+    own = shape(bands, vector, second)
     shapes = np.linspace(-REACH, REACH, 201)
     square = (own @ own) * shapes[:, None] ** 2 - 2 * shapes[:, None] * (d @ own) + (d**2).sum(1)
     return np.interp(x, shapes, np.maximum.accumulate(grid[square.argmin(1)]))
 
 
 def alignment(bands: tuple[str, ...], vector: np.ndarray, second: np.ndarray, law: str) -> float:
-    """Cosine of the angle between R_2 and a law's d about R_V = 3.1, in the bands that are known; NaN: too few are."""
+    """Cosine of the angle between R_2 and a law's d about R_V = 3.1, in the colours of the bands that are known; NaN:
+    too few are."""
     found = departures(bands, vector, law)
     if found is None:
         return float("nan")
     grid, d = found
     along = d[np.abs(grid - MEAN - 0.5).argmin()] - d[np.abs(grid - MEAN + 0.5).argmin()]
-    own = np.where(_known(bands), second, 0.0)
+    own = shape(bands, vector, second)
     return float(along @ own / np.maximum(np.linalg.norm(along) * np.linalg.norm(own), 1e-300))
