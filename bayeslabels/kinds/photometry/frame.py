@@ -38,7 +38,8 @@ class PhotometryFrame(ByValue, Scales):
         label_error (L,), magnitude_error (B,), parallax_error, reddening_error: typical ones, of simulated catalogues.
         training_u (n, L), training_seen (n, B): labels of training stars and the bands that they have;
             training_peak (B,): the largest density of them; training_magnitudes (n, B): theirs, 0 where not seen;
-            training_moduli: density at `MODULI` of the distance prior, mean over the training stars.
+            training_moduli: density at `MODULI` of the distance prior, mean over the training stars;
+            training_distant (n,): which have parallaxes, of any S/N; distant_peak: the largest density of those.
         surveys: that the training labels are of, the reference first; catalogues: that parallaxes are of.
         component_survey (K,), training_survey (n,): of the population and the training stars, if there are several;
             offsets (S - 1, L): what their labels are less those of the reference, already taken off (`systems`).
@@ -72,6 +73,8 @@ class PhotometryFrame(ByValue, Scales):
     component_survey: np.ndarray | None = None
     training_survey: np.ndarray | None = None
     offsets: np.ndarray | None = None
+    training_distant: np.ndarray | None = None
+    distant_peak: float = 1.0
 
     @property
     def mixture(self) -> Mixture:
@@ -131,6 +134,7 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
     w_error = 0.1
     if "parallax" in stars and stars["parallax"].observed.any():
         w_error = float(np.median(stars["parallax"].error[stars["parallax"].observed]))
+    distant = stars["parallax"].observed[kept, 0] if "parallax" in stars else np.zeros(len(kept), bool)
     return PhotometryFrame(
         names, labels.units, centre, scale, bands, "mag", baseline, spread, vector, (*mixture,), e_scale,
         np.sqrt(np.nanmedian(np.where(observed, variance, np.nan), 0)),
@@ -138,6 +142,7 @@ def frame_of(components: int, stars: Stars) -> PhotometryFrame:
         mean[kept], seen[kept], peak_density(mean[kept], seen[kept]), n_flux, scale_of_flux, flux_unit, m[kept],
         surveys=surveys, catalogues=catalogues_of(stars), component_survey=of_component,
         training_survey=None if of_star is None else of_star[kept],
+        training_distant=distant, distant_peak=float(peak_density(mean[kept], distant[:, None])[0]),
     )  # fmt: skip
 
 

@@ -107,6 +107,10 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
         "r_v": Column("R(V) of the star's dust, by Cardelli+89, that of the mean extinction curve being 3.1"),
         "r_v_error": Column("standard deviation of r_v"),
         "label_density": Column("of the training stars at these labels, least of all bands, its peak being 1"),
+        "distance_density": Column(
+            "of the training stars with parallaxes at these labels, its peak being 1: below 0.01 "
+            "absolute magnitudes and distances are extrapolated (Green+21, section 6)"
+        ),
     }
 
     def usable(self, model: Photometry, stars: Stars) -> np.ndarray:
@@ -321,9 +325,8 @@ def _finish(
     for x in (*summaries.values(), covariance, chi2):
         x[failed] = np.nan
     draws[:, :, failed] = np.nan
-    density = density_of(
-        frame.training_u, frame.training_seen, frame.training_peak, frame.scaled(summaries["mean"][:, :n_label])
-    )
+    where = frame.scaled(summaries["mean"][:, :n_label])
+    density = density_of(frame.training_u, frame.training_seen, frame.training_peak, where)
     used = np.where(seen, density, np.nan) if n_band.any() else density
     flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
     with np.errstate(invalid="ignore"):
@@ -341,6 +344,9 @@ def _finish(
         if found is not None:
             told_of = {"r_v": found.mean((0, 1)), "r_v_error": found.std((0, 1))}
             per_star = {**{k: np.where(failed, np.nan, x) for k, x in told_of.items()}, **per_star}
+    if (distant := frame.training_distant) is not None:
+        of_distances = density_of(frame.training_u, distant[:, None], np.array([frame.distant_peak]), where)[:, 0]
+        per_star = {"distance_density": of_distances, **per_star}
     further = {"training_density": (("star", "band"), density)}
     return star_rows(
         stars, posterior_names(model), draws, summaries, covariance, per_star, PhotometryKind.columns,
