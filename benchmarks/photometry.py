@@ -8,6 +8,8 @@
     python benchmarks/photometry.py sbc      [--stars 400]   simulation-based calibration, dwarfs and giants
     python benchmarks/photometry.py speed                    training and test step, stars per CPU second
     python benchmarks/photometry.py bands                    without W1 and W2; with a band that nobody foresaw
+    python benchmarks/photometry.py r_v                      the second dust vector of real stars beside published laws
+    python benchmarks/photometry.py xp [--stars 1500] [--pixels 61]   simulated Gaia XP spectra beside five bands
 
 `--posterior FILE` keeps the model trained on the real stars for the next command.
 """
@@ -25,10 +27,11 @@ from scipy.stats import kstest
 import bayeslabels as bl
 from bayeslabels.astro.extinction import band_extinction
 from bayeslabels.kinds.photometry.luminosity import luminosity_sd
+from bayeslabels.kinds.photometry.r_v import alignment
 from bayeslabels.kinds.photometry.stars import label_prior, member
 from bayeslabels.numerics import dusty
 from bayeslabels.numerics.tangent import extinction
-from bayeslabels.simulate import simulate_photometry
+from bayeslabels.simulate import simulate_photometry, simulate_xp
 
 BANDS = ("G", "BP", "RP", "PS1_g", "PS1_r", "PS1_i", "PS1_z", "PS1_y", "J", "H", "Ks", "W1", "W2")
 LABELS = ("TEFF", "LOGG", "FE_H")
@@ -363,14 +366,53 @@ def bands(a):
     )
 
 
+def r_v(a):
+    train, test, _ = real(a)
+    posterior = trained(a, train, dust_vectors=2)
+    moments, bands = posterior.moments, posterior.model.frame.bands
+    for law in ("ccm89", "o94", "f99"):
+        each = [
+            alignment(bands, np.exp(x), second, law)
+            for x, second in zip(moments.reddening_log, moments.reddening_second, strict=True)
+        ]
+        print(
+            f"cosine of R_2 with dA / dR_V by {law}, in colours: {np.mean(each):.3f} +- {np.std(each):.3f} of members"
+        )
+    print("R_2", dict(zip(bands, moments.reddening_second.mean(0).round(3).tolist(), strict=True)))
+    told = bl.infer(posterior, test[test["reddening"].value[:, 0] > 0.3], seed=0, progress=False).stars
+    value, error = told["r_v"].values, told["r_v_error"].values
+    print(
+        f"{len(value)} stars of E > 0.3: R_V {np.median(value):.2f}, sd {value.std():.2f}, error {np.median(error):.2f}"
+    )
+
+
+def xp(a):
+    """Training and test stars of one simulation, whose median star sets the unit of the fluxes."""
+    n, names = a.stars or 1500, ("J", "H", "Ks", "W1", "W2")
+    stars, truth = simulate_xp(n + 400, seed=a.seed, n_pixel=a.pixels, bands=names)
+    start = time.process_time()
+    model = bl.Photometry(members=a.members, distance_prior=bl.priors.ExponentialDisk(0.6))
+    posterior = bl.fit(model, stars[:n], bl.MAP(max_iterations=a.epochs), seed=0, progress=False)
+    print(f"trained in {time.process_time() - start:.0f} CPU s: {posterior}", flush=True)
+    ratio = np.median(posterior.predict(stars[n:], "reddening_vector") / truth.reddening_vector[n:], 0)
+    print(f"R over the truth: bands {ratio[:5].round(3)}, pixels {ratio[5:].min():.3f} to {ratio[5:].max():.3f}")
+    true = np.column_stack([truth.labels, truth.reddening])[n:]
+    start = time.process_time()
+    told = bl.infer(posterior, stars[n:].drop("labels"), seed=0, progress=False)
+    z = (told.mean[:, :4] - true) / told.error[:, :4]
+    print(f"Teff, log g, [Fe/H], E: sd of z {z.std(0).round(2)}, robust {mad(z).round(2)}, mean {z.mean(0).round(2)}; "
+          f"{400 / (time.process_time() - start):.0f} stars per CPU s, with compilation")  # fmt: skip
+
+
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = {"real": colours, "vector": vector, "heldout": heldout, "parallaxes": parallaxes, "sbc": sbc}
-    cases |= {"speed": speed, "bands": bands, "dusty": dusty_stars}
+    cases |= {"speed": speed, "bands": bands, "dusty": dusty_stars, "r_v": r_v, "xp": xp}
     cli.add_argument("case", choices=cases)
     cli.add_argument("--seed", type=int, default=1)
     cli.add_argument("--seeds", type=int, nargs="+", default=[1], help="of parallaxes")
     cli.add_argument("--stars", type=int)
+    cli.add_argument("--pixels", type=int, default=61, help="of xp")
     cli.add_argument("--members", type=int, default=bl.Photometry.members)
     cli.add_argument("--epochs", type=int, default=100)
     cli.add_argument("--luminosity", type=float, default=0.1, help="of parallaxes: scatter that all bands share, mag")
