@@ -84,8 +84,9 @@ def outer_pairs(x: Array) -> Array:
 def after(x: Array, before: Array) -> Array:
     """x, computed once `before` is.
 
-    On the CPU a batched Cholesky factorisation shares its work out among the threads and waits for them; two at a time
-    on two cores wait for each other for ever (JAX 0.10). Those without a dependence of their own are given one.
+    On the CPU a factorisation (Cholesky, LU, of one matrix too) shares its work out among the threads and waits for
+    them; two at a time on two cores wait for each other for ever (JAX 0.10). Those without a dependence of their own
+    are given one.
     """
     return x + 0 * jnp.nan_to_num(before.ravel()[0])
 

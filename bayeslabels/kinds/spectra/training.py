@@ -26,7 +26,7 @@ from ...numerics.compress import Statistics, known, pad_stars, padded, pixel_blo
 from ...numerics.error_factor import error_factors, expected_residual2
 from ...numerics.features import feature_moments
 from ...numerics.hierarchy import coefficients_given, learn
-from ...numerics.linalg import Array, inverse_psd, outer_pairs, pack, unpack
+from ...numerics.linalg import Array, after, inverse_psd, outer_pairs, pack, unpack
 from ...numerics.nuisance import compress_nuisances, marginalise
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior, train_block
@@ -397,8 +397,9 @@ def evidence(
 ) -> Array:
     """The log integral (N,) over the latents, from its value at their posterior means; gram (N, K, K)."""
     at_best = (linear * phi).sum(1) - 0.5 * jnp.einsum("nj,njk,nk->n", phi, gram, phi) - constant
-    at_best = at_best - 0.5 * ((offset @ prior) * offset).sum(1) + 0.5 * jnp.linalg.slogdet(prior)[1]
-    diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=1, axis2=2)
+    log_det = jnp.linalg.slogdet(prior)[1]
+    at_best = at_best - 0.5 * ((offset @ prior) * offset).sum(1) + 0.5 * log_det
+    diagonal = jnp.diagonal(jnp.linalg.cholesky(after(covariance, log_det)), axis1=1, axis2=2)
     return at_best + jnp.log(diagonal).sum(1)
 
 
