@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from ..numerics.compiling import jit
-from ..numerics.linalg import Array, in_float64
+from ..numerics.linalg import Array, after, in_float64
 from ..numerics.modes import Energy, Modes
 from ..numerics.own_variates import chi_square, normal, other_keys, uniform
 from .base import StarDraws
@@ -100,7 +100,8 @@ def spread_mixture(problem: StarProblem, points: np.ndarray) -> Array:
 
 @functools.partial(jit, static_argnames="freedom")
 def _draw_stars(z: Array, which: Array, modes: Modes, freedom: float | None) -> tuple[Array, Array]:
-    m = modes.location.shape[-1]
+    m, weights = modes.location.shape[-1], modes.weight
+    covariances = after(modes.covariance, weights)  # the weights' determinants, and these roots
 
     def one(z: Array, which: Array, location: Array, covariance: Array, weight: Array) -> tuple[Array, Array]:
         """Star by star: z (n, M), which (n, 1) between 0 and 1, location (J, M), covariance (J, M, M), weight (J,)."""
@@ -121,7 +122,7 @@ def _draw_stars(z: Array, which: Array, modes: Modes, freedom: float | None) -> 
             terms = shape + norm - 0.5 * (freedom + m) * jnp.log1p(z2 / freedom)
         return u, jax.scipy.special.logsumexp(terms, axis=1)
 
-    return jax.vmap(one, (0, 0, 1, 1, 1))(z, which, modes.location, modes.covariance, modes.weight)
+    return jax.vmap(one, (0, 0, 1, 1, 1))(z, which, modes.location, covariances, weights)
 
 
 def in_passing(problem: StarProblem, u: Array) -> tuple[Array, Any]:
