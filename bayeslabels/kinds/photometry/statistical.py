@@ -19,7 +19,7 @@ import numpy as np
 
 from ...core.collapsed import LinearPart
 from ...numerics.dusty import LN10_5, parallax_at, place, project
-from ...numerics.linalg import Array, after
+from ...numerics.linalg import Array
 from ...numerics.network import Function
 from ...numerics.tangent import as_measured, extinction, slope
 from ...numerics.whitening import noise_of
@@ -86,7 +86,7 @@ def told(model: Photometry, theta: Mapping[str, Array], data: PhotometricData) -
     of_e = 1 / jnp.sqrt(others.reddening_weight**2 + others.dust.rough(mu)[0])
     free = [at.factors, of_mu[:, None, None] * jnp.ones_like(change)[:, None],
             (of_e[:, None] * slope(e, at.vector, bend))[:, None]]  # fmt: skip
-    noise = noise_of(after(x.noise, mu), theta["scatter"] ** 2 * x.unit**2, x.seen)
+    noise = noise_of(x.noise, theta["scatter"] ** 2 * x.unit**2, x.seen)
     every = jnp.broadcast_to(jnp.eye(change.shape[1], dtype=change.dtype), x.seen.shape + x.seen.shape[1:])
     white = (noise.white(columns * change[:, None]) for columns in (jnp.concatenate(free, 1), every))
     rest = project(*white)[1]
