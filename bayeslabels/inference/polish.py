@@ -225,16 +225,16 @@ class Polisher:
         own = np.asarray(self.of_prior(free, real), float)
         start, back = _raveled(free)
         number, information, known = back(np.arange(len(start))), np.diag(own), np.zeros(())
+        index = np.zeros(0, int)
         for i in range(len(chunks[1])):
-            scores = np.asarray(self.scores(free, real, chunks, i), float)  # a sum in float32 may not be positive
-            information += scores.T @ scores
             if apart and self.linear:
                 told = jax.tree.map(np.asarray, self.told(free, real, chunks[0], i))
                 more, index = self.linear.information(told, np.asarray(chunks[1])[i], number)
                 known = known + more
-        if apart and self.linear:
-            information[index], information[:, index] = 0.0, 0.0
-            information[np.ix_(index, index)] = known + np.diag(own[index])
+            rest = np.setdiff1d(np.arange(len(own)), index)
+            scores = np.asarray(self.scores(free, real, chunks, i), float)[:, rest]  # float32 sums may not be positive
+            information[np.ix_(rest, rest)] += scores.T @ scores
+        information[np.ix_(index, index)] += known
         if not np.isfinite(information).all():
             return None
         sd = np.sqrt(np.diag(information))

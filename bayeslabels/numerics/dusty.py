@@ -187,6 +187,17 @@ def log_integrand(q: Quadratic, others: Others, x: Array) -> Array:
     return q.log_norm + x * (q.b_mu - 0.5 * q.a_mu * x) + of_e + of_mu
 
 
+WIDE = 5.0
+"""Sd of a modulus of which nothing but the magnitudes is known, mag."""
+
+
+def loose(others: Others, mu: Array, scatter: Array) -> tuple[Array, Array]:
+    """Sd of modulus and reddening about mu, as free as parallax and reddening leave them; scatter: in luminosity."""
+    tangent = LN10_5 * parallax_at(mu) * others.parallax_weight
+    of_mu = jnp.sqrt(scatter**2 + 1 / (tangent**2 + WIDE**-2))
+    return of_mu, 1 / jnp.sqrt(others.reddening_weight**2 + others.dust.rough(mu)[0])
+
+
 def parallax_at(mu: Array) -> Array:
     """10^((10 - mu) / 5) mas, of mu > -15."""
     return jnp.exp(LN10_5 * (10 - jnp.maximum(mu, -15.0)))

@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from ...numerics.dusty import (
-    LN10_5,
     Others,
     Place,
     Quadratic,
     log_marginal_at,
+    loose,
     near,
-    parallax_at,
     place,
     project,
     scattered,
@@ -198,10 +197,8 @@ class LabelCurvature:
             wrong = told.log_odds > 0
             noise = jax.tree.map(lambda x: jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), x[1], x[0]), own.noise)
             mu, e = (jnp.where(wrong, x[:, 1], x[:, 0]) for x in (told.place.mu, told.place.e))
-        tangent = LN10_5 * parallax_at(mu) * others.parallax_weight
         sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, self.energy.labels(u))
-        of_mu = jnp.sqrt(sd**2 + 1 / (tangent**2 + 0.04))
-        of_e = 1 / jnp.sqrt(others.reddening_weight**2 + others.dust.rough(mu)[0] + 0 * e)
+        of_mu, of_e = (jnp.broadcast_to(x, e.shape) for x in loose(others, mu, sd))
         along, bends = slope(e, vector, shared.bend), 1 - 2 * shared.bend * e[:, None] * vector
         slopes = jnp.moveaxis(of_m + e[:, None] * bends * of_vector, 0, 1)
         free = jnp.stack([jnp.broadcast_to(of_mu[:, None], m.shape), of_e[:, None] * along], 1)

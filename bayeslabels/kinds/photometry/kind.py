@@ -326,7 +326,11 @@ def _finish(
         x[failed] = np.nan
     draws[:, :, failed] = np.nan
     where = frame.scaled(summaries["mean"][:, :n_label])
-    density = density_of(frame.training_u, frame.training_seen, frame.training_peak, where)
+    distant = frame.training_distant
+    counted, peaks = frame.training_seen, frame.training_peak
+    if distant is not None:
+        counted, peaks = np.column_stack([counted, distant]), np.append(peaks, frame.distant_peak)
+    density, of_distances = np.split(density_of(frame.training_u, counted, peaks, where), [seen.shape[1]], axis=1)
     used = np.where(seen, density, np.nan) if n_band.any() else density
     flags, told = flags_of_solution(out, np.asarray(problem.modes.weight), blank)
     with np.errstate(invalid="ignore"):
@@ -344,9 +348,8 @@ def _finish(
         if found is not None:
             told_of = {"r_v": found.mean((0, 1)), "r_v_error": found.std((0, 1))}
             per_star = {**{k: np.where(failed, np.nan, x) for k, x in told_of.items()}, **per_star}
-    if (distant := frame.training_distant) is not None:
-        of_distances = density_of(frame.training_u, distant[:, None], np.array([frame.distant_peak]), where)[:, 0]
-        per_star = {"distance_density": of_distances, **per_star}
+    if distant is not None:
+        per_star = {"distance_density": of_distances[:, 0], **per_star}
     further = {"training_density": (("star", "band"), density)}
     return star_rows(
         stars, posterior_names(model), draws, summaries, covariance, per_star, PhotometryKind.columns,

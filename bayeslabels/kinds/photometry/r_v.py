@@ -6,7 +6,7 @@ that goes with dust, and one along R is E. Both taken away, a law's curve k(R_V)
     d(R_V) = c(R_V) - c(3.1),   c(R_V) = k'(R_V) (R' . R') / (k'(R_V) . R'),   k' = k - mean(k), R' = R - mean(R)
 
 R_V(x) is where d is nearest to x R_2, less its grey part and that along R'. The mean curve, x = 0, is taken to be that
-of R_V = 3.1. On real stars (Green+21) R_2 is grey for the most part, up to .23 mag in the infrared, and what is left is
+of R_V = 3.1. On real stars (Green+21) R_2 is grey for the most part, up to .25 mag in the infrared, and what is left is
 dA / dR_V.
 """
 

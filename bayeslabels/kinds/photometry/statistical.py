@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.collapsed import LinearPart
-from ...numerics.dusty import LN10_5, parallax_at, place, project
+from ...numerics.dusty import loose, place, project
 from ...numerics.linalg import Array
 from ...numerics.network import Function
 from ...numerics.tangent import as_measured, extinction, slope
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from .photometry import Photometry
 
 SITES = ("weights", "reddening_log", "reddening_slope", "reddening_bend")
-WIDE = 5.0
-"""Sd of a modulus of which nothing but the magnitudes is known, mag."""
 
 
 def slopes(net: Function, theta: Mapping[str, Array], u: Array, e: Array) -> Array:
@@ -81,9 +79,7 @@ def told(model: Photometry, theta: Mapping[str, Array], data: PhotometricData) -
     spot, _ = place(model.seen_in(theta, data, at), others)
     mu, e, bend = spot.mu, spot.e, theta["reddening_bend"]
     change = as_measured(at.mean + mu[:, None] + extinction(e, at.vector, bend), model.n_magnitude)[1]
-    tangent = LN10_5 * parallax_at(mu) * others.parallax_weight
-    of_mu = jnp.sqrt(at.luminosity**2 + 1 / (tangent**2 + WIDE**-2))
-    of_e = 1 / jnp.sqrt(others.reddening_weight**2 + others.dust.rough(mu)[0])
+    of_mu, of_e = loose(others, mu, at.luminosity)
     free = [at.factors, of_mu[:, None, None] * jnp.ones_like(change)[:, None],
             (of_e[:, None] * slope(e, at.vector, bend))[:, None]]  # fmt: skip
     noise = noise_of(x.noise, theta["scatter"] ** 2 * x.unit**2, x.seen)
