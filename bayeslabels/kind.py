@@ -151,8 +151,8 @@ class Kind(ABC, Generic[M, T]):
     """Quantities of every star beside its labels, whose names labels cannot have."""
     columns: ClassVar[Mapping[str, Column]] = DIAGNOSTICS
     """What a result tells of every star beside its labels."""
-    parts: ClassVar[tuple[str, ...]] = ()
-    """What it tells of every label beside its error and percentiles."""
+    parts: ClassVar[Mapping[str, Column]] = {}
+    """What it may tell of every label beside its error and percentiles, in the label's unit."""
     saved: ClassVar[tuple[str, ...]] = ()
     """Vectors that `StarPosterior.table` can hold of a star beside its quantities, errors and diagnostics."""
     unbounded: ClassVar[tuple[str, ...]] = ()

@@ -131,7 +131,7 @@ def _verdicts(names: Sequence[str], inside: Coverage, wide: Coverage) -> list[st
             by_chance = f"{100 * low:.1f} to {100 * high:.1f}% by chance"
             lines.append(f"  error bars of {name} {verdict}: {100 * share:.1f}% of {n} stars inside ({by_chance})")
     if not inside.holds[inside.n_star > 0].all():
-        lines.append("  (stars of one training share its errors, which adds to chance; see docs/howto/error-bars.md)")
+        lines.append("  (stars of one training share errors of its coefficients, too, which adds to chance)")
     return lines
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import simulate
-from scipy.stats import kstest, multivariate_normal
+from scipy.stats import binom, kstest, multivariate_normal
 
 import bayeslabels as bl
 from bayeslabels import calibration
@@ -46,6 +46,34 @@ def test_wrong_error_bars_are_seen(inflate, side):
     assert not found.holds.any()
     assert (side * (found.share - 0.6827) > 0.1).all()
     assert np.allclose(calibration.robust_scatter(calibration.z_scores(result, truth)) * inflate, 1, atol=0.1)
+
+
+def together(seed, part, n=500, n_draw=300):
+    """A result of 500 stars that share `part` of their errors, along a label of theirs, and its truth."""
+    rng = np.random.default_rng(seed)
+    sd = np.array([50.0, 0.1])
+    shape = np.concatenate([np.ones((n, 1)), rng.normal(size=(n, 2))], 1) / np.sqrt(3)
+    off = part * shape @ rng.normal(size=(n_draw + 1, 3, 2)) + np.sqrt(1 - part**2) * rng.normal(
+        size=(n_draw + 1, n, 2)
+    )
+    samples = off[1:] * sd
+    mean, cov = np.zeros((n, 2)), np.tile(np.diag(sd**2), (n, 1, 1))
+    folds = np.zeros((n, 2)), np.zeros(n), np.zeros(n, int), np.zeros(n, int)
+    return calibration.CrossValidation(np.arange(n), mean, cov, *folds, samples, FRAME, {}), off[0] * sd
+
+
+def test_the_band_allows_for_errors_that_stars_share():
+    """Of 100 results 95 lie inside. Alone, stars would have a band that a third of the results miss."""
+    found = [calibration.coverage(*together(seed, 0.8)) for seed in range(100)]
+    alone = binom.interval(0.95, 500, 0.6827)
+    holds, missed = (
+        np.array([x.holds for x in found]),
+        [(x.share * 500 < alone[0]) | (x.share * 500 > alone[1]) for x in found],
+    )
+    assert binom.cdf(holds.sum(), holds.size, 0.95) > 0.01 / 2
+    assert np.mean(missed) > 0.2
+    narrow = calibration.coverage(*together(1, 0.0))
+    np.testing.assert_allclose(narrow.high - narrow.low, (alone[1] - alone[0]) / 500, rtol=0.25)
 
 
 def test_coverage_of_several_levels():

@@ -178,6 +178,28 @@ def test_labels_of_a_test_star_are_data_and_predict_its_flux(trained, held_out):
     assert off[0] < 0.8 * off[1]
 
 
+def test_what_stars_share_of_their_errors_is_what_moves_them_all(trained, held_out):
+    """Each direction in which the label system may be wrong, by one sd, moves the labels of all stars; their squares
+    add up to the column's. Exact labels have no such column."""
+    posterior, stars = trained, held_out[0][:30]
+    moments = posterior.moments
+    told = bl.infer(posterior, stars, bl.MAP(), progress=False)
+    system = moments.label_system_covariance
+    size = system.shape[0] * system.shape[1]
+    values, vectors = np.linalg.eigh(system.reshape(size, size))
+    total = np.zeros(told.mean.shape)
+    for value, vector in zip(values, vectors.T, strict=True):
+        step = np.sqrt(max(value, 0.0)) * vector.reshape(system.shape[:2])
+        moved = moments._replace(label_coefficients=moments.label_coefficients + step)
+        total += (bl.infer(posterior.with_moments(moved), stars, bl.MAP(), progress=False).mean - told.mean) ** 2
+    np.testing.assert_allclose(told.stars["error_shared"], np.sqrt(total), rtol=1e-6)
+    assert (told.stars["error_shared"].values < told.error).all()
+    table = told.table()
+    assert "scale" in table["TEFF_error_shared"].info.description
+    exact = bl.fit(bl.Cannon(order=1, label_noise=False), bent(60, 1)[0], progress=False)
+    assert "TEFF_error_shared" not in bl.infer(exact, stars, bl.MAP(), progress=False).table().colnames
+
+
 def test_files_draws_and_refusals(trained, held_out, tmp_path):
     trained.save(tmp_path / "free.nc")
     loaded = bl.load(tmp_path / "free.nc")

@@ -101,7 +101,7 @@ class Recalibration:
         factor = xr.DataArray(stretch, dims=("star", along))
         stars, draws = result.stars, result.data["posterior"].to_dataset()
         mean = stars["mean"]
-        changed: dict[str, Any] = {"error_stated": (mean.dims, sd)}
+        changed: dict[str, Any] = {"error_stated": (mean.dims, sd, {"long_name": "error before recalibration"})}
         for name in [x for x in PERCENTILES if x in stars]:
             changed[name] = mean + (stars[name] - mean) * factor
         both = factor * factor.rename({along: f"{along}_bis"})

@@ -11,7 +11,7 @@ from astropy.table import QTable
 from ..errors import bad_input
 from ..results.star_posterior import StarPosterior
 from .bins import binned, named
-from .scores import Labels, Result, compared, pit, shares, z_scores
+from .scores import Labels, Result, compared, correlation, pit, shares, z_scores
 
 LEVELS = (0.5, 0.6827, 0.9, 0.95)
 
@@ -59,9 +59,11 @@ def reliability(
     low, high = (-np.inf, *edges), (*edges, np.inf)
     depth = 2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5)
     z = z_scores(result, truth, errors, scatter)
-    sd = np.sqrt(np.einsum("nmm->nm", result.cov + compared(result, truth, errors, scatter).covariance))
+    reference = compared(result, truth, errors, scatter)
+    sd = np.sqrt(np.einsum("nmm->nm", result.cov + reference.covariance))
     sd = np.where(np.isfinite(z), sd, np.nan)
-    found = [shares(depth[row == b], level) for b in range(len(low))]
+    together = correlation(result, reference, level)
+    found = [shares(depth[row == b], level, together) for b in range(len(low))]
     rows = []
     for m, (name, unit) in enumerate(zip(names, result.frame.units, strict=True)):
         for b, one in enumerate(found):

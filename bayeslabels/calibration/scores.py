@@ -22,6 +22,8 @@ from ..simulate import Truth
 from .cross_validation import CrossValidation
 
 Result = StarPosterior | CrossValidation
+ENOUGH = 20_000
+"""Stars from which it is seen how much errors have in common."""
 Labels = Stars | np.ndarray | Truth
 
 
@@ -139,7 +141,8 @@ def robust_scatter(x: np.ndarray) -> np.ndarray:
 
 class Coverage(NamedTuple):
     """Share of labels within their central interval, (M,) or (P, M) for P levels, with the band [low, high] that holds
-    95 per cent of the shares of so many (`n_star`, (M,)) stars where the error bars hold.
+    95 per cent of the shares of so many (`n_star`, (M,)) stars where the error bars hold. The band allows for what the
+    stars have in common, such as the errors of the training labels' scale, where there are draws of it (not by MAP).
 
     Example:
         >>> import bayeslabels as bl
@@ -180,17 +183,51 @@ def coverage(
     levels = np.asarray(level, float)
     if levels.ndim > 1 or not ((levels > 0) & (levels < 1)).all():
         raise bad_input(f"level={level}", "a probability between 0 and 1", fix="level=0.9")
-    return shares(2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5), levels)
+    depth = 2 * np.abs(pit(result, truth, errors=errors, scatter=scatter) - 0.5)
+    return shares(depth, levels, correlation(result, compared(result, truth, errors, scatter), levels))
 
 
-def shares(depth: np.ndarray, levels: np.ndarray) -> Coverage:
-    """Coverage at levels (P,) or () of stars whose label lies at the edge of the central interval of `depth` (N, M)."""
+def shares(depth: np.ndarray, levels: np.ndarray, together: np.ndarray) -> Coverage:
+    """Coverage at levels (P,) or () of stars whose label lies at the edge of the central interval of `depth` (N, M);
+    together: `correlation`.
+
+    n stars of which every two are correlated by r tell as much as n / (1 + (n - 1) r) that are not.
+    """
     depth = np.sort(depth, axis=0)
     n = np.isfinite(depth).sum(0)
     inside = np.stack([np.searchsorted(column[:k], levels, "right") for column, k in zip(depth.T, n, strict=True)], -1)
+    alone = np.ceil(n / (1 + np.maximum(n - 1, 0) * together))
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = (np.asarray(x) / n for x in binom.interval(0.95, n, levels[..., None]))
+        low, high = (np.asarray(x) / alone for x in binom.interval(0.95, alone, levels[..., None]))
         return Coverage(inside / n, low, high, n)
+
+
+def correlation(result: Result, reference: Reference, levels: np.ndarray) -> np.ndarray:
+    """Correlation, between two stars, of whether their labels lie inside their central intervals, (M,) or (P, M).
+
+    Each draw of the posteriors has the same label system, zero points, ... for all stars, so that the share of the
+    stars inside varies from draw to draw by more than chance where stars share a good part of their errors. 0 where
+    there is one draw, or no more than so few draws may show.
+    """
+    error = np.sqrt(np.einsum("nmm->nm", result.cov))
+    whole = np.sqrt(error**2 + np.einsum("nmm->nm", reference.covariance))
+    known = np.isfinite(reference.value) & np.isfinite(whole)
+    edges = norm.ppf(0.5 + 0.5 * levels)
+    rng, out = np.random.default_rng(0), np.zeros((*levels.shape, error.shape[1]))
+    for m, name in enumerate(result.frame.names):
+        some = np.flatnonzero(known[:, m])[:ENOUGH]
+        draws = result.draws(name)[:, some]
+        if len(draws) < 2 or len(some) < 2:
+            continue
+        noise = np.sqrt(np.maximum(whole**2 - error**2, 0.0))[some, m]
+        z = np.sort(np.abs(draws - result.mean[some, m] + noise * rng.standard_normal(draws.shape)) / whole[some, m])
+        inside = np.stack([np.searchsorted(one, edges, "right") for one in z]) / len(some)
+        share = inside.mean(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            excess = inside.var(0, ddof=1) * len(some) / (share * (1 - share)) - 1
+        by_few_draws = 3 * np.sqrt(2 / (len(draws) - 1))
+        out[..., m] = np.where(excess > by_few_draws, np.clip(excess / (len(some) - 1), 0.0, 1.0), 0.0)
+    return out
 
 
 def pit(result: Result, truth: Labels, *, errors: Any = None, scatter: Any = None) -> np.ndarray:

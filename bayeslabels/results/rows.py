@@ -36,11 +36,13 @@ def star_rows(
         draws: (chain, draw, N, M).
         summaries: (N, M) each: `mean`, and what else is told of every label, in the order of a table's columns.
             covariance: (N, M, M).
-        per_star: (N,) each, in the order of a table's columns, `flags` among them. columns: what they are.
+        per_star: (N,) each, in the order of a table's columns, `flags` among them. columns: what they are, and the
+            parts of the labels' errors.
         further: xarray variables of the stars, whose other coordinates are in `coords`.
     """
     ids = stars.id if stars.id is not None else np.arange(len(stars))
-    table: dict[str, Any] = {name: (("star", "labels"), x) for name, x in summaries.items()}
+    about = {name: {"long_name": columns[name].meaning} for name in summaries if name in columns}
+    table: dict[str, Any] = {name: (("star", "labels"), x, about.get(name, {})) for name, x in summaries.items()}
     table["covariance"] = (("star", "labels", "labels_bis"), covariance)
     for name, x in per_star.items():
         meaning, unit = columns[name]

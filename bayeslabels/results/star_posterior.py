@@ -91,7 +91,7 @@ ONE_SIGMA = ("p16", "p50", "p84")
 """The percentiles that every kind tells."""
 
 
-def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Sequence[str]) -> None:
+def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Iterable[str]) -> None:
     """Refuse names of labels whose columns in a table would be those of something else.
 
     beside: other quantities. columns: of every star. parts: of every label beside its error and percentiles.
@@ -235,7 +235,8 @@ class StarPosterior:
             put(name, self.mean[:, m], unit, "mean of the posterior", shown)
             put(f"{name}_error", self.error[:, m], unit, f"standard deviation of {name}", shown)
             for part in parts:
-                put(f"{name}_{part}", stars[part].values[:, m], unit, PERCENTILES.get(part, ""), shown)
+                meaning = stars[part].attrs.get("long_name", PERCENTILES.get(part, ""))
+                put(f"{name}_{part}", stars[part].values[:, m], unit, meaning, shown)
             if tau[m] > 0:
                 meaning = f"{name}_error with the scatter of the catalogue's labels"
                 put(f"{name}_catalogue_error", np.hypot(self.error[:, m], tau[m]), unit, meaning, shown)

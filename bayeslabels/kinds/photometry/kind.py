@@ -95,7 +95,6 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
     models: ClassVar = Photometry
     moments: ClassVar = PhotometricMoments
     lost: ClassVar = "n_without_data"
-    parts: ClassVar = ("error_shared",)
     beside: ClassVar = ("reddening", "distance_modulus", "distance", "reddening_variation")
     trainers: ClassVar = {MAP: Trainer(rows=_map), SVI: Trainer(rows=_svi), NUTS: Trainer(by_program)}
     fit_by: ClassVar = MAP()
@@ -111,6 +110,9 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
             "of the training stars with parallaxes at these labels, its peak being 1: below 0.01 "
             "absolute magnitudes and distances are extrapolated (Green+21, section 6)"
         ),
+    }
+    parts: ClassVar = {
+        "error_shared": Column("part of the error that stars share: zero points, and offsets between label surveys")
     }
 
     def usable(self, model: Photometry, stars: Stars) -> np.ndarray:
@@ -352,7 +354,8 @@ def _finish(
         per_star = {"distance_density": of_distances[:, 0], **per_star}
     further = {"training_density": (("star", "band"), density)}
     return star_rows(
-        stars, posterior_names(model), draws, summaries, covariance, per_star, PhotometryKind.columns,
+        stars, posterior_names(model), draws, summaries, covariance, per_star,
+        PhotometryKind.columns | PhotometryKind.parts,
         further=further, coords={"band": list(frame.bands)},
     )  # fmt: skip
 

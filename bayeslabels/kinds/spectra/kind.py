@@ -39,7 +39,7 @@ from .model import LinearModel
 from .moments import Moments
 from .nuisances import require_nuisances
 from .quartic import prepare
-from .stars import COLUMNS, finish, joined, latents, masked, predicted_flux
+from .stars import COLUMNS, PARTS, finish, joined, latents, masked, predicted_flux
 from .sums import SpectraBySums
 
 GAUSSIAN_DRAWS = 200
@@ -86,6 +86,7 @@ class SpectraKind(Kind[LinearModel, Moments]):
     infer_by: ClassVar = Laplace()
     lost: ClassVar = "n_without_data"
     columns: ClassVar = COLUMNS
+    parts: ClassVar = PARTS
     saved: ClassVar = ("flux", "latents")
 
     def choose(

@@ -83,7 +83,7 @@ def finish(
     flags |= Flags.POOR_FIT * poor_fit(chi2, n_pixel, moments.fit_quality)
     if "flux" in stars:
         flags |= Flags.MISSING_DATA * ((n_pixel < 0.5 * np.isfinite(moments.scatter).sum()) & (n_data > 0))
-    columns: dict[str, Column] = dict(COLUMNS)
+    columns: dict[str, Column] = COLUMNS | PARTS
     per_star: dict[str, np.ndarray] = {}
     beside = dict(model.further(moments, stars, latent, latent_covariance))
     if problem.own.nuisances is not None:
@@ -101,6 +101,9 @@ def finish(
         "latents_covariance": (("star", "latent", "latent_bis"), latent_covariance),
     }
     summaries = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
+    mapped = label_map(model, moments)
+    if mapped.system.any():
+        summaries["error_shared"] = frame.scale * np.sqrt(np.einsum("nmm->nm", mapped.system_at(latent)))
     covariance = covariance * frame.scale[:, None] * frame.scale
     coords = {"latent": names, "latent_bis": names}
     return star_rows(
@@ -108,6 +111,9 @@ def finish(
     )  # fmt: skip
 
 
+PARTS = {
+    "error_shared": Column("part of the error that stars share: what is not known of the training labels' scale"),
+}
 COLUMNS = DIAGNOSTICS | {
     "chi2": Column("of the spectrum, at the best labels"),
     "n_pixel": Column("pixels that were used"),

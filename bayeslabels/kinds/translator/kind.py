@@ -124,7 +124,11 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
         "n_missing": Column("of what is translated, labels and colours that are missing"),
         "outside": Column("pairs of labels that lie where no training stars are"),
     }
-    parts: ClassVar = ("error_measurement", "error_function", "error_intrinsic")
+    parts: ClassVar = {
+        "error_measurement": Column("part of the error that the errors of the labels translated make"),
+        "error_function": Column("part of the error that is not known of the function"),
+        "error_intrinsic": Column("part of the error that stars of the same labels differ by"),
+    }
 
     def require(self, inference: Inference, model: Translator, verb: str) -> None:
         super().require(inference, model, verb)
@@ -197,7 +201,7 @@ class TranslatorKind(Kind[Translator, TranslatorMoments]):
             draws = centre + scale * _draws(found, weight, precision, inference.draws, keys)
         covariance = scale[:, None] * found.covariance * scale
         per_star = {"n_missing": (~given.observed).sum(1), "outside": outside, "flags": flags}
-        return star_rows(stars, frame.names, draws[None], summaries, covariance, per_star, self.columns)
+        return star_rows(stars, frame.names, draws[None], summaries, covariance, per_star, self.columns | self.parts)
 
     def asked(self, model: Translator) -> tuple[str, ...]:
         return (TARGET,)
