@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 import bayeslabels as bl
+from bayeslabels.numerics.features import Monomials
 
 
 def survey(n_star, n_pixel, n_label, seed=0):
     """Spectra quadratic in standard normal labels, S/N about 100, 0.3 per cent scatter, 2 per cent bad pixels."""
     rng = np.random.default_rng(seed)
-    features = bl.models.cannon.Monomials.up_to(2, n_label)
+    features = Monomials.up_to(2, n_label)
     theta = rng.normal(0, 0.02, (n_pixel, features.size)) * (rng.random((n_pixel, 1)) < 0.3)
     theta[:, 1 + n_label :] *= 0.2
     theta[:, 0] = 1 - np.abs(rng.normal(0, 0.1, n_pixel))

@@ -20,8 +20,9 @@ import numpy as np
 from stars import UNITS, line_stars, miles_stars, robust, show
 
 import bayeslabels as bl
-from bayeslabels.inference import gibbs
 from bayeslabels.inference.diagnostics import ess, rhat
+from bayeslabels.kinds.spectra import gibbs
+from bayeslabels.kinds.spectra.em import by_em
 
 
 def judge(result, truth):
@@ -171,7 +172,7 @@ def sweep(a):
     del flux
     model = bl.Lux(p).bind(stars)
     with jax.enable_x64(True):
-        start = bl.MAP(max_iterations=1).fit(model, stars, 0, False)
+        start = by_em(model, stars, bl.MAP(max_iterations=1), 0, False)
         plan, data, state = gibbs._prepare(model, stars, start, 1, 0)
         keys = jax.random.split(jax.random.key(0), (1, 1, 1))
         for _ in range(2):

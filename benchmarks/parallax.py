@@ -129,8 +129,8 @@ def cuts(a):
             at_mean = theta.copy()
             at_mean[0] += x[kept].mean(0) @ theta[1:]
             offset[name].append((summary["coefficient"] - at_mean) / summary["coefficient_error"])
-    for name, z in offset.items():
-        z = np.array(z)
+    for name, values in offset.items():
+        z = np.array(values)
         print(f"{name}: mean z of (constant, a, b, c) {z.mean(0).round(2)} +- {1 / np.sqrt(len(z)):.2f}")
 
 

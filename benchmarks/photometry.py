@@ -257,10 +257,10 @@ def of_parallaxes(a, seed):
 
 
 def simulated_from(posterior, n, seed, parallax):
-    """Stars drawn from the model and its priors, and the truth (N, 6)."""
+    """Stars drawn from the model, of a function that is known, and its priors; and the truth (N, 6)."""
     model, moments = posterior.model, posterior.moments
     frame, rng = model.require_frame(), np.random.default_rng(seed)
-    u = label_prior(model).draw(n, seed)
+    u = label_prior(model, moments).population.draw(n, seed)
     e = rng.exponential(model.reddening_scale, n)
     key = jax.random.key(seed)
     mu = np.asarray(model.distance_prior.distribution().sample(key, (n,)), float)
@@ -290,6 +290,7 @@ def simulated_from(posterior, n, seed, parallax):
 def sbc(a):
     stars, _ = simulate_photometry(2500, seed=a.seed)
     posterior = bl.fit(bl.Photometry(members=a.members), stars, bl.MAP(a.epochs), seed=a.seed, progress=False)
+    posterior = posterior.with_moments(posterior.moments._replace(deviation=None))
     n = a.stars or 400
     for parallax in (True, False):
         seen, true = simulated_from(posterior, n, 17 + a.seed, parallax)

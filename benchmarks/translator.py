@@ -23,6 +23,7 @@ import numpy as np
 from astropy.table import Table
 
 import bayeslabels as bl
+from bayeslabels.numerics.mixture import Mixture
 
 
 def split(stars, seed, share=0.7):
@@ -277,7 +278,7 @@ def function_of(posterior, u):
 
 def best_slope(stars, seed):
     """What these stars say of a factor of f, were its shape and the density of the true labels known."""
-    true = bl.numerics.mixture.Mixture(SHARES, CENTRES, ROOTS @ ROOTS.swapaxes(1, 2))
+    true = Mixture(SHARES, CENTRES, ROOTS @ ROOTS.swapaxes(1, 2))
     x, y = ((stars[name].value - OFFSET) / SCALE for name in ("labels", "target_labels"))
     sd = stars.labels.error / SCALE
     draws = true.given(x, sd[:, :, None] * np.eye(3) * sd[:, None], np.ones(x.shape, bool)).draw(40, seed)
