@@ -404,17 +404,18 @@ def test_distance_ladder(pictured, tmp_path):
         plots.distance_ladder(result, stars.drop("parallax"))
 
 
-def test_the_density_of_training_stars_with_parallaxes(survey):
+def test_the_density_of_training_stars_with_parallaxes(survey, posterior):
     """A column of its own: where no training star has a parallax, colours are known, and distances are not."""
-    stars = survey[0][:MANY]
+    stars = survey[0][:N_TRAIN]
     far = stars.labels.value[:, 1] < np.median(stars.labels.value[:, 1])
     parallax = np.where(far[:, None], np.nan, stars["parallax"].value)
     stars = stars.with_block(parallax=bl.Block(parallax, stars["parallax"].error, unit="mas"))
-    few = bl.Photometry(function="polynomial", order=1, members=1, components=1)
-    posterior = bl.fit(few, stars, bl.MAP(max_iterations=2), progress=False)
-    told = bl.infer(posterior, stars, bl.MAP(), progress=False).stars
-    u = posterior.model.frame.scaled(np.stack([told["mean"].values[:, i] for i in range(3)], 1))
-    training = posterior.model.frame.training_u[posterior.model.frame.training_distant]
+    frame = MODEL.bind(stars).frame
+    told = bl.infer(
+        posterior.with_model(frame=frame), survey[0][800:900].drop("labels"), bl.MAP(), progress=False
+    ).stars
+    u = frame.scaled(np.stack([told["mean"].values[:, i] for i in range(3)], 1))
+    training = frame.training_u[frame.training_distant]
     sums = lambda x: np.exp(-0.5 * ((x[:, None] - training) ** 2).sum(-1) / BANDWIDTH**2).sum(1)  # noqa: E731
     np.testing.assert_allclose(told["distance_density"], sums(u) / sums(training).max(), atol=0.01)
     assert len(training) == (~far).sum()
