@@ -73,7 +73,7 @@ class Program:
         return refilled(self.template, {name: sites[name] for name in self.observed})
 
 
-def observed_blocks(model: Any, stars: Stars, at: Mapping[str, Array]) -> tuple[str, ...]:
+def observed_blocks(model: Callable[[Stars], Any], stars: Stars, at: Mapping[str, Array]) -> tuple[str, ...]:
     """The blocks of the stars that the program of a bound model has as its data; all others are given.
 
     at: values of sites, so that priors from which nothing can be drawn do not matter.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -40,14 +40,31 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 8192
 Range = tuple[int, int]
 
 
-class Rows(ABC):
+class Reading(Protocol):
+    """What a model does with its training stars."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that it reads."""
+
+    def check(self, stars: Stars) -> None:
+        """Refuse stars that do not fit."""
+
+    def arrays(self, stars: Stars) -> Any:
+        """What its training takes of them: a pytree of arrays with a row per star."""
+
+
+R = TypeVar("R", bound=Reading)
+
+
+class Rows(ABC, Generic[R]):
     """Training stars as the `arrays` of a model, which is bound to the sample `stars`; `n` in all.
 
     usable (n,): the stars that say anything. digests (n,): of what was measured of each. pieces: ranges of rows that
     are read from their beginning to their end.
     """
 
-    model: Any
+    model: R
     stars: Stars
     n: int
     usable: np.ndarray
@@ -79,10 +96,10 @@ class Rows(ABC):
         """`model.arrays` of single rows (...,) of `split`."""
 
 
-class RowsInMemory(Rows):
+class RowsInMemory(Rows[R]):
     """Rows of stars in memory."""
 
-    def __init__(self, model: Any, stars: Stars, usable: np.ndarray | None = None, sample: Stars | None = None):
+    def __init__(self, model: R, stars: Stars, usable: np.ndarray | None = None, sample: Stars | None = None):
         self.model, self.all, self.n = model, stars, len(stars)
         self.stars = stars if sample is None else sample
         self.usable = np.ones(self.n, bool) if usable is None else usable

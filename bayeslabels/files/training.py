@@ -18,7 +18,7 @@ import numpy as np
 from astropy.table import Table
 
 from ..core.model import Model
-from ..data.batches import Range, Rows, RowsInMemory, Usable, at_once, held_out_of, pieces_of, width_of
+from ..data.batches import R, Range, Reading, Rows, RowsInMemory, Usable, at_once, held_out_of, pieces_of, width_of
 from ..data.digests import digests, in_order
 from ..data.sentinels import fills_of, refuse_beyond
 from ..data.stars import Stars
@@ -42,7 +42,7 @@ class TrainingStars(ABC):
     columns: Columns | None = None
 
     @abstractmethod
-    def rows(self, model: Any) -> Rows:
+    def rows(self, model: R) -> Rows[R]:
         """Their arrays, for a model that is bound to the sample."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class StarsInMemory(TrainingStars):
         self.stars = stars if self.usable.all() or not self.usable.any() else stars[self.usable]
         self.sample = self.stars[: at_once(SAMPLE, width_of(stars), SAMPLE_NUMBERS)]
 
-    def rows(self, model: Any) -> Rows:
+    def rows(self, model: R) -> Rows[R]:
         return RowsInMemory(model, self.stars, sample=self.sample)
 
     def identity(self) -> Any:
@@ -137,17 +137,17 @@ class StarsInFiles(TrainingStars):
         refuse_beyond(self.fills, self.held)
         self.sample = self.held[in_order(self.digests[self.index], seed)[:most]]
 
-    def rows(self, model: Any) -> Rows:
+    def rows(self, model: R) -> Rows[R]:
         return RowsInFiles(model, self)
 
     def identity(self) -> Any:
         return self.source.stream.identity()
 
 
-class RowsInFiles(Rows):
+class RowsInFiles(Rows[R]):
     """Read anew whenever they are asked for, but those that are held."""
 
-    def __init__(self, model: Any, training: StarsInFiles):
+    def __init__(self, model: R, training: StarsInFiles):
         self.model, self.stars, self.training = model, training.sample, training
         self.n, self.usable, self.width = training.n, training.usable, training.width
         self.digests = training.digests
@@ -179,7 +179,7 @@ class RowsInFiles(Rows):
         return jax.tree.map(lambda x: x[back.reshape(index.shape)], arrays)
 
 
-def _arrays(model: Any, stars: Stars, size: int) -> Any:
+def _arrays(model: Reading, stars: Stars, size: int) -> Any:
     """Filled up to one size, and so compiled once."""
     filled = stars if len(stars) == size else stars[np.resize(np.arange(len(stars)), size)]
     model.check(filled)

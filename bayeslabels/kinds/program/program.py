@@ -154,7 +154,7 @@ def _columns(name: str, block: Block) -> tuple[str, ...]:
     return (name,) if block.n_dim == 1 else tuple(f"{name}_{i}" for i in range(block.n_dim))
 
 
-def as_model(model: Any) -> Model:
+def as_model(model: object) -> Model:
     """A model as it is; a program of the user's own, or a model whose program is, as an `OwnProgram`.
 
     Raises:
