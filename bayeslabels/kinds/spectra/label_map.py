@@ -50,8 +50,12 @@ class LabelMap(ABC):
 
     def spread(self, u: Array, covariance: Array) -> np.ndarray:
         """Covariance (N, M, M) of the labels of latents with covariance (N, P, P), the label system's included."""
+        return self.own(u, covariance) + self.system_at(u)
+
+    def own(self, u: Array, covariance: Array) -> np.ndarray:
+        """The same of the star's own part, (N, M, M), without the label system's."""
         slope = self.slope(u)
-        return slope @ covariance @ np.swapaxes(slope, -1, -2) + self.system_at(u)
+        return slope @ covariance @ np.swapaxes(slope, -1, -2)
 
     def system_at(self, u: Array) -> np.ndarray:
         """Covariance (N, M, M) that the label system adds at latents (N, P)."""

@@ -55,10 +55,10 @@ def finish(
         latent_covariance = np.einsum("snm,snk->nmk", offset, offset, optimize=True) / max(len(offset) - 1, 1)
     else:
         latent_covariance = np.array(out.covariance)
-    mean, covariance, u = labels_of(model, moments, latent, latent_covariance, np.asarray(out.u), rng)
+    mean, covariance, shared, u = labels_of(model, moments, latent, latent_covariance, np.asarray(out.u), rng)
     n_data = np.asarray(statistics.n_pixel) + model.catalogue(stars).observed.sum(1)
     failed = out.failed | (n_data == 0)
-    for x in (mean, covariance, latent, latent_covariance):
+    for x in (mean, covariance, shared, latent, latent_covariance):
         x[failed] = np.nan
     u[:, :, failed] = np.nan
     labels = u  # turned into label units in place: it may be most of the memory
@@ -101,9 +101,8 @@ def finish(
         "latents_covariance": (("star", "latent", "latent_bis"), latent_covariance),
     }
     summaries = {"mean": frame.physical(mean), "p16": p16, "p50": p50, "p84": p84}
-    mapped = label_map(model, moments)
-    if mapped.system.any():
-        summaries["error_shared"] = frame.scale * np.sqrt(np.einsum("nmm->nm", mapped.system_at(latent)))
+    if moments.label_system_covariance.any():
+        summaries["error_shared"] = frame.scale * np.sqrt(np.einsum("nmm->nm", shared))
     covariance = covariance * frame.scale[:, None] * frame.scale
     coords = {"latent": names, "latent_bis": names}
     return star_rows(
@@ -219,7 +218,7 @@ def joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[
         at = list(labels)
         keep[np.ix_(at, at)] = True
         first["posterior"]["true_labels"].values[..., at] = result["posterior"]["true_labels"].values[..., at]
-        for name in ("mean", *ONE_SIGMA):
+        for name in (str(x) for x in first["stars"] if first["stars"][x].dims == ("star", "labels")):
             first["stars"][name].values[:, at] = result["stars"][name].values[:, at]
         rows = np.ix_(range(len(own)), at, at)
         own[rows] = result["stars"]["covariance"].values[rows]
@@ -230,18 +229,20 @@ def joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[
 
 def labels_of(
     model: LinearModel, moments: Moments, latent: np.ndarray, spread: np.ndarray, u: np.ndarray, rng: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Scaled true labels of latents (N, P) with covariance (N, P, P) and draws u (chain, draw, N, P).
 
-    Mean (N, M), covariance (N, M, M), draws (chain, draw, N, M). The uncertainty of the label system, common to all
-    stars, is added, and tau where it is the scatter of the true labels (`LinearModel.scatter_is_own`).
+    Mean (N, M), covariance (N, M, M), the label system's part of it (N, M, M), draws (chain, draw, N, M). The
+    uncertainty of the label system, common to all stars, is added, and tau where it is the scatter of the true labels
+    (`LinearModel.scatter_is_own`).
     """
     labels = label_map(model, moments)
     tau = moments.label_scatter / model.require_frame().scale * model.scatter_is_own
-    mean, covariance = np.array(labels.at(latent)), labels.spread(latent, spread) + np.diag(tau**2)
+    mean, shared = np.array(labels.at(latent)), labels.system_at(latent)
+    covariance = labels.own(latent, spread) + shared + np.diag(tau**2)
     if len(u[0]) == 1:  # the mode
-        return mean, covariance, np.array(labels.at(u))
+        return mean, covariance, shared, np.array(labels.at(u))
     draws = labels.drawn(u, latent, rng)
     if tau.any():
         draws += tau * rng.standard_normal(draws.shape)
-    return mean, covariance, draws
+    return mean, covariance, shared, draws
