@@ -63,7 +63,7 @@ def together(seed, part, n=500, n_draw=300):
 
 
 def test_the_band_allows_for_errors_that_stars_share():
-    """Of 100 results 95 lie inside. Alone, stars would have a band that a third of the results miss."""
+    """Of 100 results 95 lie inside. Alone, stars would have a band that three of four results miss."""
     found = [calibration.coverage(*together(seed, 0.8)) for seed in range(100)]
     alone = binom.interval(0.95, 500, 0.6827)
     holds, missed = (

@@ -209,18 +209,18 @@ def correlation(result: Result, reference: Reference, levels: np.ndarray) -> np.
     stars inside varies from draw to draw by more than chance where stars share a good part of their errors. 0 where
     there is one draw, or no more than so few draws may show.
     """
-    error = np.sqrt(np.einsum("nmm->nm", result.cov))
-    whole = np.sqrt(error**2 + np.einsum("nmm->nm", reference.covariance))
+    whole = np.sqrt(np.einsum("nmm->nm", result.cov + reference.covariance))
+    noise = np.sqrt(np.einsum("nmm->nm", reference.covariance))
     known = np.isfinite(reference.value) & np.isfinite(whole)
     edges = norm.ppf(0.5 + 0.5 * levels)
-    rng, out = np.random.default_rng(0), np.zeros((*levels.shape, error.shape[1]))
+    rng, out = np.random.default_rng(0), np.zeros((*levels.shape, whole.shape[1]))
     for m, name in enumerate(result.frame.names):
         some = np.flatnonzero(known[:, m])[:ENOUGH]
         draws = result.draws(name)[:, some]
         if len(draws) < 2 or len(some) < 2:
             continue
-        noise = np.sqrt(np.maximum(whole**2 - error**2, 0.0))[some, m]
-        z = np.sort(np.abs(draws - result.mean[some, m] + noise * rng.standard_normal(draws.shape)) / whole[some, m])
+        offset = draws - result.mean[some, m] + noise[some, m] * rng.standard_normal(draws.shape)
+        z = np.sort(np.abs(offset) / whole[some, m])
         inside = np.stack([np.searchsorted(one, edges, "right") for one in z]) / len(some)
         share = inside.mean(0)
         with np.errstate(invalid="ignore", divide="ignore"):
