@@ -69,6 +69,7 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_others_compile_nothing_or_without_the_folder(folder, tmp_path):
     """A second process takes what is kept. No programs are kept where that is off, or the folder cannot be written, and
     the user's own cache is used where there is one: without a word, and the same is found."""

@@ -154,6 +154,7 @@ def test_too_many_folds(training):
         calibration.cross_validate(bl.Cannon(order=1, label_noise=False), training, folds=41)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noise", ["joint", "cut"])
 def test_scatter_of_the_catalogue_counts_once(noise):
     """Of labels without stated errors tau is the catalogue's noise, or the stars' own and in their errors already."""

@@ -162,6 +162,7 @@ def test_layers_of_other_widths_and_units_left_out():
         np.testing.assert_allclose(mean, np.mean([value(e) for e in ensemble], 0), rtol=1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", [bl.NUTS(chains=2, draws=60, warmup=100), bl.SVI(steps=300, learning_rate=0.05)])
 def test_nuts_and_svi_train_the_shared_parameters_alone(line, inference):
     model, stars = LineModel().bind(line), line[:300]

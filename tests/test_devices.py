@@ -18,6 +18,8 @@ from bayeslabels.inference.passes import Stochastic, Sweeps
 from bayeslabels.kinds.parallax.sums import GaussianBySums
 from bayeslabels.kinds.spectra.sums import SpectraBySums
 
+pytestmark = pytest.mark.long
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])

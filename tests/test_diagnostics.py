@@ -54,6 +54,7 @@ def test_what_cannot_be_told_is_nan():
     assert told["ess_min"] == np.nanmin(ess(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_number", [1, 20, 400])
 def test_chains_that_agree_are_called_so_however_many_numbers_are_compared(n_number):
     """Of some 330 effective draws in two chains, where one number is above 1.02 once in a hundred runs."""

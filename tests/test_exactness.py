@@ -31,6 +31,8 @@ from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.numerics.modes import Energy, Modes
 from bayeslabels.numerics.own_variates import keys_of
 
+pytestmark = pytest.mark.long
+
 NAMES, CENTRE, SPREAD = ("TEFF", "LOGG"), np.array([5000.0, 3.0]), np.array([400.0, 0.8])
 
 

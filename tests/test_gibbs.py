@@ -141,6 +141,7 @@ def test_label_scatter_started_from_the_prior_stays_in_the_prior():
     assert float(told.mean()) > 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prior", [priors.Learned(), priors.Normal(0.5)])
 @in_float64
 def test_affine_moves_started_from_the_prior_stay_in_the_prior(prior):
@@ -250,6 +251,7 @@ def test_no_test_step():
         bl.infer(posterior, stars, Gibbs())
 
 
+@pytest.mark.long
 def test_missing_pixels_and_labels_and_a_dead_pixel():
     stars = simulate(missing=0.1, missing_labels=0.15, covariance=True)
     flux = stars.flux.value.copy()

@@ -9,6 +9,8 @@ import bayeslabels as bl
 from bayeslabels import Cannon, errors
 from bayeslabels.reports import selection
 
+pytestmark = pytest.mark.long
+
 L, NAMES, NOISE, ERROR = 120, ("TEFF", "LOGG"), 0.15, 0.01
 
 

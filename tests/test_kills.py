@@ -18,6 +18,8 @@ from test_training_stream import table
 import bayeslabels as bl
 from bayeslabels.catalogues.parts import DIGESTS, NOTES
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("pyarrow")
 
 SCRIPT = """

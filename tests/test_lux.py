@@ -113,6 +113,7 @@ def test_latents_of_a_star_against_dense_algebra(trained):
         np.testing.assert_allclose(problem.modes.covariance[0][n], np.eye(4) - gain @ b[:, 1:], atol=1e-8)
 
 
+@pytest.mark.long
 def test_the_objective_never_decreases(train, trained):
     objective = trained.data["sample_stats"]["objective"].values
     assert np.diff(objective).min() > -1e-9 * np.abs(objective).max()
@@ -352,6 +353,7 @@ def test_stars_that_do_not_fit(train, trained):
     assert result.flag_counts()["NO_DATA"] == 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("n_star", "n_pixel", "latents"), [(100, 5, 6), (30, 40, 35)])
 def test_more_latents_than_pixels_or_stars(n_star, n_pixel, latents):
     """Those for which the spectra have no direction begin at 0."""

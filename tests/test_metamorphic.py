@@ -127,6 +127,7 @@ RELATIONS = {x.__name__: x for x in (
 GAPS = ["few", "a red end", "one star", "every other pixel", "one pixel left"]
 
 
+@pytest.mark.long
 @searched(2, 100)
 @pytest.mark.parametrize("name", RELATIONS)
 def test_results_stay_as_they_are(name, examples):

@@ -63,6 +63,7 @@ def test_a_model_with_terms_has_no_order_to_choose():
         assert Cannon().bind(survey(50, 0, 1, False)).features
 
 
+@pytest.mark.long
 def test_a_lower_order_whose_labels_have_taken_over_what_it_leaves_is_seen(shared_data):
     """100 noisy giants: at the labels that order 1 ends with it seems enough; each order at its own, it is not."""
     path = shared_data.parent / "cases" / "line_spectra.py"

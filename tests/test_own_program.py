@@ -83,6 +83,7 @@ def at_the_mode(slopes, flux):
     return x[top] + 0.5 * h * (high - low) / bend, h**2 / bend
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", [bl.Importance(draws=4000), bl.Laplace(draws=4000), bl.MAP()], ids=str)
 def test_the_test_step_is_the_closed_form(trained, inference):
     stars, _ = of_line(N, seed=2)
@@ -121,6 +122,7 @@ def test_parameters_are_recovered(trained):
     assert (told["energy"] >= -told["lp"]).all()
 
 
+@pytest.mark.long
 def test_variational_inference_finds_the_same(trained):
     posterior = bl.fit(line, of_line(60)[0], bl.SVI(steps=1500, learning_rate=0.02), seed=0, progress=False)
     np.testing.assert_allclose(posterior.summary()["mean"], trained.summary()["mean"], atol=0.02)
@@ -161,6 +163,7 @@ def other(stars):
     line(stars)
 
 
+@pytest.mark.long
 def test_cross_validated():
     stars, _ = of_line(2 * N)
     quick = bl.NUTS(chains=1, draws=60, warmup=60)
@@ -268,6 +271,7 @@ def two_kinds():
     return bl.fit(TWO_KINDS, of_two_kinds(30, 0)[0], quick, progress=False)
 
 
+@pytest.mark.long
 def test_a_subclass_with_a_program_of_its_own_keeps_its_sites(begun):
     draws = begun.data["posterior"].to_dataset()
     assert {"coefficients", "scatter", "label_scatter", "share", "low", "gap", "width", "high", "u"} <= set(draws)
@@ -313,6 +317,7 @@ def test_labels_of_a_subclass_are_data_where_present(begun):
     np.testing.assert_allclose(found(begun.moments.shared), expected, rtol=1e-8)
 
 
+@pytest.mark.long
 def test_a_subclass_is_saved_by_its_name_and_loaded_where_it_is_imported(begun, tmp_path):
     path = begun.save(tmp_path / "two.nc")
     again = bl.load(path)
@@ -345,6 +350,7 @@ def two(stars):
         numpyro.sample("flux", dist.Normal(1 + x[:, None] * slope, 0.6).to_event(1), obs=seen(stars, "flux"))
 
 
+@pytest.mark.long
 def test_no_solution_of_a_star_is_missed():
     """Means and errors against a sum over a grid, of stars half of which have a second solution."""
     rng, n = np.random.default_rng(8), 60 + N

@@ -15,6 +15,8 @@ from bayeslabels.kinds.parallax.model import outlier_density
 from bayeslabels.kinds.parallax.outliers import first_rows, misfit
 from bayeslabels.kinds.parallax.training import data_of
 
+pytestmark = pytest.mark.long
+
 N, WRONG = 700, 21
 KINDS = {
     "far": lambda y, rng: y + 4.0,

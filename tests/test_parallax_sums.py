@@ -53,6 +53,7 @@ def rows_of(model, stars):
     return RowsInMemory(model.bind(stars[seen]), stars, seen, stars[np.flatnonzero(seen)[:FEW]])
 
 
+@pytest.mark.long
 def test_passes_end_at_the_gaussian_posterior(stars, small):  # noqa: F811
     rows = rows_of(bl.Parallax(coefficient_prior=bl.priors.Normal(0.2)), stars)
     with jax.enable_x64(True):
@@ -73,6 +74,7 @@ def test_passes_end_at_the_gaussian_posterior(stars, small):  # noqa: F811
     np.testing.assert_allclose([m.scatter, m.zero_point], [theirs.s, theirs.mean[-1]], atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prior", [bl.priors.Laplace(0.2), bl.priors.Normal(0.1)], ids=["sparse", "ridge"])
 def test_passes_end_at_the_mode(prior, stars, small):  # noqa: F811
     rows = rows_of(bl.Parallax(coefficient_prior=prior, scatter=0.1), stars)

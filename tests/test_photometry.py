@@ -102,6 +102,7 @@ def test_the_collapsed_density_is_the_integral_of_the_programs(survey):
         np.testing.assert_allclose(ours[n], total + at_labels, atol=0.01)
 
 
+@pytest.mark.long
 def test_the_test_step_is_the_programs_density(survey, posterior):
     """ln p(u | data) differs between two labels as the program's joint density does, once integrated over the rest."""
     model, same = posterior.model, [0, 0]  # members that agree are one
@@ -147,6 +148,7 @@ def test_the_test_step_is_the_programs_density(survey, posterior):
     np.testing.assert_allclose(ours - ours[0], np.array(sums) - sums[0], atol=0.05)
 
 
+@pytest.mark.long
 def test_recovers_the_truth(survey, posterior):
     stars, truth = survey
     test = slice(800, None)
@@ -170,6 +172,7 @@ def test_recovers_the_truth(survey, posterior):
     assert np.nanmedian(np.abs(magnitudes - stars[test].magnitudes.value)) < 0.4
 
 
+@pytest.mark.long
 def test_training_ends_at_the_mode(survey, posterior):
     """Slope of ln p per sd, of the function and of the reddening vector, on the stars that a member trained on."""
     model, stars = posterior.model, survey[0][:N_TRAIN]
@@ -198,6 +201,7 @@ def test_training_ends_at_the_mode(survey, posterior):
                 assert np.abs(slope / np.sqrt(weight @ np.asarray(scores) ** 2)).max() < 0.3, name
 
 
+@pytest.mark.long
 def test_posteriors_hold_the_truth(survey, told):
     truth = survey[1]
     true = np.column_stack([truth.labels[800:], truth.reddening[800:], 10 + 5 * np.log10(truth.distance[800:])])
@@ -214,6 +218,7 @@ def test_posteriors_hold_the_truth(survey, told):
     assert (told.draws("reddening") >= 0).all()
 
 
+@pytest.mark.long
 def test_an_outlier_is_flagged_and_not_wrong_in_silence(survey, posterior, told):
     """One band of every star off by 0.6 to 1.2 mag, either way."""
     stars, truth = survey[0][800:].drop("labels", "reddening"), survey[1]
@@ -246,6 +251,7 @@ def test_what_is_measured_narrows(survey, posterior, told):
     assert np.median(without.error[:, 4]) > np.median(told.error[:40, 4])
 
 
+@pytest.mark.long
 def test_missing_is_missing(survey, posterior):
     """A band of infinite error says what an absent one says; a star without data has NaN and a flag."""
     stars = survey[0][800 : 800 + MANY].drop("labels", "reddening")
@@ -404,6 +410,7 @@ def test_distance_ladder(pictured, tmp_path):
         plots.distance_ladder(result, stars.drop("parallax"))
 
 
+@pytest.mark.long
 def test_the_density_of_training_stars_with_parallaxes(survey, posterior):
     """A column of its own: where no training star has a parallax, colours are known, and distances are not."""
     stars = survey[0][:N_TRAIN]

@@ -60,6 +60,7 @@ def counted() -> dict[str, list[int]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MOST)
 def test_a_first_call_compiles_few_programs_and_other_numbers_of_stars_next_to_none(counted, model):
     fit, infer, *others = counted[model]

@@ -79,6 +79,7 @@ def test_silence(terminal, trained, training, spectra, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", [bl.NUTS(chains=2, draws=31, warmup=20), bl.SVI(steps=103)])
 def test_a_bar_changes_no_number(inference, capsys):
     """Training of programs, in as many calls whether its bar is shown or not."""

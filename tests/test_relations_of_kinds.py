@@ -154,6 +154,7 @@ def test_of_the_test_step(name, by):
         assert isinstance(by, bl.Importance) or off[:, :n].max() < case(name).close, name_of
 
 
+@pytest.mark.long
 def test_draws_of_what_is_translated_back():
     """Also of the inputs, given what survey B has; as of the inputs, of columns that are wholly missing nothing is
     known."""
@@ -201,6 +202,7 @@ def test_of_training(name, relation):
     assert np.median(off) < median
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("relation", ["order of stars", "a star without data"])
 def test_of_training_with_latent_labels(relation):
     """The stars are trained on in an order that follows from their data, without those that say nothing."""

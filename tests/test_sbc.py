@@ -35,6 +35,7 @@ def made_up(seed, widen=1.0, shift=0.0, prior_sd=1.0, n_sim=N_SIM, correlation=0
     return ranked(names, truth, draws, np.full(n_sim, np.nan), {}, seed, {"inference": "made up"})
 
 
+@pytest.mark.long
 def test_right_posteriors_hold():
     p = np.array([made_up(seed).p_value for seed in range(150)])
     for level in (0.01, 0.05, 0.2, 0.5):  # Bonferroni: conservative, the more correlated the more

@@ -12,6 +12,8 @@ from bayeslabels.kinds.parallax.training import refused_in_words
 from bayeslabels.numerics.lognormal import log_likelihood
 from bayeslabels.numerics.shrinkage import averaged, factorised, fit_posterior, horseshoe, laplace, normal
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def float64():

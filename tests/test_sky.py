@@ -25,6 +25,8 @@ from bayeslabels.numerics import along, dusty
 from bayeslabels.results.cluster import together
 from bayeslabels.simulate import simulate_photometry
 
+pytestmark = pytest.mark.long
+
 BANDS = ("G", "BP", "RP", "J", "Ks")
 MODULI = np.arange(4.0, 16.0, 0.5)
 

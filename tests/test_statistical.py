@@ -16,6 +16,8 @@ from bayeslabels.numerics.dusty import LN10_5, parallax_at, place
 from bayeslabels.numerics.tangent import as_measured, extinction, slope
 from bayeslabels.simulate import simulate_xp
 
+pytestmark = pytest.mark.long
+
 SMALL = {"n_pixel": 9, "bands": ("J", "Ks")}
 
 

@@ -21,6 +21,8 @@ from bayeslabels.kinds.photometry.density import LabelEnergy
 from bayeslabels.kinds.photometry.stars import SHARED, _rows_of, moments_of, shared_of
 from bayeslabels.simulate import simulate_photometry
 
+pytestmark = pytest.mark.long
+
 BANDS, N = ("G", "RP", "Ks"), 360
 MODEL = bl.Photometry(
     function="polynomial", order=1, members=1, components=1, outliers=False,

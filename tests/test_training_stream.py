@@ -284,6 +284,7 @@ def test_blocks_in_which_no_star_says_anything(tmp_path, blocks_of_200):
     assert np.isfinite(trained.moments.coefficients).all()
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed(tmp_path, blocks_of_200):
     """Between the two moves that make a checkpoint, when none is in its place."""
     source = write_parquet(table(), tmp_path / "in.parquet", group=90)

@@ -265,6 +265,7 @@ def work(source, **options):
     return bl.fit(CLASSIC, source, columns=NAMES, **options)
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed(tmp_path, small):
     """Between the two moves that make a checkpoint, in the middle of a pass."""
     source = write_parquet(table(spectra()), tmp_path / "in.parquet", group=90)

@@ -152,6 +152,7 @@ def noisy():
     return stars, x, y, posterior
 
 
+@pytest.mark.long
 def test_noise_does_not_attenuate(noisy):
     """The function at true inputs, where least squares on noisy ones loses a tenth of its curvature."""
     stars, _, _, posterior = noisy
@@ -202,6 +203,7 @@ def test_missing_inputs_are_integrated_over(noisy):
     assert (result.stars["n_missing"].values == gap.sum(1)).all()
 
 
+@pytest.mark.long
 def test_the_other_direction_is_bayes_theorem_where_the_function_is_linear():
     """Against the mixture of Gaussians written out, one output missing here and there."""
     stars, _, _ = surveys(400, seed=8, error=0.2, d=2, curve=0.0)
@@ -236,6 +238,7 @@ def test_the_other_direction_is_bayes_theorem_where_the_function_is_linear():
         np.testing.assert_allclose(result.error[n] / frame.scale, sd, rtol=0.12)
 
 
+@pytest.mark.long
 def test_the_other_direction_from_one_fit(noisy):
     stars, x, _, posterior = noisy
     test = stars[2000:]

@@ -15,6 +15,8 @@ import bayeslabels as bl
 from bayeslabels.errors import DoubtfulErrors
 from bayeslabels.kinds.translator.frame import plain_scatter
 
+pytestmark = pytest.mark.long
+
 
 def with_errors(stars, y, real, stated, seed=0):
     """The outputs y measured anew, with errors (N, M) or numbers in units of the spread."""

@@ -18,6 +18,8 @@ from bayeslabels.inference.starwise import in_passing
 from bayeslabels.kinds.photometry.stars import moments_of, prepare
 from bayeslabels.simulate import simulate_xp
 
+pytestmark = pytest.mark.long
+
 SMALL = {"n_pixel": 7, "bands": ("J", "Ks")}
 SHAPE = ("weights", "reddening_log", "reddening_slope")
 
