@@ -153,6 +153,8 @@ def test_by_signal_to_noise():
 def test_application_can_be_seen(tmp_path):
     result, truth = made_up(200)
     result.data["stars"]["covariance"].values[7] = np.nan
+    part = ("star", "labels"), 0.5 * result.error, {"long_name": "a part"}
+    result.data["stars"] = xr.DataTree(result.stars.assign(error_shared=part))
     found = recalibrate(result, truth)
     better = found.apply(result)
     table = better.table()
@@ -165,6 +167,8 @@ def test_application_can_be_seen(tmp_path):
     )
     correlation = better.cov[:, 0, 1] / better.error.prod(1)
     np.testing.assert_allclose(correlation[:7], 0.5)
+    np.testing.assert_allclose(better.stars["error_shared"].values, 0.5 * wide)
+    assert better.stars["error_shared"].attrs == {"long_name": "a part"}
     assert np.isnan(better.error[7]).all()
     assert better.flags[7] == Flags.POOR_FIT
     assert better.flags[0] == Flags.POOR_FIT | Flags.RECALIBRATED

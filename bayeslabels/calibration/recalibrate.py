@@ -77,9 +77,9 @@ class Recalibration:
         """The result with errors sqrt(f^2 sd^2 + s^2), flagged RECALIBRATED.
 
         Draws and percentiles are stretched about the mean, label by label: the posterior's shape and the correlations
-        between labels stay, and an error of zero stays zero. The table has the errors before, as
-        `<label>_error_stated`; this error model stands in `info["recalibration"]` and in the table's meta
-        (`Recalibration.of`).
+        between labels stay, and an error of zero stays zero. Parts of an error, such as `<label>_error_shared`, grow as
+        it does. The table has the errors before, as `<label>_error_stated`; this error model stands in
+        `info["recalibration"]` and in the table's meta (`Recalibration.of`).
 
         Args:
             by: (N,), the quantity that the bins are of. A star of which it is NaN keeps its errors, without the flag.
@@ -102,8 +102,9 @@ class Recalibration:
         stars, draws = result.stars, result.data["posterior"].to_dataset()
         mean = stars["mean"]
         changed: dict[str, Any] = {"error_stated": (mean.dims, sd, {"long_name": "error before recalibration"})}
-        for name in [x for x in PERCENTILES if x in stars]:
-            changed[name] = mean + (stars[name] - mean) * factor
+        for name in (str(x) for x in stars if stars[x].dims == mean.dims and x != "mean"):
+            values = mean + (stars[name] - mean) * factor if name in PERCENTILES else stars[name] * factor
+            changed[name] = values.assign_attrs(stars[name].attrs)
         both = factor * factor.rename({along: f"{along}_bis"})
         changed["covariance"] = (stars["covariance"] * both).transpose(*stars["covariance"].dims)
         answered = known & np.isfinite(sd).all(1)
