@@ -184,6 +184,34 @@ def hidden(seed: int) -> Iterator[Run]:
     yield "continuum of 1 %", wiggles
 
 
+def imputed(seed: int) -> Iterator[Run]:
+    """Lux from flux to flux. Lux(20), five labels, 1000 stars x 1000 pixels. A third of every test star's pixels is
+    hidden. In the place of *rms* stands the residual of the pixels that Lux sees, over what noise, scatter and twenty
+    latents leave of it; *sd of z* is that of the hidden pixels' observed flux."""
+    for name, is_quadratic in (("lines that saturate", False), ("quadratic spectra", True)):
+
+        def run(is_quadratic: bool = is_quadratic) -> Found:
+            train, test, _ = line_stars(1000, 1000, 5, seed, is_quadratic)
+            start = time.process_time()
+            posterior = bl.fit(bl.Lux(20), train, seed=0, progress=False)
+            flux, hidden = test["flux"], np.arange(1000) // 20 % 3 == seed % 3
+            seen = bl.Block(np.where(hidden, np.nan, flux.value), flux.error, names=flux.names, coords=flux.coords)
+            result = bl.infer(posterior, test.with_block(flux=seen), seed=0, progress=False)
+            mean, error = result.predict("flux", with_error=True)
+            assert flux.error is not None
+            with np.errstate(invalid="ignore"):
+                of_noise = (flux.value - mean) / np.hypot(flux.error, posterior.moments.scatter)
+                z = (flux.value - mean) / np.hypot(flux.error, error)
+            near, away = (
+                x[:, use & np.isfinite(posterior.moments.scatter)] for x, use in ((of_noise, ~hidden), (z, hidden))
+            )
+            left = 1 - 20 / np.isfinite(near).sum(1).mean()
+            found = {"rms": [np.sqrt(np.nanmean(near**2) / left)], "sd of z": [np.nanstd(away)]}
+            return {k: _plain(v) for k, v in (found | {"cpu s": time.process_time() - start}).items()}
+
+        yield name, run
+
+
 def modes(seed: int) -> Iterator[Run]:
     """Wrong modes. 1000 stars of quadratic lines from a cold start, judged against optima next to the truth."""
 
@@ -246,7 +274,7 @@ CASES: dict[str, tuple[Case, Sequence[int]]] = {
     "demo": (demo, FIVE), "small": (small, FIVE), "quadratic": (quadratic, LINES), "saturating": (saturating, LINES),
     "quadratic5": (quadratic5, LINES), "saturating5": (saturating5, LINES), "deep": (deep, (3,)),
     "apogee": (apogee, FIVE), "nuisances": (nuisances, THREE), "hidden": (hidden, THREE), "miles": (miles, THREE),
-    "apogee_real": (apogee_real, THREE), "modes": (modes, LINES[:1]),
+    "apogee_real": (apogee_real, THREE), "imputed": (imputed, LINES), "modes": (modes, LINES[:1]),
 }  # fmt: skip
 """The cases, and the seeds of each that stand in the table."""
 
