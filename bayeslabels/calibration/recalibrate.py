@@ -22,7 +22,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from ..errors import bad_input
-from ..results.star_posterior import PERCENTILES, Flags, StarPosterior
+from ..results.star_posterior import PERCENTILES, Flags, StarPosterior, per_label
 from .bins import bin_of, binned, quantity
 from .scores import Labels, Result, compared
 
@@ -102,7 +102,7 @@ class Recalibration:
         stars, draws = result.stars, result.data["posterior"].to_dataset()
         mean = stars["mean"]
         changed: dict[str, Any] = {"error_stated": (mean.dims, sd, {"long_name": "error before recalibration"})}
-        for name in (str(x) for x in stars if stars[x].dims == mean.dims and x != "mean"):
+        for name in (x for x in per_label(stars) if x != "mean"):
             values = mean + (stars[name] - mean) * factor if name in PERCENTILES else stars[name] * factor
             changed[name] = values.assign_attrs(stars[name].attrs)
         both = factor * factor.rename({along: f"{along}_bis"})

@@ -91,6 +91,11 @@ ONE_SIGMA = ("p16", "p50", "p84")
 """The percentiles that every kind tells."""
 
 
+def per_label(stars: xr.Dataset) -> list[str]:
+    """What every star has of every label: mean, percentiles and parts of the error."""
+    return [str(x) for x in stars if stars[x].dims == stars["mean"].dims]
+
+
 def refuse_names(names: Sequence[str], beside: Sequence[str], columns: Iterable[str], parts: Iterable[str]) -> None:
     """Refuse names of labels whose columns in a table would be those of something else.
 
@@ -229,7 +234,7 @@ class StarPosterior:
 
         put("id", stars["star"].values)
         tau = self.label_scatter
-        parts = [str(x) for x in stars if stars[x].dims == ("star", "labels") and x != "mean"]
+        parts = [x for x in per_label(stars) if x != "mean"]
         for m, (name, unit) in enumerate(zip(names, self.frame.units, strict=True)):
             shown = decimals(self.error[:, m])
             put(name, self.mean[:, m], unit, "mean of the posterior", shown)

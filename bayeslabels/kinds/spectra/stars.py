@@ -17,7 +17,7 @@ from ...kind import DIAGNOSTICS, Column, TrainedModel
 from ...numerics.neighbours import farthest, label_distance
 from ...numerics.nuisance import NuisanceSums
 from ...results.rows import flags_of_solution, star_rows
-from ...results.star_posterior import LEVELS, ONE_SIGMA, Flags
+from ...results.star_posterior import LEVELS, ONE_SIGMA, Flags, per_label
 from .label_map import label_map
 from .model import HOPELESS, LinearModel
 from .moments import Moments
@@ -218,7 +218,7 @@ def joined(groups: list[tuple[tuple[int, ...], dict[str, xr.Dataset]]]) -> dict[
         at = list(labels)
         keep[np.ix_(at, at)] = True
         first["posterior"]["true_labels"].values[..., at] = result["posterior"]["true_labels"].values[..., at]
-        for name in (str(x) for x in first["stars"] if first["stars"][x].dims == ("star", "labels")):
+        for name in per_label(first["stars"]):
             first["stars"][name].values[:, at] = result["stars"][name].values[:, at]
         rows = np.ix_(range(len(own)), at, at)
         own[rows] = result["stars"]["covariance"].values[rows]
