@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 import bayeslabels as bl
 from bayeslabels import MAP, Cannon
 from bayeslabels.core import priors
+from bayeslabels.kinds.spectra.em import settled
 from bayeslabels.kinds.spectra.labels import scatter_of_labels
 from bayeslabels.numerics.linalg import in_float64
 from bayeslabels.results.star_posterior import Flags
@@ -349,3 +350,29 @@ def test_minibatches_with_missing_exact_labels():
     # a mean field leaves out correlations, those between two missing labels of a star too
     np.testing.assert_allclose(approximate.std((0, 1)) / sd, 1, atol=0.4)
     assert (sd < 0.5).all()
+
+
+@pytest.mark.parametrize("prior", [bl.priors.Flat(), bl.priors.Learned()])
+def test_the_scatter_that_few_stars_tell_is_that_of_quadrature(prior):
+    train, _, _ = bl.simulate.simulate(25, 60, seed=2, n_test=1)
+    model = bl.Cannon(order=1, label_noise=False, coefficient_prior=prior).bind(train)
+    em = settled(model, train, 100, 1e-3)
+    phi, precision = np.asarray(em.features(em.u)), np.asarray(em.prior.precision)
+    mean = np.asarray(em.prior.mean)
+    exact = np.zeros(60)
+    for pixel in range(60):
+        ok = np.isfinite(em.value[:, pixel] + em.error[:, pixel])
+        y, e, x = em.value[ok, pixel] - phi[ok] @ mean, em.error[ok, pixel], phi[ok]
+        s = np.linspace(0, 0.05, 600)
+        log_p = np.zeros(len(s))
+        for i, variance in enumerate(e**2 + s[:, None] ** 2):
+            total = x.T @ (x / variance[:, None]) + precision
+            told = x.T @ (y / variance)
+            log_p[i] = told @ np.linalg.solve(total, told) - (np.log(variance) + y**2 / variance).sum()
+            log_p[i] -= np.linalg.slogdet(total)[1] + s[i] ** 2 / em.scatter_scale**2
+        p = np.exp(0.5 * (log_p - log_p.max()))
+        exact[pixel] = np.sqrt((p * s**2).sum() / p.sum())
+    found = np.log(em.scatter() / exact)
+    assert abs(found.mean()) < 0.05
+    assert found.std() < 0.12
+    assert np.log(np.sqrt(em.scatter2) / exact).mean() < -1  # the mode, where two thirds have none

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arviz_stats.base import array_stats
+from scipy.integrate import quad
 from scipy.optimize import lsq_linear, minimize
 
 import bayeslabels as bl
@@ -16,7 +17,7 @@ from bayeslabels.numerics.features import Monomials
 from bayeslabels.numerics.linalg import inverse_observed, inverse_psd, outer_pairs, pack, solve_and_invert, unpack
 from bayeslabels.numerics.psis import smooth_weights
 from bayeslabels.numerics.quartics import find_quartic_modes
-from bayeslabels.numerics.regression import coordinate_descent
+from bayeslabels.numerics.regression import coordinate_descent, mean_scatter2
 
 
 @pytest.fixture(autouse=True)
@@ -241,7 +242,8 @@ def test_pixels_are_at_the_mode_of_coefficients_and_scatter(with_errors):
 
         start = np.append(np.linalg.lstsq(design, y, rcond=None)[0], 2 * np.log(0.02))
         best = minimize(loss, start, method="BFGS", options={"gtol": 1e-7}).x
-        got = np.append(posterior.moments.coefficients[pixel], 2 * np.log(posterior.moments.scatter[pixel]))
+        scatter = posterior.data["posterior"]["scatter"].values[0, 0, pixel]
+        got = np.append(posterior.moments.coefficients[pixel], 2 * np.log(scatter))
         np.testing.assert_allclose(got, best, rtol=1e-5, atol=1e-6)
         assert loss(got) <= loss(best) + 1e-10
         weight = 1 / (known + np.exp(best[-1]))
@@ -366,3 +368,24 @@ def test_a_line_search_turns_back_where_the_function_is_no_number():
     found = minimize(Barred(valley), np.array([-0.14, 0.14]), jac=True, method="L-BFGS-B")
     assert not all(visited)
     np.testing.assert_allclose(found.x, mode, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-17])
+@pytest.mark.parametrize("freedom", [10.0, 54.0, 1e4, 1e7])
+@pytest.mark.parametrize("excess", [-0.7, -0.1, 0.0, 0.1, 1.0, 9.0])
+def test_mean_of_a_scatter_squared(excess, freedom, unit):
+    noise2 = 1.0
+    v_0 = excess + noise2
+
+    def density(s):
+        ratio = v_0 / (s**2 + noise2)
+        best = v_0 / max(v_0, noise2)
+        return np.exp(0.5 * freedom * (np.log(ratio) - ratio - np.log(best) + best))
+
+    mode2 = max(excess, 0.0)
+    fall = max(freedom * max(-excess, 0.0) / noise2**2, np.sqrt(freedom) / (noise2 + mode2))  # per s^2
+    ends = np.sqrt([max(mode2 - 12 / fall, 0.0), mode2 + 200 / fall])
+    expected = quad(lambda s: s**2 * density(s), *ends, epsabs=0)[0] / quad(density, *ends, epsabs=0)[0]
+    known = (np.array([x]) * unit**2 for x in (v_0, noise2))
+    found = mean_scatter2(*known, np.array([freedom]), 1e3 * unit)
+    np.testing.assert_allclose(found / unit**2, expected, rtol=1e-3)

@@ -169,8 +169,8 @@ def solve_coefficients(
 def scatter_move(
     spectra: CorrelatedSpectra, w: np.ndarray, scatter2: np.ndarray, phi: np.ndarray, second: np.ndarray,
     theta: np.ndarray, spread: np.ndarray | None, width: float,
-) -> np.ndarray:  # fmt: skip
-    """A step of Fisher scoring in ln s^2 (L,), for all pixels together.
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """A step of Fisher scoring in ln s^2 (L,), for all pixels together; and `regression.Pixels.told`.
 
     d ln p / d s_l^2 = -1/2 sum_n [W_n - W_n E(r_n r_n') W_n]_ll with the residuals' second moments over features and,
     where `spread` (L, K, L, K) is given, coefficients; half-normal prior of this width.
@@ -201,7 +201,8 @@ def scatter_move(
     information = 0.5 * scatter2[:, None] * fisher * scatter2 + np.diag(0.5 * prior + 1e-300)
     scale = 1 / np.sqrt(np.diagonal(information))
     move = scale * np.linalg.solve(information * scale * scale[:, None], scale * gradient)
-    return np.clip(move, -2.0, 2.0)
+    told = np.stack([0.5 * (known - explained) + 0.5 / width**2, known, np.diagonal(fisher)], 1)
+    return np.clip(move, -2.0, 2.0), told
 
 
 def _parts(n: int) -> Iterator[slice]:

@@ -41,7 +41,8 @@ class CoefficientPrior(NamedTuple):
 class Pixels(NamedTuple):
     """A trained block: coefficients (B, K), their covariance (B, K, K), scatter^2 (B,), whether it converged (B,); and
     what the stars say of the coefficients at that scatter, precision (B, K, K) and information (B, K), of flux in the
-    caller's unit of work."""
+    caller's unit of work; told (B, 3): what they say of the scatter there: d (-ln p) / d s^2, which is 0 but where the
+    mode is at no scatter, and the sums of w and w^2, w = 1 / (sigma^2 + s^2)."""
 
     theta: Array
     covariance: Array
@@ -49,6 +50,7 @@ class Pixels(NamedTuple):
     converged: Array
     gram: Array
     linear: Array
+    told: Array
 
 
 def coordinate_descent(
@@ -78,28 +80,54 @@ def coordinate_descent(
 
 def scatter_step(
     x: Array, residual2: Array, variance: Array, ok: Array, scale: Array, steps: int = 3
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Newton steps in x = ln s^2 on 1/2 sum [ln(sigma^2 + s^2) + r^2 / (sigma^2 + s^2)] + s^2 / (2 scale^2).
 
-    residual2, variance, ok (B, N); x (B,). Returns x and the gradient in x at the last point visited.
+    residual2, variance, ok (B, N); x (B,). Returns x and, at the last point visited, the gradient in x and
+    `Pixels.told`.
     """
     one = jnp.ones(residual2.shape[1], residual2.dtype)
 
-    def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, _ = state
+    def step(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x = state[0]
         s2 = jnp.exp(x)
         w = jax.lax.optimization_barrier(ok / (variance + s2[:, None]))  # one division, not one per sum
         w2r2 = jax.lax.optimization_barrier(w * w * residual2)
         sum_w2 = (w * w) @ one
-        gradient = 0.5 * s2 * ((w - w2r2) @ one) + 0.5 * s2 / scale**2
+        slope = 0.5 * ((w - w2r2) @ one) + 0.5 / scale**2
+        gradient, told = s2 * slope, jnp.stack([slope, w @ one, sum_w2], 1)
         fisher = 0.5 * s2**2 * sum_w2 + 0.5 * s2 / scale**2
         exact = gradient + 0.5 * s2**2 * (2 * ((w * w2r2) @ one) - sum_w2)
         curvature = jnp.where(exact > 0.2 * fisher, exact, fisher)
         move = jnp.clip(gradient / jnp.maximum(curvature, 1e-300), -2.0, 2.0)
         x = jnp.clip(x - move, SMALLEST_LOG_VARIANCE, 40.0)
-        return x, gradient
+        return x, gradient, told
 
-    return jax.lax.fori_loop(0, steps, step, (x, jnp.zeros_like(x)))
+    return jax.lax.fori_loop(0, steps, step, (x, jnp.zeros_like(x), jnp.zeros((len(x), 3), x.dtype)))
+
+
+NODES, BELOW, ABOVE = 400, 8.0, 40.0
+"""Points of the quadrature over a scatter, and how far they go about the mode of its square, in sds."""
+LEAST = 0.05
+"""Mean square of the residuals that is believed, at least, in units of the noise."""
+
+
+def mean_scatter2(v_0: np.ndarray, noise2: np.ndarray, freedom: np.ndarray, scale: float) -> np.ndarray:
+    """Posterior mean of s^2 (L,), what few stars leave open of it included, of a pixel of nu stars (`freedom`) with one
+    noise and residuals of mean square v_0,
+
+        p(s) ~ v^(-nu / 2) exp(-nu v_0 / 2 v) exp(-s^2 / 2 scale^2),   v = s^2 + noise2.
+    """
+    tiny = np.finfo(float).tiny
+    v_0, mode2 = np.maximum(v_0, LEAST * noise2 + tiny), np.maximum(v_0 - noise2, 0.0)
+    sd = np.maximum(v_0, noise2) * np.sqrt(2 / freedom)
+    low, high = np.sqrt(np.maximum(mode2 - BELOW * sd, 0.0)), np.sqrt(mode2 + ABOVE * sd)
+    t = ((np.arange(NODES) + 0.5) / NODES)[:, None]
+    s2 = (low + (high - low) * t**2) ** 2  # closer together at low s, where all of it may be
+    ratio = v_0 / (s2 + noise2 + tiny)
+    log_p = 0.5 * freedom * (np.log(ratio) - ratio) - 0.5 * s2 / scale**2
+    p = t * np.exp(log_p - log_p.max(0))
+    return (p * s2).sum(0) / p.sum(0)
 
 
 @functools.partial(jit, static_argnames=("learn_scatter", "integrate", "exact", "penalised", "rough"))
@@ -164,39 +192,40 @@ def train_block(
                 r2 = r2 + (pack(spread) * multiplicity).astype(number) @ pairs_.T
             return jnp.maximum(r2, 0.0)
 
-        def move(x: Array, theta: Array, covariance: Array) -> tuple[Array, Array]:
+        def move(x: Array, theta: Array, covariance: Array) -> tuple[Array, Array, Array]:
             start = x.astype(number)
-            new, gradient = scatter_step(start, residual2(theta, covariance), variance_, ok, scatter_scale * unit)
+            new, gradient, told = scatter_step(start, residual2(theta, covariance), variance_, ok, scatter_scale * unit)
             settled = (new <= SMALLEST_LOG_VARIANCE + 1) | ~usable
             remaining = jnp.abs(new - start) + jnp.abs(gradient) / jnp.maximum(n_used, 1)
             remaining = jnp.where(settled, 0.0, remaining).astype(x.dtype)
-            return new.astype(x.dtype), remaining
+            return new.astype(x.dtype), remaining, told.astype(x.dtype)
 
         def alternate(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            x, theta, covariance, _, remaining, count = state
+            x, theta, covariance, _, remaining, told, count = state
             if learn_scatter:
-                x, remaining = jax.lax.cond(count < cold, lambda x, *_: (x, remaining), move, x, theta, covariance)
+                stay = lambda x, *_: (x, remaining, told)  # noqa: E731
+                x, remaining, told = jax.lax.cond(count < cold, stay, move, x, theta, covariance)
             theta, covariance, own = solve(x, theta)
-            return x, theta, covariance, own, remaining, count + 1
+            return x, theta, covariance, own, remaining, told, count + 1
 
         def unfinished(state: tuple[Array, ...]) -> Array:
-            *_, remaining, count = state
+            *_, remaining, _, count = state
             return (count < 1) | ((jnp.nanmax(remaining) > tolerance) & (count < most + cold))
 
         own = tuple(jnp.zeros((len(y), *tail)) for tail in ((k, k), (k,)))
         remaining = jnp.full_like(x, jnp.inf) if learn_scatter else jnp.zeros_like(x)
-        state = (x, theta * unit, covariance * unit**2, own, remaining, 0)
-        return jax.lax.while_loop(unfinished, alternate, state)[:5]
+        state = (x, theta * unit, covariance * unit**2, own, remaining, jnp.zeros((len(x), 3)), 0)
+        return jax.lax.while_loop(unfinished, alternate, state)[:6]
 
     x = jnp.log(jnp.maximum(scatter2 * unit**2, 1e-20))
     if learn_scatter and rough:
         first = functools.partial(run, np.float32, x, ROUGH_ALTERNATIONS, 1e-4)
         near = jax.lax.cond(alternations > 1, lambda: first()[0], lambda: x)
         x = jnp.where(jnp.isfinite(near), near, x)
-    x, theta, covariance, (gram, linear), remaining = run(phi.dtype, x, alternations, 1e-7)
+    x, theta, covariance, (gram, linear), remaining, told = run(phi.dtype, x, alternations, 1e-7)
     converged = remaining <= 1e-7
     scatter2 = jnp.exp(x) / unit**2 if learn_scatter else scatter2
-    return Pixels(theta / unit, covariance / unit**2, scatter2, converged, gram, linear)
+    return Pixels(theta / unit, covariance / unit**2, scatter2, converged, gram, linear, told * _told_unit(unit))
 
 
 class PixelSums(NamedTuple):
@@ -259,7 +288,7 @@ def pixels_from_sums(
     sums = PixelSums(*(jnp.where(usable.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0) for x in sums))
     own = unpack(sums.gram, k) * both, sums.linear * allowed
     solution, covariance = solve_pixels(*own, allowed, prior, usable, theta * unit, penalised)
-    q, step = scatter2 * unit**2, jnp.zeros_like(scatter2)
+    q, step, gradient = scatter2 * unit**2, jnp.zeros_like(scatter2), jnp.zeros_like(scatter2)
     if learn_scatter:
         effective = solution * allowed
         second = effective[:, :, None] * effective[:, None, :] + (covariance * both if integrate else 0.0)
@@ -273,7 +302,13 @@ def pixels_from_sums(
         new = jnp.clip(q - gradient / jnp.where(near, exact, fisher), np.exp(SMALLEST_LOG_VARIANCE), np.exp(40.0))
         new = jnp.where(usable, new, q)
         q, step = new, jnp.abs(new - q) * relative
-    return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6, *own), step
+    told = jnp.stack([gradient, sums.weight, sums.weight2], 1) * _told_unit(unit)
+    return Pixels(solution / unit, covariance / unit**2, q / unit**2, step <= 1e-6, *own, told), step
+
+
+def _told_unit(unit: Array | float) -> Array:
+    """`Pixels.told` of flux from that of flux times unit."""
+    return jnp.asarray(unit, float) ** np.array([2, 2, 4])
 
 
 def scaled_prior(prior: CoefficientPrior, unit: Array | float) -> CoefficientPrior:

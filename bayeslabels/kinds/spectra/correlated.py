@@ -77,7 +77,7 @@ class CorrelatedEM(EM):
                 break
             spread = self.joint if integrate else None
             last = self.scatter2
-            move = scatter_move(
+            move, self.scatter_told = scatter_move(
                 self.spectra, self.weighing.w, self.scatter2, phi, second, self.theta * self.allowed, spread,
                 self.scatter_scale,
             )  # fmt: skip

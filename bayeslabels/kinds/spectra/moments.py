@@ -10,8 +10,9 @@ import numpy as np
 class Moments(NamedTuple):
     """Means and covariances of the trained parameters of a linear model: what the test step integrates over.
 
-    coefficients (L, K), coefficient_covariance (L, K, K), scatter (L,) in flux units, NaN for pixels that could not
-    be trained; label_scatter (M,) in label units; population_mean (P,), population_covariance (P, P), of the latents;
+    coefficients (L, K), coefficient_covariance (L, K, K), scatter (L,), the root of the mean of s_l^2, in flux units,
+    NaN for pixels that could not be trained; label_scatter (M,) in label units; population_mean (P,),
+    population_covariance (P, P), of the latents;
     label_coefficients (M, K) and label_system_covariance (M, K, M, K): mean and covariance of C, the uncertainty of the
     label system that all stars share, where the true scaled labels are C phi(u), or if the labels are the latents
     u + C phi(u) with C of mean 0, or u + C psi(u) if they are a curve (`label_features`); training_u (N, P): the

@@ -49,6 +49,7 @@ class SpectraParameters(NamedTuple):
     theta: Array
     covariance: Array
     scatter2: Array
+    scatter_told: Array
     trained: Array
     converged: Array
     precision: Array
@@ -112,7 +113,7 @@ class SpectraBySums(BySums):
         hyper_mean = em.learned.get(f"{name}_mean", np.zeros(k))
         hyper_covariance = em.learned.get(f"{name}_covariance", np.zeros((k, k)))
         g = SpectraParameters(
-            em.theta, em.covariance, em.scatter2, em.trained, em.pixel_converged, em.prior.precision,
+            em.theta, em.covariance, em.scatter2, em.scatter_told, em.trained, em.pixel_converged, em.prior.precision,
             em.prior.mean, hyper_mean, hyper_covariance, em.mean, em.population, em.labels.tau2,
             em.labels.coefficients, np.eye(p), np.zeros(p), np.zeros(0),
         )  # fmt: skip
@@ -187,7 +188,7 @@ class SpectraBySums(BySums):
         found, step = pixels_from_sums(
             pixels, em.allowed, prior, g.theta, before, em.scatter_scale, self.unit, **self.options
         )
-        theta, covariance, scatter2, converged, gram, linear = (np.asarray(x) for x in found)
+        theta, covariance, scatter2, converged, gram, linear, told = (np.asarray(x) for x in found)
         hyper_mean, hyper_covariance, prior_settled = g.hyper_mean, g.hyper_covariance, True
         if isinstance(self.model.prior, Learned):
             stars = gram, linear, trained, em.flux_scale, self.unit
@@ -196,7 +197,7 @@ class SpectraBySums(BySums):
             if not em.penalised:
                 theta, covariance = learned.theta, learned.covariance
         after = SpectraParameters(
-            theta, covariance, scatter2, trained, converged, np.asarray(prior.precision), np.asarray(prior.mean),
+            theta, covariance, scatter2, told, trained, converged, np.asarray(prior.precision), np.asarray(prior.mean),
             hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
             labels.coefficients, slope, offset, g.labels,
         )  # fmt: skip
@@ -223,6 +224,7 @@ class SpectraBySums(BySums):
         """The state of training in memory with these values."""
         em = self.em
         em.theta, em.covariance, em.scatter2, em.trained = g.theta, g.covariance, g.scatter2, g.trained
+        em.scatter_told = g.scatter_told
         em.prior, em.mean, em.population = self._prior(g), g.mean, g.population
         em.labels.tau2, em.labels.coefficients = g.tau2, g.coefficients
         return em

@@ -29,7 +29,7 @@ from ...numerics.hierarchy import coefficients_given, learn
 from ...numerics.linalg import Array, after, inverse_psd, outer_pairs, pack, unpack
 from ...numerics.nuisance import compress_nuisances, marginalise
 from ...numerics.quartics import settle
-from ...numerics.regression import CoefficientPrior, train_block
+from ...numerics.regression import CoefficientPrior, mean_scatter2, train_block
 from .labels import CatalogueLabels, LabelOutputs, LatentLabels
 from .model import LinearModel
 from .moments import Moments
@@ -42,6 +42,8 @@ ERROR_STEPS = 2
 """Steps of the factor on the flux errors, at most, each time that the pixels are trained."""
 PRIOR_PIXELS, PIXELS_PER_TERM = 1024, 16
 """So many, or twice that at most, of all pixels tell the learned prior; more of them where it has more terms."""
+FREEDOM = 4.0
+"""Stars, at least, beyond those that the coefficients take up, as which a pixel's scatter is known."""
 PRIOR_STEPS, LATENT_STEPS = 100, 5
 """Steps of the learned prior, at most, each time that the pixels are trained: with exact labels, and where the latents
 change as well."""
@@ -90,7 +92,7 @@ class EM:
             few = slice(None, None, max(1, self.n_star // 500))
             total = np.square(error[few], where=ok[few], out=np.zeros(error[few].shape)).sum(0)
             self.typical_variance = total / np.maximum(ok[few].sum(0), 1)
-        self.pixel_converged = np.ones(n_pixel, bool)
+        self.pixel_converged, self.scatter_told = np.ones(n_pixel, bool), np.zeros((n_pixel, 3))
         self.theta = np.zeros((n_pixel, k))
         self.covariance = np.zeros((n_pixel, k, k))
         if model.fixed_population is None:
@@ -110,6 +112,11 @@ class EM:
         """Whether one training of all pixels is not all."""
         learned = isinstance(self.model.prior, Learned)
         return self.has_latents or learned or bool(self.model.nuisances) or self.model.flux_error_factor is not None
+
+    @property
+    def integrates_coefficients(self) -> bool:
+        """Whether the scatter maximises the density with the coefficients integrated out, or that of both."""
+        return self.model.integrates_labels or isinstance(self.model.prior, Learned)
 
     @property
     def knows_objective(self) -> bool:
@@ -147,7 +154,7 @@ class EM:
         k = self.features.size
         phi, second = feature_moments(self.features, self.u, self.u_covariance)
         wide = jax.device_put([pad_stars(x) for x in (phi, second)])
-        integrate = self.model.integrates_labels or isinstance(self.model.prior, Learned)
+        integrate = self.integrates_coefficients
         options = {
             "learn_scatter": self.learn_scatter,
             "integrate": integrate,
@@ -169,6 +176,7 @@ class EM:
             out = train_block(*pixels, alternations, int(start), unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
+            self.scatter_told[rows] = out.told[:width]
             if learned:
                 gram[rows], linear[rows] = out.gram[:width], out.linear[:width]
         if integrate and not start:
@@ -309,6 +317,23 @@ class EM:
         last = self.objectives[-2:]
         return not last or (len(last) == 2 and abs(last[1] - last[0]) < 1e-6 * abs(last[1]))
 
+    def scatter(self) -> np.ndarray:
+        """Root of the posterior mean of s_l^2 (L,), as draws of s_l have it: what the test step takes it for."""
+        if not self.learn_scatter:
+            return np.sqrt(self.scatter2)
+        slope, weight, weight2 = self.scatter_told.T
+        blank = weight2 <= 0
+        noise2 = np.where(blank, 0.0, weight) / np.where(blank, 1.0, weight2)  # scatter included
+        slope = slope - 0.5 / self.scatter_scale**2  # of the stars alone
+        v_0 = noise2 - slope / np.where(blank, 1.0, 0.5 * weight2)
+        held = np.einsum("jk,lkj->lj", np.asarray(self.prior.precision), self.covariance)
+        n = weight * noise2
+        freedom = np.maximum(n - ((1 - held) * self.allowed).sum(1), FREEDOM)
+        if not self.integrates_coefficients:
+            v_0 = v_0 * np.maximum(n / freedom, 1.0)
+        mean2 = mean_scatter2(v_0, np.maximum(noise2 - self.scatter2, 0.0), freedom, self.scatter_scale)
+        return np.sqrt(np.where(blank, self.scatter2, mean2))
+
     def moments(self) -> Moments:
         frame = self.model.require_frame()
         blank = ~self.trained
@@ -322,7 +347,7 @@ class EM:
         coefficients = np.zeros(system.shape[:2]) if latent else self.labels.coefficients
         of_survey = self.model.flux_error_factor == "survey"
         return Moments(
-            theta, covariance, np.where(blank, np.nan, np.sqrt(self.scatter2)), np.sqrt(self.labels.tau2) * frame.scale,
+            theta, covariance, np.where(blank, np.nan, self.scatter()), np.sqrt(self.labels.tau2) * frame.scale,
             self.mean, self.population, coefficients, system, self.u,
             label_resistance=resistance if self.model.label_curve else None,
             flux_error_factor=np.exp(self.ln_factor[:1]) if of_survey else None,
@@ -335,7 +360,7 @@ class EM:
         if model.fixed_population is None:
             sites |= {"population_mean": self.mean, "population_covariance": self.population}
         if self.learn_scatter:
-            sites["scatter"] = moments.scatter
+            sites["scatter"] = np.where(self.trained, np.sqrt(self.scatter2), np.nan)
         if model.flux_error_factor is not None:
             factor = np.exp(self.ln_factor)
             sites["flux_error_factor"] = factor if model.flux_error_factor == "star" else factor[0]
