@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 import bayeslabels as bl
 from bayeslabels.kinds.spectra.quartic import prepare
 from bayeslabels.numerics.features import Features, Monomials
-from bayeslabels.numerics.linalg import in_float64, module_of
+from bayeslabels.numerics.linalg import in_float64, module_of, outer_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +133,15 @@ def test_the_compressed_density_is_the_programs():
 
     theirs = jax.jit(jax.vmap(density))(u)
     np.testing.assert_allclose(ours[1] - ours[0], theirs[1] - theirs[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", [Monomials.up_to(2, 3), Monomials.up_to(3, 2), Radial(((0.0, 1.0), (1.0, 0.0)))])
+def test_sums_need_each_product_of_features_once(features):
+    u = np.random.default_rng(0).normal(size=(50, features.n_label))
+    every = outer_pairs(np.asarray(features(u)))
+    places, which = features.products
+    np.testing.assert_allclose(every[:, places][:, which], every, rtol=1e-12)
+    if isinstance(features, Monomials):
+        assert len(places) == Monomials.up_to(2 * features.order, features.n_label).size < len(which)
+    else:
+        assert len(places) == len(which)

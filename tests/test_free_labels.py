@@ -277,8 +277,8 @@ def test_without_stated_errors_the_variants_are_compared_on_all_folds_by_a_small
     lead += 1.4 * lead.std() / np.sqrt(200) - lead.mean()
     asked = []
 
-    def held_out(model, of, folds, seed, progress=None, *, n_run=None, before=None):
-        asked.append(n_run or folds)
+    def held_out(model, of, seed, progress=None, *, n_run=None, before=None):
+        asked.append(n_run or 5)
         return HeldOut(np.zeros((200, 2)), np.zeros((200, 2, 2)), np.zeros(200))
 
     monkeypatch.setattr(choice, "density_of_labels", lambda model, *_: lead * (model.label_noise == "cut"))

@@ -68,7 +68,7 @@ def test_steps_say_what_they_do(terminal, trained, training, spectra, capsys):
         assert said.out == ""
         for part in ("training step", "test step", "test step, importance sampling", "test step, NUTS"):
             assert part in said.err
-    held_out(bl.Cannon(order=1, label_noise="cut").bind(training), training, 5, 0, True, n_run=2)
+    held_out(bl.Cannon(order=1, label_noise="cut").bind(training), training, 0, True, n_run=2)
     assert "training step, fold 2 of 5" in capsys.readouterr().err
 
 

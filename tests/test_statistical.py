@@ -11,7 +11,7 @@ from scipy.stats import binom
 import bayeslabels as bl
 from bayeslabels.inference import polish
 from bayeslabels.inference.minibatch import transforms
-from bayeslabels.kinds.photometry.statistical import SITES, coefficients, deviations_at
+from bayeslabels.kinds.photometry.statistical import SITES, about_members, coefficients, deviations_at
 from bayeslabels.numerics.dusty import LN10_5, parallax_at, place
 from bayeslabels.numerics.tangent import as_measured, extinction, slope
 from bayeslabels.simulate import simulate_xp
@@ -51,6 +51,21 @@ def test_the_slopes_are_those_of_the_magnitudes(bound):
         expected = jax.jvp(at, ({name: point[name] for name in SITES},), (step,))[1]
         c = coefficients(model.net, model.frame.spread, jax.tree.map(lambda x: np.asarray(x)[None], step))
         np.testing.assert_allclose(deviations_at(model.net, point, c, u, e)[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_simulations_draw_what_members_do_not_know(bound):
+    """Sites about the members differ from these by the deviations that they were made from."""
+    model, theta = bound
+    members = {name: np.stack([x, 1.1 * x])[None] for name, x in theta.items()}
+    of_members = coefficients(model.net, model.frame.spread, {name: x[0] for name, x in members.items()})
+    deviation = 0.01 * np.random.default_rng(3).normal(size=(2, 5, *of_members.shape[1:]))
+    sites = about_members(model, members, deviation)
+    assert all(x.shape[:2] == (2, 5) for x in sites.values())
+    found = coefficients(model.net, model.frame.spread, sites)
+    np.testing.assert_allclose(found - of_members[:, None], deviation, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(
+        sites["scatter"], np.broadcast_to(members["scatter"][0][:, None], (2, 5, found.shape[2]))
+    )
 
 
 def test_the_information_is_that_of_dense_matrices(survey, bound):

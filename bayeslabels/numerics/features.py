@@ -15,7 +15,15 @@ import numpy as np
 
 from .compiling import jit
 from .compress import by_blocks
-from .linalg import Array, module_of, outer_pairs, pack
+from .linalg import Array, module_of, outer_pairs, pack, pairs
+
+
+class Products(NamedTuple):
+    """The Q products phi_j phi_k that differ, as places (Q,) among all pairs of `linalg.pairs`; and which of them every
+    pair is, (K (K + 1) / 2,)."""
+
+    places: np.ndarray
+    which: np.ndarray
 
 
 class Features(ABC):
@@ -71,6 +79,12 @@ class Features(ABC):
         return _by_cubature(self, mean, covariance)
 
     @property
+    def products(self) -> Products:
+        """Which of the products phi_j phi_k are the same function of u, so that sums over stars need but one of them."""
+        each = _index(range(self.size * (self.size + 1) // 2))
+        return Products(each, each)
+
+    @property
     def involves(self) -> np.ndarray:
         """(K, M): which labels a feature depends on."""
         return np.ones((self.size, self.n_label), bool)
@@ -115,6 +129,13 @@ class Monomials(Features):
     @functools.cached_property
     def linear(self) -> bool:
         return self.order == 1
+
+    @functools.cached_property
+    def products(self) -> Products:
+        i, j, _ = pairs(self.size)
+        powers = np.array(self.exponents)
+        _, places, which = np.unique(powers[i] + powers[j], axis=0, return_index=True, return_inverse=True)
+        return Products(places.astype(np.int32), which.ravel().astype(np.int32))
 
     @functools.cached_property
     def closed(self) -> bool:

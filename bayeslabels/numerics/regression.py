@@ -135,7 +135,8 @@ def train_block(
     value: Array,
     error: Array,
     phi: Array,
-    phi_pairs: Array,
+    products: Array,
+    which: Array,
     allowed: Array,
     prior: CoefficientPrior,
     theta: Array,
@@ -155,10 +156,10 @@ def train_block(
     """Alternate Newton steps in s with exact solves of theta, at most `alternations` times, until neither moves.
 
     theta (B, K), covariance (B, K, K): from which the first step in s follows; cold: 1 where there are none, and theta
-    is solved for at first. value, error (B, N); phi = E[phi_n] (N, K); phi_pairs = packed E[phi_n phi_n']; allowed
-    (B, K), 0 where a coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s
+    is solved for at first. value, error (B, N); phi = E[phi_n] (N, K); products (N, Q): the packed E[phi_n phi_n'] that
+    differ, and which of them each is (`features.Products`); allowed (B, K), 0 where a coefficient is censored; unit: a power of two that brings the flux near one. `integrate`: s
     maximises the density with theta integrated out, else the joint density of (theta, s). `exact`: phi is known, so
-    that phi_pairs is its outer product. `rough`: first in float32, which pays for many spectra and takes longer to
+    that E[phi_n phi_n'] is its outer product. `rough`: first in float32, which pays for many spectra and takes longer to
     compile.
     """
     y, variance, ok = known(value * unit, error * unit)
@@ -172,11 +173,11 @@ def train_block(
     def run(number: Any, x: Array, most: Array | int, tolerance: float) -> tuple[Array, ...]:
         """`Pixels` but the units, with the sums over stars in `number`; solves are in float64, in one place, which is
         compiled once."""
-        y_, variance_, phi_, pairs_ = (jnp.asarray(v, number) for v in (y, variance, phi, phi_pairs))
+        y_, variance_, phi_, products_ = (jnp.asarray(v, number) for v in (y, variance, phi, products))
 
         def solve(x: Array, theta: Array) -> tuple[Array, Array, tuple[Array, Array]]:
             w = jax.lax.optimization_barrier(ok / (variance_ + jnp.exp(x).astype(number)[:, None]))
-            gram = unpack((w @ pairs_).astype(phi.dtype), k) * both
+            gram = unpack((w @ products_).astype(phi.dtype)[:, which], k) * both
             linear = ((w * y_) @ phi_).astype(phi.dtype) * allowed
             return *solve_pixels(gram, linear, allowed, prior, usable, theta, penalised), (gram, linear)
 
@@ -189,7 +190,8 @@ def train_block(
                 r2 = r2 - mean**2
                 spread = spread + effective[:, :, None] * effective[:, None, :]
             if integrate or not exact:
-                r2 = r2 + (pack(spread) * multiplicity).astype(number) @ pairs_.T
+                packed = (pack(spread) * multiplicity).astype(number)
+                r2 = r2 + (products_ @ jnp.zeros((products_.shape[1], len(y)), number).at[which].add(packed.T)).T
             return jnp.maximum(r2, 0.0)
 
         def move(x: Array, theta: Array, covariance: Array) -> tuple[Array, Array, Array]:
@@ -258,15 +260,16 @@ class PixelSums(NamedTuple):
 
 @jit
 def pixel_sums(
-    value: Array, error: Array, phi: Array, phi_pairs: Array, theta: Array, scatter2: Array, unit: Array | float
-) -> PixelSums:
-    """`PixelSums` of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), phi_pairs = packed E[phi_n
-    phi_n'], at theta (B, K) and scatter2 (B,)."""
+    value: Array, error: Array, phi: Array, products: Array, which: Array, theta: Array, scatter2: Array,
+    unit: Array | float,
+) -> PixelSums:  # fmt: skip
+    """`PixelSums` of pixels of N stars, (B, N), with phi = E[phi_n] (N, K), products and which as in `train_block`, at
+    theta (B, K) and scatter2 (B,)."""
     y, variance, ok = known(value * unit, error * unit)
     w = jax.lax.optimization_barrier(ok / (variance + scatter2[:, None] * unit**2))
     w2 = jax.lax.optimization_barrier(w * w)
     residual2 = (y - (theta * unit) @ phi.T) ** 2
-    sums = w @ phi_pairs, (w * y) @ phi, w2 @ phi_pairs, (w2 * y) @ phi
+    sums = (w @ products)[:, which], (w * y) @ phi, (w2 @ products)[:, which], (w2 * y) @ phi
     rest = (w2 * y * y).sum(1), w.sum(1), w2.sum(1), (w * w2 * residual2).sum(1), ok.sum(1).astype(y.dtype)
     return PixelSums(*sums, *rest)
 

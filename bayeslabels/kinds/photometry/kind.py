@@ -52,7 +52,7 @@ from .label_prior import log_prior
 from .photometry import Photometry
 from .r_v import r_v_of
 from .stars import SHARED, PhotometricMoments, distances, member, misfit, moments_of, prepare
-from .statistical import deviations_of, unknown, unknown_vector
+from .statistical import about_members, deviations_of, unknown, unknown_vector
 
 STEPS = 30
 """Minibatches per pass over the training stars, whatever their number, up to 4096 stars each."""
@@ -133,6 +133,11 @@ class PhotometryKind(Kind[Photometry, PhotometricMoments]):
     def sizes(self, model: Photometry) -> dict[str, int]:
         n_label = len(model.require_frame().names)
         return {"weight": model.net.size, "term": luminosity.size(n_label), "rank": model.scatter_rank}
+
+    def parameters(self, posterior: TrainedModel[Photometry, PhotometricMoments], seed: int) -> dict[str, np.ndarray]:
+        """Draws of the sites; where there are but members, what each of them does not know is drawn about it."""
+        draws, deviation = super().parameters(posterior, seed), posterior.moments.deviation
+        return draws if deviation is None else about_members(posterior.model, draws, deviation)
 
     def layout(self, model: Photometry) -> Layout:
         frame = model.require_frame()

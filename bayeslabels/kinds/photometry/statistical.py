@@ -55,6 +55,22 @@ def deviations_of(model: Photometry, draws: Mapping[str, np.ndarray]) -> np.ndar
     return (c - c.mean(1, keepdims=True)).astype(np.float32)
 
 
+def about_members(model: Photometry, draws: Mapping[str, np.ndarray], deviation: np.ndarray) -> dict[str, np.ndarray]:
+    """Sites {name: (E, S, ...)} of S draws about every member: those of the members, {name: (chain, draw, ...)}, moved
+    by draws (E, S, B, D) of c less its mean."""
+    net, n = model.net, deviation.shape[:2]
+    size = net.linear // net.n_out
+    flat = {name: np.asarray(x, float).reshape(-1, 1, *x.shape[2:]) for name, x in draws.items()}
+    out = {name: np.broadcast_to(x, (*n, *x.shape[2:])).copy() for name, x in flat.items()}
+    weights, log, slope, bend = np.split(deviation.astype(float), [size, size + 1, deviation.shape[-1] - 1], -1)
+    weights = np.swapaxes(weights, -1, -2) @ np.linalg.inv(np.asarray(model.require_frame().spread))
+    out["weights"][..., : net.linear] += weights.reshape(*n, -1)
+    out["reddening_log"] += log[..., 0]
+    out["reddening_slope"] += slope
+    out["reddening_bend"] += bend[..., 0]
+    return out
+
+
 def unknown(net: Function, theta: Mapping[str, Array], draws: Array | None, u: Array, e: Array) -> Array:
     """Variance (N, B) of magnitudes at u (N, L) and E (N,), of draws (S, B, D) of c less its mean."""
     return jnp.zeros(()) if draws is None else (deviations_at(net, theta, draws, u, e) ** 2).mean(0)

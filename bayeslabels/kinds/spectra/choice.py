@@ -31,6 +31,9 @@ FOLDS = 5
 COMPARED = 2
 """Folds on which the variants of a model are compared, at most, where held-out labels are needed for nothing else."""
 
+COMPARED_STARS = 2000
+"""Stars that are divided into folds, at most: of more, as many are drawn, and the time that a choice takes is bounded."""
+
 UNSTATED = 0.0
 """`LinearModel.surely` of a catalogue that states no errors: nothing says beforehand that its labels are noisy, and the
 best is taken."""
@@ -48,24 +51,32 @@ class HeldOut(NamedTuple):
     flux: np.ndarray
 
 
+def folds_of(n_star: int, seed: int) -> tuple[np.ndarray, int]:
+    """The fold of each star, -1 of those that take no part, and the number of folds."""
+    folds = min(FOLDS, n_star)
+    fold = fold_of(n_star, folds, seed)
+    left = np.random.default_rng([seed, 15485863]).permutation(n_star)[COMPARED_STARS:]
+    fold[left] = -1
+    return fold, folds
+
+
 @in_float64
 def held_out(
     model: LinearModel,
     stars: Stars,
-    folds: int,
     seed: int,
     progress: bool | None = None,
     *,
     n_run: int | None = None,
     before: HeldOut | None = None,
 ) -> HeldOut:
-    """Every star's labels from its spectrum by the MAP of the other folds, tau left out; scaled as the whole set is.
+    """Stars' labels from their spectra by the MAP of the other folds, tau left out; scaled as the whole set is.
 
-    model: bound to the whole set. n_run: run only so many folds; the stars of the others are NaN. before: of some
-    folds, which are not run again.
+    model: bound to the whole set. n_run: run only so many folds; the stars of the others, and those of no fold, are
+    NaN. before: of some folds, which are not run again.
     """
     frame = model.require_frame()
-    fold = fold_of(len(stars), folds, seed)
+    fold, folds = folds_of(len(stars), seed)
     mean = np.full((len(stars), len(frame.names)), np.nan)
     covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
     flux = np.zeros(len(stars))
@@ -74,9 +85,10 @@ def held_out(
     to_run = [f for f in range(folds if n_run is None else min(n_run, folds)) if np.isnan(mean[fold == f]).all()]
     for f in to_run:
         out, what = fold == f, f"training step, fold {f + 1} of {folds}"
-        bound = model.bind(stars[~out])
-        trained = by_em(bound, stars[~out], ON_FOLDS, seed, progress, what)
-        moments = with_label_curve(bound, trained, stars[~out]).moments
+        others = stars[(fold >= 0) & ~out]
+        bound = model.bind(others)
+        trained = by_em(bound, others, ON_FOLDS, seed, progress, what)
+        moments = with_label_curve(bound, trained, others).moments
         assert moments is not None
         bare = moments._replace(label_scatter=0 * moments.label_scatter)
         test = stars[out].drop(*model.label_blocks)
@@ -112,7 +124,7 @@ def select(
         return variants[0], stars, None, scores
     seen, best, own = _compared(variants, stars, seed, progress, model.surely)
     if len(variants) > 1 and asks_held_out(variants[best], stars):  # tau, of all folds
-        seen = held_out(variants[best], stars, min(FOLDS, len(stars)), seed, progress, before=seen)
+        seen = held_out(variants[best], stars, seed, progress, before=seen)
     return variants[best], stars, seen, scores + own
 
 
@@ -120,8 +132,7 @@ def _compared(
     variants: tuple[LinearModel, ...], stars: Stars, seed: int, progress: bool | None, surely: float
 ) -> tuple[HeldOut | None, int, list[dict[str, Any]]]:
     """Held-out labels by the best variant, which one it is, and all scores; of one variant on all folds."""
-    folds = min(FOLDS, len(stars))
-    fold = fold_of(len(stars), folds, seed)
+    fold, folds = folds_of(len(stars), seed)
     outs: list[HeldOut | None] = [None] * len(variants)
     refused: dict[int, str] = {}
     to_run: Iterable[int] = range(1, COMPARED + 1)
@@ -133,12 +144,12 @@ def _compared(
         for i, variant in enumerate(variants):
             try:
                 if i not in refused:
-                    outs[i] = held_out(variant, stars, folds, seed, progress, n_run=n_run, before=outs[i])
+                    outs[i] = held_out(variant, stars, seed, progress, n_run=n_run, before=outs[i])
             except BadInput as problem:
                 if len(variants) == 1:
                     raise
                 outs[i], refused[i] = None, str(problem)
-        compared = fold < n_run
+        compared = (fold >= 0) & (fold < n_run)
         densities = [
             np.full(compared.sum(), -np.inf)
             if out is None

@@ -155,9 +155,12 @@ class SpectraBySums(BySums):
     def sums(self, g: SpectraParameters, data: Spectra, counts: np.ndarray) -> SpectraSums:
         x, _ = self.expect(g, data, counts)
         weight = np.asarray(counts)
+        places, which = self.features.products
         second, seen = unpack(x.second, self.features.size), x.labels.seen(x.u, x.covariance, g.slope, g.offset)
         return SpectraSums(
-            pixel_sums(x.value, x.error, x.phi, x.second, g.theta * self.em.allowed, g.scatter2, self.unit),
+            pixel_sums(
+                x.value, x.error, x.phi, x.second[:, places], which, g.theta * self.em.allowed, g.scatter2, self.unit
+            ),
             x.labels.moving(x.u, x.covariance, weight), x.labels.sums(*seen, x.phi, second),
             np.where(weight > 0, x.log_density, 0.0).sum(),
         )  # fmt: skip

@@ -153,7 +153,8 @@ class EM:
         """All pixels given the latents' moments; compresses the spectra on the way. Returns the change of ln noise."""
         k = self.features.size
         phi, second = feature_moments(self.features, self.u, self.u_covariance)
-        wide = jax.device_put([pad_stars(x) for x in (phi, second)])
+        places, which = self.features.products
+        wide = jax.device_put([pad_stars(x) for x in (phi, second[:, places])])
         integrate = self.integrates_coefficients
         options = {
             "learn_scatter": self.learn_scatter,
@@ -172,7 +173,7 @@ class EM:
             width = rows.stop - rows.start
             allowed, s2 = padded(rows, size, self.allowed, self.scatter2, fill=1.0)
             present = padded(rows, size, self.theta, self.covariance)
-            pixels = y, e, *wide, allowed, self.prior, *present, s2, self.scatter_scale
+            pixels = y, e, *wide, which, allowed, self.prior, *present, s2, self.scatter_scale
             out = train_block(*pixels, alternations, int(start), unit, **options)
             self.theta[rows], self.covariance[rows] = out.theta[:width], out.covariance[:width]
             self.scatter2[rows], self.pixel_converged[rows] = out.scatter2[:width], out.converged[:width]
