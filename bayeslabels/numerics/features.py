@@ -80,7 +80,7 @@ class Features(ABC):
 
     @property
     def products(self) -> Products:
-        """Which of the products phi_j phi_k are the same function of u, so that sums over stars need but one of them."""
+        """Which of the products phi_j phi_k are one function of u, so that sums over stars need it but once."""
         each = _index(range(self.size * (self.size + 1) // 2))
         return Products(each, each)
 

@@ -32,7 +32,7 @@ COMPARED = 2
 """Folds on which the variants of a model are compared, at most, where held-out labels are needed for nothing else."""
 
 COMPARED_STARS = 2000
-"""Stars that are divided into folds, at most: of more, as many are drawn, and the time that a choice takes is bounded."""
+"""Stars that are divided into folds, at most: of more, as many are drawn, which bounds the time that a choice takes."""
 
 UNSTATED = 0.0
 """`LinearModel.surely` of a catalogue that states no errors: nothing says beforehand that its labels are noisy, and the
