@@ -142,15 +142,15 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("info", help="what a model file holds")
     p.add_argument("model", metavar="MODEL.nc")
-    p.set_defaults(run=_command("info"))
+    p.set_defaults(run=_command("info", ".model_info"))
     return top
 
 
-def _command(name: str) -> Callable[..., None]:
-    """A function of `commands`, imported when it runs."""
+def _command(name: str, module: str = ".commands") -> Callable[..., None]:
+    """A function of a module, imported when it runs."""
 
     def run(arguments: argparse.Namespace, written: list[Path]) -> None:
-        getattr(importlib.import_module(".commands", __package__), f"run_{name}")(arguments, written)
+        getattr(importlib.import_module(module, __package__), f"run_{name}")(arguments, written)
 
     return run
 

@@ -25,13 +25,12 @@ from .files.tables import write_table
 from .files.whole import in_one_piece, refuse_unwritable
 from .inference.base import Inference
 from .kind import kind_of
+from .results.about import training
 from .results.posterior import Posterior, load
 from .verbs import fit
 
 COLUMNS = ("labels", "labels_error", "flux", "flux_error", "flux_ivar", "wavelength", "id", "hdu")
 """Options that say where things stand in a table; a model file remembers those of its training."""
-ROWS = 60
-"""Rows of what was learned, at most, that `info` shows."""
 
 FIGURES = (".png", ".pdf", ".svg", ".jpg")
 """Formats of figures."""
@@ -71,7 +70,7 @@ def run_fit(a: argparse.Namespace, written: list[Path]) -> None:
     else:
         posterior = fit(model, _labelled(a, model, columns)[0], inference, **options)
         posterior.info["columns"] = columns
-    _say(reports.training(posterior, time.perf_counter() - start))
+    _say(training(posterior, time.perf_counter() - start))
     posterior.info["source"] = os.path.basename(a.table)
     written.append(_saved(posterior, a.output))
     _say(f"wrote {written[-1]}; next: bayeslabels infer {written[-1]} TABLE -o catalogue.fits")
@@ -133,30 +132,6 @@ def run_infer(a: argparse.Namespace, written: list[Path]) -> None:
     )  # fmt: skip
     written.append(a.output)
     _say(f"wrote {run}")
-
-
-def run_info(a: argparse.Namespace, written: list[Path]) -> None:
-    posterior = load(a.model)
-    info = posterior.info
-    size = Path(a.model).stat().st_size / 1e6
-    _say(f"{a.model} ({size:.1f} MB): {type(posterior.model).__name__} trained by {info.get('inference')}")
-    _say(reports.training(posterior))
-    for line in kind_of(posterior.model).details(posterior):
-        _say(f"  {line}")
-    table = posterior.summary()
-    for name in table.colnames:
-        if table[name].dtype.kind == "f":
-            table[name].info.format = ".4g"
-    _say("\n  " + "\n  ".join(table.pformat(max_lines=ROWS, max_width=-1)))
-    told = {"inference", "n_star", "converged", "selection", "versions", "columns", "settings"}
-    _say("\n  made with: " + ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items()))
-    settings = info.get("settings") or {}
-    _say(f"  settings: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'none'}")
-    if info.get("columns"):
-        shown = {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in info["columns"].items()}
-        _say("  columns: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
-    rest = {k: v for k, v in info.items() if k not in told and isinstance(v, str | int | float)}
-    _say("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()))
 
 
 def _model(a: argparse.Namespace) -> Model:

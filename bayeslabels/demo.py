@@ -15,6 +15,7 @@ from .files.tables import write_table
 from .files.whole import in_one_piece
 from .inference import MAP, Importance
 from .kinds.spectra.cannon import Cannon
+from .results.about import training
 from .results.posterior import Posterior
 from .results.star_posterior import StarPosterior
 from .simulate import simulate
@@ -74,7 +75,7 @@ def run(
     say(survey.about)
     say("\nTraining step: a Cannon with noisy labels, of the order that the spectra need ...")
     posterior = fit(Cannon(), survey.train, MAP(), seed=seed, progress=progress)
-    say(reports.training(posterior, time.perf_counter() - start))
+    say(training(posterior, time.perf_counter() - start))
     start = time.perf_counter()
     say("\nTest step: the labels of the test stars from their spectra, by importance sampling ...")
     spectra = survey.test.drop("labels") if "labels" in survey.test else survey.test

@@ -12,6 +12,7 @@ import pytest
 
 import bayeslabels as bl
 from bayeslabels import inference, names
+from bayeslabels.cli import main
 from bayeslabels.core import priors
 from bayeslabels.core.model import models
 from bayeslabels.files import formats
@@ -46,6 +47,20 @@ def test_the_package_is_imported_without_what_is_not_needed():
 )  # fmt: skip
 def test_help_and_wrong_usage_come_without_jax(arguments):
     assert not imported("import sys; from bayeslabels.cli import main; main(sys.argv[1:])", *arguments)
+
+
+def test_what_a_model_file_says_comes_without_jax(tmp_path, capsys):
+    old = Path(__file__).parent / "data/golden_cannon_v1.nc"
+    new = bl.load(old).save(tmp_path / "m.nc")
+    code = "import sys; from bayeslabels.cli import main; main(sys.argv[1:])"
+    assert not {"jax", "numpyro", "astropy"} & set(imported(code, "info", str(new)))
+    said = {}
+    for path in (old, new):  # a file of before says the same, once it is read
+        assert main(["info", str(path)]) == 0
+        said[path] = capsys.readouterr().out.splitlines()
+        assert said[path][0].startswith(f"{path} (")
+    assert said[old][1:] == said[new][1:]
+    assert "Cannon" in said[new][1]
 
 
 IMPORTS = """

@@ -18,12 +18,15 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from ..devices import writes
 from ..errors import BadInput, bad_input
 from .whole import write_bytes
 
 T = TypeVar("T")
 
+ABOUT = "about"
+"""Attribute in which a file says in words what it holds."""
+MODEL_FILE = "a model file written by Posterior.save"
+"""What readers of model files expect."""
 SEAL = b"\nbayeslabels sha256 "
 """What stands between the netCDF4 file and its checksum."""
 DEPTH = 4
@@ -38,6 +41,8 @@ def save_sealed(tree: xr.DataTree, attrs: Mapping[str, Any], path: str | os.Path
     Raises:
         BadInput: of a file that exists, unless it may be overwritten.
     """
+    from ..devices import writes  # imports JAX, which reading does without
+
     path = Path(path)
     if not writes():
         return path
@@ -58,12 +63,7 @@ def load_sealed(path: str | os.PathLike[str], written_by: str, read: Callable[[x
         BadInput: of a file that is damaged, cut short, or of another kind.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        got = f"no file {path}" if not path.exists() else f"{path}, which cannot be read ({problem.strerror})"
-        raise bad_input(got, written_by) from problem
-    content, checked = unsealed(data, path, written_by)
+    content, checked = unsealed(_read(path, written_by), path, written_by)
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             _refuse_others(file, path, written_by, 0)
@@ -78,6 +78,31 @@ def load_sealed(path: str | os.PathLike[str], written_by: str, read: Callable[[x
             f"{' '.join(str(problem).split())[:160]})",
             written_by, "a truncated download or another kind of file",
         ) from problem  # fmt: skip
+
+
+def about(path: str | os.PathLike[str], written_by: str) -> str | None:
+    """What a file says of itself; None: nothing, or a file that must be read to be trusted.
+
+    Raises:
+        BadInput: of a file that cannot be read.
+    """
+    content, checked = unsealed(_read(Path(path), written_by), Path(path), written_by)
+    if not checked:
+        return None
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            text = file.attrs.get(ABOUT)
+    except (OSError, RuntimeError):
+        return None
+    return text if isinstance(text, str) else None
+
+
+def _read(path: Path, written_by: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        got = f"no file {path}" if not path.exists() else f"{path}, which cannot be read ({problem.strerror})"
+        raise bad_input(got, written_by) from problem
 
 
 def version_in(tree: xr.DataTree, name: str, newest: int, path: Path, written_by: str) -> int:

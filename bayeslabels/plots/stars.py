@@ -13,7 +13,7 @@ from ..calibration import compared
 from ..calibration.bins import named, quantity
 from ..data.stars import Block, Stars
 from ..errors import bad_input
-from ..reports import significant
+from ..results.about import significant
 from ..results.posterior import Posterior
 from ..results.star_posterior import StarPosterior
 from ..results.table import decimals

@@ -15,7 +15,8 @@ from ..calibration import reliability as by_bins
 from ..calibration.bins import binned, named, quantity
 from ..data.stars import Stars
 from ..errors import bad_input
-from ..reports import ONE_SIGMA, significant
+from ..reports import ONE_SIGMA
+from ..results.about import significant
 from ..results.table import decimals
 from .panels import BLACK, BLUE, GREEN, GREY, ORANGE, draw_on, empty, kind, label, paper
 

@@ -17,19 +17,20 @@ import xarray as xr
 from ..core import values as state
 from ..core.model import Model, Scales
 from ..errors import bad_input
-from ..files.sealed import load_sealed, refuse_unchecked, save_sealed, version_in
+from ..files.sealed import ABOUT, MODEL_FILE, load_sealed, refuse_unchecked, save_sealed, version_in
 from ..kind import kind_of
 
 FORMAT = 2
 """Version of the file layout; 1 had no checksum."""
-WRITTEN_BY = "a model file written by Posterior.save"
 
 
-def save_model(model: Model, data: xr.DataTree, info: Mapping[str, Any], path: Any, overwrite: bool) -> Path:
-    """Write a model file."""
+def save_model(
+    model: Model, data: xr.DataTree, info: Mapping[str, Any], path: Any, overwrite: bool, about: str
+) -> Path:
+    """Write a model file; about: what it says of itself in words."""
     arrays: dict[str, np.ndarray] = {}
     tree = data.copy()
-    attrs = {"bayeslabels_format": FORMAT, "model": state.dumps(model, arrays), "info": json.dumps(info)}
+    attrs = {"bayeslabels_format": FORMAT, "model": state.dumps(model, arrays), "info": json.dumps(info), ABOUT: about}
     stored = {}
     for name, x in arrays.items():
         dims = [f"{name}_{i}" for i in range(x.ndim)]
@@ -44,12 +45,12 @@ def load_model(path: Any, program: Any = None) -> tuple[Any, xr.DataTree, Any, d
     Raises:
         BadInput: of all that is no whole model file.
     """
-    return load_sealed(path, WRITTEN_BY, lambda tree, checked: _read(tree, checked, Path(path), program))
+    return load_sealed(path, MODEL_FILE, lambda tree, checked: _read(tree, checked, Path(path), program))
 
 
 def _read(tree: xr.DataTree, checked: bool, path: Path, program: Any) -> tuple[Any, xr.DataTree, Any, dict[str, Any]]:
-    if version_in(tree, "bayeslabels_format", FORMAT, path, WRITTEN_BY) > 1 and not checked:
-        refuse_unchecked(path, WRITTEN_BY)
+    if version_in(tree, "bayeslabels_format", FORMAT, path, MODEL_FILE) > 1 and not checked:
+        refuse_unchecked(path, MODEL_FILE)
     stored = tree["model"].to_dataset()
     arrays = {str(name): (x.values.astype(bool) if x.attrs["bool"] else x.values) for name, x in stored.items()}
     model = state.loads(tree.attrs["model"], arrays, program)
@@ -60,8 +61,8 @@ def _read(tree: xr.DataTree, checked: bool, path: Path, program: Any) -> tuple[A
     _check(model, {name: x.values for name, x in trained.items()}, tree, path)
     moments = kind_of(model).read_moments({name: x.values for name, x in trained.items()})
     del tree["model"]
-    for name in ("bayeslabels_format", "model", "info"):
-        del tree.attrs[name]
+    for name in ("bayeslabels_format", "model", "info", ABOUT):
+        tree.attrs.pop(name, None)
     return model, tree, moments, info
 
 

@@ -22,6 +22,7 @@ from ..inference.base import Inference, T, Trained
 from ..kind import kind_of
 from ..names import version_of
 from ..numerics.linalg import in_float64
+from .about import about
 from .groups import with_groups
 from .model_file import load_model, save_model
 
@@ -183,7 +184,7 @@ class Posterior(Generic[M, T]):
         Raises:
             BadInput: of a file that exists.
         """
-        return save_model(self.model, self.data, self.info, path, overwrite)
+        return save_model(self.model, self.data, self.info, path, overwrite, about(self))
 
 
 def load(path: str | os.PathLike[str], model: Callable[..., Any] | None = None) -> Posterior[Any, Any]:
