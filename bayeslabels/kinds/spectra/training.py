@@ -6,6 +6,7 @@ Gaussian posterior from its compressed spectrum, its catalogue labels and the po
 against the latents' first and second moments, with the coefficients themselves integrated out of the scatter and of the
 learned prior. The joint mode over thousands of latents overfits; this does not. Affine moves of the latents that leave
 every predicted flux unchanged (parameter-expanded EM, Liu+98) replace hundreds of slow iterations.
+The test step takes the scatter at the mean of s^2 over its posterior given the rest, which few stars leave open.
 Labels that are a curved function of the latents: the curve is learned afterwards (`label_curve`). A prior of the
 coefficients that is learned across pixels is at its own mode, given the rest, in every iteration
 (`numerics.hierarchy`).
