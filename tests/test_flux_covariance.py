@@ -135,10 +135,11 @@ def test_evidence_and_its_slope_are_the_dense_ones():
     up, down = (np.exp(sign * 1e-5 * np.eye(dense.size)) * dense.scatter2 for sign in (1, -1))
     slope = [(dense.log_evidence(a) - dense.log_evidence(b)) / 2e-5 for a, b in zip(up, down, strict=True)]
     second = outer_pairs(dense.phi)
-    move = scatter_move(dense.spectra, w, dense.scatter2, dense.phi, second, found.mean, found.covariance, 1e9)
+    move, told = scatter_move(dense.spectra, w, dense.scatter2, dense.phi, second, found.mean, found.covariance, 1e9)
     fisher = 0.5 * dense.scatter2[:, None] * (w**2).sum(0) * dense.scatter2
     assert (np.abs(move) < 2).all()
     np.testing.assert_allclose(-(fisher @ move), slope, rtol=1e-5)
+    np.testing.assert_allclose(-told[:, 0] * dense.scatter2, slope, rtol=1e-5)
 
 
 def test_program_has_the_dense_density(stars):
@@ -165,7 +166,7 @@ def test_training_ends_at_the_mode_of_the_evidence(stars):
     assert isinstance(em, CorrelatedEM)
     phi, second = em.features(em.u), outer_pairs(em.features(em.u))
     em.solve(phi, second)
-    move = scatter_move(em.spectra, em.weighing.w, em.scatter2, phi, second, em.theta, em.joint, em.scatter_scale)
+    move, _ = scatter_move(em.spectra, em.weighing.w, em.scatter2, phi, second, em.theta, em.joint, em.scatter_scale)
     assert np.abs(move * em.scatter2 / (em.scatter2 + 4e-4)).max() < 1e-3
 
 
