@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 import bayeslabels as bl
-from bayeslabels import cli, commands, demo, reports
+from bayeslabels import cli, commands, demo, model_info, reports
 from bayeslabels.cli import main
 from bayeslabels.core.model import models
 from bayeslabels.files.tables import read_table, read_wavelength, write_table
@@ -388,7 +388,7 @@ def test_warnings_are_lines(capsys, monkeypatch):
     def warn(*_):
         warnings.warn("not there yet", bl.NotConverged, stacklevel=2)
 
-    monkeypatch.setattr(commands, "run_info", warn)
+    monkeypatch.setattr(model_info, "run_info", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always", bl.NotConverged)
         assert main(["info", "x.nc"]) == 0

@@ -7,7 +7,7 @@ import pytest
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
-from bayeslabels.reports import selection
+from bayeslabels.results.about import selection
 
 pytestmark = pytest.mark.long
 

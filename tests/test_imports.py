@@ -30,7 +30,7 @@ FLOORS = [
     {"catalogues", "reports"},
     {"plots"},
     {"demo", "tables", "streams", "surveys", "partitions", "models"},
-    {"commands"},
+    {"commands", "model_info"},
     {"cli"},
     {"__main__"},
 ]

@@ -50,11 +50,11 @@ def test_learned_scatter_is_a_mode_of_the_program(apogee):
     posterior = bl.fit(bl.Cannon(terms=terms, label_noise=False, coefficient_prior=None), stars)
     moments, model = posterior.moments, posterior.model
     with jax.enable_x64(True):
-        at = {"coefficients": moments.coefficients, "scatter": moments.scatter}
+        s = posterior.data["posterior"]["scatter"].values[0, 0]
+        at = {"coefficients": moments.coefficients, "scatter": s}
         gradient = jax.jit(jax.grad(lambda x: log_density(model, (stars,), {}, x)[0]))(at)
         phi = np.asarray(model.features(model.frame.scaled(stars.labels.value)))
-    theta, s = moments.coefficients, moments.scatter
-    residual = stars.flux.value - phi @ theta.T
+    residual = stars.flux.value - phi @ moments.coefficients.T
     ok = stars.flux.observed
     weight = np.where(ok, 1 / (np.where(ok, stars.flux.error, 1) ** 2 + s**2), 0)
     shares = np.abs(np.where(ok, weight * residual, 0)).T @ np.abs(phi)

@@ -18,7 +18,7 @@ from .compress import by_blocks
 from .linalg import Array, module_of, outer_pairs, pack, pairs
 
 
-class Products(NamedTuple):
+class FeatureProducts(NamedTuple):
     """The Q products phi_j phi_k that differ, as places (Q,) among all pairs of `linalg.pairs`; and which of them every
     pair is, (K (K + 1) / 2,)."""
 
@@ -79,10 +79,10 @@ class Features(ABC):
         return _by_cubature(self, mean, covariance)
 
     @property
-    def products(self) -> Products:
+    def products(self) -> FeatureProducts:
         """Which of the products phi_j phi_k are one function of u, so that sums over stars need it but once."""
         each = _index(range(self.size * (self.size + 1) // 2))
-        return Products(each, each)
+        return FeatureProducts(each, each)
 
     @property
     def involves(self) -> np.ndarray:
@@ -131,11 +131,11 @@ class Monomials(Features):
         return self.order == 1
 
     @functools.cached_property
-    def products(self) -> Products:
+    def products(self) -> FeatureProducts:
         i, j, _ = pairs(self.size)
         powers = np.array(self.exponents)
         _, places, which = np.unique(powers[i] + powers[j], axis=0, return_index=True, return_inverse=True)
-        return Products(places.astype(np.int32), which.ravel().astype(np.int32))
+        return FeatureProducts(places.astype(np.int32), which.ravel().astype(np.int32))
 
     @functools.cached_property
     def closed(self) -> bool:

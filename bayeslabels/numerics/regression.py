@@ -157,7 +157,7 @@ def train_block(
 
     theta (B, K), covariance (B, K, K): from which the first step in s follows; cold: 1 where there are none, and theta
     is solved for at first. value, error (B, N); phi = E[phi_n] (N, K); products (N, Q): the packed E[phi_n phi_n'] that
-    differ, and which of them each is (`features.Products`); allowed (B, K), 0 where a coefficient is censored; unit: a
+    differ, and which of them each is (`FeatureProducts`); allowed (B, K), 0 where a coefficient is censored; unit: a
     power of two that brings the flux near one. `integrate`: s maximises the density with theta integrated out, else the
     joint density of (theta, s). `exact`: phi is known, so that E[phi_n phi_n'] is its outer product. `rough`: first in
     float32, which pays for many spectra and takes longer to compile.
