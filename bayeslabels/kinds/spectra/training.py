@@ -41,8 +41,6 @@ MANY = 4_000_000
 
 ERROR_STEPS = 2
 """Steps of the factor on the flux errors, at most, each time that the pixels are trained."""
-PRIOR_PIXELS, PIXELS_PER_TERM = 1024, 16
-"""So many, or twice that at most, of all pixels tell the learned prior; more of them where it has more terms."""
 FREEDOM = 4.0
 """Stars, at least, beyond those that the coefficients take up, as which a pixel's scatter is known."""
 PRIOR_STEPS, LATENT_STEPS = 100, 5
@@ -395,13 +393,13 @@ def learn_prior(
 ) -> LearnedPrior:  # fmt: skip
     """From `Pixels.gram` and `linear` of flux times unit, and the prior before; trained (L,): pixels that count.
 
-    Of a long spectrum every second, third, ... pixel tells m and Sigma well enough.
+    All of them: a prior learned from a part does not weigh up what the coefficients' errors do to the latents (the sum
+    over pixels of E[theta theta'] Sigma^-1 has to be their number), and these drift along a bend of the labels.
     """
     mean, covariance = np.asarray(prior.mean) * unit, inverse_psd(np.asarray(prior.precision)) * unit**2
     hyper = learned.hyper(len(mean), flux_scale * unit)
-    some = np.flatnonzero(trained)
-    some = some[:: max(1, len(some) // max(PRIOR_PIXELS, PIXELS_PER_TERM * len(mean)))]
-    found = learn(gram[some], linear[some], mean, covariance, hyper, steps=steps)
+    counting = slice(None) if trained.all() else trained
+    found = learn(gram[counting], linear[counting], mean, covariance, hyper, steps=steps)
     mean, covariance = found.mean / unit, found.covariance / unit**2
     theta, spread = coefficients_given(gram, linear, found.mean, found.covariance)
     prior = learned.given(prior, mean, covariance)
