@@ -7,6 +7,7 @@ import pytest
 from conftest import ln_p
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, multivariate_normal, norm
+from scipy.stats import t as student_t
 
 import bayeslabels as bl
 from bayeslabels import Cannon, errors
@@ -290,3 +291,10 @@ def test_without_stated_errors_the_variants_are_compared_on_all_folds_by_a_small
     asked.clear()
     assert select(model.bind(bare), bare, 0, False)[0].label_noise == "cut"
     assert asked == [5, 5, 5]  # the last for tau, with all folds given
+
+
+def test_students_density_is_that_of_scipy():
+    x, scale = np.linspace(-30, 30, 41), np.array([0.3, 2.0, 7.0])[:, None]
+    for freedom in (1.0, 4.0):
+        here = choice.student_log_density(x, freedom, scale**2)
+        np.testing.assert_allclose(here, student_t.logpdf(x, freedom, scale=scale), rtol=1e-12)

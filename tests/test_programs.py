@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from bayeslabels.verbs import batch_of
 
 COUNTED = """
-import json, warnings
+import json, sys, warnings
 import jax
 import bayeslabels as bl
 
@@ -42,6 +43,7 @@ few, by = {"function": "polynomial", "order": 1, "members": 1}, bl.MAP(max_itera
 found["photometry"] = counts(bl.Photometry(components=1, **few), train, test.drop("labels"), (100, 60, 1), by)
 both = train.with_block(target_labels=train["labels"])
 found["translator"] = counts(bl.Translator(**few), both, test, (100, 128), by)
+found["loaded"] = [name for name in ("scipy.stats", "scipy.interpolate") if name in sys.modules]
 print(json.dumps(found))
 """
 MOST = {
@@ -52,7 +54,7 @@ MOST = {
 
 
 @pytest.fixture(scope="module")
-def counted() -> dict[str, list[int]]:
+def counted() -> dict[str, list[Any]]:
     """Of each model the programs of training and of test steps of several sizes, in a process without any."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     command = [sys.executable, "-c", COUNTED]
@@ -68,6 +70,12 @@ def test_a_first_call_compiles_few_programs_and_other_numbers_of_stars_next_to_n
     assert 0 < fit <= of_fit
     assert 0 < infer <= of_infer
     assert max(others) <= of_others
+
+
+@pytest.mark.long
+def test_a_first_call_loads_no_large_library_for_one_function(counted):
+    """Each is half a second."""
+    assert not counted["loaded"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.interpolate import CubicSpline
 
 from ..errors import bad_input, index_of
 from .quantities import plain, positive, single
@@ -90,6 +89,8 @@ def _fitzpatrick(x: np.ndarray, r_v: float) -> np.ndarray:
     k = [0.0, 0.26469 * r_v / 3.1, 0.82925 * r_v / 3.1, *(np.polyval(p, r_v) for p in optical)]
     ultraviolet = r_v + 2.030 - 3.007 * c2 + c2 * far + 3.23 * bump
     knots = np.concatenate([[0.0], 1e4 / np.array([26500.0, 12200.0, 6000.0, 5470.0, 4670.0, 4110.0]), far])
+    from scipy.interpolate import CubicSpline  # here, since all that is not photometry would wait for it
+
     return CubicSpline(knots, [*k, *ultraviolet], bc_type="natural")(x) / r_v
 
 
