@@ -1,6 +1,8 @@
 """Speed and memory of The Cannon at survey size, beside plain NumPy and the machine's own matrix rate.
 
     python benchmarks/cannon_speed.py [--stars 5000] [--pixels 7214] [--labels 5] [--test 2000] [--nuts 256]
+    python benchmarks/cannon_speed.py --default      the default fit of noisy labels, once, compilation included
+    python benchmarks/cannon_speed.py --growth       training of 1000 x 2000 by the number of coefficients
 
 CPU seconds (all cores together), the faster of two runs, without compilation: every step runs once on a small piece of
 the same shape first. Ratios to the GEMM floor are what to compare between machines.
@@ -70,13 +72,49 @@ def numpy_training(phi, flux, error, n_iteration=4):
             s2 = max(1e-10, s2 * (w**2 * r2).sum() / w.sum())
 
 
+def noisy_survey(*size):
+    _, noisy, label_error, names, flux, error = survey(*size)
+    return bl.Stars(flux=bl.Block(flux, error), labels=bl.Block(noisy, label_error, names=names))
+
+
+def default_fit(a):
+    stars, start = noisy_survey(a.stars, a.pixels, a.labels), time.process_time()
+    posterior = bl.fit(bl.Cannon(), stars, progress=False)
+    cpu, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"default fit of {a.stars} x {a.pixels} x {a.labels} labels: {cpu:.0f} CPU s; order {posterior.model.order}, "
+        f"{posterior.model.label_noise}, {posterior.info['iterations']} iterations, converged: "
+        f"{posterior.info['converged']}; peak {peak:.1f} GB, of which data {16e-9 * a.stars * a.pixels:.1f}"
+    )
+
+
+def growth(a):
+    """One labels' order after another, after a first call that compiles."""
+    for n_label, order in ((5, 1), (3, 2), (5, 2), (4, 3), (5, 3)):
+        stars = noisy_survey(1000, 2000, n_label)
+        for label_noise in (False, "free"):
+            model = bl.Cannon(order=order, label_noise=label_noise)
+            bl.fit(model, stars, progress=False)
+            start = time.process_time()
+            posterior = bl.fit(model, stars, progress=False)
+            cpu, n = time.process_time() - start, posterior.info["iterations"]
+            k = posterior.model.features.size
+            print(
+                f"{k} coefficients, {label_noise or 'exact'}: {cpu:.1f} CPU s, {cpu / n:.2f} an iteration, {n} of them"
+            )
+
+
 def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("stars", 5000), ("pixels", 7214), ("labels", 5), ("test", 2000), ("nuts", 256)):
         cli.add_argument(f"--{name}", type=int, default=default)
-    cli.add_argument("--noisy", action="store_true", help="also train with noisy labels (expectation-maximisation)")
+    cli.add_argument("--default", action="store_true", help="only the default fit")
+    cli.add_argument("--growth", action="store_true", help="only how training grows with the coefficients")
     cli.add_argument("--json", type=Path)
     a = cli.parse_args()
+    if a.default or a.growth:
+        (growth if a.growth else default_fit)(a)
+        return 0
     k = (a.labels + 1) * (a.labels + 2) // 2
     out = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
 
@@ -117,11 +155,6 @@ def main():
     plain *= a.pixels / 100
     out["training"]["numpy_cpu_s"] = plain
     print(f"  plain NumPy, pixel by pixel: {plain:.0f} CPU s (from 100 pixels), {plain / cpu:.1f} times slower")
-    if a.noisy:
-        joint, cpu, wall = clock(lambda: bl.fit(bl.Cannon(label_noise="joint"), stars, progress=False))
-        out["noisy"] = {"cpu_s": cpu, "wall_s": wall, "iterations": joint.info["iterations"]}
-        print(f"training with noisy labels: {cpu:.1f} CPU s, {joint.info['iterations']} iterations")
-
     rows = np.arange(a.test) % a.stars
     test = stars.drop("labels")[rows]
     for name, inference, n in (
