@@ -124,8 +124,8 @@ def test_a_start_that_rounding_has_made_singular_is_no_end():
 @pytest.mark.long
 def test_labels_do_not_drift_where_spectra_are_long():
     """Quadratic spectra at order 3: any bend of the labels leaves the flux nearly as it is, and the catalogue hardly
-    resists. With a prior learned from some of the pixels alone they were 0.03 to 0.07 off
-    after 40 iterations, and went on."""
+    resists. With a prior learned from some of the pixels alone they were 0.03 to 0.07 off after 40 iterations, and
+    went on."""
     rng = np.random.default_rng(0)
     n, n_pixel, m = 250, 6000, 3
     features = Monomials.up_to(2, m)

@@ -77,6 +77,8 @@ def _cardelli(a: tuple[float, ...], b: tuple[float, ...]) -> Callable[[np.ndarra
 
 def _fitzpatrick(x: np.ndarray, r_v: float) -> np.ndarray:
     """A / A_V at x [1 / micron]: a cubic spline through k = A / E(B - V) at nine wavelengths."""
+    from scipy.interpolate import CubicSpline  # here, since all that is not photometry would wait for it
+
     c2 = -0.824 + 4.717 / r_v
     far = 1e4 / np.array([2700.0, 2600.0])
     bump = far**2 / ((far**2 - 4.596**2) ** 2 + 0.99**2 * far**2)
@@ -89,8 +91,6 @@ def _fitzpatrick(x: np.ndarray, r_v: float) -> np.ndarray:
     k = [0.0, 0.26469 * r_v / 3.1, 0.82925 * r_v / 3.1, *(np.polyval(p, r_v) for p in optical)]
     ultraviolet = r_v + 2.030 - 3.007 * c2 + c2 * far + 3.23 * bump
     knots = np.concatenate([[0.0], 1e4 / np.array([26500.0, 12200.0, 6000.0, 5470.0, 4670.0, 4110.0]), far])
-    from scipy.interpolate import CubicSpline  # here, since all that is not photometry would wait for it
-
     return CubicSpline(knots, [*k, *ultraviolet], bc_type="natural")(x) / r_v
 
 

@@ -208,11 +208,11 @@ def density_of_labels(model: LinearModel, stars: Stars, out: HeldOut, freedom: f
         best = minimize_scalar(loss, bounds=(-9.0, 2.0), method="bounded").x
         total[known] += student_log_density(offset, freedom, variance + np.exp(2 * best))
         unanswered = measured.observed[:, m] & ~np.isfinite(out.mean[:, m])
-        total[unanswered] += student_log_density(measured.value[unanswered, m], freedom, np.array(4.0))
+        total[unanswered] += student_log_density(measured.value[unanswered, m], freedom, 4.0)
     return total
 
 
-def student_log_density(x: np.ndarray, freedom: float, scale2: np.ndarray) -> np.ndarray:
+def student_log_density(x: np.ndarray, freedom: float, scale2: np.ndarray | float) -> np.ndarray:
     """ln of Student's t density, of squared scale scale2. That of SciPy loads all its distributions with it, half a
     second of a first call."""
     constant = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - 0.5 * np.log(np.pi * freedom * scale2)
