@@ -40,7 +40,7 @@ class BySums(ABC):
     """A training step as sums over stars; g is a pytree of arrays, of what all stars share."""
 
     tolerance: float
-    """Size of the changes that `update` reports below which training is done."""
+    """Size of the changes that `update` and `watch` report below which training is done."""
 
     @abstractmethod
     def start(self) -> Any:
@@ -56,7 +56,13 @@ class BySums(ABC):
 
     @abstractmethod
     def update(self, g: Any, sums: Any) -> tuple[Any, float, float]:
-        """g from the sums over all stars; the change, and the objective at the g before (NaN: not known)."""
+        """g from the sums over all stars; the change, as far as they tell, and the objective at the g before (NaN: not
+        known)."""
+
+    def watch(self, before: Any, g: Any) -> tuple[Any, float]:
+        """g with what it says of some stars of the sample, and how much that has changed: asked for only where training
+        ends by the change."""
+        return g, 0.0
 
     @abstractmethod
     def log_density(self, g: Any, data: Any, counts: np.ndarray) -> float:
@@ -85,7 +91,8 @@ class Sweeps:
         if not block.last:
             return False
         g, change, objective = self.by_sums.update(s["g"], s["sums"])
-        changes, objectives = np.append(s["changes"], change), np.append(s["objectives"], objective)
+        g, seen = self.by_sums.watch(s["g"], g)
+        changes, objectives = np.append(s["changes"], max(change, seen)), np.append(s["objectives"], objective)
         self.state = {"g": g, "sums": self.blank, "changes": changes, "objectives": objectives}
         return self.settled or len(changes) >= self.most
 

@@ -32,7 +32,7 @@ from .model import LinearModel, MeasuredLabels, Spectra
 from .training import EM, LATENT_STEPS, PRIOR_STEPS, evidence, expected_statistics, latents_given, learn_prior
 
 WATCHED = 2000
-"""Stars of the sample, at most, whose labels tell how much an update has changed."""
+"""Stars of the sample whose labels tell how much a pass over all stars has changed: of more, up to twice as many."""
 STEPS = 60
 """To the mode of a star's latents, at most: every time from its catalogue labels."""
 AT_START = 40
@@ -43,7 +43,7 @@ EXACT = 1e-6
 
 class SpectraParameters(NamedTuple):
     """What all stars share, as in `EM`; slope (P, P), offset (P,): the last move of the latents, which ends an E step
-    and is not the identity at the fixed point; labels (W, M): of the stars watched, as these values have them.
+    and is not the identity at the fixed point; labels (W, M): of the stars watched, as `watch` has last seen them.
     """
 
     theta: Array
@@ -204,16 +204,18 @@ class SpectraBySums(BySums):
             hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
             labels.coefficients, slope, offset, g.labels,
         )  # fmt: skip
-        found, after_labels = self.expect(after, self.watched, self.watching)
         change = float(np.asarray(step)[trained].max(initial=0.0)) if prior_settled else np.inf
         if self.options["integrate"]:
             floor = em.typical_variance + 1e-12 * em.flux_scale**2
             ratio = np.log((scatter2 + floor) / (before + floor))[trained]
             change = max(0.0 if prior_settled else np.inf, float(np.sqrt(np.mean(ratio**2))) if len(ratio) else 0.0)
+        return jax.tree.map(np.asarray, after), change, objective
+
+    def watch(self, before: SpectraParameters, g: SpectraParameters) -> tuple[SpectraParameters, float]:
+        found, labels = self.expect(g, self.watched, self.watching)
         spread = np.einsum("nmm->nm", found.labels.spread(found.covariance))
-        moved = ((after_labels - g.labels) / np.sqrt(np.maximum(spread, 1e-8)))[self.watching > 0]
-        change = max(change, float(np.sqrt(np.mean(moved**2, axis=0)).max()))
-        return jax.tree.map(np.asarray, after._replace(labels=after_labels)), change, objective
+        moved = ((labels - before.labels) / np.sqrt(np.maximum(spread, 1e-8)))[self.watching > 0]
+        return g._replace(labels=np.asarray(labels)), float(np.sqrt(np.mean(moved**2, axis=0)).max())
 
     def _prior(self, g: SpectraParameters) -> CoefficientPrior:
         return self.em.prior._replace(precision=g.precision, mean=g.prior_mean)
