@@ -32,6 +32,7 @@ class StarProblem:
         shared: arrays that all stars have in common. own: pytree of arrays with a row per star.
         modes: the optima of every star.
         at_once: so many stars' draws stay in the cache.
+        beside: what the energy was computed from at the best mode of every star (`Energy.in_passing`), if it is known.
     """
 
     energy: Energy
@@ -39,6 +40,7 @@ class StarProblem:
     own: Any
     modes: Modes
     at_once: int = 64
+    beside: Any = None
 
     @property
     def n_star(self) -> int:
@@ -51,8 +53,8 @@ class StarProblem:
 
     def select(self, rows: np.ndarray) -> StarProblem:
         """The stars of an integer array."""
-        own = jax.tree.map(lambda x: x[rows], self.own)
-        return dataclasses.replace(self, own=own, modes=Modes(*(x[:, rows] for x in self.modes)))
+        own, beside = jax.tree.map(lambda x: x[rows], (self.own, self.beside))
+        return dataclasses.replace(self, own=own, beside=beside, modes=Modes(*(x[:, rows] for x in self.modes)))
 
 
 def modes_of(problem: StarProblem) -> StarDraws:

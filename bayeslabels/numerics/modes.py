@@ -82,24 +82,25 @@ def find_modes(
     starts: Array,
     keep: int = 3,
     threshold: float = 12.0,
-    rough: Any = None,
 ) -> Modes:
     """Distinct optima reached from starts (N, J, M), at most `keep` per star and `threshold` nats from the best.
 
     energy and curvature: hashable; arrays that they compute with are in `shared`, and in `own` with a row per star.
-    rough: `shared` in lower precision, if there is one, with which the first iterations are done.
     """
-    n, j, _ = starts.shape
+    starts = np.asarray(starts)
+    n, j, m = starts.shape
     each = jax.tree.map(np.asarray, own)
-    found = []
-    for rows in side_by_side(n):
-        mine = jax.tree.map(lambda x, rows=rows: x[rows], each)
-        new = _Points.at(np.asarray(starts)[rows])
-        found.append(_descend(energy, curvature, False, shared if rough is None else rough, mine, new, FIRST_STEPS))
     # in NumPy: rows are picked and put back thousands of times
-    first = _Points(*(np.concatenate([np.asarray(x) for x in parts])[:n] for parts in zip(*found, strict=True)))
+    groups = -(-j // (1 + m))  # of as many starts as a row has points
+    filled = starts[:, np.minimum(np.arange(groups * (1 + m)), j - 1)].reshape(n * groups, 1 + m, m)
+    found = []
+    for rows in side_by_side(len(filled)):
+        mine = jax.tree.map(lambda x, star=rows // groups: x[star], each)
+        found.append(_descend(energy, curvature, shared, mine, _Points.at(filled[rows]), False, FIRST_STEPS)[0])
+    parts = (np.concatenate([np.asarray(x) for x in parts])[: len(filled)] for parts in zip(*found, strict=True))
+    first = _Points(*(x.reshape(n, -1, *x.shape[2:])[:, :j] for x in parts))
     hopeful = _hopeful(first.u, first.f, first.bend, threshold + HOPELESS)
-    fresh = _Points.at(first.u)._replace(done=~hopeful)
+    fresh = _Points.at(first.u)._replace(bend=first.bend, done=~hopeful)
     points = _Points(*(np.array(x).reshape(n * j, *x.shape[2:]) for x in fresh))
     left = np.flatnonzero(hopeful)
     left = left[np.argsort(~first.done.reshape(-1)[left], kind="stable")]  # those that have arrived take a step or two
@@ -107,14 +108,26 @@ def find_modes(
         for begin in range(0, len(left), SIDE_BY_SIDE):
             rows = np.resize(left[begin : begin + SIDE_BY_SIDE], SIDE_BY_SIDE)
             mine = jax.tree.map(lambda x, star=rows // j: x[star], each)
-            now = _Points(*(x[rows, None] for x in points))
-            for x, y in zip(points, _descend(energy, curvature, True, shared, mine, now, count), strict=True):
+            now = _Points(*(np.repeat(x[rows, None], 1 + m, 1) for x in points))
+            moved = _descend(energy, curvature, shared, mine, now, True, count)[0]
+            for x, y in zip(points, moved, strict=True):
                 x[rows] = np.asarray(y)[:, 0]
         left = left[~points.done[left]]
     done = points.done & np.isfinite(points.f)
     by_start = [np.moveaxis(x.reshape(n, j, *x.shape[1:]), 1, 0) for x in (points.u, points.f, points.bend, done)]
     kept = [_distinct(min(keep, j), threshold, *(x[:, rows] for x in by_start)) for rows in side_by_side(n)]
     return Modes(*(np.concatenate([np.asarray(x) for x in parts], 1)[:, :n] for parts in zip(*kept, strict=True)))
+
+
+def passing(energy: Energy, curvature: Curvature, shared: Any, own: Any, u: Array) -> Any:
+    """`Energy.in_passing` at a point u (N, M) of every star, a pytree of (N, ...), by the program of `find_modes`."""
+    n, m = u.shape
+    each, found = jax.tree.map(np.asarray, own), []
+    for rows in side_by_side(n):
+        mine, at = jax.tree.map(lambda x, i=rows: x[i], each), np.repeat(np.asarray(u)[rows, None], 1 + m, 1)
+        beside = _descend(energy, curvature, shared, mine, _Points.at(at), False, 1)[1]
+        found.append(jax.tree.map(lambda x: np.asarray(x)[:, 0], beside))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:n], *found)
 
 
 def side_by_side(n: int) -> list[np.ndarray]:
@@ -187,41 +200,53 @@ def _distinct(keep: int, threshold: float, u: Array, f: Array, bend: Array, done
     return distinct(u, f, done, curvature_at, keep, threshold)
 
 
-@functools.partial(jit, static_argnums=(0, 1, 2))
+@functools.partial(jit, static_argnums=(0, 1))
 def _descend(
-    energy: Energy, curvature: Curvature, exact: bool, shared: Any, own: Any, points: _Points, evaluations: int
-) -> _Points:
-    """`_Points` after so many evaluations, at most, of energy, slope and curvature."""
-    n, j, m = points.u.shape
-    values, curvatures = jax.vmap(energy.in_passing, (0, None, 0)), jax.vmap(curvature, (0, None, 0, 0))
-    ahead = DIFFERENCE * jnp.concatenate([jnp.zeros((1, m)), jnp.eye(m) if exact else jnp.zeros((0, m))])
+    energy: Energy, curvature: Curvature, shared: Any, own: Any, points: _Points, exact: Array, evaluations: Array
+) -> tuple[_Points, Any]:
+    """`_Points` (N, 1 + M) after so many evaluations, at most, of energy, slope and curvature, and what the last of
+    them was computed from. exact: all points of a star are one, and its second derivatives are differences of slopes at
+    points beside it; else the points go their own ways, with the approximate curvature."""
+    m = points.u.shape[-1]
+    ahead = jnp.where(exact, DIFFERENCE, 0.0) * jnp.eye(1 + m, m, -1)
+    first = lambda x: jnp.where(exact, x[:, :1], x)  # noqa: E731
 
-    def locally(u: Array) -> tuple[Array, Array, Array]:
-        """Objective, slope and curvature."""
-        at = (u[:, :, None] + ahead).reshape(n, -1, m)
-        f, back, beside = jax.vjp(lambda u: values(u, shared, own), at, has_aux=True)
-        f, slopes = f.reshape(n, j, -1), back(jnp.ones_like(f))[0].reshape(n, j, -1, m)
-        bend = curvatures(u, shared, own, jax.tree.map(lambda x: x[:, :: len(ahead)], beside))
-        if exact:
-            second = (slopes[:, :, 1:] - slopes[:, :, :1]) / DIFFERENCE
-            bend = definite_or(second.reshape(-1, m, m), bend.reshape(-1, m, m)).reshape(bend.shape)
-        return f[..., 0], slopes[:, :, 0], bend
+    @jit
+    def locally(shared: Any, own: Any, u: Array, bend: Array) -> tuple[tuple[Array, Array, Array], Any]:
+        """Objective, slope and curvature, which was `bend` before."""
+        at = u + ahead
+        values = lambda u: jax.vmap(energy.in_passing, (0, None, 0))(u, shared, own)  # noqa: E731
+        f, back, beside = jax.vjp(values, at, has_aux=True)
+        slopes = back(jnp.ones_like(f))[0]
+        second = (slopes[:, 1:] - slopes[:, :1]) / DIFFERENCE
+        second = 0.5 * (second + jnp.swapaxes(second, 1, 2))
+        definite = jnp.isfinite(jnp.linalg.cholesky(second - 1e-3 * bend[:, 0])).all((1, 2)) & exact
+        second = jnp.broadcast_to(second[:, None], bend.shape)
 
-    def step(state: tuple[_Points, Array]) -> tuple[_Points, Array]:
+        def otherwise() -> Array:
+            rough = first(jax.vmap(curvature, (0, None, 0, 0))(at, shared, own, beside))
+            return jnp.where(definite[:, None, None, None], second, rough)
+
+        return (first(f), first(slopes), jax.lax.cond(definite.all(), lambda: second, otherwise)), beside
+
+    def step(state: tuple[_Points, Any, Array]) -> tuple[_Points, Any, Array]:
         """A new point stays where it is: everything is evaluated in one place, which is compiled once."""
-        (u, f, slope, bend, damping, done), count = state
+        (u, f, slope, bend, damping, done), _, count = state
         diagonal = jnp.diagonal(bend, axis1=-2, axis2=-1)[..., None] * jnp.eye(m)
         full = (bend + damping[..., None, None] * diagonal).reshape(-1, m, m)
         move = solve_small(full, slope.reshape(-1, m)).reshape(u.shape)
         decrement = (slope * move).sum(-1)
-        f_trial, slope_trial, bend_trial = locally(u - move)
+        (f_trial, slope_trial, bend_trial), beside = locally(shared, own, u - move, bend)
         better, new = (f_trial <= f) & ~done, jnp.isinf(f)
         bend = jnp.where(better[..., None, None], bend_trial, bend)
         u, slope = (jnp.where(better[..., None], a, b) for a, b in ((u - move, u), (slope_trial, slope)))
         f = jnp.where(better, f_trial, f)
         damping = jnp.where(better, jnp.maximum(damping * 0.2, 1e-9), jnp.minimum(damping * 6, 1e9))
         done = done | jnp.where(new, ~jnp.isfinite(f), decrement < TOLERANCE * (1 + damping))
-        return _Points(u, f, slope, bend, damping, done), count + 1
+        return _Points(u, f, slope, bend, damping, done), beside, count + 1
 
     points = jax.tree.map(jnp.asarray, points)
-    return jax.lax.while_loop(lambda s: ~s[0].done.all() & (s[1] < evaluations), step, (points, 0))[0]
+    beside = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(locally, shared, own, points.u, points.bend)[1]
+    )
+    return jax.lax.while_loop(lambda s: ~s[0].done.all() & (s[2] < evaluations), step, (points, beside, 0))[:2]

@@ -72,11 +72,13 @@ class Kinds(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What the magnitudes say of modulus and reddening at labels (S,), of every kind (S, K), and the log odds (S,) that
-    the star is an outlier, if it may be."""
+    """What the magnitudes say of modulus and reddening at labels (S,), of every kind (S, K); the log odds (S,) that the
+    star is an outlier, if it may be; and chi^2 (S,) of a good star's magnitudes, at the mode of the modulus and the
+    mean of the reddening there."""
 
     place: Place
     log_odds: Array | None
+    chi2: Array
 
 
 class Own(NamedTuple):
@@ -137,14 +139,16 @@ class LabelEnergy(Energy):
         """The same, and what the magnitudes say."""
         m, vector = self.at(u, shared)
         q = told_by(self.n_magnitude, m, vector, shared, own)
-        q = scattered(q, luminosity_sd(shared.luminosity, shared.luminosity_slope, self.labels(u)))
-        at, log_norm = place(q, own.others, precision_of(shared))
+        sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, self.labels(u))
+        at, log_norm = place(scattered(q, sd), own.others, precision_of(shared))
+        # whatever the magnitudes are, the scatter in luminosity lowers ln p
+        chi2 = -2 * log_norm[0] - jnp.log1p(sd**2 * q.a_mu[0])
         each = log_marginal_at(at, log_norm, own.others, self.nodes) + own.noise.log_norm[:, None]
         log_p, log_odds = each[0], None
         if len(each) == 2:
             log_p, log_odds = jnp.logaddexp(each[0], each[1]), each[1] - each[0]
         by_point = jax.tree.map(lambda x: jnp.broadcast_to(x, each.shape).T, at)
-        return -log_p - self.log_prior(u, m, shared, own), Told(by_point, log_odds)
+        return -log_p - self.log_prior(u, m, shared, own), Told(by_point, log_odds, chi2)
 
 
 def told_by(n_magnitude: int, m: Array, vector: Array, shared: Shared, own: Own) -> Quadratic:

@@ -51,7 +51,7 @@ from .frame import PhotometryFrame
 from .label_prior import log_prior
 from .photometry import Photometry
 from .r_v import r_v_of
-from .stars import SHARED, PhotometricMoments, distances, member, misfit, moments_of, prepare
+from .stars import SHARED, PhotometricMoments, distances, member, moments_of, prepare
 from .statistical import about_members, deviations_of, unknown, unknown_vector
 
 STEPS = 30
@@ -317,7 +317,7 @@ def _finish(
         points = even_points(POINTS, problem.n_latent + 4)
         u = np.moveaxis(np.asarray(spread_mixture(problem, points[:, 3:])), 1, 0)[None]
     q, wrong = distances(problem, u, keys, out.beside, points[:, :3] if few else None)
-    chi2 = misfit(problem)
+    chi2 = problem.beside.chi2
     draws = _quantities_of(frame, u, q)
     shapes = draws[..., -1]  # of the extinction curve, with two dust vectors
     summaries, covariance = of_draws(draws)

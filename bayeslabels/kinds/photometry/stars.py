@@ -17,15 +17,15 @@ from ...data.stars import Stars
 from ...inference.starwise import StarProblem
 from ...kind import TrainedModel
 from ...numerics.compiling import jit
-from ...numerics.dusty import Others, Quadratic, draw, place, project, rough, scattered
+from ...numerics.dusty import Others, Quadratic, draw, project, rough, scattered
 from ...numerics.linalg import Array, in_float64
-from ...numerics.modes import find_modes, side_by_side
+from ...numerics.modes import find_modes, passing, side_by_side
 from ...numerics.own_variates import other_keys, uniforms
 from ...numerics.tangent import extinction
 from ...numerics.two_vectors import second_vector
 from ...numerics.whitening import Noise, noise_of
 from . import r_v, systems
-from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told, told_by
+from .density import Kinds, LabelCurvature, LabelEnergy, Own, Shared, Told
 from .label_prior import label_prior
 from .luminosity import luminosity_sd, size
 from .photometry import Photometry
@@ -162,14 +162,18 @@ def prepare(
     f = float(moments.outlier_fraction) if model.outliers else 0.0
     wide = model.outlier_width if f > 0 else None
     odds = np.log(f / (1 - f)) if f > 0 else 0.0
+    given = energy, LabelCurvature(energy), shared
     parts, n = [], len(stars)
     for index in side_by_side(n):
         mine = jax.tree.map(lambda x, i=index: x[i], rows)
-        first = _choose(starts, wide, odds, mine, tried, *at)
-        own = _own(energy, wide, odds, members, shared, mine, first)
+        first = np.asarray(_choose(starts, wide, odds, mine, tried, *at))
+        own = _own(energy, wide, odds, members, shared, mine, first, mine["reddening_guess"], 0.0)
+        e = passing(*given, own, first[:, 0]).place.e[:, 0]
+        own = _own(energy, wide, odds, members, shared, mine, first, e, 1.0)._replace(weight=own.weight)
         parts.append(jax.tree.map(np.asarray, (own, first)))
     own, first = jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)  # NumPy: rows are picked at no cost
-    return StarProblem(energy, fast, own, find_modes(energy, LabelCurvature(energy), shared, own, first, rough=fast), 8)
+    modes = find_modes(*given, own, first)
+    return StarProblem(energy, fast, own, modes, 8, passing(*given, own, modes.location[0]))
 
 
 def _rows_of(model: Photometry, moments: PhotometricMoments, stars: Stars) -> dict[str, Any]:
@@ -287,11 +291,30 @@ def _own(
     shared: Shared,
     rows: dict[str, Any],
     starts: Array,
+    e: Array,
+    share: float,
 ) -> Own:
-    """`Own` of N stars: what the members disagree about, and what each does not know, is noise with the covariance that
-    it has at the first of the stars' starts (N, J, M) and its reddening."""
+    """`Own` of N stars: this share of what the members disagree about, and of what each does not know, is noise with
+    the covariance that it has at the first of the stars' starts (N, J, M) and its reddening e (N,)."""
     first, (coefficients, reddening_log, reddening_slope, second, deviation, of_all) = starts[:, 0], members
     n_member, x = len(coefficients), rows["channels"]
+    if n_member > 1 or deviation is not None:
+        labels = energy.labels(first)
+        of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
+        vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
+        if second is not None:
+            vectors = vectors + first[:, -1:] * second[:, None]
+        each = of_m + extinction(jnp.broadcast_to(e, of_m.shape[:-1]), vectors, shared.bend)
+        apart = [(each - each.mean(0)) / np.sqrt(max(n_member - 1, 1))]
+        if deviation is not None:
+            for theta, draws in zip(
+                zip(coefficients, reddening_log, reddening_slope, strict=True), deviation, strict=True
+            ):
+                sites = dict(zip(SITES, (*theta, shared.bend), strict=True))
+                apart.append(deviations_at(energy.net, sites, draws, labels, e) / np.sqrt(n_member * len(draws)))
+        unknown = jnp.concatenate(apart) * x.unit
+        stated = x.noise if x.noise.ndim == 3 else x.noise[:, :, None] * jnp.eye(x.unit.shape[1])
+        rows = rows | {"channels": x._replace(noise=stated + share * jnp.einsum("snb,snc->nbc", unknown, unknown))}
     noise = _kinds(rows, wide)
     good = jax.tree.map(lambda x: x[0], noise).scaled(x.unit)
     weight = good.precision_times(jnp.ones_like(x.unit)[:, None])[:, 0]
@@ -299,54 +322,16 @@ def _own(
     weight = weight / jnp.where(total > 0, total, 1.0)
     common = jnp.broadcast_to(of_all, (len(x.unit), *of_all.shape))
 
-    def own_with(noise: Noise, e: Array) -> Own:
-        """The stars' data with this noise (K, N, ...)."""
+    def projected(noise: Noise) -> tuple[Array, Array]:
+        white = noise.scaled(x.unit).white(common)
+        basis, _, log_det = project(white, jnp.zeros((len(white), 0, white.shape[-1])))
+        return basis, -0.5 * (log_det + noise.log_det)
 
-        def projected(noise: Noise) -> tuple[Array, Array]:
-            white = noise.scaled(x.unit).white(common)
-            basis, _, log_det = project(white, jnp.zeros((len(white), 0, white.shape[-1])))
-            return basis, -0.5 * (log_det + noise.log_det)
-
-        basis, log_norm = jax.vmap(projected)(noise)
-        odds = jnp.stack([0.0 * log_odds, log_odds])[: len(log_norm), None]
-        kinds = Kinds(noise, basis, log_norm - log_norm[:1] + odds)
-        kinds = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), kinds)
-        return Own(
-            x.value, x.bright, weight, e, kinds, rows["others"], rows["labels"], rows["precision"], rows["among"]
-        )
-
-    alone = own_with(jax.tree.map(lambda x: x[:1], noise), rows["reddening_guess"])
-    e = place(_of_good(energy, shared, alone, first)[0], rows["others"])[0].e
-    if n_member == 1 and deviation is None:
-        return own_with(noise, e)
-    labels = energy.labels(first)
-    of_m = jax.vmap(energy.net, (0, None))(coefficients, labels) @ shared.spread
-    vectors = jnp.exp(reddening_log[:, None] + jnp.einsum("nl,ebl->enb", labels, reddening_slope))
-    if second is not None:
-        vectors = vectors + first[:, -1:] * second[:, None]
-    each = of_m + extinction(jnp.broadcast_to(e, of_m.shape[:-1]), vectors, shared.bend)
-    apart = [(each - each.mean(0)) / np.sqrt(max(n_member - 1, 1))]
-    if deviation is not None:
-        for theta, draws in zip(zip(coefficients, reddening_log, reddening_slope, strict=True), deviation, strict=True):
-            sites = dict(zip(SITES, (*theta, shared.bend), strict=True))
-            apart.append(deviations_at(energy.net, sites, draws, labels, e) / np.sqrt(n_member * len(draws)))
-    unknown = jnp.concatenate(apart) * x.unit
-    stated = x.noise if x.noise.ndim == 3 else x.noise[:, :, None] * jnp.eye(x.unit.shape[1])
-    wider = x._replace(noise=stated + jnp.einsum("snb,snc->nbc", unknown, unknown))
-    return own_with(_kinds(rows | {"channels": wider}, wide), e)
-
-
-def _of_good(energy: LabelEnergy, shared: Shared, own: Own, u: Array) -> tuple[Array, Array]:
-    """`Quadratic` (N,) of stars that are no outliers, at labels (N, M), and by how much the scatter in luminosity
-    lowers ln p, whatever the magnitudes are."""
-
-    def one(u: Array, own: Own) -> Quadratic:
-        m, vector = energy.at(u[None], shared)
-        return told_by(energy.n_magnitude, m, vector, shared, own)
-
-    q = jax.tree.map(lambda x: x.reshape(len(u), -1)[:, 0], jax.vmap(one)(u, own))
-    sd = luminosity_sd(shared.luminosity, shared.luminosity_slope, energy.labels(u))
-    return scattered(q, sd), 0.5 * jnp.log1p(sd**2 * q.a_mu)
+    basis, log_norm = jax.vmap(projected)(noise)
+    odds = jnp.stack([0.0 * log_odds, log_odds])[: len(log_norm), None]
+    kinds = Kinds(noise, basis, log_norm - log_norm[:1] + odds)
+    kinds = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), kinds)
+    return Own(x.value, x.bright, weight, e, kinds, rows["others"], rows["labels"], rows["precision"], rows["among"])
 
 
 @in_float64
@@ -391,19 +376,3 @@ def _draw_distances(
         return jnp.stack([e, mu], -1), wrong.mean()
 
     return jax.vmap(one)(own, u, told, uniform)
-
-
-@in_float64
-def misfit(problem: StarProblem) -> np.ndarray:
-    """chi^2 (N,) of the magnitudes at the best mode of the labels, the mode of mu and the mean of E there."""
-    n, best, out = problem.n_star, np.asarray(problem.modes.location[0]), []
-    for rows in side_by_side(n):
-        own = jax.tree.map(lambda x, i=rows: x[i], problem.own)
-        out.append(_misfit(problem.energy, problem.shared, own, best[rows]))
-    return np.concatenate(out)[:n]
-
-
-@functools.partial(jit, static_argnums=0)
-def _misfit(energy: LabelEnergy, shared: Shared, own: Own, best: Array) -> Array:
-    q, lower = _of_good(energy, shared, own, best)
-    return -2 * (place(q, own.others)[1] + lower)
