@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..numerics.compiling import jit
-from ..numerics.linalg import Array, in_float64
+from ..numerics.linalg import in_float64
 from ..numerics.modes import Modes
 from ..numerics.own_variates import other_keys
 from ..numerics.psis import smooth_weights
@@ -70,8 +68,7 @@ class Importance(Inference):
 
     def _weighted(self, problem: StarProblem, keys: np.ndarray, progress: bool | None, what: str = "") -> Weighted:
         n, size = problem.n_star, problem.at_once
-        mixed = np.random.default_rng(31).permutation(self.draws)
-        position, parts = (mixed + 0.5) / self.draws, []
+        order, parts = np.random.default_rng(31).permutation(self.draws), []
         with bar(n, f"test step, importance sampling{what}", progress) as shown:
             for start in range(0, n, size):
                 rows = np.minimum(np.arange(start, start + size), n - 1)
@@ -79,10 +76,10 @@ class Importance(Inference):
                 part = problem.select(rows)
                 draws, proposal = draw_mixture(part, keys[rows], self.draws, self.freedom)
                 log_p, beside = in_passing(part, draws)
-                weighed = _weigh(draws, beside, log_p, proposal, position)
-                parts.append(jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], weighed))
+                found = draws, beside, log_p, proposal
+                parts.append(_weigh(order, *jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], found)))
                 shown.update(kept)
-        out = Weighted(*jax.tree.map(lambda *x: np.concatenate(x), *parts))
+        out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         by_draw = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), (out.u, out.beside))
         return out._replace(u=by_draw[0], beside=by_draw[1])
 
@@ -149,18 +146,17 @@ def _nearer(problem: StarProblem, u: np.ndarray, round: int) -> StarProblem:
     return dataclasses.replace(problem, modes=modes)
 
 
-@jit
-@functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None))
-def _weigh(
-    u: Array, beside: Any, log_p: Array, proposal: Array, position: Array
-) -> tuple[Array, Any, Array, Array, Array, Array]:
-    """Per star, given ln p and the proposal's (S,): draws resampled to equal weight (S, M), at these shares (S,) of it,
-    and what is beside them, k-hat, effective sample size, weighted mean and covariance."""
+def _weigh(order: np.ndarray, u: np.ndarray, beside: Any, log_p: np.ndarray, proposal: np.ndarray) -> Weighted:
+    """Of N stars, from draws (N, S, M), what is beside them, ln p and the proposal's (N, S): draws resampled to equal
+    weight, at even shares of it, then put into this order (S,); still with the stars first."""
+    n, s = log_p.shape
     log_weight, khat = smooth_weights(log_p - proposal)
-    weight = jnp.exp(log_weight)
-    mean = weight @ u
-    offset = u - mean
-    covariance = (weight[:, None] * offset).T @ offset
-    pick = jnp.searchsorted(jnp.cumsum(weight), position).clip(0, len(u) - 1)
-    u, beside = jax.tree.map(lambda x: x[pick], (u, beside))
-    return u, beside, khat, 1 / (weight**2).sum(), mean, covariance
+    weight = np.exp(log_weight)
+    mean = (weight[:, None] @ u)[:, 0]
+    off = u - mean[:, None]
+    covariance = np.stack([(w * x.T) @ x for w, x in zip(weight, off, strict=True)])
+    upto = np.floor(s * np.nan_to_num(np.cumsum(weight, 1)) + 0.5).clip(0, s).astype(int)
+    upto[:, -1] = s
+    pick = np.repeat(np.arange(n * s), np.diff(upto, axis=1, prepend=0).ravel()).reshape(n, s)[:, order]
+    u, beside = jax.tree.map(lambda x: x.reshape(n * s, *x.shape[2:]).take(pick, 0), (u, beside))
+    return Weighted(u, beside, khat, 1 / (weight**2).sum(1), mean, covariance)

@@ -7,7 +7,6 @@ Expectation-maximisation on what is observed of each x_n (extreme deconvolution:
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -19,8 +18,8 @@ from scipy.special import logsumexp
 from .compiling import jit
 from .linalg import Array, constant, in_float64
 
-CHUNK, SHARE = 256, 65_536
-"""Stars whose matrices stay in the cache, and stars at a time."""
+CHUNK = 256
+"""Stars whose matrices stay in the cache."""
 NEGLIGIBLE = 1e-5
 """Variance of noise, in units of the spread, that is as good as none where a mixture is learned."""
 FEWEST = 5
@@ -178,22 +177,21 @@ def _given(mixture: Mixture, x: np.ndarray, noise: np.ndarray, observed: np.ndar
     """In chunks of one shape that stay in the cache."""
     n = len(x)
     size = min(CHUNK, 1 << max(n - 1, 0).bit_length())
-    parts = []
     population = tuple(map(constant, mixture))
     arrays = (np.where(observed, x, 0.0), noise, observed)
-    for start in range(0, n, SHARE):
-        rows = [a[start : start + SHARE] for a in arrays]
-        short = -len(rows[0]) % size
-        rows = [np.concatenate([a, np.repeat(a[-1:], short, 0)]) if short else a for a in rows]
-        found = _given_chunks(*population, *map(constant, rows), size)
-        parts.append([np.asarray(a)[: min(SHARE, n - start)] for a in found])
-    weight, mean, covariance, density = (np.concatenate(a) for a in zip(*parts, strict=True))
-    return Given(weight, mean, covariance, density)
+    out: list[np.ndarray] = []
+    for start in range(0, n, size):
+        rows = np.minimum(np.arange(start, start + size), n - 1)
+        found = _given_chunk(*population, *(a[rows] for a in arrays))
+        out = out or [np.empty((n, *a.shape[1:])) for a in found]
+        for whole, part in zip(out, found, strict=True):
+            whole[start : start + size] = np.asarray(part)[: n - start]
+    return Given(*out)
 
 
-@functools.partial(jit, static_argnums=6)
-def _given_chunks(
-    weight: Array, centre: Array, covariance: Array, x: Array, noise: Array, observed: Array, size: int
+@jit
+def _given_chunk(
+    weight: Array, centre: Array, covariance: Array, x: Array, noise: Array, observed: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Arrays with the stars first, as `Given` has them."""
     d = x.shape[1]
@@ -218,15 +216,11 @@ def _given_chunks(
             table = table[1:, 1:] - table[1:, :1] * (row / pivot)
         return m[:, None] - table[:, -1], 0.5 * (table[:, :-1] + jnp.swapaxes(table[:, :-1], 0, 1)), density
 
-    def of_chunk(arrays: tuple[Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        x, noise, observed = (jnp.moveaxis(a, 0, -1) for a in arrays)
-        each = jax.lax.map(lambda k: of_component(x, noise, observed, *k), (log_weight, centre, covariance))
-        mean, spread, terms = (jnp.moveaxis(a, -1, 0) for a in each)
-        total = jax.scipy.special.logsumexp(terms, 1)
-        return jnp.exp(terms - total[:, None]), mean, spread, total
-
-    chunks = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, noise, observed))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(of_chunk, chunks))
+    x, noise, observed = (jnp.moveaxis(a, 0, -1) for a in (x, noise, observed))
+    each = jax.lax.map(lambda k: of_component(x, noise, observed, *k), (log_weight, centre, covariance))
+    mean, spread, terms = (jnp.moveaxis(a, -1, 0) for a in each)
+    total = jax.scipy.special.logsumexp(terms, 1)
+    return jnp.exp(terms - total[:, None]), mean, spread, total
 
 
 def _spaced(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
