@@ -194,12 +194,14 @@ class NUTS(Inference):
     def infer(self, problem: StarProblem, keys: np.ndarray, progress: bool | None) -> StarDraws:
         with bar(problem.n_star, "test step, NUTS", progress) as shown:
             u, divergent = self._sample_all(problem, keys, DEPTH, shown)
-        hard = np.flatnonzero(ess(u).min(-1) < min(ENOUGH * self.chains, self.draws))
+        sizes = ess(u).min(-1)
+        hard = np.flatnonzero(sizes < min(ENOUGH * self.chains, self.draws))
         if len(hard):
             with bar(len(hard), "test step, NUTS of longer trajectories", progress) as shown:
                 again = self._sample_all(problem.select(hard), other_keys(keys[hard], 611953), DEEPER, shown)
             u[:, :, hard], divergent[hard] = again
-        per_star = {"rhat": rhat(u).max(-1), "ess": ess(u).min(-1), "n_divergent": divergent}
+            sizes[hard] = ess(again[0]).min(-1)
+        per_star = {"rhat": rhat(u).max(-1), "ess": sizes, "n_divergent": divergent}
         return StarDraws(u, ~np.asarray(problem.modes.converged[0]), star_stats=per_star)
 
     def _sample_all(
