@@ -68,9 +68,13 @@ def selection(info: dict[str, Any]) -> list[str]:
     """A line about which variant of the model was chosen, if there was a choice."""
     every = info.get("selection") or []
     orders = [s for s in every if "order" in s]
+    components = [s for s in every if "components" in s]
     hidden = [s for s in every if "hidden" in s]
     scores = [s for s in every if "variant" in s]
     lines = [f"  polynomial of order {s['order']} against {s['below']}: log evidence {s['lead']:+.1f}" for s in orders]
+    lines += [
+        f"  population of {s['components']} Gaussians against one: log evidence {s['lead']:+.1f}" for s in components
+    ]
     lines += [
         f"  hidden label {s['hidden']}: residuals vary {s['excess']:.2f} times as much as noise would" for s in hidden
     ]

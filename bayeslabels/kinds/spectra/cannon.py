@@ -25,6 +25,7 @@ from ...data.stars import Stars
 from ...errors import bad_input
 from ...numerics.features import Features, Monomials
 from ...numerics.linalg import constant, is_traced
+from ...numerics.population import MOST
 from .model import FLAT_POPULATION, LinearModel, MeasuredLabels
 
 LabelNoise = bool | Literal["joint", "free", "cut"]
@@ -53,8 +54,9 @@ class Cannon(LinearModel):
     s        ``scatter``                    (L,), flux
     tau      ``label_scatter``              (M,), label units: noise beyond the stated errors
     u        ``u``                          (N, M), scaled true labels
-    mu       ``population_mean``            (M,), scaled
-    Lambda   ``population_covariance``      (M, M), scaled
+    w        ``population_weight``          (J,), if there are J components
+    mu       ``population_mean``            (M,) or (J, M), scaled
+    Lambda   ``population_covariance``      (M, M) or (J, M, M), scaled
     C        ``label_curve``                (M, K'), scaled; "free" only
     ======== ============================== =============================================
 
@@ -77,8 +79,11 @@ class Cannon(LinearModel):
         scatter_distribution: prior of the s_l where they are learned, in flux units.
         label_scatter_distribution: prior of every tau_m, ``priors.HalfNormal(scale)`` in units of the label's spread
             among the training stars: 1 by default, less for a catalogue that is known to be good.
-        population: prior of the true labels: "learned", a Gaussian of learned mean and covariance, or "flat"; "auto":
-            flat for the classic Cannon, learned otherwise. Or a distribution of NumPyro, of the scaled labels u (M,).
+        population: prior of the true labels: "learned", a mixture of Gaussians (`components`), or "flat"; "auto": flat
+            for the classic Cannon, learned otherwise. Or a distribution of NumPyro, of the scaled labels u (M,).
+        components: Gaussians of a learned population. "auto": as many as the training stars ask for by the Bayesian
+            information criterion, up to 6. A population of another shape than the stars' bends the labels of all.
+            `Gibbs` and `NUTS` train with one.
         censor: {label: (L,) mask of the pixels that the label may act on}; its monomials are zero elsewhere
             (Casey+16 section 2.3).
         nuisances: what else varies from star to star, such as `nuisances.Continuum(0.01)`, in training stars too; of
@@ -109,6 +114,7 @@ class Cannon(LinearModel):
     label_noise: LabelNoise = True
     coefficient_prior: Prior | Distribution | Literal["auto"] | None = "auto"
     population: Distribution | Literal["auto", "learned", "flat"] = "auto"
+    components: int | Literal["auto"] = "auto"
     censor: Mapping[str, np.ndarray] | None = None
     bounds: Mapping[str, tuple[float, float]] | None = None
     hidden: int | Literal["auto"] | tuple[str, ...] = 0
@@ -119,6 +125,7 @@ class Cannon(LinearModel):
         "scatter",
         "label_scatter",
         "flux_error_factor",
+        "population_weight",
         "population_mean",
         "population_covariance",
     )
@@ -140,6 +147,9 @@ class Cannon(LinearModel):
                 f"hidden={self.hidden!r} with label_noise={self.label_noise!r}", "training labels that are latent",
                 fix='label_noise=True, "free" or "joint"; labels that are exact: errors of 0',
             )  # fmt: skip
+        c = self.components
+        if c != "auto" and (isinstance(c, bool) or c not in range(1, MOST + 1)):
+            raise bad_input(f"components={c!r}", f"'auto', or a number from 1 to {MOST}")
         if not is_own("population", self.population) and self.population not in ("auto", "learned", "flat"):
             raise bad_input(f"population={self.population!r}", "'auto', 'learned', 'flat' or a distribution of NumPyro")
         own = self.coefficient_prior in (None, "auto") or is_own("coefficient_prior", self.coefficient_prior)
@@ -186,18 +196,27 @@ class Cannon(LinearModel):
     def population_site(self) -> tuple[Distribution, Distribution]:
         """The distribution of scaled true labels, its parameters sampled where they are learned, and that of the labels
         in their units."""
-        frame = self.require_frame()
+        frame, c = self.require_frame(), self.n_component
         m, scale = len(frame.names), constant(frame.scale)
+
+        def both(mean: Any, covariance: Any) -> tuple[Distribution, Distribution]:
+            in_units = dist.MultivariateNormal(frame.physical(mean), scale[:, None] * covariance * scale)
+            return dist.MultivariateNormal(mean, covariance_matrix=covariance), in_units
+
         if isinstance(self.population, Distribution):
             own = fitted("u", self.population, (m,))
             return own, dist.TransformedDistribution(own, AffineTransform(constant(frame.centre), scale))
         if self.fixed_population is not None:
-            mean, covariance = map(constant, self.fixed_population)
-        else:
-            mean = numpyro.sample("population_mean", dist.Normal(0.0, 10.0).expand([m]).to_event(1))
-            covariance = numpyro.sample("population_covariance", dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m)))
-        in_units = dist.MultivariateNormal(frame.physical(mean), scale[:, None] * covariance * scale)
-        return dist.MultivariateNormal(mean, covariance_matrix=covariance), in_units
+            return both(*map(constant, self.fixed_population))
+        wide, spread = dist.Normal(0.0, 10.0), dist.InverseWishart(m + 2.0, scale_matrix=jnp.eye(m) / c**2)
+        if c == 1:
+            mean = numpyro.sample("population_mean", wide.expand([m]).to_event(1))
+            return both(mean, numpyro.sample("population_covariance", spread))
+        weight = dist.Categorical(numpyro.sample("population_weight", dist.Dirichlet(jnp.ones(c))))
+        mean = numpyro.sample("population_mean", wide.expand([c, m]).to_event(2))
+        covariance = numpyro.sample("population_covariance", spread.expand([c]).to_event(1))
+        own, in_units = (dist.MixtureSameFamily(weight, x) for x in both(mean, covariance))
+        return own, in_units
 
     @property
     def label_blocks(self) -> tuple[str, ...]:
@@ -217,6 +236,15 @@ class Cannon(LinearModel):
     def of_order(self, order: int) -> Self:
         return self.replace(order=order)
 
+    @property
+    def n_component(self) -> int:
+        mixed = self.integrates_labels and isinstance(self.population, str) and self.population != "flat"
+        return self.components if mixed and self.components != "auto" else 1
+
+    @property
+    def asks_components(self) -> bool:
+        return self.components == "auto" and self.replace(components=2).n_component > 1
+
     def variants(self) -> tuple[Self, ...]:
         kinds: tuple[Any, ...] = (self.label_noise,)
         if self.label_noise is True:
@@ -228,7 +256,8 @@ class Cannon(LinearModel):
         return super().of_pixels(pixels).replace(censor=censor)
 
     def sampled(self) -> Self:
-        return self.replace(label_noise="joint") if self.label_noise is True else self
+        model = self.replace(label_noise="joint") if self.label_noise is True else self
+        return model.replace(components=1) if model.asks_components else model
 
     @property
     def label_curve(self) -> bool:

@@ -21,7 +21,7 @@ from .hidden import with_hidden
 from .label_curve import with_label_curve
 from .model import LinearModel
 from .moments import Moments
-from .order import choose_order
+from .order import choose_components, choose_order
 from .quartic import flux_given_labels, prepare
 from .stars import finish, fit_quality
 
@@ -113,12 +113,16 @@ def select(
     where no other is ahead of the first there; on all where tau is learned from them.
     """
     scores: list[dict[str, Any]] = []
+    em = None
     if model.asks_hidden:  # first: what no label explains would pass for a higher order
         model, stars, scores = with_hidden(model, stars, progress)
         model = model.bind(stars)
     if model.orders:
-        order, found = choose_order(model, stars, seed, progress)
+        order, found, em = choose_order(model, stars, seed, progress)
         model, scores = model.of_order(order).bind(stars), scores + found
+    if model.asks_components:
+        number, found = choose_components(model, stars, em, seed, progress)
+        model, scores = model.replace(components=number), scores + found
     variants = model.variants()
     if len(variants) == 1 and not asks_held_out(variants[0], stars):
         return variants[0], stars, None, scores

@@ -17,7 +17,7 @@ from astropy.table import QTable
 
 from ...data.batches import Rows
 from ...data.stars import Block, Stars
-from ...errors import bad_input
+from ...errors import CannotDo, bad_input
 from ...files.checkpoint import Checkpoint
 from ...inference.base import Inference, Trained
 from ...inference.gibbs import Gibbs
@@ -94,6 +94,11 @@ class SpectraKind(Kind[LinearModel, Moments]):
     ) -> Choice[LinearModel]:
         if isinstance(inference, Gibbs | NUTS):
             model = model.sampled()
+            if model.n_component > 1:
+                raise CannotDo(
+                    f"{type(inference).__name__} trains with a population of one Gaussian, got {model.n_component} "
+                    'components: components=1 or "auto", or MAP()'
+                )
         given = super().choose(model, stars, inference, seed, progress)
         chosen, stars, seen, selection = select(given.model, given.stars, seed, progress)
         return Choice(chosen, stars, {**given.info, "selection": selection}, seen, given.kept)
@@ -174,6 +179,7 @@ class SpectraKind(Kind[LinearModel, Moments]):
             "feature": features,
             "feature_bis": features,
             "pixel": np.arange(frame.n_pixel) if frame.coordinate is None else frame.coordinate,
+            "component": np.arange(model.n_component),
         }
         own_features = "label_feature" if model.label_curve else "feature"
         if model.label_curve:
@@ -186,7 +192,11 @@ class SpectraKind(Kind[LinearModel, Moments]):
             "population_mean": [own],
             "population_covariance": [own, f"{own}_bis"],
         }
+        each = ["component"] if model.n_component > 1 else []
         sites = {
+            "population_weight": each,
+            "population_mean": [*each, own],
+            "population_covariance": [*each, own, f"{own}_bis"],
             names["coefficients"]: ["pixel", "feature"],
             f"{names['coefficients']}_mean": ["feature"],
             f"{names['coefficients']}_covariance": ["feature", "feature_bis"],
@@ -202,6 +212,9 @@ class SpectraKind(Kind[LinearModel, Moments]):
             "label_coefficients": ["labels", own_features],
             "label_system_covariance": ["labels", own_features, "labels_bis", f"{own_features}_bis"],
             "training_u": ["training_star", own],
+            "component_weight": ["component"],
+            "component_mean": ["component", own],
+            "component_covariance": ["component", own, f"{own}_bis"],
             "fit_quality": ["quality"],
             "flux_error_factor": ["survey"],
         }

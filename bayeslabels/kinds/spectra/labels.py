@@ -16,6 +16,8 @@ from ...core.priors import Learned
 from ...numerics.compress import Statistics
 from ...numerics.features import Features
 from ...numerics.linalg import Array, inverse_observed, inverse_psd
+from ...numerics.mixture import Mixture
+from ...numerics.population import moved
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior
 from .model import LinearModel, MeasuredLabels
@@ -136,14 +138,16 @@ class CatalogueLabels(ABC):
         """Latents of which `of` gives the labels after a move: theirs before it, where C moves along."""
         return u, covariance
 
-    def settle(self, u: Array, covariance: Array, prior: CoefficientPrior) -> tuple[Array, Array, CoefficientPrior]:
-        """The `move` of latents u (N, P) with covariance (N, P, P), and the prior of theta after it."""
+    def settle(
+        self, u: Array, covariance: Array, prior: CoefficientPrior, population: Mixture
+    ) -> tuple[Array, Array, CoefficientPrior, Mixture]:
+        """The `move` of latents u (N, P) with covariance (N, P, P), and prior of theta and population after it."""
         move = self.move(self.moving(u, covariance, np.ones(len(u))))
         if move is None:
-            return u, covariance, prior
+            return u, covariance, prior, population
         slope, offset = move
         prior = self.carry(moved_features(self.features, slope, offset), prior)
-        return u @ slope.T + offset, slope @ covariance @ slope.T, prior
+        return u @ slope.T + offset, slope @ covariance @ slope.T, prior, moved(population, slope, offset)
 
     def precision(self) -> Array:
         """(N, M, M): of the catalogue labels about the true ones."""

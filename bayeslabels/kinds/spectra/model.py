@@ -202,6 +202,16 @@ class LinearModel(Model[Frame]):
         raise NotImplementedError  # pragma: no cover - guarded by `orders`
 
     @property
+    def n_component(self) -> int:
+        """Gaussians of which a population that is learned is a mixture."""
+        return 1
+
+    @property
+    def asks_components(self) -> bool:
+        """Whether their number is still to be found."""
+        return False
+
+    @property
     def asks_hidden(self) -> int | Literal["auto"]:
         """The number of labels that no catalogue states and that are still to be found, or "auto"."""
         return 0

@@ -1,4 +1,4 @@
-"""The order of a polynomial in the labels, by the evidence of the flux.
+"""The order of a polynomial in the labels, by the evidence of the flux, and the population of these.
 
 Misfit of a polynomial that is too low is common to many pixels: too small to be seen in any of them, it makes error
 bars too small by a factor that grows with S/N and the number of pixels. The density of the flux, the coefficients
@@ -15,8 +15,9 @@ import numpy as np
 from ...core.priors import Learned
 from ...data.stars import Stars
 from ...numerics.linalg import in_float64
+from ...numerics.population import choose
 from ...progress import bar
-from .em import em_of
+from .em import SHORT, em_of
 from .model import LinearModel
 from .training import EM
 
@@ -40,21 +41,14 @@ FALL = 30.0
 @in_float64
 def choose_order(
     model: LinearModel, stars: Stars, seed: int, progress: bool | None
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, list[dict[str, Any]], EM]:
     """The order, and the lead in log evidence of every order that was tried over the one below it.
 
     A higher order is tried at the labels of the training step at the present one, or those of the catalogue where these
     are exact. That favours the present order, which must be too low by enough to be seen; the first order, which has
     been trained already, and the one below it are compared each at its own labels.
     """
-    rng = np.random.default_rng([seed, 86028157])
-    n_pixel = stars["flux"].n_dim
-    if len(stars) > MOST_STARS:
-        stars = stars[np.sort(rng.permutation(len(stars))[:MOST_STARS])]
-    if n_pixel > MOST_PIXELS:
-        some = np.unique(np.linspace(0, n_pixel - 1, MOST_PIXELS).astype(int))
-        model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
-    model = model.sampled().replace(coefficient_prior=Learned()).bind(stars)  # the frame is that of every order
+    model, stars = _some(model, stars, seed)  # the frame is that of every order
     of_order = {x: model.of_order(x) for x in model.orders}
     sizes = {x: each.features.size for x, each in of_order.items()}
     orders = [x for x, size in sizes.items() if size <= min(MOST_FEATURES, len(stars) // 2)] or [min(sizes)]
@@ -90,7 +84,34 @@ def choose_order(
             if lead(order - 1, at(order - 1).log_evidence(), at(order).log_evidence()) >= 1:
                 break
             order -= 1
-    return order, sorted(scores, key=lambda score: score["order"])
+    return order, sorted(scores, key=lambda score: score["order"]), trained[max(trained, key=lambda x: (x <= order, x))]
+
+
+@in_float64
+def choose_components(
+    model: LinearModel, stars: Stars, em: EM | None, seed: int, progress: bool | None
+) -> tuple[int, list[dict[str, Any]]]:
+    """Of how many Gaussians the population of the true labels is a mixture, by their posteriors under one; and the lead
+    of every number that was tried. em: a training with one, None: there has been none."""
+    if em is None:
+        model, stars = _some(model, stars, seed)
+        with bar(None, "population of the labels", progress) as shown:
+            em = em_of(model, stars)
+            em.run(SHORT.max_iterations, SHORT.tolerance, shown)
+    population, leads = choose(em.u, em.u_covariance, seed)
+    return len(population.weight), [{"components": i, "lead": x} for i, x in enumerate(leads[1:].tolist(), 2)]
+
+
+def _some(model: LinearModel, stars: Stars, seed: int) -> tuple[LinearModel, Stars]:
+    """As many stars and pixels as are enough to tell; the model bound to them, its population one Gaussian."""
+    rng = np.random.default_rng([seed, 86028157])
+    n_pixel = stars["flux"].n_dim
+    if len(stars) > MOST_STARS:
+        stars = stars[np.sort(rng.permutation(len(stars))[:MOST_STARS])]
+    if n_pixel > MOST_PIXELS:
+        some = np.unique(np.linspace(0, n_pixel - 1, MOST_PIXELS).astype(int))
+        model, stars = model.of_pixels(some), stars.with_block(flux=stars["flux"].select(some))
+    return model.sampled().replace(coefficient_prior=Learned()).bind(stars), stars
 
 
 def _trained(model: LinearModel, stars: Stars, shown: Any) -> EM:

@@ -22,6 +22,7 @@ from ...numerics.features import Features, feature_moments
 from ...numerics.linalg import Array, in_float64, inverse_observed, outer_pairs
 from ...numerics.modes import Energy, Modes
 from ...numerics.nuisance import NuisanceSums, compress_nuisances, marginalise
+from ...numerics.population import LogRatio, log_ratio, modes_given
 from ...numerics.quartics import TOLERANCE, choose_starts, find_quartic_modes
 from .label_map import label_map
 from .labels import PINNED
@@ -47,19 +48,26 @@ class Compressed(NamedTuple):
 
 @dataclass(frozen=True)
 class Quartic(Energy):
-    """-ln p(u | data) = 1/2 phi(u)' G phi(u) - b' phi(u) + 1/2 u' P u - h' u."""
+    """-ln p(u | data) = 1/2 phi(u)' G phi(u) - b' phi(u) + 1/2 u' P u - h' u - ln r(u),
+
+    P and h those of a Gaussian population, r its ratio to that of the stars where that is a mixture."""
 
     features: Features
 
-    def __call__(self, u: Array, shared: None, own: Compressed) -> Array:
+    def __call__(self, u: Array, shared: LogRatio | None, own: Compressed) -> Array:
         phi, statistics = self.features(u), own.statistics
         quadratic = ((phi @ statistics.gram) * phi).sum(-1) + ((u @ own.precision) * u).sum(-1)
-        return 0.5 * quadratic - (phi @ statistics.linear[..., None] + u @ own.information[..., None])[..., 0]
+        energy = 0.5 * quadratic - (phi @ statistics.linear[..., None] + u @ own.information[..., None])[..., 0]
+        return energy if shared is None else energy - shared(u)
 
 
 @in_float64
 def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, starts: int = 4) -> StarProblem:
-    """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there."""
+    """Compress the stars, find the modes of their posteriors, and integrate over the coefficients there.
+
+    Of a population that is a mixture they are sought under the Gaussian of its mean and covariance; each is then the
+    mean and covariance that the mixture gives it.
+    """
     features = model.features
     precision, information = label_terms(model, moments, stars)
     integrate = rough = False
@@ -92,7 +100,7 @@ def prepare(model: LinearModel, moments: Moments, stars: Stars, seed: int, start
         statistics, sums = spectra.compressed(features(modes.location[0]), integrate)
         modes = find_quartic_modes(statistics, precision, information, features, _found(modes))
     own = Compressed(statistics, precision, information, sums, factor)
-    return StarProblem(Quartic(features), None, own, modes)
+    return StarProblem(Quartic(features), log_ratio(moments.population), own, modes_given(moments.population, modes))
 
 
 @in_float64

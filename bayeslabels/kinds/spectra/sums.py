@@ -25,6 +25,8 @@ from ...numerics.compiling import jit
 from ...numerics.compress import STARS, Statistics, known, power_of_two
 from ...numerics.features import feature_moments
 from ...numerics.linalg import Array, unpack
+from ...numerics.mixture import Given, Mixture
+from ...numerics.population import PopulationSums, conditioned, gaussian, learned, moved, sums_of, total
 from ...numerics.regression import CoefficientPrior, PixelSums, pixel_sums, pixels_from_sums
 from ...progress import bar
 from .labels import CatalogueLabels, LabelSums, Moving, moved_features
@@ -56,8 +58,7 @@ class SpectraParameters(NamedTuple):
     prior_mean: Array
     hyper_mean: Array
     hyper_covariance: Array
-    mean: Array
-    population: Array
+    population: Mixture
     tau2: Array
     coefficients: Array
     slope: Array
@@ -68,16 +69,19 @@ class SpectraParameters(NamedTuple):
 class SpectraSums(NamedTuple):
     pixels: PixelSums
     moving: Moving
+    population: PopulationSums
     labels: LabelSums
     log_density: Array
 
 
 class ExpectedSpectra(NamedTuple):
-    """What a block of stars contributes: latents u (N, P), covariance (N, P, P), E[phi], packed E[phi phi'], ln
-    p(data_n | g) (N,); value and error (L, N) as `pixel_sums` takes them; labels of these stars."""
+    """What a block of stars contributes: latents u (N, P), covariance (N, P, P), the components given each, E[phi],
+    packed E[phi phi'], ln p(data_n | g) (N,); value and error (L, N) as `pixel_sums` takes them; labels of these stars.
+    """
 
     u: Array
     covariance: Array
+    given: Given
     phi: Array
     second: Array
     log_density: Array
@@ -114,7 +118,7 @@ class SpectraBySums(BySums):
         hyper_covariance = em.learned.get(f"{name}_covariance", np.zeros((k, k)))
         g = SpectraParameters(
             em.theta, em.covariance, em.scatter2, em.scatter_told, em.trained, em.pixel_converged, em.prior.precision,
-            em.prior.mean, hyper_mean, hyper_covariance, em.mean, em.population, em.labels.tau2,
+            em.prior.mean, hyper_mean, hyper_covariance, em.components, em.labels.tau2,
             em.labels.coefficients, np.eye(p), np.zeros(p), np.zeros(0),
         )  # fmt: skip
         g = jax.tree.map(lambda x: np.asarray(x, bool if x.dtype == bool else float), g)
@@ -135,21 +139,25 @@ class SpectraBySums(BySums):
         effective = g.theta * allowed
         if not self.latent and (catalogue.observed | ~counted[:, None]).all():
             u, covariance = np.asarray(catalogue.value), np.zeros((n, m, m))
+            given = conditioned(gaussian(*total(g.population)), u, covariance)
             phi, second = feature_moments(self.features, u, covariance)
             density = _residual_density(y, e, phi, effective, g.scatter2, g.trained)
         else:
-            prior = np.linalg.inv(g.population)
+            centre, spread = total(g.population)
+            prior = np.linalg.inv(spread)
             spectra = y, e, effective, g.covariance, allowed, g.scatter2, g.trained.astype(float)
             gram, linear, constant = expected_statistics(*spectra)
             blank, (gram, linear, constant) = np.zeros(n), map(np.asarray, (gram, linear, constant))
             statistics = Statistics(unpack(gram, self.features.size), linear, constant, blank, blank)
             first = catalogue.value if self.model.labels_are_latent else np.zeros((n, m))
-            u, covariance = latents_given(statistics, labels, g.mean, prior, first, STEPS)
-            phi, second = feature_moments(self.features, u, covariance)
+            u, covariance = latents_given(statistics, labels, centre, prior, first, STEPS)
             at_best = self.features(u)
-            density = evidence(statistics.gram, linear, constant, at_best, u - g.mean, covariance, prior)
-            density += labels.log_density(u)
-        found = ExpectedSpectra(u, covariance, phi, second, density, y, e, labels)
+            density = evidence(statistics.gram, linear, constant, at_best, u - centre, covariance, prior)
+            given = conditioned(g.population, u, covariance)
+            density += labels.log_density(u) + given.log_density
+            u, covariance = given.moments()
+            phi, second = feature_moments(self.features, u, covariance)
+        found = ExpectedSpectra(u, covariance, given, phi, second, density, y, e, labels)
         return found, labels.of(labels.seen(u, covariance, g.slope, g.offset)[0])
 
     def sums(self, g: SpectraParameters, data: Spectra, counts: np.ndarray) -> SpectraSums:
@@ -161,7 +169,7 @@ class SpectraBySums(BySums):
             pixel_sums(
                 x.value, x.error, x.phi, x.second[:, places], which, g.theta * self.em.allowed, g.scatter2, self.unit
             ),
-            x.labels.moving(x.u, x.covariance, weight), x.labels.sums(*seen, x.phi, second),
+            x.labels.moving(x.u, x.covariance, weight), sums_of(x.given, weight), x.labels.sums(*seen, x.phi, second),
             np.where(weight > 0, x.log_density, 0.0).sum(),
         )  # fmt: skip
 
@@ -174,18 +182,14 @@ class SpectraBySums(BySums):
         objective = self._objective(g, sums)
         labels, prior = self.labels_of(g, em.labels.catalogue), self._prior(g)
         pixels, moving, of_labels = sums.pixels, sums.moving, sums.labels
-        n, mean, second = float(moving.n), moving.first / moving.n, moving.second / moving.n
+        fixed = self.model.fixed_population is not None
+        population = g.population if fixed else learned(sums.population)
         slope, offset = np.eye(m), np.zeros(m)
         if (move := labels.move(moving)) is not None:
             slope, offset = move
             forth = moved_features(self.features, slope, offset)
             prior, pixels, of_labels = labels.carry(forth, prior), pixels.moved(forth), of_labels.moved(forth)
-            across = np.outer(slope @ mean, offset)
-            second = slope @ second @ slope.T + across + across.T + np.outer(offset, offset)
-            mean = slope @ mean + offset
-        fixed = self.model.fixed_population
-        spread = (n * (second - np.outer(mean, mean)) + np.eye(m)) / (n + 2 * m + 3)
-        mean, population = fixed if fixed is not None else (mean, spread)
+            population = population if fixed else moved(population, slope, offset)
         labels.learn_from(of_labels)
         trained = np.asarray(pixels.known) > self.needed
         found, step = pixels_from_sums(
@@ -195,13 +199,13 @@ class SpectraBySums(BySums):
         hyper_mean, hyper_covariance, prior_settled = g.hyper_mean, g.hyper_covariance, True
         if isinstance(self.model.prior, Learned):
             stars = gram, linear, trained, em.flux_scale, self.unit
-            learned = learn_prior(self.model.prior, prior, *stars, LATENT_STEPS if self.latent else PRIOR_STEPS)
-            prior, hyper_mean, hyper_covariance, prior_settled = *learned[:3], learned.converged
+            shrunk = learn_prior(self.model.prior, prior, *stars, LATENT_STEPS if self.latent else PRIOR_STEPS)
+            prior, hyper_mean, hyper_covariance, prior_settled = *shrunk[:3], shrunk.converged
             if not em.penalised:
-                theta, covariance = learned.theta, learned.covariance
+                theta, covariance = shrunk.theta, shrunk.covariance
         after = SpectraParameters(
             theta, covariance, scatter2, told, trained, converged, np.asarray(prior.precision), np.asarray(prior.mean),
-            hyper_mean, hyper_covariance, np.asarray(mean), np.asarray(population), np.asarray(labels.tau2),
+            hyper_mean, hyper_covariance, population, np.asarray(labels.tau2),
             labels.coefficients, slope, offset, g.labels,
         )  # fmt: skip
         change = float(np.asarray(step)[trained].max(initial=0.0)) if prior_settled else np.inf
@@ -230,7 +234,7 @@ class SpectraBySums(BySums):
         em = self.em
         em.theta, em.covariance, em.scatter2, em.trained = g.theta, g.covariance, g.scatter2, g.trained
         em.scatter_told = g.scatter_told
-        em.prior, em.mean, em.population = self._prior(g), g.mean, g.population
+        em.prior, em.components = self._prior(g), g.population
         em.labels.tau2, em.labels.coefficients = g.tau2, g.coefficients
         return em
 

@@ -29,11 +29,12 @@ from ...numerics.features import feature_moments
 from ...numerics.hierarchy import coefficients_given, learn
 from ...numerics.linalg import Array, after, inverse_psd, outer_pairs, pack, unpack
 from ...numerics.nuisance import compress_nuisances, marginalise
+from ...numerics.population import conditioned, gaussian, learned, split, sums_of, total
 from ...numerics.quartics import settle
 from ...numerics.regression import CoefficientPrior, mean_scatter2, train_block
 from .labels import CatalogueLabels, LabelOutputs, LatentLabels
 from .model import LinearModel
-from .moments import Moments
+from .moments import Moments, components_of
 from .nuisances import disturbance, shapes_of
 
 MANY = 4_000_000
@@ -95,16 +96,26 @@ class EM:
         self.theta = np.zeros((n_pixel, k))
         self.covariance = np.zeros((n_pixel, k, k))
         if model.fixed_population is None:
-            self.mean = np.nanmean(np.where(known, self.u, np.nan), 0)
-            self.population = np.cov(self.u.T).reshape(m, m) + 1e-3 * np.eye(m)
+            mean = np.nanmean(np.where(known, self.u, np.nan), 0)
+            self.components = gaussian(mean, np.cov(self.u.T).reshape(m, m) + 1e-3 * np.eye(m))
         else:
-            self.mean, self.population = model.fixed_population
+            self.components = gaussian(*model.fixed_population)
         self.objectives: list[float] = []
         self.nuisances: Any = 0.0
 
     def read(self, model: LinearModel, stars: Stars) -> tuple[np.ndarray, np.ndarray | None]:
         """Flux and errors (N, L)."""
         return model.output(stars)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of the population, (P,)."""
+        return total(self.components)[0]
+
+    @property
+    def population(self) -> np.ndarray:
+        """Its covariance (P, P)."""
+        return total(self.components)[1]
 
     @property
     def iterates(self) -> bool:
@@ -280,12 +291,15 @@ class EM:
         u, covariance = latents_given(self.statistics, self.labels, self.mean, prior, self.u)
         if self.knows_objective:
             self.objectives.append(self._objective(u, covariance, prior))
-        self.u, self.u_covariance, self.prior = self.labels.settle(u, covariance, self.prior)
-        n, m = self.u.shape
+        components = self.components
+        if len(components.weight) < self.model.n_component:
+            components = split(u, self.model.n_component)
+        given = conditioned(components, u, covariance, gaussian(self.mean, self.population))
+        u, covariance = given.moments()
+        components = learned(sums_of(given, np.ones(len(u))))
+        self.u, self.u_covariance, self.prior, components = self.labels.settle(u, covariance, self.prior, components)
         if self.model.fixed_population is None:
-            self.mean = self.u.mean(0)
-            offset = self.u - self.mean
-            self.population = (offset.T @ offset + self.u_covariance.sum(0) + np.eye(m)) / (n + 2 * m + 3)
+            self.components = components
         self.labels.learn_scatter(self.u, self.u_covariance)
         sd = np.sqrt(np.maximum(np.einsum("nmm->nm", self.labels.spread(self.u_covariance)), 1e-8))
         self.seen_labels = self.labels.of(self.u)
@@ -351,6 +365,7 @@ class EM:
             self.mean, self.population, coefficients, system, self.u,
             label_resistance=resistance if self.model.label_curve else None,
             flux_error_factor=np.exp(self.ln_factor[:1]) if of_survey else None,
+            **components_of(self.components),
         )  # fmt: skip
 
     def point(self, moments: Moments) -> dict[str, np.ndarray]:
@@ -358,7 +373,11 @@ class EM:
         model, names = self.model, self.model.sites
         sites = {names["coefficients"]: moments.coefficients, **self.learned}
         if model.fixed_population is None:
-            sites |= {"population_mean": self.mean, "population_covariance": self.population}
+            weight, mean, covariance = self.components
+            one = len(weight) == 1
+            sites |= {"population_mean": mean[0], "population_covariance": covariance[0]} if one else {
+                "population_weight": weight, "population_mean": mean, "population_covariance": covariance,
+            }  # fmt: skip
         if self.learn_scatter:
             sites["scatter"] = np.where(self.trained, np.sqrt(self.scatter2), np.nan)
         if model.flux_error_factor is not None:
