@@ -42,7 +42,7 @@ def test_few_stars_are_not_taken_for_a_high_order():
 
 
 def test_orders_with_more_terms_than_stars_can_tell_are_not_tried():
-    _, scores = choose_order(Cannon(label_noise=False), survey(16, 0, 3, False), 0, False)
+    _, scores, _ = choose_order(Cannon(label_noise=False), survey(16, 0, 3, False), 0, False)
     assert max(score["order"] for score in scores) == 2
 
 

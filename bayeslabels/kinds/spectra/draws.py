@@ -7,6 +7,8 @@ import numpy as np
 
 from ...data.stars import Stars
 from ...numerics.linalg import in_float64
+from ...numerics.mixture import Mixture
+from ...numerics.population import total
 from .model import LinearModel
 from .moments import Moments
 
@@ -16,7 +18,7 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     """What the test step integrates over, from draws {site: (chain, draw, ...)} of a linear model.
 
     The uncertainty of the label system is the part of the labels' draws that is a common function g . phi(u) of the
-    labels: regressed out draw by draw.
+    labels: regressed out draw by draw. Of a population that is a mixture, its mean and covariance.
     """
     frame, names, features = model.require_frame(), model.sites, model.features
     flat = {name: np.asarray(x, float).reshape(-1, *x.shape[2:]) for name, x in draws.items()}
@@ -57,7 +59,10 @@ def moments_from_draws(model: LinearModel, stars: Stars, draws: dict[str, np.nda
     if model.fixed_population is not None:
         population = model.fixed_population
     else:
-        population = flat["population_mean"].mean(0), flat["population_covariance"].mean(0).reshape(p, p)
+        weight = flat.get("population_weight", np.ones((n_draw, 1)))
+        centres, spreads = (flat[f"population_{what}"] for what in ("mean", "covariance"))
+        mixtures = map(Mixture, weight, centres.reshape(n_draw, -1, p), spreads.reshape(n_draw, -1, p, p))
+        population = tuple(np.mean(x, 0) for x in zip(*map(total, mixtures), strict=True))
     factor = None
     if model.flux_error_factor == "survey":
         factor = np.sqrt((flat["flux_error_factor"] ** 2).mean(keepdims=True))
