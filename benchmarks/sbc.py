@@ -1,7 +1,7 @@
 """Which inferences give posteriors: simulation-based calibration of every model, small enough for hundreds of fits.
 
-    python benchmarks/sbc.py [cannon cannon-wide cannon-exact lux parallax translator photometry photometry-xp
-                             cannon-stars]
+    python benchmarks/sbc.py [cannon cannon-wide cannon-exact cannon-mixture lux parallax translator photometry
+                             photometry-xp cannon-stars]
                              [--n 300] [--by Gibbs ...] [--worst] [--stars 60] [--pixels 60]
 
 One row per model and inference: simulations, p-value, verdict at p > 0.01, CPU seconds. `-stars` and `photometry`
@@ -72,17 +72,26 @@ def cannon_exact() -> Rows:
     return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 100), MAP(), SVI(), FEW])
 
 
-def cannon(label_scatter: float = 0.3) -> Rows:
-    model = bl.Cannon(
+def noisy(label_scatter: float = 0.3, components: int = 1) -> bl.Cannon:
+    return bl.Cannon(
         order=1, label_noise="joint", coefficient_prior=priors.Normal(0.1), scatter_distribution=SCATTER,
-        label_scatter_distribution=priors.HalfNormal(label_scatter),
+        label_scatter_distribution=priors.HalfNormal(label_scatter), components=components,
     )  # fmt: skip
-    stars = spectra()
-    return of_training(model, stars[3:], stars[:3].drop("labels"), [Gibbs(2, 250, 200, 4), MAP(), SVI(), MORE])
+
+
+def cannon(label_scatter: float = 0.3) -> Rows:
+    stars, by = spectra(), [Gibbs(2, 250, 200, 4), MAP(), SVI(), MORE]
+    return of_training(noisy(label_scatter), stars[3:], stars[:3].drop("labels"), by)
 
 
 def cannon_wide() -> Rows:
     return cannon(1.0)
+
+
+def cannon_mixture() -> Rows:
+    """A population of two Gaussians, which samplers do not train with."""
+    stars = spectra()
+    return of_training(noisy(components=2), stars[3:], stars[:3].drop("labels"), [MAP()])
 
 
 def lux() -> Rows:
@@ -152,7 +161,8 @@ def photometry_xp() -> Rows:
 
 
 CASES = {
-    "cannon-exact": cannon_exact, "cannon": cannon, "cannon-wide": cannon_wide, "lux": lux, "parallax": parallax,
+    "cannon-exact": cannon_exact, "cannon": cannon, "cannon-wide": cannon_wide, "cannon-mixture": cannon_mixture,
+    "lux": lux, "parallax": parallax,
     "translator": translator, "cannon-stars": cannon_stars, "photometry": photometry,
     "photometry-xp": photometry_xp,
 }  # fmt: skip
